@@ -1,0 +1,57 @@
+"""Every error that a user can meet, each with the exit code that it ends the program with."""
+
+from __future__ import annotations
+
+
+class MmccdError(Exception):
+    """An error with a sentence of what happened, its likely cause and what to do next.
+
+    Args:
+        message: One sentence: what failed and on which file.
+        cause: One sentence of the likely cause, or None where the message says it all.
+        next_step: The command or action that helps, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, message: str, *, cause: str | None = None, next_step: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.cause = cause
+        self.next_step = next_step
+
+
+class UsageError(MmccdError):
+    """The command line contradicts itself or would overwrite something."""
+
+    exit_code = 2
+
+
+class DataError(MmccdError):
+    """The input data cannot be used: missing, unreadable, empty, of the wrong kind."""
+
+    exit_code = 3
+
+
+class GeometryError(DataError):
+    """The position, orientation or spacing of an image is missing, broken or contradictory."""
+
+
+class WeightsError(MmccdError):
+    """A bundle is missing, damaged, of the wrong kind, or lacks what the subject needs."""
+
+    exit_code = 4
+
+
+class ComputeError(MmccdError):
+    """The device cannot be used, or memory ran out after all fallbacks."""
+
+    exit_code = 5
+
+
+class SomeSubjectsFailed(MmccdError):
+    """At least one subject of many failed; the others are done."""
+
+    exit_code = 6
