@@ -1,0 +1,315 @@
+"""Every setting that changes a number, as frozen, validated dataclasses that travel as JSON."""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar
+
+from mmccd_cli.modalities import MODALITIES
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class IntensityConfig:
+    """How intensities become comparable between scans.
+
+    Attributes:
+        method: "median-mad": (I - median) / MAD inside the brain; "percentile": the published
+            (I - u/2) / u * 6, u the 90th percentile inside the brain.
+        scale: Factor applied afterwards, so that most of the brain lies within [-1, 1] or so.
+        clip: Values beyond +-clip (after scaling) are cut; None leaves them.
+        background: Value outside the brain, in the units after scaling.
+    """
+
+    method: Literal["median-mad", "percentile"] = "median-mad"
+    scale: float = 0.5
+    clip: float | None = 4.0
+    background: float = -3.0
+
+    def __post_init__(self) -> None:
+        _require(self.scale > 0, "intensity.scale must be positive", self.scale)
+        _require(self.clip is None or self.clip > 0, "intensity.clip must be positive", self.clip)
+
+
+@dataclass(frozen=True)
+class PreprocessingConfig:
+    """How a subject is brought into the training space.
+
+    Attributes:
+        intensity: Normalisation inside the brain.
+        bias_correction: Whether N4 runs before normalisation.
+        template_registration: "affine", "rigid" or "none" (headers are trusted).
+    """
+
+    intensity: IntensityConfig = field(default_factory=IntensityConfig)
+    bias_correction: bool = False
+    template_registration: Literal["affine", "rigid", "none"] = "affine"
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """A 2-D U-Net of residual blocks.
+
+    Attributes:
+        in_channels: Channels of the input (for a denoiser: those of x_t and of the condition).
+        out_channels: Channels of the output.
+        base_channels: Channels of the first level.
+        channel_multipliers: Channels of each level, as multiples of `base_channels`.
+        residual_blocks: Residual blocks a level on the way down (one more on the way up).
+        attention_levels: Indices of the levels that have self-attention, 0 the finest.
+        middle_attention: Whether the bottleneck has self-attention.
+        attention_heads: Heads of each self-attention.
+        time_conditioned: Whether blocks receive a time-step embedding.
+        scale_shift_norm: Whether the embedding scales and shifts the norm, or is only added.
+        resample_with_convolution: Whether resolution changes by convolution or by plain pooling.
+        dropout: Dropout probability inside the blocks.
+        pixel_unshuffle: Factor by which pixels are folded into channels first (1: not at all).
+    """
+
+    in_channels: int = 1
+    out_channels: int = 1
+    base_channels: int = 32
+    channel_multipliers: tuple[int, ...] = (1, 2, 3, 4)
+    residual_blocks: int = 1
+    attention_levels: tuple[int, ...] = ()
+    middle_attention: bool = False
+    attention_heads: int = 1
+    time_conditioned: bool = False
+    scale_shift_norm: bool = True
+    resample_with_convolution: bool = True
+    dropout: float = 0.0
+    pixel_unshuffle: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "out_channels", "base_channels", "residual_blocks"):
+            _require(getattr(self, name) >= 1, f"unet.{name} must be at least 1", getattr(self, name))
+        _require(bool(self.channel_multipliers), "unet.channel_multipliers is empty", None)
+        _require(0 <= self.dropout < 1, "unet.dropout must lie in [0, 1)", self.dropout)
+        _require(self.pixel_unshuffle >= 1, "unet.pixel_unshuffle must be at least 1", None)
+        levels = len(self.channel_multipliers)
+        _require(
+            all(0 <= level < levels for level in self.attention_levels),
+            f"unet.attention_levels must lie in 0..{levels - 1}",
+            self.attention_levels,
+        )
+
+    @property
+    def stride(self) -> int:
+        """Height and width of the input must be multiples of this many pixels."""
+        return self.pixel_unshuffle * 2 ** (len(self.channel_multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The noise schedule of training.
+
+    Attributes:
+        num_train_timesteps: T of the paper.
+        beta_start: First beta of the linear schedule.
+        beta_end: Last beta of the linear schedule.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def __post_init__(self) -> None:
+        _require(self.num_train_timesteps >= 1, "diffusion.num_train_timesteps must be >= 1", None)
+        _require(
+            0 < self.beta_start <= self.beta_end < 1, "diffusion betas must rise within (0, 1)", None
+        )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a slice is imagined at test time.
+
+    Attributes:
+        method: "mmccd" (masked conditional diffusion forward) or "cyclic-unet" (one plain pass).
+        num_inference_steps: DDIM steps; 1 is a regression from pure noise.
+        band_width: Width of a hidden band in pixels.
+        band_stride: Distance between neighbouring bands in pixels; must divide `band_width`.
+        band_axes: Which way bands run: "columns", "rows" or "both".
+        second_pass: Whether a second pass hides what the first one suspects.
+        seed: Seed of all noise; every slice has its own generator derived from it.
+    """
+
+    method: Literal["mmccd", "cyclic-unet"] = "mmccd"
+    num_inference_steps: int = 1
+    band_width: int = 16
+    band_stride: int = 8
+    band_axes: Literal["columns", "rows", "both"] = "both"
+    second_pass: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_inference_steps >= 1,
+            "sampling.num_inference_steps must be at least 1",
+            self.num_inference_steps,
+        )
+        _require(self.band_width >= 1, "sampling.band_width must be at least 1", self.band_width)
+        _require(
+            self.band_stride >= 1 and self.band_width % self.band_stride == 0,
+            f"sampling.band_stride must divide the band width of {self.band_width}",
+            self.band_stride,
+        )
+
+
+@dataclass(frozen=True)
+class CycleConfig:
+    """One modality cycle: from the source to the target and back.
+
+    Attributes:
+        source: The modality whose anomalies are looked for.
+        target: The modality in between.
+        sign: +1 where anomalies are brighter than imagined, -1 darker, 0 either way.
+    """
+
+    source: str
+    target: str
+    sign: int = 1
+
+    def __post_init__(self) -> None:
+        for name in (self.source, self.target):
+            _require(name in MODALITIES, f"a cycle's modality must be one of {MODALITIES}", name)
+        _require(self.source != self.target, "a cycle needs two different modalities", self.source)
+        _require(self.sign in (-1, 0, 1), "a cycle's sign must be -1, 0 or 1", self.sign)
+
+    @property
+    def name(self) -> str:
+        """Name of the cycle in files, such as "FLAIR-T2w"."""
+        return f"{self.source}-{self.target}"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the networks are trained.
+
+    Attributes:
+        iterations: Optimiser steps of each network.
+        batch_size: Slices a step (over all processes).
+        learning_rate: Peak rate of AdamW.
+        warmup_iterations: Steps over which the rate rises linearly.
+        schedule: "cosine" decay to zero after the warm-up, or "constant".
+        weight_decay: AdamW's decoupled weight decay.
+        gradient_clip: Largest norm of the gradient; 0 leaves it alone.
+        ema_decay: Decay of the exponential moving average of the weights, which is what is saved.
+        loss: "l2" (published) or "l1".
+        loss_region: "brain" (healthy brain only) or "image" (published: every pixel).
+        healthy_by: "pixel" hides the (dilated) lesion from input and loss; "slice" leaves out every
+            slice that has any (published).
+        lesion_dilation_mm: Growth of the hidden lesion.
+        band_width: Width of the hidden band in training, in pixels.
+        augment: Whether slices are flipped, moved, bent, shaded and rescaled in intensity.
+        seed: Seed of weights, order and augmentation.
+    """
+
+    iterations: int = 4000
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup_iterations: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 1e-2
+    gradient_clip: float = 1.0
+    ema_decay: float = 0.998
+    loss: Literal["l1", "l2"] = "l2"
+    loss_region: Literal["brain", "image"] = "brain"
+    healthy_by: Literal["pixel", "slice"] = "pixel"
+    lesion_dilation_mm: float = 5.0
+    band_width: int = 16
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.iterations >= 1, "training.iterations must be at least 1", self.iterations)
+        _require(self.batch_size >= 1, "training.batch_size must be at least 1", self.batch_size)
+        _require(self.learning_rate > 0, "training.learning_rate must be positive", None)
+        _require(0 <= self.ema_decay < 1, "training.ema_decay must lie in [0, 1)", self.ema_decay)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Turn a config into a dictionary that JSON can hold (tuples become lists)."""
+    return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def from_dict(cls: type[T], values: Any, *, where: str = "config") -> T:
+    """Build a config from a JSON dictionary.
+
+    Args:
+        cls: One of the dataclasses of this module.
+        values: The dictionary; missing keys take their defaults.
+        where: Name of the dictionary in messages.
+
+    Raises:
+        ValueError: An unknown key, a value of the wrong type, or one out of range.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be an object, not {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
+    unknown = sorted(map(str, set(values) - known))
+    if unknown:
+        raise ValueError(f"{where} has unknown keys: {', '.join(unknown)}")
+    try:
+        return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+    except TypeError as error:
+        raise ValueError(f"{where} is incomplete: {error}") from None
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Check one JSON value against its type hint and convert lists to tuples."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where=where)
+    if origin is Literal:
+        _require(value in arguments, f"{where} must be one of {arguments}", value)
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        rest = [item for item in arguments if item is not type(None)]
+        return _convert(rest[0], value, where)
+    if origin is tuple:
+        _require(isinstance(value, (list, tuple)), f"{where} must be a list", value)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        _require(len(value) == len(arguments), f"{where} must have {len(arguments)} values", value)
+        return tuple(
+            _convert(h, v, f"{where}[{i}]")
+            for i, (h, v) in enumerate(zip(arguments, value, strict=True))
+        )
+    if origin is dict:
+        _require(isinstance(value, dict), f"{where} must be an object", value)
+        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_scalar(hint: Any, value: Any, where: str) -> Any:
+    """Check a scalar; an int is accepted where a float is asked for, a bool never is."""
+    if hint is float:
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        _require(good and abs(value) < 1e12, f"{where} must be a finite number", value)
+        return float(value)
+    if hint is int:
+        good = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**40
+        _require(good, f"{where} must be an integer", value)
+        return value
+    _require(isinstance(value, hint), f"{where} must be a {hint.__name__}", value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _require(condition: bool, message: str, value: Any) -> None:
+    if not condition:
+        raise ValueError(message if value is None else f"{message}, got {value!r}")
