@@ -1,0 +1,423 @@
+"""From what a user points at (a folder, files, a data set) to one file for each modality.
+
+Only names are read here, never the images. A name is split into tokens, and the tokens of the
+subject's own name are dropped first, so that an id such as TCGA-FA-0001 is not read as a
+fractional anisotropy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.modalities import MODALITIES
+
+_OPTION_OF_MODALITY = {"T1w": "--t1", "T2w": "--t2", "FLAIR": "--flair"}
+
+_PREFIX = r"(?:2d|3d|ax|axial|cor|sag|tra|iso)*"
+_SUFFIX = r"(?:2d|3d|w|wi|weighted|ax|axial|cor|sag|tra|iso|tse|fse|se|spc|space|cube)*"
+_TOKENS_OF_MODALITY = {
+    "FLAIR": re.compile(rf"{_PREFIX}(?:t2f|(?:t2w?)?(?:flair|darkfluid)){_SUFFIX}"),
+    "T2w": re.compile(rf"{_PREFIX}t2{_SUFFIX}"),
+    "T1w": re.compile(
+        rf"{_PREFIX}(?:t1w?(?:n|native|pre|flair|mprage)?|mp2?rage|bravo|f?spgr){_SUFFIX}"
+    ),
+}
+_T1_WITH_AGENT = re.compile(
+    rf"{_PREFIX}t1w?(?:c|ce|cm|km|gd|gad|gado\w*|post\w*|contrast\w*|enhanced){_SUFFIX}"
+)
+_AGENT = {"ce", "gd", "gad", "gado", "gadolinium", "gadovist", "gadobutrol", "postgd", "postgad"}
+# Words that mean contrast agent only beside "T1": elsewhere they may mean "after surgery".
+_AGENT_BESIDE_T1 = {"c", "cm", "km", "post", "contrast", "postcontrast", "enhanced"}
+_NO_AGENT = {"pre", "non", "no", "without", "wo", "native", "precontrast", "noncontrast"}
+# fmt: off
+_OTHER_IMAGE = {
+    "adc", "angio", "anomaly", "asl", "bold", "cbf", "cbv", "dsc", "dti", "dwi", "epi", "fa",
+    "fgatir", "hardi", "localizer", "map", "md", "mra", "pd", "pdw", "perf", "phase", "prob",
+    "probseg", "pwi", "qsm", "residual", "scout", "star", "stir", "swan", "swi", "t1map", "t1rho",
+    "t2map", "t2s", "t2star", "t2starw", "tof",
+}
+_LESION = {
+    "dseg", "groundtruth", "gt", "label", "labels", "lesion", "lesions", "roi", "seg", "segm",
+    "segmentation", "tumor", "tumour",
+}
+# fmt: on
+_BRAIN = {"bet", "brain", "brainmask", "hdbet", "parenchyma", "skullstrip", "tissue"}
+_MASK = {"brainmask", "mask", "masks", "msk"}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject's files.
+
+    Args:
+        id: A name that is safe as the name of a file.
+        paths: Modality to file, in the order of `MODALITIES`.
+        segmentation: The lesion mask that lies beside the images, or None.
+        ignored: Files that were left out, each with the reason.
+        layout: How the names were read: "brats", "bids", "plain" or "files".
+    """
+
+    id: str
+    paths: dict[str, Path]
+    segmentation: Path | None = None
+    ignored: tuple[tuple[Path, str], ...] = ()
+    layout: str = "plain"
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What one file name says."""
+
+    path: Path
+    modality: str | None = None
+    is_lesion: bool = False
+    reason: str = ""
+
+
+def find_subject(folder: Path) -> Subject:
+    """Tell the modalities of a subject's folder apart by the names of its files.
+
+    Args:
+        folder: Holds NIfTI files directly, or is a BIDS subject or session with a folder `anat`.
+
+    Returns:
+        The subject, with at least one modality.
+
+    Raises:
+        DataError: Not a folder, no image, no modality recognised, or two files for one modality.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    image_folder = _image_folder(folder)
+    files = _nifti_files(image_folder)
+    if not files:
+        raise _no_images(folder)
+    name, is_bids = _subject_name(image_folder)
+    readings = _read_names(files, image_folder.resolve().name, is_bids)
+    paths = _one_file_each(folder, readings)
+    if not paths:
+        raise _no_modality(folder, readings)
+    segmentation, ignored = _segmentation_and_rest(readings)
+    starts = [file.name.lower().startswith(name.lower()) for file in paths.values()]
+    layout = "bids" if is_bids else "brats" if all(starts) else "plain"
+    return Subject(name, paths, segmentation, ignored, layout)
+
+
+def subject_from_files(
+    *,
+    t1: Path | None = None,
+    t2: Path | None = None,
+    flair: Path | None = None,
+    id: str | None = None,
+) -> Subject:
+    """Make a subject of files whose modalities the user states; their names are not judged.
+
+    Args:
+        t1: T1-weighted image without contrast agent.
+        t2: T2-weighted image.
+        flair: FLAIR image.
+        id: The subject's name; by default taken from the file or, failing that, its folder.
+
+    Raises:
+        UsageError: No file, or one file for two modalities.
+        DataError: A file does not exist.
+    """
+    given = {"FLAIR": flair, "T2w": t2, "T1w": t1}
+    paths = {name: Path(path) for name, path in given.items() if path is not None}
+    if not paths:
+        raise UsageError("No image was given.", next_step="Give --flair, --t2 or --t1.")
+    seen: dict[Path, str] = {}
+    for modality, path in paths.items():
+        if not path.is_file():
+            raise DataError(
+                f"There is no file {path}, given as {_OPTION_OF_MODALITY[modality]}.",
+                next_step="Check the name and the folder.",
+            )
+        if other := seen.get(path.resolve()):
+            raise UsageError(
+                f"{path} was given both as {_OPTION_OF_MODALITY[other]} and as "
+                f"{_OPTION_OF_MODALITY[modality]}.",
+                next_step="Give each file once.",
+            )
+        seen[path.resolve()] = modality
+    return Subject(id or _id_of_file(next(iter(paths.values()))), paths, layout="files")
+
+
+def find_subjects(dataset: Path, *, skipped: list[tuple[Path, str]] | None = None) -> list[Subject]:
+    """Find all subjects of a data set: one folder each, also grouped (HGG, LGG) or BIDS.
+
+    Args:
+        dataset: The folder of the subjects' folders.
+        skipped: Folders that are no usable subject are appended here, each with the reason.
+
+    Returns:
+        The subjects in the order of their paths; each session of a BIDS subject is one.
+
+    Raises:
+        DataError: Not a folder, or no subject in it.
+    """
+    dataset = Path(dataset)
+    _check_folder(dataset)
+    skipped = skipped if skipped is not None else []
+    subjects: list[Subject] = []
+    for folder in _candidate_folders(dataset):
+        try:
+            subjects.append(find_subject(folder))
+        except DataError as error:
+            skipped.append((folder, error.message))
+    if not subjects:
+        if _nifti_files(dataset):
+            raise DataError(
+                f"{dataset} holds images directly; a data set holds a folder for each subject.",
+                next_step="Give the folder above.",
+            )
+        raise DataError(
+            f"No subject was found in {dataset}.",
+            cause=f"The first folder was skipped: {skipped[0][1]}" if skipped else None,
+            next_step="Give a folder that holds one folder of .nii.gz files for each subject.",
+        )
+    return subjects
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise DataError(
+            f"{folder} is a file; a subject is a folder.",
+            next_step="Give its folder, or name the modality: --flair, --t2 or --t1 FILE.",
+        )
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.", next_step="Check the name.")
+
+
+def _image_folder(folder: Path) -> Path:
+    """Go down to the folder `anat` of a BIDS subject or session."""
+    if (folder / "anat").is_dir() and not _nifti_files(folder):
+        return folder / "anat"
+    sessions = [path for path in _subfolders(folder) if _is_session_with_images(path)]
+    if len(sessions) > 1:
+        raise DataError(
+            f"{folder} has {len(sessions)} sessions: {_listed(sessions)}.",
+            cause="Each session is a subject of its own here.",
+            next_step=f"Give one of them: {sessions[0]}",
+        )
+    return sessions[0] / "anat" if sessions else folder
+
+
+def _is_session_with_images(folder: Path) -> bool:
+    return folder.name.startswith("ses-") and (folder / "anat").is_dir()
+
+
+def _candidate_folders(dataset: Path) -> list[Path]:
+    candidates: list[Path] = []
+    for folder in _subfolders(dataset):
+        if folder.name in ("derivatives", "sourcedata", "code", "stimuli"):
+            continue
+        sessions = [path for path in _subfolders(folder) if _is_session_with_images(path)]
+        if sessions:
+            candidates += sessions
+        elif _nifti_files(folder) or (folder / "anat").is_dir():
+            candidates.append(folder)
+        else:
+            # Grouped data sets, such as BraTS 2018's HGG and LGG.
+            candidates += [sub for sub in _subfolders(folder) if _nifti_files(sub)] or [folder]
+    return candidates
+
+
+def _subject_name(image_folder: Path) -> tuple[str, bool]:
+    """Return the subject's id and whether it lies in a BIDS tree."""
+    parts = image_folder.resolve().parts
+    if parts[-1] == "anat":
+        entities = [part for part in parts[-3:-1] if part.startswith(("sub-", "ses-"))]
+        return ("_".join(entities), True) if entities else (parts[-2], False)
+    return parts[-1], False
+
+
+def _read_names(files: Sequence[Path], folder_name: str, is_bids: bool) -> list[_Reading]:
+    if is_bids:
+        return [_read_bids_name(path) for path in files]
+    tokens = {path: _tokens(_stem(path)) for path in files}
+    own_name = _tokens(folder_name)
+    for path, words in tokens.items():
+        if words[: len(own_name)] == own_name and len(words) > len(own_name):
+            tokens[path] = words[len(own_name) :]
+    shared = _shared_start(list(tokens.values()))
+    return [_read_name(path, words[shared:]) for path, words in tokens.items()]
+
+
+def _shared_start(names: Sequence[list[str]]) -> int:
+    """Count the leading tokens that all files share and that name no modality."""
+    if len(names) < 2:
+        return 0
+    count = 0
+    for column in zip(*(name[:-1] for name in names), strict=False):
+        if len(set(column)) > 1 or _modality_of(column[:1]) or _T1_WITH_AGENT.fullmatch(column[0]):
+            break
+        count += 1
+    return count
+
+
+def _read_bids_name(path: Path) -> _Reading:
+    *entities, suffix = _stem(path).split("_")
+    keys = dict(entity.split("-", 1) for entity in entities if "-" in entity)
+    if suffix.lower() in ("mask", "dseg", "roi"):
+        return _read_mask(path, set(_tokens(_stem(path))))
+    by_lower_name = {name.lower(): name for name in MODALITIES}
+    modality = by_lower_name.get(suffix.lower())
+    if modality is None:
+        return _Reading(path, reason=f"its suffix {suffix} is none of {', '.join(MODALITIES)}")
+    if "ce" in keys:
+        return _Reading(path, reason=_agent_reason(f"ce-{keys['ce']}"))
+    if "phase" in keys.get("part", ""):
+        return _Reading(path, reason="a phase image")
+    return _Reading(path, modality)
+
+
+def _read_name(path: Path, tokens: Sequence[str]) -> _Reading:
+    words = set(tokens)
+    if words & (_LESION | _MASK):
+        return _read_mask(path, words)
+    if other := sorted(words & _OTHER_IMAGE):
+        return _Reading(path, reason=f"another kind of image ({', '.join(other)})")
+    if agent := _agent_in(tokens):
+        return _Reading(path, reason=_agent_reason(agent))
+    modality = _modality_of(tokens)
+    if modality is None:
+        return _Reading(path, reason="its name states no modality")
+    return _Reading(path, modality)
+
+
+def _read_mask(path: Path, words: set[str]) -> _Reading:
+    if words & _LESION and not words & _BRAIN:
+        return _Reading(path, is_lesion=True, reason="one of several lesion masks")
+    return _Reading(path, reason="a mask, not an image")
+
+
+def _agent_in(tokens: Sequence[str]) -> str | None:
+    """Return the token that says contrast agent, if any."""
+    if set(tokens) & _NO_AGENT:
+        return None
+    for token in tokens:
+        if _T1_WITH_AGENT.fullmatch(token) or token in _AGENT:
+            return token
+    if _modality_of(tokens) == "T1w":
+        return next((token for token in tokens if token in _AGENT_BESIDE_T1), None)
+    return None
+
+
+def _agent_reason(word: str) -> str:
+    return f"contrast-enhanced ({word}), which is not T1w"
+
+
+def _modality_of(tokens: Sequence[str]) -> str | None:
+    """Return the modality that the tokens state, up to a "to", "in" or "on" (T1_to_FLAIR is T1)."""
+    found: set[str] = set()
+    for token in tokens:
+        if token in ("to", "in", "on") and found:
+            break
+        found |= {name for name, known in _TOKENS_OF_MODALITY.items() if known.fullmatch(token)}
+    if "T1w" in found:  # T1_FLAIR is a T1-weighted sequence
+        return "T1w" if "T2w" not in found else None
+    return "FLAIR" if "FLAIR" in found else next(iter(found), None)
+
+
+def _one_file_each(folder: Path, readings: Sequence[_Reading]) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for modality in MODALITIES:
+        files = [reading.path for reading in readings if reading.modality == modality]
+        if len(files) > 1:
+            raise DataError(
+                f"{folder} has {len(files)} files for {modality}: {_listed(files)}.",
+                cause="Their names do not tell which one is meant.",
+                next_step=f"Name the file: {_OPTION_OF_MODALITY[modality]} '{files[0]}'",
+            )
+        if files:
+            paths[modality] = files[0]
+    return paths
+
+
+def _segmentation_and_rest(
+    readings: Sequence[_Reading],
+) -> tuple[Path | None, tuple[tuple[Path, str], ...]]:
+    lesions = [reading.path for reading in readings if reading.is_lesion]
+    segmentation = lesions[0] if len(lesions) == 1 else None
+    ignored = tuple(
+        (reading.path, reading.reason)
+        for reading in readings
+        if reading.modality is None and reading.path != segmentation
+    )
+    return segmentation, ignored
+
+
+def _no_images(folder: Path) -> DataError:
+    others = sorted(path for path in folder.iterdir() if path.is_file())
+    if others:
+        return DataError(
+            f"{folder} holds no NIfTI image.",
+            cause=f"It holds {len(others)} other files, such as {others[0].name}.",
+            next_step=f"If they are DICOM, convert them: dcm2niix -z y '{folder}'",
+        )
+    with_images = [path for path in _subfolders(folder) if _nifti_files(path)]
+    if with_images:
+        return DataError(
+            f"{folder} holds no image itself.",
+            cause=f"Its {len(with_images)} subfolders do, such as {with_images[0].name}.",
+            next_step=f"Give the subject's own folder: {with_images[0]}",
+        )
+    return DataError(
+        f"{folder} is empty: no NIfTI image in it.",
+        next_step="Give the folder that holds the subject's .nii.gz files.",
+    )
+
+
+def _no_modality(folder: Path, readings: Sequence[_Reading]) -> DataError:
+    reasons = "; ".join(f"{reading.path.name}: {reading.reason}" for reading in readings[:4])
+    return DataError(
+        f"No {', '.join(MODALITIES[:-1])} or {MODALITIES[-1]} image was recognised in {folder}.",
+        cause=f"What the names say: {reasons}.",
+        next_step="Name the modalities: --flair FILE --t2 FILE --t1 FILE.",
+    )
+
+
+def _id_of_file(path: Path) -> str:
+    """Return the start of the file's name that precedes the modality, else its folder's name."""
+    tokens_kept: list[str] = []
+    for part in re.split(r"(?<=[^A-Za-z0-9])", _stem(path)):
+        word = part.strip("_-. ").lower()
+        if _modality_of([word]) or _T1_WITH_AGENT.fullmatch(word):
+            break
+        tokens_kept.append(part)
+    start = "".join(tokens_kept).strip("_-. ")
+    return start or path.resolve().parent.name or "subject"
+
+
+def _tokens(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", name.lower().replace("*", "star"))
+
+
+def _stem(path: Path) -> str:
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def _nifti_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if re.search(r"\.nii(\.gz)?$", path.name, re.IGNORECASE)
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    names = [path.name for path in paths[:4]]
+    return ", ".join(names) + (", ..." if len(paths) > 4 else "")
