@@ -64,8 +64,10 @@ class UNetConfig:
         attention_heads: Heads of each self-attention.
         time_conditioned: Whether blocks receive a time-step embedding.
         scale_shift_norm: Whether the embedding scales and shifts the norm, or is only added.
-        resample_with_convolution: Whether resolution changes by convolution or by plain pooling.
+        resample: How resolution changes: "residual" (a residual block that pools or repeats
+            inside, as published), "convolution", or "plain" (average, nearest neighbour).
         dropout: Dropout probability inside the blocks.
+        norm_groups: Groups of each group norm; as many as channels makes it an instance norm.
         pixel_unshuffle: Factor by which pixels are folded into channels first (1: not at all).
     """
 
@@ -79,8 +81,9 @@ class UNetConfig:
     attention_heads: int = 1
     time_conditioned: bool = False
     scale_shift_norm: bool = True
-    resample_with_convolution: bool = True
+    resample: Literal["residual", "convolution", "plain"] = "plain"
     dropout: float = 0.0
+    norm_groups: int = 8
     pixel_unshuffle: int = 1
 
     def __post_init__(self) -> None:
@@ -90,6 +93,11 @@ class UNetConfig:
         _require(0 <= self.dropout < 1, "unet.dropout must lie in [0, 1)", self.dropout)
         _require(self.pixel_unshuffle >= 1, "unet.pixel_unshuffle must be at least 1", None)
         levels = len(self.channel_multipliers)
+        _require(
+            all(self.base_channels * m % self.norm_groups == 0 for m in self.channel_multipliers),
+            "unet.norm_groups must divide the channels of every level",
+            self.norm_groups,
+        )
         _require(
             all(0 <= level < levels for level in self.attention_levels),
             f"unet.attention_levels must lie in 0..{levels - 1}",

@@ -1,0 +1,130 @@
+"""Residual, attention, resampling and time-embedding blocks of the U-Net.
+
+Source: the architecture of Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis",
+NeurIPS 2021 (ADM), which the paper uses. Written anew.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def zero_initialised(layer: nn.Module) -> nn.Module:
+    """Set all parameters of a layer to zero, so that a residual branch starts as identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal features of the time step, followed by two linear layers.
+
+    Args:
+        features: Number of sinusoidal features (even).
+        out_features: Number of embedding channels.
+    """
+
+    def __init__(self, features: int, out_features: int) -> None:
+        super().__init__()
+        half = features // 2
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.first = nn.Linear(2 * half, out_features)
+        self.second = nn.Linear(out_features, out_features)
+
+    def forward(self, timesteps: Tensor) -> Tensor:
+        """Embed time steps of shape (N,) as (N, out_features)."""
+        angles = timesteps.float()[:, None] * self.get_buffer("frequencies")[None]
+        features = torch.cat([angles.cos(), angles.sin()], dim=1)
+        return self.second(F.silu(self.first(features)))
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised convolutions with a skip, modulated by the time embedding where there is one.
+
+    Args:
+        in_channels: Channels that come in.
+        out_channels: Channels that go out.
+        embedding_channels: Channels of the time embedding; 0 for a block without time.
+        groups: Groups of the group norms.
+        dropout: Dropout probability before the second convolution.
+        scale_shift: Whether the embedding scales and shifts the second norm, or is added before it.
+        resample: Parameter-free change of resolution, applied to both branches.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        embedding_channels: int,
+        groups: int,
+        dropout: float,
+        scale_shift: bool,
+        resample: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = scale_shift
+        self.resample = resample
+        self.norm1 = nn.GroupNorm(math.gcd(groups, in_channels), in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        width = 2 * out_channels if scale_shift else out_channels
+        self.modulation = nn.Linear(embedding_channels, width) if embedding_channels else None
+        self.norm2 = nn.GroupNorm(math.gcd(groups, out_channels), out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        same = in_channels == out_channels
+        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        """Map (N, in, H, W) to (N, out, H', W'), H' and W' changed by `resample` only."""
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv1(h)
+        if self.modulation is None or embedding is None:
+            h = self.norm2(h)
+        elif self.scale_shift:
+            change = self.modulation(F.silu(embedding))[:, :, None, None]
+            scale, shift = change.chunk(2, dim=1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + self.modulation(F.silu(embedding))[:, :, None, None])
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over all pixels of a feature map, with a skip.
+
+    Args:
+        channels: Channels in and out.
+        heads: Number of heads; must divide `channels`.
+        groups: Groups of the group norm.
+    """
+
+    def __init__(self, channels: int, *, heads: int, groups: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(math.gcd(groups, channels), channels)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.projection = zero_initialised(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        n, c, height, width = x.shape
+        qkv = self.query_key_value(self.norm(x))
+        qkv = qkv.reshape(n, 3, self.heads, c // self.heads, height * width).transpose(3, 4)
+        attended = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
+        return x + self.projection(attended.transpose(2, 3).reshape(n, c, height, width))
+
+
+class Repeat(nn.Module):
+    """Double height and width by nearest neighbour."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to (N, C, 2H, 2W)."""
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
