@@ -1,0 +1,237 @@
+"""Segmentation by intensity alone: what a learned method has to beat to be worth its cost.
+
+A score is a weighted sum of robust z-scores, smoothed and thresholded exactly as a learned map is.
+Nothing here is learned; the threshold's one number is chosen on other subjects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli.errors import DataError
+from mmccd_cli.metrics import overlap
+from mmccd_cli.postprocessing import (
+    BoolArray,
+    FloatArray,
+    adaptive_threshold,
+    bounding_box,
+    clean,
+    erode,
+    median_filter_3d,
+)
+
+# The share of a normal distribution within one standard deviation of its middle.
+ONE_SIGMA_PERCENTILE = 68.0
+
+
+class ThresholdRule(Protocol):
+    """Finds the threshold of one scan from its scores inside the brain, without labels."""
+
+    def find(self, scores: FloatArray) -> float:
+        """Return the threshold for scores (N,), in their unit."""
+
+
+@dataclass(frozen=True)
+class FixedThreshold:
+    """The same threshold for every scan."""
+
+    value: float
+
+    def find(self, scores: FloatArray) -> float:
+        """Return the value, whatever the scores."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class AdaptiveThreshold:
+    """A constant plus a share of Otsu's threshold over the upper part of the scan's scores."""
+
+    constant: float
+    otsu_weight: float = 0.5
+    upper: float = 0.5
+
+    def find(self, scores: FloatArray) -> float:
+        """Return the threshold for scores (N,)."""
+        return adaptive_threshold(
+            scores, self.constant, otsu_weight=self.otsu_weight, upper=self.upper
+        )
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """A smoothed score and where it may be thresholded.
+
+    Attributes:
+        values: (I, J, K) float32, in robust standard deviations; 0 outside the brain.
+        region: (I, J, K) bool, the brain without its rim.
+        spacing_mm: Voxel size, mm.
+    """
+
+    values: NDArray[np.float32]
+    region: BoolArray
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class IntensityBaseline:
+    """A weighted sum of z-scores, and how its mask is cleaned.
+
+    Attributes:
+        name: What tables call it.
+        weights: Weight by modality; negative where lesions are darker than the brain.
+        erosion_mm: Rim of the brain that is left out.
+        median_mm: Edge of the median filter's box; 0 for none.
+        min_fraction_of_largest: Components need this share of the largest one's volume.
+        min_volume_mm3: Components need this volume.
+    """
+
+    name: str
+    weights: Mapping[str, float] = field(hash=False)
+    erosion_mm: float = 3.0
+    median_mm: float = 5.0
+    min_fraction_of_largest: float = 0.2
+    min_volume_mm3: float = 0.0
+
+    def score(
+        self,
+        images: Mapping[str, FloatArray],
+        brain: BoolArray,
+        spacing_mm: Sequence[float],
+    ) -> ScoreMap:
+        """Compute the smoothed score of one subject.
+
+        Args:
+            images: (I, J, K) float by modality, in any unit, all on one grid; more than needed
+                is no error.
+            brain: (I, J, K) bool on that grid.
+            spacing_mm: Voxel size, mm.
+
+        Returns:
+            The score and the region in which it may be thresholded.
+
+        Raises:
+            DataError: A modality is missing, or the brain is empty.
+        """
+        missing = [m for m in self.weights if m not in images]
+        if missing:
+            raise DataError(
+                f"The baseline {self.name} needs {' and '.join(missing)}, which was not given.",
+                next_step="Choose a baseline of the modalities at hand.",
+            )
+        total = np.zeros(brain.shape, dtype=np.float32)
+        for modality, weight in self.weights.items():
+            total += np.float32(weight) * robust_z(images[modality], brain)
+        i, j, k = (float(s) for s in spacing_mm)
+        return ScoreMap(
+            values=median_filter_3d(total, brain, self.median_mm, (i, j, k)),
+            region=erode(brain, self.erosion_mm, (i, j, k)),
+            spacing_mm=(i, j, k),
+        )
+
+    def segment(self, score: ScoreMap, rule: ThresholdRule) -> BoolArray:
+        """Turn a score into a cleaned mask.
+
+        Args:
+            score: From `score`.
+            rule: Finds the threshold.
+
+        Returns:
+            (I, J, K) bool, a subset of the region but for filled holes.
+        """
+        mask = np.zeros(score.region.shape, dtype=bool)
+        box = bounding_box(score.region, margin=1)
+        values, region = score.values[box], score.region[box]
+        mask[box] = clean(
+            (values > rule.find(values[region])) & region,
+            score.spacing_mm,
+            min_fraction_of_largest=self.min_fraction_of_largest,
+            min_volume_mm3=self.min_volume_mm3,
+        )
+        return mask
+
+
+BASELINES: Mapping[str, IntensityBaseline] = MappingProxyType(
+    {
+        b.name: b
+        for b in (
+            IntensityBaseline("flair-z", {"FLAIR": 1.0}),
+            IntensityBaseline("t2w-z", {"T2w": 1.0}),
+            # Oedema and tumour are dark on T1w, so the sign is turned.
+            IntensityBaseline("t1w-z", {"T1w": -1.0}),
+            IntensityBaseline("flair-t2w-z", {"FLAIR": 1.0, "T2w": 0.5}),
+        )
+    }
+)
+"""The baselines that every evaluation shows, by name."""
+
+
+def robust_z(image: FloatArray, brain: BoolArray) -> NDArray[np.float32]:
+    """Express intensities as distances from the brain's median.
+
+    The unit is the 68th percentile of the absolute deviations: one standard deviation where
+    intensities are normal, and hardly moved by a lesion.
+
+    Args:
+        image: (I, J, K) float, any unit.
+        brain: (I, J, K) bool.
+
+    Returns:
+        (I, J, K) float32, 0 outside the brain.
+
+    Raises:
+        DataError: The brain is empty, or more than two thirds of it have one intensity.
+    """
+    inside = np.asarray(image[brain], dtype=np.float64)
+    if inside.size == 0:
+        raise DataError("The brain mask is empty.", next_step="Give a mask of the brain.")
+    median = np.median(inside)
+    deviation = np.percentile(np.abs(inside - median), ONE_SIGMA_PERCENTILE)
+    if not deviation > 0:
+        raise DataError(
+            "The image has hardly any contrast inside the brain.",
+            cause="Most of its voxels have one and the same intensity.",
+        )
+    z = np.zeros(image.shape, dtype=np.float32)
+    z[brain] = (inside - median) / deviation
+    return z
+
+
+def choose_threshold(
+    baseline: IntensityBaseline,
+    scores: Mapping[str, ScoreMap],
+    references: Mapping[str, BoolArray],
+    candidates: Iterable[ThresholdRule],
+) -> tuple[ThresholdRule, float]:
+    """Choose the rule whose cleaned masks have the highest mean Dice over labelled subjects.
+
+    Args:
+        baseline: Cleans the masks.
+        scores: Score by subject id.
+        references: (I, J, K) bool by subject id.
+        candidates: For example `FixedThreshold(t)` for every t of a grid.
+
+    Returns:
+        (rule, mean Dice); the first of several that are equally good.
+
+    Raises:
+        ValueError: There are no subjects or no candidates.
+    """
+    rules = list(candidates)
+    if not scores or not rules:
+        raise ValueError("A threshold is chosen from candidates on at least one subject.")
+    dice = [
+        float(
+            np.mean(
+                [overlap(baseline.segment(s, rule), references[i]).dice for i, s in scores.items()]
+            )
+        )
+        for rule in rules
+    ]
+    best = int(np.argmax(dice))
+    return rules[best], dice[best]
