@@ -212,6 +212,10 @@ class TrainingConfig:
             slice that has any (published).
         lesion_dilation_mm: Growth of the hidden lesion.
         band_width: Width of the hidden band in training, in pixels.
+        blob_radius_px: Largest semi-axis of a random ellipse that is hidden instead of a band in
+            half of the samples; 0 hides bands only (published).
+        last_timestep_fraction: Share of samples at the last time step (pure noise) beyond its
+            turn, because few-step sampling leans on it; 0 draws uniformly (published).
         augment: Whether slices are flipped, moved, bent, shaded and rescaled in intensity.
         seed: Seed of weights, order and augmentation.
     """
@@ -229,6 +233,8 @@ class TrainingConfig:
     healthy_by: Literal["pixel", "slice"] = "pixel"
     lesion_dilation_mm: float = 5.0
     band_width: int = 16
+    blob_radius_px: float = 0.0
+    last_timestep_fraction: float = 0.0
     augment: bool = True
     seed: int = 0
 

@@ -1,0 +1,120 @@
+"""Slice shards: what `prepare` writes and `train` reads, one safetensors file a subject.
+
+| file                    | holds                                                              |
+|-------------------------|--------------------------------------------------------------------|
+| `dataset.json`          | format, grid, quantisation, modalities, subjects, split, provenance |
+| `SUBJECT.safetensors`   | each modality (K, H, W) uint8; `brain`, `lesion` (K, H, W) uint8 0/1 |
+
+Slices are axial, rows along the template's first axis (left to right), columns along its second.
+Only numpy and safetensors are needed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from mmccd_cli.errors import DataError
+
+FORMAT = 1
+INDEX = "dataset.json"
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """Eight-bit storage of normalised intensities: value = minimum + step * level.
+
+    Attributes:
+        minimum: Value of level 0.
+        step: Distance between levels.
+    """
+
+    minimum: float = -4.0
+    step: float = 8.0 / 255
+
+    def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Round values to levels; what lies beyond the range takes the last level."""
+        return np.clip(np.rint((values - self.minimum) / self.step), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class SubjectShard:
+    """The slices of one subject.
+
+    Attributes:
+        images: Modality -> (K, H, W) uint8 levels.
+        brain: (K, H, W) bool.
+        lesion: (K, H, W) bool; all False for a healthy subject.
+    """
+
+    images: dict[str, NDArray[np.uint8]]
+    brain: NDArray[np.bool_]
+    lesion: NDArray[np.bool_]
+
+
+def write_shard(folder: Path, subject: str, shard: SubjectShard) -> None:
+    """Write one subject's slices, replacing an older file only when complete."""
+    tensors = dict(shard.images)
+    tensors["brain"] = shard.brain.astype(np.uint8)
+    tensors["lesion"] = shard.lesion.astype(np.uint8)
+    part = folder / f".{subject}.part"
+    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part)
+    part.replace(folder / f"{subject}.safetensors")
+
+
+def read_shard(folder: Path, subject: str) -> SubjectShard:
+    """Read one subject's slices.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    path = folder / f"{subject}.safetensors"
+    try:
+        tensors = load_file(path)
+        brain = tensors.pop("brain").astype(bool)
+        lesion = tensors.pop("lesion").astype(bool)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(
+            f"cannot read the slice shard {path}",
+            cause=str(error),
+            next_step="run `mmccd prepare` again",
+        ) from error
+    return SubjectShard(tensors, brain, lesion)
+
+
+def write_index(folder: Path, index: dict[str, Any]) -> None:
+    """Write `dataset.json`, replacing an older one only when complete."""
+    part = folder / f".{INDEX}.part"
+    part.write_text(json.dumps({"format": FORMAT, **index}, indent=1) + "\n", encoding="utf-8")
+    part.replace(folder / INDEX)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Read and check `dataset.json`.
+
+    Raises:
+        DataError: No such file, not JSON, another format, or keys missing.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{folder} is not a prepared data set",
+            cause=f"{INDEX} cannot be read: {error}",
+            next_step="run `mmccd prepare --data-dir DIR --out FOLDER` first",
+        ) from error
+    needed = ("modalities", "subjects", "quantisation", "spacing_mm")
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise DataError(f"{path} has another format", next_step="run `mmccd prepare` again")
+    missing = [key for key in needed if key not in index]
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}", next_step="run `mmccd prepare` again")
+    return index
