@@ -194,6 +194,62 @@ class CycleConfig:
 
 
 @dataclass(frozen=True)
+class ScoreConfig:
+    """How the signals of one set of modalities become a score, a map and a mask.
+
+    Attributes:
+        modalities: What a subject must have for this to apply.
+        weights: Weight of each signal: "cycle:FLAIR" is the residual of that source's cycle,
+            "intensity:T2w" the normalised image; both in robust standard deviations (MAD).
+        residual: "signed" keeps only what is brighter (or darker) than imagined; "absolute" and
+            "squared" (published) do not.
+        median_mm: Edge of the 3-D median filter's box; 0 for none.
+        erosion_mm: Rim of the brain that is left out.
+        threshold_offset: Constant of the scan's threshold, in score units.
+        otsu_weight: Share of Otsu's threshold over the brighter half of the brain's scores that
+            is added to the constant; 0 for one fixed threshold.
+        map_scale: Score units over which the map rises from 0.5 (at the threshold) to 0.73.
+        threshold: Value of the map above which a voxel belongs to the mask.
+        min_fraction_of_largest: Components need this share of the largest one's volume.
+        min_lesion_mm3: Components need this volume.
+        fill_holes: Whether holes of the mask are filled.
+    """
+
+    modalities: tuple[str, ...]
+    weights: dict[str, float]
+    residual: Literal["signed", "absolute", "squared"] = "signed"
+    median_mm: float = 6.0
+    erosion_mm: float = 3.0
+    threshold_offset: float = 1.0
+    otsu_weight: float = 0.5
+    map_scale: float = 0.5
+    threshold: float = 0.5
+    min_fraction_of_largest: float = 0.2
+    min_lesion_mm3: float = 0.0
+    fill_holes: bool = True
+
+    def __post_init__(self) -> None:
+        _require(bool(self.modalities), "score.modalities is empty", None)
+        _require(bool(self.weights), "score.weights is empty", None)
+        for modality in self.modalities:
+            _require(modality in MODALITIES, f"a modality must be one of {MODALITIES}", modality)
+        for signal in self.weights:
+            kind, _, modality = signal.partition(":")
+            _require(
+                kind in ("cycle", "intensity") and modality in self.modalities,
+                'a signal must be "cycle:M" or "intensity:M" with M among the modalities',
+                signal,
+            )
+        _require(self.map_scale > 0, "score.map_scale must be positive", self.map_scale)
+        _require(0 < self.threshold < 1, "score.threshold must lie in (0, 1)", self.threshold)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Modalities whose cycle must be computed, in order of preference."""
+        return tuple(m for m in MODALITIES if self.weights.get(f"cycle:{m}", 0.0) != 0.0)
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How the networks are trained.
 

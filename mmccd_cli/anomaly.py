@@ -1,0 +1,107 @@
+"""From signals to a calibrated anomaly map and a mask; numpy only, on any grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli.config import ScoreConfig
+from mmccd_cli.postprocessing import (
+    BoolArray,
+    FloatArray,
+    adaptive_threshold,
+    clean,
+    erode,
+    median_filter_3d,
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A smoothed score and the threshold that was found for its scan.
+
+    Attributes:
+        values: (I, J, K) float32, in robust standard deviations; 0 outside the region.
+        region: (I, J, K) bool, the brain without its rim.
+        threshold: The scan's threshold, in the score's unit.
+    """
+
+    values: NDArray[np.float32]
+    region: BoolArray
+    threshold: float
+
+
+def combine(signals: Mapping[str, FloatArray], weights: Mapping[str, float]) -> FloatArray:
+    """Weighted sum of signals of shape (I, J, K)."""
+    parts = [np.float32(w) * signals[name] for name, w in weights.items() if w != 0.0]
+    return np.sum(parts, axis=0, dtype=np.float32)
+
+
+def score(
+    signals: Mapping[str, FloatArray],
+    brain: BoolArray,
+    spacing_mm: Sequence[float],
+    config: ScoreConfig,
+) -> Score:
+    """Combine signals, smooth them and find the scan's threshold without labels.
+
+    Args:
+        signals: Name -> (I, J, K) float32, in robust standard deviations, positive where anomalous.
+        brain: (I, J, K) bool.
+        spacing_mm: Voxel size.
+        config: Weights, filter, erosion and threshold rule.
+    """
+    raw = combine(signals, config.weights)
+    region = erode(brain, config.erosion_mm, spacing_mm)
+    values = median_filter_3d(raw, brain, config.median_mm, spacing_mm)
+    values[~region] = 0.0
+    threshold = adaptive_threshold(
+        values[region], config.threshold_offset, otsu_weight=config.otsu_weight
+    )
+    return Score(values, region, threshold)
+
+
+def anomaly_map(values: FloatArray, threshold: float, scale: float) -> NDArray[np.float32]:
+    """Bring a score to [0, 1], so that 0.5 means the scan's threshold in every scan.
+
+    Args:
+        values: (I, J, K), the score.
+        threshold: The scan's threshold.
+        scale: Score units from 0.5 to 0.73.
+
+    Returns:
+        (I, J, K) float32: 1 / (1 + exp(-(values - threshold) / scale)).
+    """
+    exponent = np.clip((threshold - values) / scale, -60.0, 60.0)
+    return (1.0 / (1.0 + np.exp(exponent))).astype(np.float32)
+
+
+def segment(
+    values: NDArray[np.float32],
+    spacing_mm: Sequence[float],
+    *,
+    threshold: float,
+    min_fraction_of_largest: float,
+    min_lesion_mm3: float,
+    fill_holes: bool,
+) -> BoolArray:
+    """Threshold an anomaly map and clean the mask.
+
+    Args:
+        values: (I, J, K) in [0, 1].
+        spacing_mm: Voxel size.
+        threshold: Voxels above it belong to the mask.
+        min_fraction_of_largest: Components need this share of the largest one's volume.
+        min_lesion_mm3: Components need this volume.
+        fill_holes: Whether holes are filled.
+    """
+    return clean(
+        values > threshold,
+        spacing_mm,
+        min_fraction_of_largest=min_fraction_of_largest,
+        min_volume_mm3=min_lesion_mm3,
+        holes=fill_holes,
+    )
