@@ -1,0 +1,67 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmccd_cli.phantom import Phantom, make_phantom
+from mmccd_cli.volume import make_grid, write_nifti
+
+_ROOT = Path(__file__).resolve().parent.parent
+_NAMES_OF_LAYOUT = {
+    "brats": {"FLAIR": "{id}_flair", "T2w": "{id}_t2", "T1w": "{id}_t1", "lesion": "{id}_seg"},
+    "brats2023": {"FLAIR": "{id}-t2f", "T2w": "{id}-t2w", "T1w": "{id}-t1n", "lesion": "{id}-seg"},
+    "bids": {
+        "FLAIR": "anat/{id}_FLAIR",
+        "T2w": "anat/{id}_T2w",
+        "T1w": "anat/{id}_T1w",
+        "lesion": "anat/{id}_label-lesion_mask",
+    },
+    "plain": {"FLAIR": "flair", "T2w": "t2", "T1w": "t1", "lesion": "lesion"},
+}
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real scans; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("MMCCD_TEST_DATA", _ROOT.parent / "shared" / "data"))
+    if not (folder / "glioma").is_dir():
+        pytest.skip(f"no real scans in {folder}; set MMCCD_TEST_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_phantom() -> Phantom:
+    """A skull-stripped subject with a lesion on a 4 mm grid; do not write into its arrays."""
+    return make_phantom(0, shape=(50, 56, 46), spacing_mm=(4, 4, 4))
+
+
+@pytest.fixture
+def write_subject() -> Callable[..., Path]:
+    """A function that writes a phantom as NIfTI files and returns the subject's folder."""
+
+    def write(
+        parent: Path,
+        phantom: Phantom,
+        layout: str = "brats",
+        *,
+        id: str | None = None,
+        lesion: bool = False,
+    ) -> Path:
+        id = id or {"bids": "sub-01", "plain": "case"}.get(layout, "BraTS-000")
+        folder = parent / id
+        grid = make_grid(phantom.brain.shape, phantom.affine)
+        arrays = {name: volume.data for name, volume in phantom.volumes.items()}
+        if lesion:
+            arrays["lesion"] = phantom.lesion
+        for name, data in arrays.items():
+            path = folder / (_NAMES_OF_LAYOUT[layout][name].format(id=id) + ".nii.gz")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_nifti(path, data, grid)
+        return folder
+
+    return write
