@@ -1,0 +1,400 @@
+"""Bundles: networks, template, calibration and provenance in one folder of safetensors and JSON.
+
+| file                        | holds                                                          |
+|-----------------------------|----------------------------------------------------------------|
+| `bundle.json`               | `BundleConfig`, and size and SHA-256 of every other file       |
+| `SOURCE-TARGET.KIND.safetensors` | one network's weights (float16 or float32)                |
+| `template.safetensors`      | mean image a modality and brain mask, (I, J, K) uint8          |
+| `README.md`                 | the model card                                                 |
+
+Nothing in a bundle is ever executed, and nothing that is not listed is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from mmccd_cli.config import (
+    CycleConfig,
+    DiffusionConfig,
+    PreprocessingConfig,
+    SamplingConfig,
+    ScoreConfig,
+    UNetConfig,
+    from_dict,
+    to_dict,
+)
+from mmccd_cli.diffusion import Schedule
+from mmccd_cli.errors import WeightsError
+from mmccd_cli.files import write_all_atomically
+from mmccd_cli.networks import UNet
+from mmccd_cli.shards import Quantisation
+from mmccd_cli.translation import Cycle, MaskedTranslator, network_name
+
+FORMAT = 1
+INDEX = "bundle.json"
+TEMPLATE = "template.safetensors"
+CARD = "README.md"
+MAX_FILE_BYTES = 2 << 30
+MAX_INDEX_BYTES = 4 << 20
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """Where the template lies and how its images are stored.
+
+    Attributes:
+        affine: 16 numbers, row by row: voxel index to RAS+ mm; axis aligned, RAS+.
+        shape: Voxels along each axis.
+        space: Name of the space.
+    """
+
+    affine: tuple[float, ...]
+    shape: tuple[int, int, int]
+    space: str = "unknown"
+
+    def __post_init__(self) -> None:
+        if len(self.affine) != 16 or not all(1 <= n <= 1024 for n in self.shape):
+            raise ValueError("template.affine needs 16 numbers and template.shape 1..1024 voxels")
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """All of a bundle but its arrays.
+
+    Attributes:
+        name: Name of the bundle.
+        version: Version of these weights.
+        cycles: One cycle for each source modality.
+        unet: Architecture of the plain networks.
+        denoiser: Architecture of the masked conditional diffusion networks.
+        diffusion: Their noise schedule.
+        preprocessing: How scans become slices.
+        sampling: Default sampling.
+        scores: Calibrated score of each set of modalities and method, the preferred first.
+        template: Geometry of the training space.
+        training: Recipe and provenance of the training, for people.
+        calibration: How and on whom the scores were calibrated, for people.
+        licence: Licence of the weights.
+        intended_use: What the weights are for.
+    """
+
+    name: str
+    version: str
+    cycles: tuple[CycleConfig, ...]
+    unet: UNetConfig
+    denoiser: UNetConfig
+    diffusion: DiffusionConfig
+    preprocessing: PreprocessingConfig
+    sampling: SamplingConfig
+    scores: dict[str, tuple[ScoreConfig, ...]]
+    template: TemplateConfig
+    training: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    licence: str = "unknown"
+    intended_use: str = "Research use only."
+
+    def __post_init__(self) -> None:
+        sources = [cycle.source for cycle in self.cycles]
+        if not sources or len(set(sources)) != len(sources):
+            raise ValueError("a bundle needs cycles, one for each source modality")
+        for method, scores in self.scores.items():
+            if method not in ("mmccd", "cyclic-unet") or not scores:
+                raise ValueError(f"scores holds an unknown or empty method {method!r}")
+            for score in scores:
+                missing = sorted(set(score.sources) - set(sources))
+                if missing:
+                    raise ValueError(f"a score needs the cycle of {missing}, which is not there")
+
+
+@dataclass(frozen=True)
+class TemplateImages:
+    """The template's arrays.
+
+    Attributes:
+        images: Modality -> (I, J, K) float32, mean of normalised training images.
+        mask: (I, J, K) bool, its brain.
+        affine: (4, 4) float64, voxel index to RAS+ mm.
+    """
+
+    images: dict[str, NDArray[np.float32]]
+    mask: NDArray[np.bool_]
+    affine: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded and checked bundle.
+
+    Attributes:
+        config: Its configuration.
+        template: Its template.
+        sha256: Hash of `bundle.json`, which holds the hashes of all other files.
+        folder: Where it was loaded from.
+    """
+
+    config: BundleConfig
+    template: TemplateImages
+    sha256: str
+    folder: Path
+    files: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Modalities that the bundle has a cycle for."""
+        return tuple(cycle.source for cycle in self.config.cycles)
+
+    def cycle(self, source: str, sampling: SamplingConfig, device: torch.device) -> Cycle:
+        """Load the networks of one source's cycle that a method needs.
+
+        Args:
+            source: The source modality.
+            sampling: Method and number of steps.
+            device: Where the networks go.
+
+        Raises:
+            WeightsError: The bundle has no such cycle or network, or a file is damaged.
+        """
+        config = next((c for c in self.config.cycles if c.source == source), None)
+        if config is None:
+            raise WeightsError(
+                f"the bundle {self.config.name} has no cycle for {source}",
+                cause=f"it has cycles for {', '.join(self.sources)}",
+            )
+        backward = self._network("unet", config.target, source, device)
+        if sampling.method == "cyclic-unet":
+            return Cycle(backward, forward=self._network("unet", source, config.target, device))
+        denoiser = self._network("diffusion", source, config.target, device)
+        schedule = Schedule.from_config(self.config.diffusion)
+        translator = MaskedTranslator(denoiser, schedule, sampling.num_inference_steps)
+        return Cycle(backward, imagine=translator)
+
+    def _network(self, kind: str, source: str, target: str, device: torch.device) -> UNet:
+        name = network_name(kind, source, target)
+        file = f"{name}.safetensors"
+        if file not in self.files:
+            raise WeightsError(f"the bundle {self.config.name} has no network {name}")
+        architecture = self.config.denoiser if kind == "diffusion" else self.config.unet
+        raw = _read_checked(self.folder, file, self.files[file])
+        network = UNet(architecture)
+        _load_strictly(network, raw, self.folder / file)
+        return network.eval().to(device, memory_format=torch.channels_last)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read a bundle's configuration and template; networks are read when a cycle is asked for.
+
+    Raises:
+        WeightsError: Not a bundle, or any of its parts is damaged, unknown or contradictory.
+    """
+    raw = _read_index(folder)
+    try:
+        document = json.loads(raw)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        files = _check_files(document.get("files"))
+        config = from_dict(BundleConfig, document.get("bundle"), where="bundle")
+        _check_architectures(config)
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+        raise _not_a_bundle(folder, str(error)) from error
+    if TEMPLATE not in files:
+        raise _not_a_bundle(folder, "it has no template")
+    template = _load_template(folder, files[TEMPLATE], config.template)
+    return Bundle(config, template, hashlib.sha256(raw).hexdigest(), folder, files)
+
+
+def verify_bundle(bundle: Bundle) -> None:
+    """Read every file of a bundle and compare size, hash and network shapes.
+
+    Raises:
+        WeightsError: The first file that does not fit.
+    """
+    for name, entry in bundle.files.items():
+        raw = _read_checked(bundle.folder, name, entry)
+        if name.endswith((".unet.safetensors", ".diffusion.safetensors")):
+            kind = name.split(".")[-2]
+            config = bundle.config.denoiser if kind == "diffusion" else bundle.config.unet
+            _load_strictly(UNet(config), raw, bundle.folder / name)
+
+
+def save_bundle(
+    folder: Path,
+    config: BundleConfig,
+    template: TemplateImages,
+    networks: dict[str, dict[str, Tensor]],
+    card: str,
+    *,
+    half_precision: bool = True,
+) -> None:
+    """Write a bundle, all of it or nothing.
+
+    Args:
+        folder: Where to write; created where missing.
+        config: The configuration.
+        template: The template.
+        networks: Network name -> weights.
+        card: The model card, Markdown.
+        half_precision: Whether weights are stored as float16.
+    """
+    contents: dict[str, bytes] = {
+        f"{name}.safetensors": save_tensors(
+            {
+                key: (value.half() if half_precision else value.float()).contiguous()
+                for key, value in weights.items()
+            }
+        )
+        for name, weights in networks.items()
+    }
+    quantisation = Quantisation()
+    arrays = {name: quantisation.encode(image) for name, image in template.images.items()}
+    arrays["mask"] = template.mask.astype(np.uint8)
+    contents[TEMPLATE] = save_arrays(arrays)
+    contents[CARD] = card.encode()
+    write_index(folder, config, contents)
+
+
+def write_index(folder: Path, config: BundleConfig, contents: dict[str, bytes]) -> None:
+    """Write files of a bundle together with an index that lists them and only them."""
+    files = {
+        name: {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+        for name, raw in sorted(contents.items())
+    }
+    document = {"format": FORMAT, "bundle": to_dict(config), "files": files}
+    index = (json.dumps(document, indent=1) + "\n").encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {folder / name: raw for name, raw in contents.items()}
+    write_all_atomically({**paths, folder / INDEX: index})
+
+
+def rewrite_bundle(bundle: Bundle, config: BundleConfig, card: str) -> None:
+    """Replace configuration and model card of a bundle, keeping networks and template."""
+    kept = [name for name in bundle.files if name != CARD]
+    contents = {name: _read_checked(bundle.folder, name, bundle.files[name]) for name in kept}
+    write_index(bundle.folder, config, {**contents, CARD: card.encode()})
+
+
+def _read_index(folder: Path) -> bytes:
+    path = folder / INDEX
+    try:
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            raise _not_a_bundle(folder, f"{INDEX} is larger than {MAX_INDEX_BYTES} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise _not_a_bundle(folder, f"{INDEX} cannot be read: {error.strerror}") from error
+
+
+def _check_files(files: Any) -> dict[str, dict[str, Any]]:
+    """Check names, sizes and hashes of the list of files."""
+    if not isinstance(files, dict):
+        raise ValueError("files must be an object")
+    for name, entry in files.items():
+        if not _FILE_NAME.fullmatch(name) or name == INDEX:
+            raise ValueError(f"{name!r} is not a file name within the bundle")
+        if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
+            raise ValueError(f"{name} needs exactly a sha256 and a size")
+        size, digest = entry["size"], entry["sha256"]
+        if type(size) is not int or not 0 <= size <= MAX_FILE_BYTES:
+            raise ValueError(f"the size of {name} is out of range")
+        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ValueError(f"the sha256 of {name} is not one")
+    return files
+
+
+def _check_architectures(config: BundleConfig) -> None:
+    """Refuse architectures that could not be theirs or would exhaust the memory."""
+    for unet, channels, timed in ((config.unet, 1, False), (config.denoiser, 2, True)):
+        if (unet.in_channels, unet.out_channels, unet.time_conditioned) != (channels, 1, timed):
+            raise ValueError(f"a network of {channels} input channels has the wrong shape")
+        widest = unet.base_channels * max(unet.channel_multipliers)
+        if widest > 4096 or unet.residual_blocks > 16 or len(unet.channel_multipliers) > 8:
+            raise ValueError("an architecture is too large")
+
+
+def _read_checked(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
+    path = folder / name
+    try:
+        size = path.stat().st_size
+        raw = path.read_bytes() if size == entry["size"] else b""
+    except OSError as error:
+        raise WeightsError(
+            f"cannot read {path}",
+            cause=str(error.strerror),
+            next_step="run `mmccd weights verify`, then download or copy the bundle again",
+        ) from error
+    found = hashlib.sha256(raw).hexdigest() if raw or size == 0 else f"a file of {size} bytes"
+    if found != entry["sha256"]:
+        raise WeightsError(
+            f"{path} is not the file that its bundle lists",
+            cause=f"expected SHA-256 {entry['sha256']} ({entry['size']} bytes), found {found}",
+            next_step="download or copy the bundle again",
+        )
+    return raw
+
+
+def _load_strictly(network: UNet, raw: bytes, path: Path) -> None:
+    """Load weights of exactly the network's names and shapes, all finite."""
+    try:
+        tensors = load_tensors(raw)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{path} is not a safetensors file", cause=str(error)) from error
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found:
+        different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+        raise WeightsError(
+            f"{path} does not fit the architecture of its bundle",
+            cause=f"missing, unknown or of another shape: {', '.join(different[:4])}",
+        )
+    if any(not t.is_floating_point() or not bool(t.isfinite().all()) for t in tensors.values()):
+        raise WeightsError(f"{path} holds weights that are not finite numbers")
+    network.load_state_dict({name: value.float() for name, value in tensors.items()})
+
+
+def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) -> TemplateImages:
+    raw = _read_checked(folder, TEMPLATE, entry)
+    try:
+        arrays = load_arrays(raw)
+        mask = arrays.pop("mask").astype(bool)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _not_a_bundle(folder, f"its template cannot be read: {error}") from error
+    affine = np.array(config.affine, dtype=np.float64).reshape(4, 4)
+    spacing = np.diag(affine)[:3]
+    straight = np.allclose(affine[:3, :3], np.diag(spacing)) and bool((spacing > 0.05).all())
+    fits = all(a.shape == config.shape and a.dtype == np.uint8 for a in arrays.values())
+    if not straight or mask.shape != config.shape or not fits or not arrays or not mask.any():
+        raise _not_a_bundle(folder, "its template's arrays do not fit its geometry")
+    quantisation = Quantisation()
+    images = {
+        name: (levels.astype(np.float32) * quantisation.step + quantisation.minimum).astype(
+            np.float32
+        )
+        for name, levels in arrays.items()
+    }
+    if not math.isfinite(float(np.abs(affine).sum())):
+        raise _not_a_bundle(folder, "its template's affine is not finite")
+    return TemplateImages(images, mask, affine)
+
+
+def _not_a_bundle(folder: Path, cause: str) -> WeightsError:
+    return WeightsError(
+        f"{folder} is not a usable mmccd bundle",
+        cause=cause,
+        next_step="run `mmccd weights list` to see what can be used",
+    )
