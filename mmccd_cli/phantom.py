@@ -236,8 +236,8 @@ class _RandomField:
 
     def __init__(self, rng: np.random.Generator, scale_mm: float) -> None:
         self.step_mm = np.float32(min(2.0, scale_mm / 1.6))
-        size = (2 * 100 / self.step_mm * np.ones(3)).astype(int)
-        noise = rng.standard_normal(tuple(size), dtype=np.float32)
+        # It repeats after 96 steps: 192 mm, or less for fine fields, where nobody sees it.
+        noise = rng.standard_normal((96, 96, 96), dtype=np.float32)
         values = ndimage.gaussian_filter(noise, scale_mm / self.step_mm, mode="wrap")
         self.values = (values - values.mean()) / values.std()
 
