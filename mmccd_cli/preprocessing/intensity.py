@@ -1,0 +1,76 @@
+"""Intensities that mean the same in every scan, whatever its scanner and its lesions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli.config import IntensityConfig
+from mmccd_cli.errors import DataError
+
+_MAD_PERCENTILE = 68.0  # of a normal distribution, this percentile of |x - median| is sigma
+_PUBLISHED_PERCENTILE = 90.0
+_MIN_VOXELS = 10
+
+
+@dataclass(frozen=True)
+class IntensityScale:
+    """The linear map that normalised a scan: `(value - center) / width`.
+
+    Args:
+        center: The input value that becomes 0.
+        width: The input difference that becomes 1.
+    """
+
+    center: float
+    width: float
+
+
+def normalise(
+    data: NDArray[np.floating], mask: NDArray[np.bool_], settings: IntensityConfig
+) -> tuple[NDArray[np.float32], IntensityScale]:
+    """Rescale a scan by robust statistics of the voxels in a mask.
+
+    Median and median deviation move little when a lesion covers a part of the brain: with a
+    lesion of 15 % of the brain's volume, tissue shifts by about 0.2 deviations.
+
+    Args:
+        data: Values of any shape and unit.
+        mask: bool, same shape; where there is brain that was imaged.
+        settings: Method, scale, clipping and background.
+
+    Returns:
+        float32 array of the same shape, `settings.background` outside the mask, and the scale.
+
+    Raises:
+        DataError: The mask is (nearly) empty or the values in it are constant.
+
+    Source: "percentile" is (I - u/2) / u * 6 of the paper; u is taken inside the brain mask,
+        where the published code takes it where the image is positive.
+    """
+    values = data[mask]
+    if values.size < _MIN_VOXELS:
+        raise DataError(f"Only {values.size} voxels of brain are left to normalise intensities.")
+    center, width = _statistics(values, settings.method)
+    if not (np.isfinite(width) and width > 0):
+        raise DataError(
+            "The image has no contrast inside the brain.",
+            cause="Most of its brain voxels have one and the same value.",
+        )
+    scale = IntensityScale(center, width / settings.scale)
+    values = (values.astype(np.float32) - np.float32(scale.center)) / np.float32(scale.width)
+    if settings.clip is not None:
+        np.clip(values, -settings.clip, settings.clip, out=values)
+    normalised = np.full(data.shape, settings.background, dtype=np.float32)
+    normalised[mask] = values
+    return normalised, scale
+
+
+def _statistics(values: NDArray[np.floating], method: str) -> tuple[float, float]:
+    if method == "percentile":
+        upper = float(np.percentile(values, _PUBLISHED_PERCENTILE))
+        return upper / 2, upper / 6
+    center = float(np.median(values))
+    return center, float(np.percentile(np.abs(values - center), _MAD_PERCENTILE))
