@@ -41,7 +41,7 @@ from mmccd_cli.config import (
     to_dict,
 )
 from mmccd_cli.diffusion import Schedule
-from mmccd_cli.errors import WeightsError
+from mmccd_cli.errors import DataError, WeightsError
 from mmccd_cli.files import write_all_atomically
 from mmccd_cli.networks import UNet
 from mmccd_cli.shards import Quantisation
@@ -138,6 +138,12 @@ class TemplateImages:
     mask: NDArray[np.bool_]
     affine: NDArray[np.float64]
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along each axis."""
+        x, y, z = np.diag(self.affine)[:3]
+        return float(x), float(y), float(z)
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -160,6 +166,23 @@ class Bundle:
     def sources(self) -> tuple[str, ...]:
         """Modalities that the bundle has a cycle for."""
         return tuple(cycle.source for cycle in self.config.cycles)
+
+    def choose_score(self, method: str, modalities: tuple[str, ...]) -> ScoreConfig:
+        """The first calibrated score of a method that fits the modalities at hand.
+
+        Raises:
+            DataError: There is none for them.
+        """
+        scores = self.config.scores.get(method, ())
+        for candidate in scores:
+            if set(candidate.modalities) <= set(modalities):
+                return candidate
+        known = " or ".join("+".join(c.modalities) for c in scores) or "nothing"
+        raise DataError(
+            f"the modalities {', '.join(modalities) or '(none)'} do not suffice",
+            cause=f"the bundle {self.config.name} is calibrated for {known}",
+            next_step="add one of these modalities, or choose other --weights",
+        )
 
     def cycle(self, source: str, sampling: SamplingConfig, device: torch.device) -> Cycle:
         """Load the networks of one source's cycle that a method needs.

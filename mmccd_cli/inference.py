@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from mmccd_cli.errors import ComputeError
 from mmccd_cli.translation import Cycle
 
 Residual = Literal["signed", "absolute", "squared"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,7 @@ def _noise(numbers: Tensor, masks: Tensor, shape: torch.Size, seed: int) -> Tens
     return noise
 
 
-def run_within_memory(
-    compute: Callable[[Execution], Tensor | tuple[Tensor, Tensor]], execution: Execution
-) -> Tensor | tuple[Tensor, Tensor]:
+def run_within_memory(compute: Callable[[Execution], Result], execution: Execution) -> Result:
     """Run, halving the batch as long as the device's memory does not suffice.
 
     Raises:

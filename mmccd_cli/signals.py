@@ -1,0 +1,196 @@
+"""From a subject in template space to its signals: cycle residuals and normalised images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmccd_cli.anomaly import score
+from mmccd_cli.bundle import Bundle
+from mmccd_cli.config import CycleConfig, SamplingConfig, ScoreConfig
+from mmccd_cli.devices import choose_batch_size
+from mmccd_cli.inference import (
+    Execution,
+    Work,
+    band_work,
+    masked_residual,
+    plain_residual,
+    run_within_memory,
+    suspicion_work,
+)
+from mmccd_cli.slices import SliceStack, from_slices, to_slices
+from mmccd_cli.translation import Cycle
+
+SUSPICION_MARGIN_PX = 2
+"""How far a suspected region is grown before the second pass hides it."""
+
+
+class SignalModel:
+    """The networks of a bundle on a device; each cycle is loaded when first needed.
+
+    Args:
+        bundle: The weights.
+        sampling: How slices are imagined.
+        device: Where.
+        batch_size: Slices a pass; None chooses by free memory.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        sampling: SamplingConfig,
+        device: torch.device,
+        batch_size: int | None = None,
+    ) -> None:
+        self.bundle, self.sampling = bundle, sampling
+        self.device, self.batch_size = device, batch_size
+        self._cycles: dict[str, Cycle] = {}
+
+    def signals(
+        self,
+        images: Mapping[str, NDArray[np.float32]],
+        brain: NDArray[np.bool_],
+        config: ScoreConfig,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Compute what a score combines.
+
+        Args:
+            images: Modality -> (I, J, K) normalised, on the template grid.
+            brain: (I, J, K) bool.
+            config: Says which signals are wanted.
+            advance: Called with the pairs of slice and band done, and their number in all.
+
+        Returns:
+            "intensity:M" for every modality of the score and "cycle:S" for every source:
+            (I, J, K) float32 in robust standard deviations, 0 outside the brain.
+        """
+        scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
+        values = {
+            f"intensity:{modality}": np.where(brain, images[modality] / scale, np.float32(0))
+            for modality in config.modalities
+        }
+        runs = [self._run(source, images[source], brain, config) for source in config.sources]
+        total, done = sum(run.count for run in runs), 0
+
+        def count(pairs: int) -> None:
+            nonlocal done
+            done += pairs
+            advance(done, total)
+
+        for run in runs:
+            values[f"cycle:{run.settings.source}"] = run.first_pass(count)
+        if self.sampling.second_pass and self.sampling.method == "mmccd":
+            scored = score(values, brain, self.bundle.template.spacing_mm, config)
+            suspected = to_slices(
+                (scored.values > scored.threshold).astype(np.float32), brain, multiple=self._stride
+            )
+            for run in runs:
+                name = f"cycle:{run.settings.source}"
+                values[name] = run.second_pass(values[name], suspected.data > 0.5)
+        return values
+
+    @property
+    def _stride(self) -> int:
+        """Multiple that slices must have for every network of the bundle."""
+        return int(np.lcm(self.bundle.config.unet.stride, self.bundle.config.denoiser.stride))
+
+    def _run(
+        self,
+        source: str,
+        image: NDArray[np.float32],
+        brain: NDArray[np.bool_],
+        config: ScoreConfig,
+    ) -> _CycleRun:
+        bundle = self.bundle.config
+        if source not in self._cycles:
+            self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
+        background = bundle.preprocessing.intensity.background
+        stack = to_slices(image, brain, multiple=self._stride, fill=background)
+        batch = self.batch_size or choose_batch_size(
+            self.device, int(np.prod(stack.data.shape[-2:])), bundle.denoiser.base_channels
+        )
+        precision = torch.bfloat16 if self.device.type == "cuda" else None
+        return _CycleRun(
+            settings=next(c for c in bundle.cycles if c.source == source),
+            networks=self._cycles[source],
+            stack=stack,
+            sampling=self.sampling,
+            config=config,
+            execution=Execution(self.device, batch, precision),
+            scale=bundle.preprocessing.intensity.scale,
+        )
+
+
+@dataclass(frozen=True)
+class _CycleRun:
+    """One source's cycle over one subject."""
+
+    settings: CycleConfig
+    networks: Cycle
+    stack: SliceStack
+    sampling: SamplingConfig
+    config: ScoreConfig
+    execution: Execution
+    scale: float
+
+    @property
+    def count(self) -> int:
+        """Pairs of slice and band (or slices) of the first pass."""
+        if self.sampling.method == "cyclic-unet":
+            return len(self.stack)
+        return len(band_work(torch.from_numpy(self.stack.brain), self.sampling).pairs)
+
+    def first_pass(self, advance: Callable[[int], None]) -> NDArray[np.float32]:
+        """The residual of every voxel."""
+        execution = replace(self.execution, advance=advance)
+        if self.sampling.method == "mmccd":
+            work = band_work(torch.from_numpy(self.stack.brain), self.sampling)
+            total, count = self._masked(work, execution)
+            return self._to_volume(total / count.clamp_min(1))
+        x, kind = torch.from_numpy(self.stack.data), self.config.residual
+        return self._to_volume(
+            run_within_memory(
+                lambda e: plain_residual(x, self.networks, residual=kind, execution=e), execution
+            )
+        )
+
+    def second_pass(
+        self, first: NDArray[np.float32], suspected: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """The residual again where the first pass was suspicious, with all of that hidden."""
+        window = 2 * SUSPICION_MARGIN_PX + 1
+        marks = torch.from_numpy(suspected).float()
+        hidden = F.max_pool2d(marks, window, stride=1, padding=SUSPICION_MARGIN_PX) > 0
+        hidden &= torch.from_numpy(self.stack.brain)
+        total, count = self._masked(suspicion_work(hidden), self.execution)
+        again = self._to_volume(total / count.clamp_min(1))
+        return np.where(from_slices(count.numpy(), self.stack) > 0, again, first)
+
+    def _masked(self, work: Work, execution: Execution) -> tuple[Tensor, Tensor]:
+        x, numbers = torch.from_numpy(self.stack.data), torch.from_numpy(self.stack.levels)
+        return run_within_memory(
+            lambda e: masked_residual(
+                x,
+                numbers,
+                work,
+                self.networks,
+                seed=self.sampling.seed,
+                residual=self.config.residual,
+                execution=e,
+            ),
+            execution,
+        )
+
+    def _to_volume(self, residual: Tensor) -> NDArray[np.float32]:
+        """(I, J, K) in robust standard deviations, positive where anomalous."""
+        values = residual.numpy() / np.float32(self.scale)
+        if self.config.residual == "signed" and self.settings.sign:
+            values = values * np.float32(self.settings.sign)
+        return from_slices(np.where(self.stack.brain, values, np.float32(0)), self.stack)
