@@ -404,12 +404,7 @@ def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) 
     if not straight or mask.shape != config.shape or not fits or not arrays or not mask.any():
         raise _not_a_bundle(folder, "its template's arrays do not fit its geometry")
     quantisation = Quantisation()
-    images = {
-        name: (levels.astype(np.float32) * quantisation.step + quantisation.minimum).astype(
-            np.float32
-        )
-        for name, levels in arrays.items()
-    }
+    images = {name: quantisation.decode(levels) for name, levels in arrays.items()}
     if not math.isfinite(float(np.abs(affine).sum())):
         raise _not_a_bundle(folder, "its template's affine is not finite")
     return TemplateImages(images, mask, affine)

@@ -3,6 +3,7 @@
 | file                    | holds                                                              |
 |-------------------------|--------------------------------------------------------------------|
 | `dataset.json`          | format, grid, quantisation, modalities, subjects, split, provenance |
+| `template.safetensors`  | mean image a modality (I, J, K) uint8, and `mask`                  |
 | `SUBJECT.safetensors`   | each modality (K, H, W) uint8; `brain`, `lesion` (K, H, W) uint8 0/1 |
 
 Slices are axial, rows along the template's first axis (left to right), columns along its second.
@@ -25,6 +26,7 @@ from mmccd_cli.errors import DataError
 
 FORMAT = 1
 INDEX = "dataset.json"
+TEMPLATE = "template.safetensors"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,10 @@ class Quantisation:
     def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Round values to levels; what lies beyond the range takes the last level."""
         return np.clip(np.rint((values - self.minimum) / self.step), 0, 255).astype(np.uint8)
+
+    def decode(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turn levels into values."""
+        return (levels * np.float32(self.step) + np.float32(self.minimum)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,36 @@ def read_shard(folder: Path, subject: str) -> SubjectShard:
             next_step="run `mmccd prepare` again",
         ) from error
     return SubjectShard(tensors, brain, lesion)
+
+
+def write_template(
+    folder: Path, images: dict[str, NDArray[np.float32]], mask: NDArray[np.bool_]
+) -> None:
+    """Write the template that the slices lie in, quantised like them."""
+    quantisation = Quantisation()
+    arrays = {name: quantisation.encode(image) for name, image in images.items()}
+    part = folder / f".{TEMPLATE}.part"
+    save_file({**arrays, "mask": mask.astype(np.uint8)}, part)
+    part.replace(folder / TEMPLATE)
+
+
+def read_template(folder: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
+    """Read the template's images (I, J, K) float32 and its brain mask.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    quantisation = Quantisation()
+    try:
+        arrays = load_file(folder / TEMPLATE)
+        mask = arrays.pop("mask").astype(bool)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(
+            f"cannot read the template in {folder}",
+            cause=str(error),
+            next_step="run `mmccd prepare` again",
+        ) from error
+    return {name: quantisation.decode(levels) for name, levels in arrays.items()}, mask
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
