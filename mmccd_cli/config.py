@@ -332,6 +332,8 @@ def from_dict(cls: type[T], values: Any, *, where: str = "config") -> T:
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Check one JSON value against its type hint and convert lists to tuples."""
+    if hint is Any:
+        return value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where=where)

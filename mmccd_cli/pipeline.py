@@ -183,6 +183,9 @@ class Segmenter:
         clock.seconds.update(prepared.seconds)
         with clock.stage("inference"):
             values = self._model.signals(prepared.images, prepared.brain, config, advance)
+        for name, signal in values.items():
+            # What a modality does not show is no evidence, neither bright nor dark.
+            signal[~prepared.covered[name.partition(":")[2]]] = 0.0
         return Signals(values, prepared)
 
     def score(self, signals: Signals, config: ScoreConfig) -> Score:

@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 from mmccd_cli import __version__
 from mmccd_cli.bundle import BundleConfig, TemplateConfig, TemplateImages, save_bundle
-from mmccd_cli.config import ScoreConfig, PreprocessingConfig, from_dict, to_dict
+from mmccd_cli.config import PreprocessingConfig, ScoreConfig, from_dict, to_dict
 from mmccd_cli.datasets import load_dataset
 from mmccd_cli.devices import choose_device
 from mmccd_cli.errors import DataError

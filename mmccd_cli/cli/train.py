@@ -1,0 +1,286 @@
+"""`mmccd prepare` and `mmccd train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmccd_cli.cli import options
+from mmccd_cli.cli.console import Console, Progress, command
+from mmccd_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmccd_cli.recipes import Recipe
+
+DATA_KINDS = ("brats2021", "brats", "folder")
+
+DataKind = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="brats2021|brats|folder",
+        help="What the data set is: BraTS of any year, or a folder of healthy subjects.",
+    ),
+]
+DataDir = Annotated[
+    Path | None, typer.Option(help="Folder with one folder for each subject.", show_default=False)
+]
+PresetName = Annotated[
+    str, typer.Option("--preset", metavar="compact|paper", help="Which recipe to train.")
+]
+Split = Annotated[
+    Path | None,
+    typer.Option(
+        help='JSON file: {"train": [ids], "val": [ids]}. By default drawn from the ids.',
+        show_default=False,
+    ),
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first subject that cannot be used.")
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WEIGHTS",
+        help="Register every subject to this bundle's template. "
+        "By default subjects are trusted to share a space, as those of BraTS do.",
+        show_default=False,
+    ),
+]
+
+
+@command
+def prepare(
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Folder for the slices.")] = Path("prepared"),
+    data: DataKind = "brats2021",
+    preset: PresetName = "compact",
+    split: Split = None,
+    template: Template = None,
+    strict: Strict = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Turn a data set into slices that `train` reads without any image library."""
+    console = Console(-1 if quiet else verbose)
+    with console.computing(), console.progress() as progress:
+        _prepare(data_dir, out, data, _recipe(preset), split, template, strict, console, progress)
+
+
+@command
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle.", show_default=False)],
+    data: DataKind = "brats2021",
+    data_dir: DataDir = None,
+    prepared: Annotated[
+        Path | None,
+        typer.Option(help="Slices from `prepare`, instead of --data-dir.", show_default=False),
+    ] = None,
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoints and logs; by default OUT.work.", show_default=False),
+    ] = None,
+    preset: PresetName = "compact",
+    split: Split = None,
+    template: Template = None,
+    strict: Strict = False,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Train only this network (repeatable), to spread them over machines.",
+            show_default=False,
+        ),
+    ] = None,
+    iterations: Annotated[
+        int | None, typer.Option(help="Steps of each network.", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Slices a step, over all processes.", show_default=False)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed.", show_default=False)] = None,
+    device: options.Device = "auto",
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Arithmetic.")] = "auto",
+    threads: options.Threads = "auto",
+    calibrate_on: Annotated[
+        str, typer.Option(help="Split to calibrate on; `none` leaves the scores uncalibrated.")
+    ] = "train",
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "research use only",
+    about_data: Annotated[
+        str, typer.Option(help="A sentence on the data, for the model card.", show_default=False)
+    ] = "",
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Train all networks of a bundle, resuming where an earlier run stopped, and calibrate it.
+
+    Runs in several processes under `torchrun`.
+    """
+    console = Console(-1 if quiet else verbose)
+    work = work or out.with_name(out.name + ".work")
+    _check_train(out, data_dir, prepared, precision, force)
+    recipe = _changed(
+        _recipe(preset),
+        iterations=iterations,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    with console.computing(), console.progress() as progress:
+        import torch
+
+        from mmccd_cli.devices import available_threads
+        from mmccd_cli.train_bundle import make_runtime, train_networks
+
+        torch.set_num_threads(options.parse_count(threads, "--threads") or available_threads())
+        shards = prepared or work / "slices"
+        runtime = make_runtime(device, precision)
+        if prepared is None and not (shards / "dataset.json").exists() and runtime.rank == 0:
+            _prepare(data_dir, shards, data, recipe, split, template, strict, console, progress)
+        runtime.barrier()
+        networks = train_networks(
+            shards, work, recipe, runtime, only=network, report=_reporter(console, progress)
+        )
+        if runtime.rank:
+            return
+        if network:
+            console.info(f"Trained {', '.join(networks)}; checkpoints are in {work}.")
+            return
+        _write(shards, out, recipe, networks, version, licence, about_data)
+        if calibrate_on != "none":
+            _calibrate(out, shards, calibrate_on, runtime.device, console, progress)
+        console.info(f"Wrote {out}. Use it: mmccd segment SUBJECT --weights {out} --out map.nii.gz")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("prepare")(prepare)
+    app.command("train")(train)
+
+
+def _recipe(name: str) -> Recipe:
+    from mmccd_cli.recipes import RECIPES
+
+    if name not in RECIPES:
+        raise UsageError(
+            f"--preset {name} is not known.", next_step=f"Use --preset {' or '.join(RECIPES)}."
+        )
+    return RECIPES[name]
+
+
+def _changed(recipe: Recipe, **changes: Any) -> Recipe:
+    from dataclasses import replace
+
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    try:
+        return replace(recipe, training=replace(recipe.training, **wanted))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_train(
+    out: Path, data_dir: Path | None, prepared: Path | None, precision: str, force: bool
+) -> None:
+    if (data_dir is None) == (prepared is None):
+        raise UsageError(
+            "Give either --data-dir or --prepared.",
+            next_step="mmccd train --data brats2021 --data-dir DIR --out weights/NAME",
+        )
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"--precision {precision} is not known.", next_step="Use fp32 or bf16.")
+    if (out / "bundle.json").exists() and not force:
+        raise UsageError(f"{out} holds a bundle already.", next_step="Use --force to replace it.")
+
+
+def _prepare(
+    data_dir: Path | None,
+    out: Path,
+    data: str,
+    recipe: Recipe,
+    split: Path | None,
+    template: str | None,
+    strict: bool,
+    console: Console,
+    progress: Progress,
+) -> None:
+    from mmccd_cli.prepare import PrepareSettings, prepare_dataset, read_split
+
+    if data not in DATA_KINDS:
+        raise UsageError(f"--data {data} is not known.", next_step=f"Use {', '.join(DATA_KINDS)}.")
+    if data_dir is None:
+        raise UsageError("--data-dir is missing.", next_step="Give the folder of the subjects.")
+    settings = PrepareSettings(
+        spacing_mm=recipe.spacing_mm,
+        preprocessing=recipe.preprocessing,
+        require_segmentation=data != "folder",
+        strict=strict,
+    )
+    progress.begin("preparing slices")
+    result = prepare_dataset(
+        data_dir,
+        out,
+        settings,
+        split=read_split(split) if split else None,
+        template=_template(template),
+        report=lambda subject, done, total: progress.advance(done, total),
+    )
+    for name, reason in result.skipped:
+        console.note(f"{name} was left out: {reason}")
+    console.info(f"Prepared {len(result.subjects)} subjects in {out}.")
+
+
+def _template(weights: str | None) -> Any:
+    if weights is None:
+        return None
+    from mmccd_cli.bundle import load_bundle
+    from mmccd_cli.preprocessing.prepare_subject import Template
+    from mmccd_cli.weights import resolve_weights
+
+    template = load_bundle(resolve_weights(weights)).template
+    return Template(template.images, template.mask, template.affine)
+
+
+def _reporter(console: Console, progress: Progress) -> Any:
+    def report(state: Any) -> None:
+        progress.begin(f"{state.network}: loss {state.loss:.4f}")
+        progress.advance(state.iteration, state.iterations)
+        console.detail(
+            f"{state.network} {state.iteration}/{state.iterations}: loss {state.loss:.4f}, "
+            f"{state.seconds_left / 60:.0f} min left"
+        )
+
+    return report
+
+
+def _write(
+    shards: Path,
+    out: Path,
+    recipe: Recipe,
+    networks: dict[str, Any],
+    version: str,
+    licence: str,
+    about_data: str,
+) -> None:
+    from mmccd_cli.train_bundle import BundleText, write_bundle
+
+    text = BundleText(out.name, version=version, licence=licence, data=about_data)
+    write_bundle(shards, out, recipe, networks, text)
+
+
+def _calibrate(
+    out: Path, shards: Path, split: str, device: Any, console: Console, progress: Progress
+) -> None:
+    from mmccd_cli.bundle import load_bundle, rewrite_bundle
+    from mmccd_cli.calibration import calibrate
+    from mmccd_cli.model_card import model_card
+
+    progress.begin("calibrating")
+    bundle = load_bundle(out)
+    config, _ = calibrate(bundle, shards, split=split, device=device, report=console.info)
+    rewrite_bundle(bundle, config, model_card(config))
