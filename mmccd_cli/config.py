@@ -11,6 +11,9 @@ from mmccd_cli.modalities import MODALITIES
 
 T = TypeVar("T")
 
+MAX_SEED = 2**27
+"""Seeds lie below; the generator of every sample and slice is seeded with about 2^36 times that."""
+
 
 @dataclass(frozen=True)
 class IntensityConfig:
@@ -30,6 +33,7 @@ class IntensityConfig:
     background: float = -3.0
 
     def __post_init__(self) -> None:
+        _require_choices(self, "intensity")
         _require(self.scale > 0, "intensity.scale must be positive", self.scale)
         _require(self.clip is None or self.clip > 0, "intensity.clip must be positive", self.clip)
 
@@ -47,6 +51,9 @@ class PreprocessingConfig:
     intensity: IntensityConfig = field(default_factory=IntensityConfig)
     bias_correction: bool = False
     template_registration: Literal["affine", "rigid", "none"] = "affine"
+
+    def __post_init__(self) -> None:
+        _require_choices(self, "preprocessing")
 
 
 @dataclass(frozen=True)
@@ -87,11 +94,24 @@ class UNetConfig:
     pixel_unshuffle: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("in_channels", "out_channels", "base_channels", "residual_blocks"):
-            _require(getattr(self, name) >= 1, f"unet.{name} must be at least 1", getattr(self, name))
-        _require(bool(self.channel_multipliers), "unet.channel_multipliers is empty", None)
+        _require_choices(self, "unet")
+        _require_at_least(
+            self,
+            "unet",
+            in_channels=1,
+            out_channels=1,
+            base_channels=2,  # the time embedding needs a sine and a cosine
+            residual_blocks=1,
+            attention_heads=1,
+            norm_groups=1,
+            pixel_unshuffle=1,
+        )
+        _require(
+            bool(self.channel_multipliers) and min(self.channel_multipliers) >= 1,
+            "unet.channel_multipliers must be one or more numbers from 1 up",
+            self.channel_multipliers,
+        )
         _require(0 <= self.dropout < 1, "unet.dropout must lie in [0, 1)", self.dropout)
-        _require(self.pixel_unshuffle >= 1, "unet.pixel_unshuffle must be at least 1", None)
         levels = len(self.channel_multipliers)
         _require(
             all(self.base_channels * m % self.norm_groups == 0 for m in self.channel_multipliers),
@@ -102,6 +122,13 @@ class UNetConfig:
             all(0 <= level < levels for level in self.attention_levels),
             f"unet.attention_levels must lie in 0..{levels - 1}",
             self.attention_levels,
+        )
+        attending = [self.channel_multipliers[level] for level in self.attention_levels]
+        attending += [self.channel_multipliers[-1]] * self.middle_attention
+        _require(
+            all(self.base_channels * m % self.attention_heads == 0 for m in attending),
+            "unet.attention_heads must divide the channels of every level that attends",
+            self.attention_heads,
         )
 
     @property
@@ -127,7 +154,9 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         _require(self.num_train_timesteps >= 1, "diffusion.num_train_timesteps must be >= 1", None)
         _require(
-            0 < self.beta_start <= self.beta_end < 1, "diffusion betas must rise within (0, 1)", None
+            0 < self.beta_start <= self.beta_end < 1,
+            "diffusion betas must rise within (0, 1)",
+            None,
         )
 
 
@@ -154,12 +183,9 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(
-            self.num_inference_steps >= 1,
-            "sampling.num_inference_steps must be at least 1",
-            self.num_inference_steps,
-        )
-        _require(self.band_width >= 1, "sampling.band_width must be at least 1", self.band_width)
+        _require_choices(self, "sampling")
+        _require_at_least(self, "sampling", num_inference_steps=1, band_width=1)
+        _require_seed(self.seed, "sampling")
         _require(
             self.band_stride >= 1 and self.band_width % self.band_stride == 0,
             f"sampling.band_stride must divide the band width of {self.band_width}",
@@ -240,6 +266,18 @@ class ScoreConfig:
                 'a signal must be "cycle:M" or "intensity:M" with M among the modalities',
                 signal,
             )
+        _require(
+            any(weight != 0 for weight in self.weights.values()),
+            "score.weights needs a signal that counts",
+            self.weights,
+        )
+        _require_choices(self, "score")
+        _require_at_least(self, "score", median_mm=0, erosion_mm=0, otsu_weight=0, min_lesion_mm3=0)
+        _require(
+            0 <= self.min_fraction_of_largest <= 1,
+            "score.min_fraction_of_largest must lie in [0, 1]",
+            self.min_fraction_of_largest,
+        )
         _require(self.map_scale > 0, "score.map_scale must be positive", self.map_scale)
         _require(0 < self.threshold < 1, "score.threshold must lie in (0, 1)", self.threshold)
 
@@ -295,10 +333,27 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.iterations >= 1, "training.iterations must be at least 1", self.iterations)
-        _require(self.batch_size >= 1, "training.batch_size must be at least 1", self.batch_size)
+        _require_choices(self, "training")
+        _require_at_least(
+            self,
+            "training",
+            iterations=1,
+            batch_size=1,
+            warmup_iterations=0,
+            weight_decay=0,
+            gradient_clip=0,
+            lesion_dilation_mm=0,
+            band_width=1,
+            blob_radius_px=0,
+        )
+        _require_seed(self.seed, "training")
         _require(self.learning_rate > 0, "training.learning_rate must be positive", None)
         _require(0 <= self.ema_decay < 1, "training.ema_decay must lie in [0, 1)", self.ema_decay)
+        _require(
+            0 <= self.last_timestep_fraction <= 1,
+            "training.last_timestep_fraction must lie in [0, 1]",
+            self.last_timestep_fraction,
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -385,3 +440,22 @@ def _plain(value: Any) -> Any:
 def _require(condition: bool, message: str, value: Any) -> None:
     if not condition:
         raise ValueError(message if value is None else f"{message}, got {value!r}")
+
+
+def _require_at_least(config: Any, where: str, **limits: float) -> None:
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        _require(value >= limit, f"{where}.{name} must be at least {limit}", value)
+
+
+def _require_choices(config: Any, where: str) -> None:
+    """Check every field that allows certain words only."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            words, value = typing.get_args(hint), getattr(config, name)
+            _require(value in words, f"{where}.{name} must be one of {words}", value)
+
+
+def _require_seed(seed: int, where: str) -> None:
+    """Check that seeds derived from this one, for every slice, fit into 64 bits."""
+    _require(0 <= seed < MAX_SEED, f"{where}.seed must lie in 0..{MAX_SEED - 1}", seed)
