@@ -17,6 +17,13 @@ from mmccd_cli.postprocessing import (
     erode,
     median_filter_3d,
 )
+from mmccd_cli.thresholding import (
+    edge_candidates,
+    edge_profile,
+    edge_strength,
+    seeded,
+    strongest_edge,
+)
 
 
 @dataclass(frozen=True)
@@ -58,50 +65,77 @@ def score(
     region = erode(brain, config.erosion_mm, spacing_mm)
     values = median_filter_3d(raw, brain, config.median_mm, spacing_mm)
     values[~region] = 0.0
-    threshold = adaptive_threshold(
-        values[region], config.threshold_offset, otsu_weight=config.otsu_weight
+    return Score(values, region, _find_threshold(raw, values, region, brain, spacing_mm, config))
+
+
+def _find_threshold(
+    raw: FloatArray,
+    values: FloatArray,
+    region: BoolArray,
+    brain: BoolArray,
+    spacing_mm: Sequence[float],
+    config: ScoreConfig,
+) -> float:
+    if config.threshold_rule == "fixed":
+        return config.threshold_offset
+    if config.threshold_rule == "otsu":
+        return adaptive_threshold(
+            values[region], config.threshold_offset, otsu_weight=config.otsu_weight
+        )
+    candidates = edge_candidates(config.edge_low, config.edge_high)
+    profile = edge_profile(
+        values,
+        region,
+        edge_strength(raw, brain),
+        brain,
+        spacing_mm,
+        candidates,
+        seed_threshold=config.seed_threshold,
+        min_seed_mm3=config.min_seed_mm3,
+        min_fraction_of_largest=config.min_fraction_of_largest,
     )
-    return Score(values, region, threshold)
+    return strongest_edge(candidates, profile)
 
 
-def anomaly_map(values: FloatArray, threshold: float, scale: float) -> NDArray[np.float32]:
+def anomaly_map(
+    values: FloatArray, threshold: float, config: ScoreConfig
+) -> NDArray[np.float32]:
     """Bring a score to [0, 1], so that 0.5 means the scan's threshold in every scan.
 
     Args:
         values: (I, J, K), the score.
         threshold: The scan's threshold.
-        scale: Score units from 0.5 to 0.73.
+        config: Its `map_scale` is the score units from 0.5 to 0.73.
 
     Returns:
         (I, J, K) float32: 1 / (1 + exp(-(values - threshold) / scale)).
     """
-    exponent = np.clip((threshold - values) / scale, -60.0, 60.0)
+    exponent = np.clip((threshold - values) / config.map_scale, -60.0, 60.0)
     return (1.0 / (1.0 + np.exp(exponent))).astype(np.float32)
 
 
 def segment(
     values: NDArray[np.float32],
     spacing_mm: Sequence[float],
-    *,
-    threshold: float,
-    min_fraction_of_largest: float,
-    min_lesion_mm3: float,
-    fill_holes: bool,
+    scan_threshold: float,
+    config: ScoreConfig,
 ) -> BoolArray:
     """Threshold an anomaly map and clean the mask.
 
     Args:
-        values: (I, J, K) in [0, 1].
+        values: (I, J, K), the anomaly map in [0, 1].
         spacing_mm: Voxel size.
-        threshold: Voxels above it belong to the mask.
-        min_fraction_of_largest: Components need this share of the largest one's volume.
-        min_lesion_mm3: Components need this volume.
-        fill_holes: Whether holes are filled.
+        scan_threshold: The scan's threshold in score units, which the map was made with.
+        config: Threshold of the map, seeds, component sizes and holes.
     """
+    mask = values > config.threshold
+    if config.min_seed_mm3 > 0:
+        seed = anomaly_map(np.array(config.seed_threshold), scan_threshold, config)
+        mask = seeded(mask, values > seed, spacing_mm, min_seed_mm3=config.min_seed_mm3)
     return clean(
-        values > threshold,
+        mask,
         spacing_mm,
-        min_fraction_of_largest=min_fraction_of_largest,
-        min_volume_mm3=min_lesion_mm3,
-        holes=fill_holes,
+        min_fraction_of_largest=config.min_fraction_of_largest,
+        min_volume_mm3=config.min_lesion_mm3,
+        holes=config.fill_holes,
     )

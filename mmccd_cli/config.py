@@ -231,9 +231,15 @@ class ScoreConfig:
             "squared" (published) do not.
         median_mm: Edge of the 3-D median filter's box; 0 for none.
         erosion_mm: Rim of the brain that is left out.
-        threshold_offset: Constant of the scan's threshold, in score units.
-        otsu_weight: Share of Otsu's threshold over the brighter half of the brain's scores that
-            is added to the constant; 0 for one fixed threshold.
+        threshold_rule: How the scan's threshold is found: "fixed" takes `threshold_offset`; "otsu"
+            adds a share of Otsu's threshold over the brighter half of the brain's scores; "edge"
+            takes, between two bounds, the one whose contour runs along the strongest edges.
+        threshold_offset: Constant of the rules "fixed" and "otsu", in score units.
+        otsu_weight: Share of Otsu's threshold in the rule "otsu".
+        edge_low: Lowest threshold that the rule "edge" considers, in score units.
+        edge_high: Highest threshold that the rule "edge" considers.
+        seed_threshold: A component counts only where the score exceeds this, in score units,
+        min_seed_mm3: over at least this volume; 0 turns seeds off.
         map_scale: Score units over which the map rises from 0.5 (at the threshold) to 0.73.
         threshold: Value of the map above which a voxel belongs to the mask.
         min_fraction_of_largest: Components need this share of the largest one's volume.
@@ -246,8 +252,13 @@ class ScoreConfig:
     residual: Literal["signed", "absolute", "squared"] = "signed"
     median_mm: float = 6.0
     erosion_mm: float = 3.0
+    threshold_rule: Literal["fixed", "otsu", "edge"] = "edge"
     threshold_offset: float = 1.0
     otsu_weight: float = 0.5
+    edge_low: float = 0.8
+    edge_high: float = 2.0
+    seed_threshold: float = 2.4
+    min_seed_mm3: float = 80.0
     map_scale: float = 0.5
     threshold: float = 0.5
     min_fraction_of_largest: float = 0.2
@@ -279,6 +290,8 @@ class ScoreConfig:
             self.min_fraction_of_largest,
         )
         _require(self.map_scale > 0, "score.map_scale must be positive", self.map_scale)
+        _require(self.edge_low < self.edge_high, "score.edge_low must be below edge_high", None)
+        _require(self.min_seed_mm3 >= 0, "score.min_seed_mm3 must not be negative", None)
         _require(0 < self.threshold < 1, "score.threshold must lie in (0, 1)", self.threshold)
 
     @property

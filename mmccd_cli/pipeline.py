@@ -209,16 +209,9 @@ class Segmenter:
         final = replace(config, **chosen)
         with clock.stage("output_grid"):
             values = to_reference_grid(scored.values, prepared, "linear")
-            result = anomaly_map(values, scored.threshold, config.map_scale)
+            result = anomaly_map(values, scored.threshold, final)
             result[~brain] = 0.0
-            mask = segment(
-                result,
-                reference.spacing_mm,
-                threshold=final.threshold,
-                min_fraction_of_largest=final.min_fraction_of_largest,
-                min_lesion_mm3=final.min_lesion_mm3,
-                fill_holes=final.fill_holes,
-            )
+            mask = segment(result, reference.spacing_mm, scored.threshold, final)
             lesions = find_lesions(mask, result, reference.affine)
         settings = {
             "sampling": to_dict(self.sampling),
