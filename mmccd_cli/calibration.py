@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly import anomaly_map, score, segment
+from mmccd_cli.anomaly import anomaly_map, combine, score, segment
 from mmccd_cli.bundle import Bundle, BundleConfig
 from mmccd_cli.config import SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DataError
@@ -24,12 +24,17 @@ from mmccd_cli.modalities import MODALITIES
 from mmccd_cli.postprocessing import adaptive_threshold
 from mmccd_cli.shards import Quantisation, read_index, read_shard
 from mmccd_cli.signals import SignalModel
+from mmccd_cli.thresholding import edge_profile, edge_strength, strongest_edge
 
-OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 36))
-OTSU_WEIGHTS = (0.0, 0.5)
+THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(3, 36))
+OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
+EDGE_LOWS = tuple(round(0.1 * i, 1) for i in range(4, 17))
+EDGE_WIDTHS = (0.6, 0.8, 1.0, 1.2, 1.4, 1.8)
+SEED_THRESHOLDS = (1.6, 2.4, 3.2)
 MAP_SCALES = (0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 OTHER_CYCLE_WEIGHTS = (0.0, 0.25, 0.5)
-INTENSITY_WEIGHTS = (0.0, 0.25, 0.5)
+OWN_INTENSITY_WEIGHTS = (0.0, 0.5)
+T2W_INTENSITY_WEIGHTS = (0.0, 0.25)
 METHODS = ("mmccd", "cyclic-unet")
 MODALITY_SETS = (("FLAIR", "T2w", "T1w"), ("FLAIR", "T2w"), ("FLAIR",), ("T2w",), ("T1w",))
 
@@ -120,7 +125,9 @@ def calibrate(
                 f"{method:12s} {'+'.join(modalities):16s} Dice {row.dice:.3f}, "
                 f"left out {row.left_out_dice:.3f}"
             )
-        scores[method] = tuple(chosen)
+        # What does not gain by a further modality does not ask for it.
+        order = sorted(range(len(chosen)), key=lambda i: -rows[i - len(chosen)].left_out_dice)
+        scores[method] = tuple(chosen[i] for i in order)
     about = {
         "split": split,
         "subjects": [s.id for s in subjects],
@@ -172,31 +179,23 @@ def load_subjects(
 def choose_by_dice(
     subjects: Sequence[CalibrationSubject], modalities: tuple[str, ...], bundle: Bundle, method: str
 ) -> CalibrationRow:
-    """Try all combinations of weights and threshold rule; keep the best mean Dice left out."""
-    best: tuple[float, ScoreConfig, NDArray[np.float64]] | None = None
+    """Try all combinations of weights, seeds and threshold rules; keep the best Dice left out."""
+    best: tuple[float, float, ScoreConfig] | None = None
     trials = []
-    for weights in candidate_weights(modalities, bundle):
-        config = ScoreConfig(modalities=modalities, weights=weights)
-        for otsu_weight, dice in _dice_by_offset(subjects, bundle, config).items():
-            left_out = _left_out(dice)
-            mean = dice.mean(axis=0)
-            index = int(mean.argmax())
-            trials.append(
-                {
-                    "weights": weights,
-                    "otsu_weight": otsu_weight,
-                    "offset": OFFSETS[index],
-                    "dice": round(float(mean[index]), 4),
-                    "left_out_dice": round(left_out, 4),
-                }
-            )
+    seeds = (SEED_THRESHOLDS[1],) if "FLAIR" in modalities else SEED_THRESHOLDS
+    for weights, seed in itertools.product(candidate_weights(modalities, bundle), seeds):
+        config = ScoreConfig(modalities=modalities, weights=weights, seed_threshold=seed)
+        tables = [_table(subject, bundle, config) for subject in subjects]
+        for configs, dice in _rules(config, tables):
+            left_out, mean = _left_out(dice), dice.mean(axis=0)
+            chosen = configs[int(mean.argmax())]
+            trials.append(_describe_trial(chosen, float(mean.max()), left_out))
             if best is None or left_out > best[0]:
-                found = replace(config, threshold_offset=OFFSETS[index], otsu_weight=otsu_weight)
-                best = left_out, found, dice
+                best = left_out, float(mean.max()), chosen
     assert best is not None  # candidate_weights yields at least one
-    left_out, config, dice = best
+    left_out, dice_mean, config = best
     config = replace(config, map_scale=_choose_scale(subjects, bundle, config))
-    return CalibrationRow(method, config, float(dice.mean(axis=0).max()), left_out, trials)
+    return CalibrationRow(method, config, dice_mean, left_out, trials)
 
 
 def choose_by_budget(
@@ -216,34 +215,30 @@ def choose_by_budget(
         volumes = []
         for item in scored:
             threshold = adaptive_threshold(item.values[item.region], offset, otsu_weight=0.5)
-            volumes.append(float(_mask(item.values, threshold, spacing, config).sum()) * voxel_ml)
+            mask = _mask(item.values, threshold, spacing, config)
+            volumes.append(float(mask.sum()) * voxel_ml)
         if float(np.mean(volumes)) <= budget_ml:
             break
-    config = replace(config, threshold_offset=offset, otsu_weight=0.5)
+    config = replace(config, threshold_rule="otsu", threshold_offset=offset)
     trials = [{"weights": weights, "offset": offset, "false_positive_ml": float(np.mean(volumes))}]
     return CalibrationRow(method, config, float("nan"), float("nan"), trials)
 
 
 def candidate_weights(modalities: tuple[str, ...], bundle: Bundle) -> list[dict[str, float]]:
-    """Combinations of signals: the preferred source's cycle always counts 1."""
+    """Combinations of signals that use every modality; the first one's cycle always counts 1."""
     first = next(m for m in MODALITIES if m in modalities)
     signs = {c.source: c.sign or 1 for c in bundle.config.cycles}
-    names: list[str] = []
-    choices: list[tuple[float, ...]] = []
-    for modality in modalities:
-        if modality != first and modality in bundle.sources:
-            names.append(f"cycle:{modality}")
-            choices.append(OTHER_CYCLE_WEIGHTS)
-        # A modality's own intensity is worth most where its cycle is all there is.
-        if modality == first or modality == "T2w":
-            names.append(f"intensity:{modality}")
-            choices.append(tuple(w * signs.get(modality, 1) for w in INTENSITY_WEIGHTS))
+    choices: dict[str, tuple[float, ...]] = {
+        f"cycle:{m}": OTHER_CYCLE_WEIGHTS for m in modalities if m != first
+    }
+    choices[f"intensity:{first}"] = tuple(w * signs[first] for w in OWN_INTENSITY_WEIGHTS)
+    if "T2w" in modalities and first != "T2w":
+        choices["intensity:T2w"] = T2W_INTENSITY_WEIGHTS
     combinations = []
-    for values in itertools.product(*choices):
+    for values in itertools.product(*choices.values()):
         weights = {f"cycle:{first}": 1.0}
-        weights |= {n: w for n, w in zip(names, values, strict=True) if w}
-        unused = [m for m in modalities if not any(n.endswith(f":{m}") for n in weights)]
-        if not unused:
+        weights |= {n: w for n, w in zip(choices, values, strict=True) if w}
+        if all(any(name.endswith(f":{m}") for name in weights) for m in modalities):
             combinations.append(weights)
     return combinations
 
@@ -252,21 +247,76 @@ def _sets(bundle: Bundle) -> list[tuple[str, ...]]:
     return [m for m in MODALITY_SETS if set(m) <= set(bundle.sources)]
 
 
-def _dice_by_offset(
-    subjects: Sequence[CalibrationSubject], bundle: Bundle, config: ScoreConfig
-) -> dict[float, NDArray[np.float64]]:
-    """Otsu weight -> (subjects, offsets) Dice."""
+@dataclass(frozen=True)
+class _Table:
+    """What one subject's score yields at every threshold of `THRESHOLDS`."""
+
+    dice: NDArray[np.float64]
+    edges: NDArray[np.float64]
+    half_otsu: float
+
+
+def _table(subject: CalibrationSubject, bundle: Bundle, config: ScoreConfig) -> _Table:
     spacing = bundle.template.spacing_mm
-    table = {w: np.zeros((len(subjects), len(OFFSETS))) for w in OTSU_WEIGHTS}
-    for row, subject in enumerate(subjects):
-        scored = score(subject.signals, subject.brain, spacing, config)
-        inside = scored.values[scored.region]
-        for otsu_weight, dice in table.items():
-            base = adaptive_threshold(inside, 0.0, otsu_weight=otsu_weight)
-            for column, offset in enumerate(OFFSETS):
-                mask = _mask(scored.values, base + offset, spacing, config)
-                dice[row, column] = overlap(mask, subject.lesion).dice
-    return table
+    scored = score(subject.signals, subject.brain, spacing, replace(config, threshold_rule="fixed"))
+    profile = edge_profile(
+        scored.values,
+        scored.region,
+        edge_strength(combine(subject.signals, config.weights), subject.brain),
+        subject.brain,
+        spacing,
+        THRESHOLDS,
+        seed_threshold=config.seed_threshold,
+        min_seed_mm3=config.min_seed_mm3,
+        min_fraction_of_largest=config.min_fraction_of_largest,
+    )
+    dice = [
+        overlap(_mask(scored.values, t, spacing, config), subject.lesion).dice for t in THRESHOLDS
+    ]
+    otsu = adaptive_threshold(scored.values[scored.region], 0.0, otsu_weight=config.otsu_weight)
+    return _Table(np.array(dice), profile, otsu)
+
+
+def _rules(
+    config: ScoreConfig, tables: Sequence[_Table]
+) -> list[tuple[list[ScoreConfig], NDArray[np.float64]]]:
+    """For each kind of rule: its settings, and the Dice (subjects, settings)."""
+
+    def at(table: _Table, threshold: float) -> float:
+        return float(np.interp(threshold, THRESHOLDS, table.dice))
+
+    fixed = [replace(config, threshold_rule="fixed", threshold_offset=t) for t in THRESHOLDS]
+    otsu = [replace(config, threshold_rule="otsu", threshold_offset=t) for t in OFFSETS]
+    edge = [
+        replace(config, threshold_rule="edge", edge_low=low, edge_high=round(low + width, 1))
+        for low, width in itertools.product(EDGE_LOWS, EDGE_WIDTHS)
+    ]
+    return [
+        (fixed, np.array([[at(t, c.threshold_offset) for c in fixed] for t in tables])),
+        (otsu, np.array([[at(t, c.threshold_offset + t.half_otsu) for c in otsu] for t in tables])),
+        (edge, np.array([[at(t, _edge_choice(t, c)) for c in edge] for t in tables])),
+    ]
+
+
+def _edge_choice(table: _Table, config: ScoreConfig) -> float:
+    candidates = np.array(THRESHOLDS)
+    window = (candidates > config.edge_low - 0.01) & (candidates < config.edge_high + 0.01)
+    return strongest_edge(candidates[window], table.edges[window])
+
+
+def _describe_trial(config: ScoreConfig, dice: float, left_out: float) -> dict[str, Any]:
+    rule = {
+        "fixed": f"{config.threshold_offset:g}",
+        "otsu": f"{config.threshold_offset:g} + {config.otsu_weight:g} Otsu",
+        "edge": f"strongest edge in {config.edge_low:g}..{config.edge_high:g}",
+    }[config.threshold_rule]
+    return {
+        "weights": config.weights,
+        "rule": rule,
+        "seed": config.seed_threshold,
+        "dice": round(dice, 4),
+        "left_out_dice": round(left_out, 4),
+    }
 
 
 def _mask(
@@ -275,14 +325,8 @@ def _mask(
     spacing: tuple[float, float, float],
     config: ScoreConfig,
 ) -> NDArray[np.bool_]:
-    return segment(
-        values,
-        spacing,
-        threshold=threshold,
-        min_fraction_of_largest=config.min_fraction_of_largest,
-        min_lesion_mm3=config.min_lesion_mm3,
-        fill_holes=config.fill_holes,
-    )
+    """The mask at a threshold in score units, cleaned as the shipped mask is."""
+    return segment(anomaly_map(values, threshold, config), spacing, threshold, config)
 
 
 def _left_out(dice: NDArray[np.float64]) -> float:
@@ -303,7 +347,8 @@ def _choose_scale(
         truth = subject.lesion[scored.region]
         inside = scored.values[scored.region]
         for index, scale in enumerate(MAP_SCALES):
-            p = np.clip(anomaly_map(inside, scored.threshold, scale), 1e-6, 1 - 1e-6)
+            trial = replace(config, map_scale=scale)
+            p = np.clip(anomaly_map(inside, scored.threshold, trial), 1e-6, 1 - 1e-6)
             losses[index] -= float(np.where(truth, np.log(p), np.log1p(-p)).mean())
     return MAP_SCALES[int(losses.argmin())]
 

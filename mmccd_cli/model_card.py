@@ -81,7 +81,7 @@ def _calibration(config: BundleConfig) -> str:
         f"On the split `{about['split']}` ({len(about['subjects'])} subjects), by "
         f"{about['criterion']}. \"Left out\": the threshold's constant chosen on the other "
         "subjects each time.\n",
-        "| method | modalities | weights | constant + Otsu share | Dice | left out |",
+        "| method | modalities | weights | threshold rule | Dice | left out |",
         "|---|---|---|---|---|---|",
     ]
     rows = {(r["method"], tuple(r["modalities"])): r for r in about["rows"]}
@@ -90,22 +90,24 @@ def _calibration(config: BundleConfig) -> str:
             row = rows.get((method, score.modalities))
             if row is None:
                 continue
-            weights = " + ".join(f"{w:g} {name}" for name, w in score.weights.items())
+            rules = (t["rule"] for t in row["trials"] if t["dice"] == round(row["dice"], 4))
             lines.append(
-                f"| {method} | {'+'.join(score.modalities)} | {weights} | "
-                f"{score.threshold_offset:g} + {score.otsu_weight:g} | {row['dice']:.3f} | "
-                f"{row['left_out_dice']:.3f} |"
+                f"| {method} | {'+'.join(score.modalities)} | {_sum(score.weights)} | "
+                f"{next(rules, '')} | {row['dice']:.3f} | {row['left_out_dice']:.3f} |"
             )
     lines.append("\n<details><summary>All trials</summary>\n")
-    lines += ["| method | weights | Otsu share | constant | Dice | left out |", "|---|---|---|---|---|---|"]
+    lines += ["| method | weights | rule | Dice | left out |", "|---|---|---|---|---|"]
     for row in about["rows"]:
         for trial in row["trials"]:
             if "left_out_dice" not in trial:
                 continue
-            weights = " + ".join(f"{w:g} {name}" for name, w in trial["weights"].items())
             lines.append(
-                f"| {row['method']} | {weights} | {trial['otsu_weight']:g} | {trial['offset']:g} | "
+                f"| {row['method']} | {_sum(trial['weights'])} | {trial['rule']} | "
                 f"{trial['dice']:.3f} | {trial['left_out_dice']:.3f} |"
             )
     lines.append("\n</details>\n")
     return "\n".join(lines)
+
+
+def _sum(weights: dict[str, float]) -> str:
+    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
