@@ -25,16 +25,42 @@ from mmccd_cli.postprocessing import (
     erode,
     median_filter_3d,
 )
+from mmccd_cli.thresholding import (
+    edge_candidates,
+    edge_profile,
+    edge_strength,
+    seeded,
+    strongest_edge,
+)
 
 # The share of a normal distribution within one standard deviation of its middle.
 ONE_SIGMA_PERCENTILE = 68.0
 
 
-class ThresholdRule(Protocol):
-    """Finds the threshold of one scan from its scores inside the brain, without labels."""
+@dataclass(frozen=True)
+class ScoreMap:
+    """A smoothed score and where it may be thresholded.
 
-    def find(self, scores: FloatArray) -> float:
-        """Return the threshold for scores (N,), in their unit."""
+    Attributes:
+        values: (I, J, K) float32, in robust standard deviations; 0 outside the brain.
+        raw: (I, J, K) float32, the same before smoothing.
+        brain: (I, J, K) bool.
+        region: (I, J, K) bool, the brain without its rim.
+        spacing_mm: Voxel size, mm.
+    """
+
+    values: NDArray[np.float32]
+    raw: NDArray[np.float32]
+    brain: BoolArray
+    region: BoolArray
+    spacing_mm: tuple[float, float, float]
+
+
+class ThresholdRule(Protocol):
+    """Finds the threshold of one scan from its score, without labels."""
+
+    def find(self, score: ScoreMap) -> float:
+        """Return the threshold, in the score's unit."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +69,8 @@ class FixedThreshold:
 
     value: float
 
-    def find(self, scores: FloatArray) -> float:
-        """Return the value, whatever the scores."""
+    def find(self, score: ScoreMap) -> float:
+        """Return the value, whatever the score."""
         return self.value
 
 
@@ -56,26 +82,50 @@ class AdaptiveThreshold:
     otsu_weight: float = 0.5
     upper: float = 0.5
 
-    def find(self, scores: FloatArray) -> float:
-        """Return the threshold for scores (N,)."""
+    def find(self, score: ScoreMap) -> float:
+        """Return the threshold from the scores of the region."""
+        scores = score.values[score.region]
         return adaptive_threshold(
             scores, self.constant, otsu_weight=self.otsu_weight, upper=self.upper
         )
 
 
 @dataclass(frozen=True)
-class ScoreMap:
-    """A smoothed score and where it may be thresholded.
+class EdgeThreshold:
+    """Between two bounds, the threshold whose contour runs along the strongest edges.
+
+    Components without a bright core are left out while looking (see `seeded`), as they are from
+    the mask.
 
     Attributes:
-        values: (I, J, K) float32, in robust standard deviations; 0 outside the brain.
-        region: (I, J, K) bool, the brain without its rim.
-        spacing_mm: Voxel size, mm.
+        low: Lowest threshold considered.
+        high: Highest threshold considered.
+        seed_threshold: A component counts only where its score exceeds this,
+        min_seed_mm3: over at least this volume.
+        min_fraction_of_largest: A component needs this share of the largest one's volume.
     """
 
-    values: NDArray[np.float32]
-    region: BoolArray
-    spacing_mm: tuple[float, float, float]
+    low: float = 0.9
+    high: float = 1.9
+    seed_threshold: float = 2.4
+    min_seed_mm3: float = 80.0
+    min_fraction_of_largest: float = 0.2
+
+    def find(self, score: ScoreMap) -> float:
+        """Return the threshold with the strongest contour."""
+        candidates = edge_candidates(self.low, self.high).tolist()
+        profile = edge_profile(
+            score.values,
+            score.region,
+            edge_strength(score.raw, score.brain),
+            score.brain,
+            score.spacing_mm,
+            candidates,
+            seed_threshold=self.seed_threshold,
+            min_seed_mm3=self.min_seed_mm3,
+            min_fraction_of_largest=self.min_fraction_of_largest,
+        )
+        return strongest_edge(candidates, profile)
 
 
 @dataclass(frozen=True)
@@ -87,6 +137,8 @@ class IntensityBaseline:
         weights: Weight by modality; negative where lesions are darker than the brain.
         erosion_mm: Rim of the brain that is left out.
         median_mm: Edge of the median filter's box; 0 for none.
+        seed_threshold: A component counts only where its score exceeds this,
+        min_seed_mm3: over at least this volume; 0 turns seeds off.
         min_fraction_of_largest: Components need this share of the largest one's volume.
         min_volume_mm3: Components need this volume.
     """
@@ -95,6 +147,8 @@ class IntensityBaseline:
     weights: Mapping[str, float] = field(hash=False)
     erosion_mm: float = 3.0
     median_mm: float = 5.0
+    seed_threshold: float = 2.4
+    min_seed_mm3: float = 0.0
     min_fraction_of_largest: float = 0.2
     min_volume_mm3: float = 0.0
 
@@ -130,6 +184,8 @@ class IntensityBaseline:
         i, j, k = (float(s) for s in spacing_mm)
         return ScoreMap(
             values=median_filter_3d(total, brain, self.median_mm, (i, j, k)),
+            raw=total,
+            brain=brain,
             region=erode(brain, self.erosion_mm, (i, j, k)),
             spacing_mm=(i, j, k),
         )
@@ -146,9 +202,17 @@ class IntensityBaseline:
         """
         mask = np.zeros(score.region.shape, dtype=bool)
         box = bounding_box(score.region, margin=1)
-        values, region = score.values[box], score.region[box]
+        values = score.values[box]
+        above = (values > rule.find(score)) & score.region[box]
+        if self.min_seed_mm3 > 0:
+            above = seeded(
+                above,
+                values > self.seed_threshold,
+                score.spacing_mm,
+                min_seed_mm3=self.min_seed_mm3,
+            )
         mask[box] = clean(
-            (values > rule.find(values[region])) & region,
+            above,
             score.spacing_mm,
             min_fraction_of_largest=self.min_fraction_of_largest,
             min_volume_mm3=self.min_volume_mm3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from mmccd_cli.baselines import (
     BASELINES,
     AdaptiveThreshold,
+    EdgeThreshold,
     FixedThreshold,
     choose_threshold,
     robust_z,
@@ -54,12 +56,23 @@ def test_every_baseline_finds_the_lesion_of_the_phantom(name: str) -> None:
     assert not score.region[~brain].any()
     assert overlap(baseline.segment(score, FixedThreshold(2.0)), lesion).dice > 0.8
     assert overlap(baseline.segment(score, AdaptiveThreshold(0.6)), lesion).dice > 0.8
+    assert overlap(baseline.segment(score, EdgeThreshold(0.9, 3.0)), lesion).dice > 0.8
 
 
 def test_an_unreachable_threshold_marks_nothing() -> None:
     images, brain, _ = phantom()
     baseline = BASELINES["flair-z"]
     assert not baseline.segment(baseline.score(images, brain, ONE_MM), FixedThreshold(99.0)).any()
+
+
+def test_seeds_leave_a_brain_without_a_bright_core_alone() -> None:
+    images, brain, lesion = phantom()
+    images["FLAIR"][lesion] -= 17.0  # from five standard deviations to less than two
+    baseline = BASELINES["flair-z"]
+    score = baseline.score(images, brain, ONE_MM)
+    rule = FixedThreshold(0.9)
+    assert baseline.segment(score, rule).any()
+    assert not replace(baseline, min_seed_mm3=80.0).segment(score, rule).any()
 
 
 def test_missing_modality_and_empty_brain_are_named() -> None:
