@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from mmccd_cli.bundle_files import FORMAT, INDEX, not_a_bundle, read_checked, read_index
 from mmccd_cli.config import (
     CycleConfig,
     DiffusionConfig,
@@ -47,13 +47,8 @@ from mmccd_cli.networks import UNet
 from mmccd_cli.shards import Quantisation
 from mmccd_cli.translation import Cycle, MaskedTranslator, network_name
 
-FORMAT = 1
-INDEX = "bundle.json"
 TEMPLATE = "template.safetensors"
 CARD = "README.md"
-MAX_FILE_BYTES = 2 << 30
-MAX_INDEX_BYTES = 4 << 20
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -215,7 +210,7 @@ class Bundle:
         if file not in self.files:
             raise WeightsError(f"the bundle {self.config.name} has no network {name}")
         architecture = self.config.denoiser if kind == "diffusion" else self.config.unet
-        raw = _read_checked(self.folder, file, self.files[file])
+        raw = read_checked(self.folder, file, self.files[file])
         network = UNet(architecture)
         _load_strictly(network, raw, self.folder / file)
         return network.eval().to(device, memory_format=torch.channels_last)
@@ -227,20 +222,16 @@ def load_bundle(folder: Path) -> Bundle:
     Raises:
         WeightsError: Not a bundle, or any of its parts is damaged, unknown or contradictory.
     """
-    raw = _read_index(folder)
+    index = read_index(folder)
     try:
-        document = json.loads(raw)
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        files = _check_files(document.get("files"))
-        config = from_dict(BundleConfig, document.get("bundle"), where="bundle")
+        config = from_dict(BundleConfig, index.bundle, where="bundle")
         _check_architectures(config)
     except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
-        raise _not_a_bundle(folder, str(error)) from error
-    if TEMPLATE not in files:
-        raise _not_a_bundle(folder, "it has no template")
-    template = _load_template(folder, files[TEMPLATE], config.template)
-    return Bundle(config, template, hashlib.sha256(raw).hexdigest(), folder, files)
+        raise not_a_bundle(folder, str(error)) from error
+    if TEMPLATE not in index.files:
+        raise not_a_bundle(folder, "it has no template")
+    template = _load_template(folder, index.files[TEMPLATE], config.template)
+    return Bundle(config, template, index.sha256, folder, index.files)
 
 
 def verify_bundle(bundle: Bundle) -> None:
@@ -250,7 +241,7 @@ def verify_bundle(bundle: Bundle) -> None:
         WeightsError: The first file that does not fit.
     """
     for name, entry in bundle.files.items():
-        raw = _read_checked(bundle.folder, name, entry)
+        raw = read_checked(bundle.folder, name, entry)
         if name.endswith((".unet.safetensors", ".diffusion.safetensors")):
             kind = name.split(".")[-2]
             config = bundle.config.denoiser if kind == "diffusion" else bundle.config.unet
@@ -309,35 +300,8 @@ def write_index(folder: Path, config: BundleConfig, contents: dict[str, bytes]) 
 def rewrite_bundle(bundle: Bundle, config: BundleConfig, card: str) -> None:
     """Replace configuration and model card of a bundle, keeping networks and template."""
     kept = [name for name in bundle.files if name != CARD]
-    contents = {name: _read_checked(bundle.folder, name, bundle.files[name]) for name in kept}
+    contents = {name: read_checked(bundle.folder, name, bundle.files[name]) for name in kept}
     write_index(bundle.folder, config, {**contents, CARD: card.encode()})
-
-
-def _read_index(folder: Path) -> bytes:
-    path = folder / INDEX
-    try:
-        if path.stat().st_size > MAX_INDEX_BYTES:
-            raise _not_a_bundle(folder, f"{INDEX} is larger than {MAX_INDEX_BYTES} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise _not_a_bundle(folder, f"{INDEX} cannot be read: {error.strerror}") from error
-
-
-def _check_files(files: Any) -> dict[str, dict[str, Any]]:
-    """Check names, sizes and hashes of the list of files."""
-    if not isinstance(files, dict):
-        raise ValueError("files must be an object")
-    for name, entry in files.items():
-        if not _FILE_NAME.fullmatch(name) or name == INDEX:
-            raise ValueError(f"{name!r} is not a file name within the bundle")
-        if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
-            raise ValueError(f"{name} needs exactly a sha256 and a size")
-        size, digest = entry["size"], entry["sha256"]
-        if type(size) is not int or not 0 <= size <= MAX_FILE_BYTES:
-            raise ValueError(f"the size of {name} is out of range")
-        if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise ValueError(f"the sha256 of {name} is not one")
-    return files
 
 
 def _check_architectures(config: BundleConfig) -> None:
@@ -348,27 +312,6 @@ def _check_architectures(config: BundleConfig) -> None:
         widest = unet.base_channels * max(unet.channel_multipliers)
         if widest > 4096 or unet.residual_blocks > 16 or len(unet.channel_multipliers) > 8:
             raise ValueError("an architecture is too large")
-
-
-def _read_checked(folder: Path, name: str, entry: dict[str, Any]) -> bytes:
-    path = folder / name
-    try:
-        size = path.stat().st_size
-        raw = path.read_bytes() if size == entry["size"] else b""
-    except OSError as error:
-        raise WeightsError(
-            f"cannot read {path}",
-            cause=str(error.strerror),
-            next_step="run `mmccd weights verify`, then download or copy the bundle again",
-        ) from error
-    found = hashlib.sha256(raw).hexdigest() if raw or size == 0 else f"a file of {size} bytes"
-    if found != entry["sha256"]:
-        raise WeightsError(
-            f"{path} is not the file that its bundle lists",
-            cause=f"expected SHA-256 {entry['sha256']} ({entry['size']} bytes), found {found}",
-            next_step="download or copy the bundle again",
-        )
-    return raw
 
 
 def _load_strictly(network: UNet, raw: bytes, path: Path) -> None:
@@ -391,28 +334,20 @@ def _load_strictly(network: UNet, raw: bytes, path: Path) -> None:
 
 
 def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) -> TemplateImages:
-    raw = _read_checked(folder, TEMPLATE, entry)
+    raw = read_checked(folder, TEMPLATE, entry)
     try:
         arrays = load_arrays(raw)
         mask = arrays.pop("mask").astype(bool)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise _not_a_bundle(folder, f"its template cannot be read: {error}") from error
+        raise not_a_bundle(folder, f"its template cannot be read: {error}") from error
     affine = np.array(config.affine, dtype=np.float64).reshape(4, 4)
     spacing = np.diag(affine)[:3]
     straight = np.allclose(affine[:3, :3], np.diag(spacing)) and bool((spacing > 0.05).all())
     fits = all(a.shape == config.shape and a.dtype == np.uint8 for a in arrays.values())
     if not straight or mask.shape != config.shape or not fits or not arrays or not mask.any():
-        raise _not_a_bundle(folder, "its template's arrays do not fit its geometry")
+        raise not_a_bundle(folder, "its template's arrays do not fit its geometry")
     quantisation = Quantisation()
     images = {name: quantisation.decode(levels) for name, levels in arrays.items()}
     if not math.isfinite(float(np.abs(affine).sum())):
-        raise _not_a_bundle(folder, "its template's affine is not finite")
+        raise not_a_bundle(folder, "its template's affine is not finite")
     return TemplateImages(images, mask, affine)
-
-
-def _not_a_bundle(folder: Path, cause: str) -> WeightsError:
-    return WeightsError(
-        f"{folder} is not a usable mmccd bundle",
-        cause=cause,
-        next_step="run `mmccd weights list` to see what can be used",
-    )
