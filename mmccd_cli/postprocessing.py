@@ -23,6 +23,7 @@ Box = tuple[slice, slice, slice]
 # Voxels that share a corner belong together; a hole leaks only through a face.
 LESION_CONNECTIVITY: Literal[26] = 26
 HOLE_CONNECTIVITY: Literal[6] = 6
+PLANE_CONNECTIVITY: Literal[4] = 4
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,64 @@ def fill_holes(mask: BoolArray) -> BoolArray:
     filled = mask.astype(bool)
     filled[box] = (labels != labels[0, 0, 0])[1:-1, 1:-1, 1:-1]
     return filled
+
+
+def fill_holes_in_planes(mask: BoolArray) -> BoolArray:
+    """Fill what a mask encloses in any plane of the grid: necrosis open at one end is filled too.
+
+    Args:
+        mask: (I, J, K) bool.
+
+    Returns:
+        (I, J, K) bool, a superset of `mask`.
+    """
+    filled = mask.astype(bool)
+    if not mask.any():
+        return filled
+    box = bounding_box(mask)
+    inside = mask[box]
+    for axis in range(3):
+        background = ~np.moveaxis(inside, axis, 0)
+        background = np.pad(background, ((0, 0), (1, 1), (1, 1)), constant_values=True)
+        for index, plane in enumerate(background):
+            labels = cc3d.connected_components(plane, connectivity=PLANE_CONNECTIVITY)
+            hole = plane & (labels != labels[0, 0])
+            np.moveaxis(filled[box], axis, 0)[index] |= hole[1:-1, 1:-1]
+    return filled
+
+
+def grow_into_rim(
+    mask: BoolArray,
+    candidates: BoolArray,
+    brain: BoolArray,
+    region: BoolArray,
+    distance_mm: float,
+    spacing_mm: Sequence[float],
+) -> BoolArray:
+    """Give a lesion back what the eroded rim of the brain took from it.
+
+    The rim is left out because the brain's edge is bright on its own; next to a lesion that was
+    found without it, a bright rim is the lesion's.
+
+    Args:
+        mask: (I, J, K) bool, found inside `region`.
+        candidates: (I, J, K) bool, above the threshold.
+        brain: (I, J, K) bool.
+        region: (I, J, K) bool, the brain without its rim.
+        distance_mm: How far from the mask the rim may be taken.
+        spacing_mm: Voxel size, mm.
+
+    Returns:
+        (I, J, K) bool, `mask` and the candidates of the rim near it.
+    """
+    if not mask.any():
+        return mask.astype(bool)
+    box = bounding_box(mask, margin=[int(np.ceil(distance_mm / float(s))) + 1 for s in spacing_mm])
+    away = ndimage.distance_transform_edt(~mask[box], sampling=tuple(spacing_mm))
+    grown = mask.astype(bool)
+    near = away <= distance_mm * (1 + 1e-5)
+    grown[box] |= near & candidates[box] & brain[box] & ~region[box]
+    return grown
 
 
 def clean(

@@ -14,7 +14,9 @@ from mmccd_cli.postprocessing import (
     clean,
     erode,
     fill_holes,
+    fill_holes_in_planes,
     find_lesions,
+    grow_into_rim,
     median_filter_3d,
     otsu_threshold,
     window_size,
@@ -128,6 +130,31 @@ def test_fill_holes_fills_cavities_and_not_bays() -> None:
     assert filled[4, 4, 4]
     assert not filled[2, 2, 1:5].any()
     assert not fill_holes(np.zeros_like(mask)).any()
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_fill_in_planes_fills_a_tunnel_and_not_a_bay(axis: int) -> None:
+    mask = block((9, 9, 9), (1, 8), (1, 8), (1, 8))
+    tunnel = block((9, 9, 9), (1, 8), (4, 5), (4, 5))
+    bay = block((9, 9, 9), (1, 2), (1, 2), (1, 8))
+    mask = np.moveaxis(mask & ~tunnel & ~bay, 0, axis)
+    assert (fill_holes(mask) == mask).all()
+    filled = fill_holes_in_planes(mask)
+    np.testing.assert_array_equal(filled, mask | np.moveaxis(tunnel, 0, axis))
+    assert not fill_holes_in_planes(np.zeros_like(mask)).any()
+
+
+def test_rim_is_given_back_only_next_to_the_mask_and_where_bright() -> None:
+    brain = block((20, 12, 12), (1, 19), (1, 11), (1, 11))
+    region = erode(brain, 2.0, ONE_MM)
+    bright = block(brain.shape, (0, 6), (0, 12), (0, 6))
+    mask = bright & region
+    grown = grow_into_rim(mask, bright, brain, region, 3.0, ONE_MM)
+    away = ndimage.distance_transform_edt(~mask)
+    np.testing.assert_array_equal(grown, mask | (bright & brain & ~region & (away <= 3.0)))
+    assert grown.sum() > mask.sum()
+    nothing = np.zeros_like(mask)
+    assert not grow_into_rim(nothing, bright, brain, region, 3.0, ONE_MM).any()
 
 
 def test_clean_keeps_a_fifth_of_the_largest_and_the_least_volume() -> None:
