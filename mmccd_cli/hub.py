@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmccd_cli.bundle_files import INDEX, BundleIndex, check_file, read_index, wrong_file
+from mmccd_cli.bundle_files import (
+    INDEX,
+    BundleIndex,
+    check_file,
+    check_folder,
+    read_index,
+    wrong_file,
+)
 from mmccd_cli.errors import WeightsError
 from mmccd_cli.files import write_atomically
 from mmccd_cli.hub_errors import explain, is_passing
@@ -27,6 +35,11 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 ATTEMPTS = 3
+CARD = "README.md"
+FRONT_MATTER = (
+    "---\nlibrary_name: mmccd\nlicense: other\npipeline_tag: image-segmentation\n"
+    "tags: [medical, mri, brain, anomaly-segmentation]\n---\n\n"
+)
 _SPEC = re.compile(
     r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
     r"(?:@(?P<revision>[A-Za-z0-9][\w./-]{0,199}))?",
@@ -211,6 +224,88 @@ def download(
             ref.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(ref, remote.hub_id.revision.encode())
     return remote.index.folder
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What an upload made.
+
+    Attributes:
+        hub_id: The repository at the commit that holds the bundle.
+        url: Where people see it.
+        private: Whether only its owners can; a repository that existed keeps its visibility.
+        index: The bundle's index as it was uploaded.
+    """
+
+    hub_id: HubId
+    url: str
+    private: bool
+    index: BundleIndex
+
+
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool = True,
+    endpoint: str | None = None,
+) -> Pushed:
+    """Upload a bundle as one commit: the files that it lists, its index, and nothing else.
+
+    Args:
+        folder: The bundle's folder.
+        repo: Repository on the Hub, created where missing.
+        private: Whether a new repository is private.
+        endpoint: Address of the Hub; None for the configured one.
+
+    Raises:
+        WeightsError: The folder is no whole bundle, or the Hub refuses.
+    """
+    index = check_folder(folder)
+    hub_id = HubId.parse(repo)
+    if hub_id is None or repo != hub_id.repo:
+        raise WeightsError(
+            f"{repo} is no repository of the Hub",
+            cause="it must be like organisation/name",
+            next_step=f"run `mmccd weights push {folder} ORGANISATION/NAME`",
+        )
+    contents: dict[str, bytes | Path] = {name: folder / name for name in index.files}
+    contents.update(_with_front_matter(index))
+    with _explained(f"cannot upload {folder} to {repo}", hub_id, endpoint, None):
+        from huggingface_hub import CommitOperationAdd
+
+        api = _api(endpoint)
+        api.create_repo(repo, private=private, exist_ok=True)
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        said = f"Upload mmccd bundle {index.text('name')} {index.text('version')}"
+        commit = api.create_commit(repo, operations, commit_message=said).oid
+        info = api.model_info(repo, revision=commit)
+    raw = contents[INDEX]
+    assert isinstance(raw, bytes)
+    pushed = HubId(repo, commit)
+    uploaded = replace(index, sha256=hashlib.sha256(raw).hexdigest(), size=len(raw))
+    files = json.loads(raw)["files"]
+    return Pushed(
+        pushed, page(pushed, endpoint), bool(info.private), replace(uploaded, files=files)
+    )
+
+
+def _with_front_matter(index: BundleIndex) -> dict[str, bytes]:
+    """Return the model card and the index, with the front matter that the Hub sorts models by.
+
+    A card that has one, as every card that `mmccd train` writes, is left as it is.
+    """
+    raw = (index.folder / INDEX).read_bytes()
+    if CARD not in index.files:
+        card = b""
+    else:
+        card = (index.folder / CARD).read_bytes()
+        if card.startswith(b"---"):
+            return {INDEX: raw}
+    card = FRONT_MATTER.encode() + (card or f"# {index.text('name')}\n".encode())
+    document = json.loads(raw)
+    document["files"][CARD] = {"sha256": hashlib.sha256(card).hexdigest(), "size": len(card)}
+    return {CARD: card, INDEX: (json.dumps(document, indent=1) + "\n").encode()}
 
 
 def _fetch_checked(
