@@ -18,8 +18,11 @@ from mmccd_cli.postprocessing import (
     median_filter_3d,
 )
 from mmccd_cli.thresholding import (
+    SeedRule,
+    candidate_masks,
+    contour_interior,
+    contour_strength,
     edge_candidates,
-    edge_profile,
     edge_strength,
     seeded,
     strongest_edge,
@@ -83,18 +86,15 @@ def _find_threshold(
             values[region], config.threshold_offset, otsu_weight=config.otsu_weight
         )
     candidates = edge_candidates(config.edge_low, config.edge_high)
-    profile = edge_profile(
-        values,
-        region,
-        edge_strength(raw, brain),
-        brain,
-        spacing_mm,
-        candidates,
-        seed_threshold=config.seed_threshold,
-        min_seed_mm3=config.min_seed_mm3,
-        min_fraction_of_largest=config.min_fraction_of_largest,
-    )
+    edges, interior = edge_strength(raw, brain), contour_interior(brain, spacing_mm)
+    masks = candidate_masks(values, region, spacing_mm, candidates, seed_rule(config))
+    profile = np.array([contour_strength(mask, edges, interior) for mask in masks])
     return strongest_edge(candidates, profile)
+
+
+def seed_rule(config: ScoreConfig) -> SeedRule:
+    """The part of a score's settings that says which components count."""
+    return SeedRule(config.seed_threshold, config.min_seed_mm3, config.min_fraction_of_largest)
 
 
 def anomaly_map(

@@ -15,24 +15,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly import anomaly_map, combine, score, segment
+from mmccd_cli.anomaly import anomaly_map, combine, score, seed_rule, segment
 from mmccd_cli.bundle import Bundle, BundleConfig
 from mmccd_cli.config import SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.metrics import overlap
 from mmccd_cli.modalities import MODALITIES
-from mmccd_cli.postprocessing import adaptive_threshold
+from mmccd_cli.postprocessing import adaptive_threshold, fill_holes
 from mmccd_cli.shards import Quantisation, read_index, read_shard
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.thresholding import edge_profile, edge_strength, strongest_edge
+from mmccd_cli.thresholding import (
+    candidate_masks,
+    contour_interior,
+    contour_strength,
+    edge_strength,
+    strongest_edge,
+)
 
-THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(3, 36))
+THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 18))
 OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
-EDGE_LOWS = tuple(round(0.1 * i, 1) for i in range(4, 17))
-EDGE_WIDTHS = (0.6, 0.8, 1.0, 1.2, 1.4, 1.8)
+EDGE_LOWS = tuple(round(0.2 * i, 1) for i in range(2, 9))
+EDGE_WIDTHS = (0.6, 1.0, 1.4, 1.8)
 SEED_THRESHOLDS = (1.6, 2.4, 3.2)
 MAP_SCALES = (0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-OTHER_CYCLE_WEIGHTS = (0.0, 0.25, 0.5)
+OTHER_CYCLE_WEIGHTS = {"T2w": (0.0, 0.25, 0.5), "T1w": (0.25,)}
 OWN_INTENSITY_WEIGHTS = (0.0, 0.5)
 T2W_INTENSITY_WEIGHTS = (0.0, 0.25)
 METHODS = ("mmccd", "cyclic-unet")
@@ -229,7 +235,7 @@ def candidate_weights(modalities: tuple[str, ...], bundle: Bundle) -> list[dict[
     first = next(m for m in MODALITIES if m in modalities)
     signs = {c.source: c.sign or 1 for c in bundle.config.cycles}
     choices: dict[str, tuple[float, ...]] = {
-        f"cycle:{m}": OTHER_CYCLE_WEIGHTS for m in modalities if m != first
+        f"cycle:{m}": OTHER_CYCLE_WEIGHTS[m] for m in modalities if m != first
     }
     choices[f"intensity:{first}"] = tuple(w * signs[first] for w in OWN_INTENSITY_WEIGHTS)
     if "T2w" in modalities and first != "T2w":
@@ -259,22 +265,16 @@ class _Table:
 def _table(subject: CalibrationSubject, bundle: Bundle, config: ScoreConfig) -> _Table:
     spacing = bundle.template.spacing_mm
     scored = score(subject.signals, subject.brain, spacing, replace(config, threshold_rule="fixed"))
-    profile = edge_profile(
-        scored.values,
-        scored.region,
-        edge_strength(combine(subject.signals, config.weights), subject.brain),
-        subject.brain,
-        spacing,
-        THRESHOLDS,
-        seed_threshold=config.seed_threshold,
-        min_seed_mm3=config.min_seed_mm3,
-        min_fraction_of_largest=config.min_fraction_of_largest,
-    )
-    dice = [
-        overlap(_mask(scored.values, t, spacing, config), subject.lesion).dice for t in THRESHOLDS
-    ]
+    edges = edge_strength(combine(subject.signals, config.weights), subject.brain)
+    interior = contour_interior(subject.brain, spacing)
+    profile, dice = [], []
+    for mask in candidate_masks(
+        scored.values, scored.region, spacing, THRESHOLDS, seed_rule(config)
+    ):
+        profile.append(contour_strength(mask, edges, interior))
+        dice.append(overlap(fill_holes(mask), subject.lesion).dice)
     otsu = adaptive_threshold(scored.values[scored.region], 0.0, otsu_weight=config.otsu_weight)
-    return _Table(np.array(dice), profile, otsu)
+    return _Table(np.array(dice), np.array(profile), otsu)
 
 
 def _rules(

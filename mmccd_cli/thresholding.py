@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,9 @@ from mmccd_cli.postprocessing import (
     label_components,
 )
 
-EDGE_STEP = 0.1
+EDGE_STEP = 0.2
 EDGE_SIGMA_VOXELS = 0.5
 EDGE_RIM_MM = 6.0
-"""Contours this near to the outside of the brain follow the brain's edge, not the lesion's."""
 
 
 def edge_strength(raw: FloatArray, brain: BoolArray) -> NDArray[np.float32]:
@@ -33,52 +33,81 @@ def edge_strength(raw: FloatArray, brain: BoolArray) -> NDArray[np.float32]:
     return ndimage.gaussian_gradient_magnitude(inside, EDGE_SIGMA_VOXELS).astype(np.float32)
 
 
-def edge_profile(
+@dataclass(frozen=True)
+class SeedRule:
+    """Which components of a mask count.
+
+    Attributes:
+        threshold: A component counts only where its score exceeds this,
+        min_volume_mm3: over at least this volume.
+        min_fraction_of_largest: Share of the largest component's volume that it needs.
+    """
+
+    threshold: float
+    min_volume_mm3: float
+    min_fraction_of_largest: float
+
+
+def candidate_masks(
     values: FloatArray,
     region: BoolArray,
-    edges: FloatArray,
-    brain: BoolArray,
     spacing_mm: Sequence[float],
     candidates: Sequence[float],
-    *,
-    seed_threshold: float,
-    min_seed_mm3: float,
-    min_fraction_of_largest: float,
-) -> NDArray[np.float64]:
-    """Mean edge strength along the contour of each candidate's mask.
+    rule: SeedRule,
+) -> Iterator[BoolArray]:
+    """Yield the mask of each candidate threshold, with the components that count.
 
     Args:
         values: (I, J, K) smoothed score.
         region: (I, J, K) bool, where masks may lie.
-        edges: (I, J, K), see `edge_strength`.
-        brain: (I, J, K) bool.
         spacing_mm: Voxel size.
         candidates: Thresholds.
-        seed_threshold: A component counts only where its score exceeds this somewhere,
-        min_seed_mm3: over at least this volume.
-        min_fraction_of_largest: A component needs this share of the largest one's volume.
+        rule: Which components count.
+    """
+    seeds = (values > rule.threshold) & region
+    for threshold in candidates:
+        yield seeded(
+            (values > threshold) & region,
+            seeds,
+            spacing_mm,
+            min_seed_mm3=rule.min_volume_mm3,
+            min_fraction_of_largest=rule.min_fraction_of_largest,
+        )
+
+
+def contour_strength(mask: BoolArray, edges: FloatArray, interior: BoolArray) -> float:
+    """Mean edge strength along a mask's inner contour.
+
+    Args:
+        mask: (I, J, K) bool.
+        edges: (I, J, K), see `edge_strength`.
+        interior: (I, J, K) bool, where contours count, see `contour_interior`.
 
     Returns:
-        (len(candidates),); 0 where a mask is empty or has no contour inside the brain.
+        The mean; 0 where no contour lies in the interior.
     """
-    box = bounding_box(region & (values > min(candidates)), margin=2)
-    if values[box].size == 0:
-        return np.zeros(len(candidates))
-    values, region, edges = values[box], region[box], edges[box]
-    interior = erode(brain, EDGE_RIM_MM, spacing_mm)[box]
-    profile = np.zeros(len(candidates))
-    for index, threshold in enumerate(candidates):
-        mask = seeded(
-            (values > threshold) & region,
-            values > seed_threshold,
-            spacing_mm,
-            min_seed_mm3=min_seed_mm3,
-            min_fraction_of_largest=min_fraction_of_largest,
-        )
-        contour = mask & ~ndimage.binary_erosion(mask) & interior
-        if contour.any():
-            profile[index] = float(edges[contour].mean())
-    return profile
+    box = bounding_box(mask, margin=1)
+    inside = mask[box]
+    if inside.size == 0:
+        return 0.0
+    contour = inside & ~_eroded_once(inside) & interior[box]
+    return float(edges[box][contour].mean()) if contour.any() else 0.0
+
+
+def contour_interior(brain: BoolArray, spacing_mm: Sequence[float]) -> BoolArray:
+    """The brain without the rim in which contours follow the brain's edge, not the lesion's."""
+    return erode(brain, EDGE_RIM_MM, spacing_mm)
+
+
+def _eroded_once(mask: BoolArray) -> BoolArray:
+    """Take off the voxels with a face to the outside; the array's border counts as inside."""
+    result = mask.copy()
+    for axis in range(3):
+        inner, ahead = [slice(None)] * 3, [slice(None)] * 3
+        inner[axis], ahead[axis] = slice(None, -1), slice(1, None)
+        result[tuple(inner)] &= mask[tuple(ahead)]
+        result[tuple(ahead)] &= mask[tuple(inner)]
+    return result
 
 
 def edge_candidates(low: float, high: float) -> NDArray[np.float64]:
