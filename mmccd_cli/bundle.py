@@ -41,7 +41,7 @@ from mmccd_cli.config import (
     to_dict,
 )
 from mmccd_cli.diffusion import Schedule
-from mmccd_cli.errors import DataError, WeightsError
+from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.files import write_all_atomically
 from mmccd_cli.networks import UNet
 from mmccd_cli.shards import Quantisation
@@ -189,7 +189,15 @@ class Bundle:
 
         Raises:
             WeightsError: The bundle has no such cycle or network, or a file is damaged.
+            UsageError: More steps than its schedule has.
         """
+        limit = self.config.diffusion.num_train_timesteps
+        if sampling.method == "mmccd" and sampling.num_inference_steps > limit:
+            raise UsageError(
+                f"{sampling.num_inference_steps} steps are more than the {limit} of the "
+                f"schedule of the bundle {self.config.name}",
+                next_step=f"use 1 to {limit} steps",
+            )
         config = next((c for c in self.config.cycles if c.source == source), None)
         if config is None:
             raise WeightsError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -34,13 +35,12 @@ def choose_device(name: str) -> torch.device:
             except ComputeError:
                 continue
         return torch.device("cpu")
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+    if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):
         raise UsageError(
             f"unknown device {name!r}", next_step="use --device auto, cpu, cuda, cuda:N or mps"
         )
-    device = torch.device(name)
     try:
+        device = torch.device(name)
         # One operation tells more than any query: drivers can be present and kernels missing.
         torch.ones(8, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -60,8 +60,10 @@ def describe_device(device: torch.device) -> str:
 
 
 def available_threads() -> int:
-    """CPU cores that this process may use: affinity, the cgroup's quota, SLURM's and OpenMP's word."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use, by affinity, cgroup quota, SLURM and OpenMP."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     limits = [cores]
     for variable in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
         value = os.environ.get(variable, "")

@@ -1,9 +1,9 @@
-"""The streaming engine: slices x bands through a cycle, in batches, into a running sum and count."""
+"""The streaming engine: slices x bands through a cycle in batches, into running sum and count."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -131,9 +131,7 @@ def masked_residual(
     return total.cpu(), count.cpu()
 
 
-def plain_residual(
-    x: Tensor, cycle: Cycle, *, residual: Residual, execution: Execution
-) -> Tensor:
+def plain_residual(x: Tensor, cycle: Cycle, *, residual: Residual, execution: Execution) -> Tensor:
     """Translate there and back without hiding anything ("Cyclic U-Net").
 
     Args:
@@ -183,16 +181,27 @@ def _noise(numbers: Tensor, masks: Tensor, shape: torch.Size, seed: int) -> Tens
 def run_within_memory(compute: Callable[[Execution], Result], execution: Execution) -> Result:
     """Run, halving the batch as long as the device's memory does not suffice.
 
+    Progress is reported once: what a failed attempt had done does not count again.
+
     Raises:
         ComputeError: Not even one slice at a time fits.
     """
-    size = execution.batch_size
+    size, reported = execution.batch_size, 0
     while True:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, reported
+            done += count
+            if done > reported:
+                execution.advance(done - reported)
+                reported = done
+
         try:
-            return compute(
-                Execution(execution.device, size, execution.autocast, execution.advance)
-            )
-        except torch.OutOfMemoryError as error:
+            return compute(replace(execution, batch_size=size, advance=advance))
+        except (RuntimeError, MemoryError) as error:
+            if not _is_memory_exhausted(error):
+                raise
             if size == 1:
                 raise ComputeError(
                     f"the memory of {execution.device} does not suffice for a single slice",
@@ -200,4 +209,12 @@ def run_within_memory(compute: Callable[[Execution], Result], execution: Executi
                     next_step="free it, or use --device cpu",
                 ) from error
             size //= 2
-        torch.cuda.empty_cache()
+        if execution.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _is_memory_exhausted(error: Exception) -> bool:
+    """Whether memory ran out: only CUDA has an exception of its own for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )

@@ -17,6 +17,7 @@ from mmccd_cli.config import CycleConfig, SamplingConfig, ScoreConfig
 from mmccd_cli.devices import choose_batch_size
 from mmccd_cli.inference import (
     Execution,
+    Residual,
     Work,
     band_work,
     masked_residual,
@@ -141,6 +142,12 @@ class _CycleRun:
     scale: float
 
     @property
+    def residual(self) -> Residual:
+        """How errors count: a sign that is not known cannot be kept."""
+        unsigned = self.config.residual == "signed" and self.settings.sign == 0
+        return "absolute" if unsigned else self.config.residual
+
+    @property
     def count(self) -> int:
         """Pairs of slice and band (or slices) of the first pass."""
         if self.sampling.method == "cyclic-unet":
@@ -154,7 +161,7 @@ class _CycleRun:
             work = band_work(torch.from_numpy(self.stack.brain), self.sampling)
             total, count = self._masked(work, execution)
             return self._to_volume(total / count.clamp_min(1))
-        x, kind = torch.from_numpy(self.stack.data), self.config.residual
+        x, kind = torch.from_numpy(self.stack.data), self.residual
         return self._to_volume(
             run_within_memory(
                 lambda e: plain_residual(x, self.networks, residual=kind, execution=e), execution
@@ -182,7 +189,7 @@ class _CycleRun:
                 work,
                 self.networks,
                 seed=self.sampling.seed,
-                residual=self.config.residual,
+                residual=self.residual,
                 execution=e,
             ),
             execution,
@@ -190,7 +197,8 @@ class _CycleRun:
 
     def _to_volume(self, residual: Tensor) -> NDArray[np.float32]:
         """(I, J, K) in robust standard deviations, positive where anomalous."""
-        values = residual.numpy() / np.float32(self.scale)
-        if self.config.residual == "signed" and self.settings.sign:
+        unit = self.scale**2 if self.residual == "squared" else self.scale
+        values = residual.numpy() / np.float32(unit)
+        if self.residual == "signed":
             values = values * np.float32(self.settings.sign)
         return from_slices(np.where(self.stack.brain, values, np.float32(0)), self.stack)
