@@ -15,6 +15,9 @@ from mmccd_cli.postprocessing import (
     adaptive_threshold,
     clean,
     erode,
+    fill_holes,
+    fill_holes_in_planes,
+    grow_into_rim,
     median_filter_3d,
 )
 from mmccd_cli.thresholding import (
@@ -30,17 +33,35 @@ from mmccd_cli.thresholding import (
 
 
 @dataclass(frozen=True)
+class SmoothScore:
+    """A combined score before a threshold is found.
+
+    Attributes:
+        raw: (I, J, K) float32, in robust standard deviations.
+        values: (I, J, K) float32, median filtered; 0 outside the brain.
+        brain: (I, J, K) bool.
+        region: (I, J, K) bool, the brain without its rim.
+        spacing_mm: Voxel size.
+    """
+
+    raw: NDArray[np.float32]
+    values: NDArray[np.float32]
+    brain: BoolArray
+    region: BoolArray
+    spacing_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class Score:
     """A smoothed score and the threshold that was found for its scan.
 
     Attributes:
-        values: (I, J, K) float32, in robust standard deviations; 0 outside the region.
-        region: (I, J, K) bool, the brain without its rim.
+        values: (I, J, K) float32, in robust standard deviations; 0 outside the brain and in its
+            rim, except where the rim lies next to a lesion.
         threshold: The scan's threshold, in the score's unit.
     """
 
     values: NDArray[np.float32]
-    region: BoolArray
     threshold: float
 
 
@@ -50,46 +71,84 @@ def combine(signals: Mapping[str, FloatArray], weights: Mapping[str, float]) -> 
     return np.sum(parts, axis=0, dtype=np.float32)
 
 
-def score(
+def smooth(
     signals: Mapping[str, FloatArray],
     brain: BoolArray,
-    spacing_mm: Sequence[float],
+    spacing_mm: tuple[float, float, float],
     config: ScoreConfig,
-) -> Score:
-    """Combine signals, smooth them and find the scan's threshold without labels.
+) -> SmoothScore:
+    """Combine signals and smooth them.
 
     Args:
         signals: Name -> (I, J, K) float32, in robust standard deviations, positive where anomalous.
         brain: (I, J, K) bool.
         spacing_mm: Voxel size.
-        config: Weights, filter, erosion and threshold rule.
+        config: Weights, filter and erosion.
     """
     raw = combine(signals, config.weights)
     region = erode(brain, config.erosion_mm, spacing_mm)
     values = median_filter_3d(raw, brain, config.median_mm, spacing_mm)
-    values[~region] = 0.0
-    return Score(values, region, _find_threshold(raw, values, region, brain, spacing_mm, config))
+    return SmoothScore(raw, values, brain, region, spacing_mm)
 
 
-def _find_threshold(
-    raw: FloatArray,
-    values: FloatArray,
-    region: BoolArray,
+def score(
+    signals: Mapping[str, FloatArray],
     brain: BoolArray,
-    spacing_mm: Sequence[float],
+    spacing_mm: tuple[float, float, float],
     config: ScoreConfig,
-) -> float:
+) -> Score:
+    """Combine signals, smooth them and find the scan's threshold without labels; see `smooth`."""
+    smoothed = smooth(signals, brain, spacing_mm, config)
+    threshold = _find_threshold(smoothed, config)
+    (mask,) = masks_at(smoothed, [threshold], config)
+    kept = smoothed.region | with_rim(smoothed, mask, threshold, config)
+    return Score(np.where(kept, smoothed.values, np.float32(0)), threshold)
+
+
+def masks_at(
+    smoothed: SmoothScore, thresholds: Sequence[float], config: ScoreConfig
+) -> list[BoolArray]:
+    """The mask at each threshold: inside the region, the components that count, holes left."""
+    return list(
+        candidate_masks(
+            smoothed.values, smoothed.region, smoothed.spacing_mm, thresholds, seed_rule(config)
+        )
+    )
+
+
+def with_rim(
+    smoothed: SmoothScore, mask: BoolArray, threshold: float, config: ScoreConfig
+) -> BoolArray:
+    """A mask of `masks_at`, with what the left-out rim holds next to it."""
+    return grow_into_rim(
+        mask,
+        smoothed.values > threshold,
+        smoothed.brain,
+        smoothed.region,
+        config.rim_mm,
+        smoothed.spacing_mm,
+    )
+
+
+def edge_profile(smoothed: SmoothScore, masks: Sequence[BoolArray]) -> NDArray[np.float64]:
+    """Mean edge strength along the contour of each mask, (len(masks),)."""
+    edges = edge_strength(smoothed.raw, smoothed.brain)
+    interior = contour_interior(smoothed.brain, smoothed.spacing_mm)
+    return np.array([contour_strength(mask, edges, interior) for mask in masks])
+
+
+def _find_threshold(smoothed: SmoothScore, config: ScoreConfig) -> float:
     if config.threshold_rule == "fixed":
         return config.threshold_offset
     if config.threshold_rule == "otsu":
         return adaptive_threshold(
-            values[region], config.threshold_offset, otsu_weight=config.otsu_weight
+            smoothed.values[smoothed.region],
+            config.threshold_offset,
+            otsu_weight=config.otsu_weight,
         )
-    candidates = edge_candidates(config.edge_low, config.edge_high)
-    edges, interior = edge_strength(raw, brain), contour_interior(brain, spacing_mm)
-    masks = candidate_masks(values, region, spacing_mm, candidates, seed_rule(config))
-    profile = np.array([contour_strength(mask, edges, interior) for mask in masks])
-    return strongest_edge(candidates, profile)
+    candidates = edge_candidates(config.edge_low, config.edge_high).tolist()
+    masks = masks_at(smoothed, candidates, config)
+    return strongest_edge(candidates, edge_profile(smoothed, masks))
 
 
 def seed_rule(config: ScoreConfig) -> SeedRule:
@@ -132,10 +191,18 @@ def segment(
     if config.min_seed_mm3 > 0:
         seed = anomaly_map(np.array(config.seed_threshold), scan_threshold, config)
         mask = seeded(mask, values > seed, spacing_mm, min_seed_mm3=config.min_seed_mm3)
-    return clean(
+    kept = clean(
         mask,
         spacing_mm,
         min_fraction_of_largest=config.min_fraction_of_largest,
         min_volume_mm3=config.min_lesion_mm3,
-        holes=config.fill_holes,
+        holes=False,
     )
+    return fill(kept, config)
+
+
+def fill(mask: BoolArray, config: ScoreConfig) -> BoolArray:
+    """Fill the holes of a mask as a score's settings say."""
+    if config.fill_holes == "planes":
+        return fill_holes_in_planes(mask)
+    return fill_holes(mask) if config.fill_holes == "volume" else mask

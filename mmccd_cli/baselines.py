@@ -26,8 +26,11 @@ from mmccd_cli.postprocessing import (
     median_filter_3d,
 )
 from mmccd_cli.thresholding import (
+    SeedRule,
+    candidate_masks,
+    contour_interior,
+    contour_strength,
     edge_candidates,
-    edge_profile,
     edge_strength,
     seeded,
     strongest_edge,
@@ -114,17 +117,11 @@ class EdgeThreshold:
     def find(self, score: ScoreMap) -> float:
         """Return the threshold with the strongest contour."""
         candidates = edge_candidates(self.low, self.high).tolist()
-        profile = edge_profile(
-            score.values,
-            score.region,
-            edge_strength(score.raw, score.brain),
-            score.brain,
-            score.spacing_mm,
-            candidates,
-            seed_threshold=self.seed_threshold,
-            min_seed_mm3=self.min_seed_mm3,
-            min_fraction_of_largest=self.min_fraction_of_largest,
-        )
+        edges = edge_strength(score.raw, score.brain)
+        interior = contour_interior(score.brain, score.spacing_mm)
+        rule = SeedRule(self.seed_threshold, self.min_seed_mm3, self.min_fraction_of_largest)
+        masks = candidate_masks(score.values, score.region, score.spacing_mm, candidates, rule)
+        profile = np.array([contour_strength(mask, edges, interior) for mask in masks])
         return strongest_edge(candidates, profile)
 
 

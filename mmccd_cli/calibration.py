@@ -15,22 +15,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly import anomaly_map, combine, score, seed_rule, segment
+from mmccd_cli.anomaly import (
+    anomaly_map,
+    edge_profile,
+    fill,
+    masks_at,
+    score,
+    smooth,
+    with_rim,
+)
 from mmccd_cli.bundle import Bundle, BundleConfig
 from mmccd_cli.config import SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.metrics import overlap
 from mmccd_cli.modalities import MODALITIES
-from mmccd_cli.postprocessing import adaptive_threshold, fill_holes
+from mmccd_cli.postprocessing import adaptive_threshold
 from mmccd_cli.shards import Quantisation, read_index, read_shard
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.thresholding import (
-    candidate_masks,
-    contour_interior,
-    contour_strength,
-    edge_strength,
-    strongest_edge,
-)
+from mmccd_cli.thresholding import strongest_edge
 
 THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 18))
 OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
@@ -216,12 +218,13 @@ def choose_by_budget(
     voxel_ml = float(np.prod(spacing)) / 1000
     weights = {f"cycle:{m}": 1.0 for m in modalities if m in bundle.sources}
     config = ScoreConfig(modalities=modalities, weights=weights)
-    scored = [score(s.signals, s.brain, spacing, config) for s in subjects]
+    smoothed = [smooth(s.signals, s.brain, spacing, config) for s in subjects]
     for offset in OFFSETS:
         volumes = []
-        for item in scored:
+        for item in smoothed:
             threshold = adaptive_threshold(item.values[item.region], offset, otsu_weight=0.5)
-            mask = _mask(item.values, threshold, spacing, config)
+            (mask,) = masks_at(item, [threshold], config)
+            mask = fill(with_rim(item, mask, threshold, config), config)
             volumes.append(float(mask.sum()) * voxel_ml)
         if float(np.mean(volumes)) <= budget_ml:
             break
@@ -264,17 +267,15 @@ class _Table:
 
 def _table(subject: CalibrationSubject, bundle: Bundle, config: ScoreConfig) -> _Table:
     spacing = bundle.template.spacing_mm
-    scored = score(subject.signals, subject.brain, spacing, replace(config, threshold_rule="fixed"))
-    edges = edge_strength(combine(subject.signals, config.weights), subject.brain)
-    interior = contour_interior(subject.brain, spacing)
-    profile, dice = [], []
-    for mask in candidate_masks(
-        scored.values, scored.region, spacing, THRESHOLDS, seed_rule(config)
-    ):
-        profile.append(contour_strength(mask, edges, interior))
-        dice.append(overlap(fill_holes(mask), subject.lesion).dice)
-    otsu = adaptive_threshold(scored.values[scored.region], 0.0, otsu_weight=config.otsu_weight)
-    return _Table(np.array(dice), np.array(profile), otsu)
+    smoothed = smooth(subject.signals, subject.brain, spacing, config)
+    masks = masks_at(smoothed, THRESHOLDS, config)
+    dice = [
+        overlap(fill(with_rim(smoothed, mask, t, config), config), subject.lesion).dice
+        for t, mask in zip(THRESHOLDS, masks, strict=True)
+    ]
+    inside = smoothed.values[smoothed.region]
+    otsu = adaptive_threshold(inside, 0.0, otsu_weight=config.otsu_weight)
+    return _Table(np.array(dice), edge_profile(smoothed, masks), otsu)
 
 
 def _rules(
@@ -319,16 +320,6 @@ def _describe_trial(config: ScoreConfig, dice: float, left_out: float) -> dict[s
     }
 
 
-def _mask(
-    values: NDArray[np.float32],
-    threshold: float,
-    spacing: tuple[float, float, float],
-    config: ScoreConfig,
-) -> NDArray[np.bool_]:
-    """The mask at a threshold in score units, cleaned as the shipped mask is."""
-    return segment(anomaly_map(values, threshold, config), spacing, threshold, config)
-
-
 def _left_out(dice: NDArray[np.float64]) -> float:
     """Mean Dice where each subject's offset is the best one of all others."""
     if len(dice) == 1:
@@ -344,8 +335,7 @@ def _choose_scale(
     losses = np.zeros(len(MAP_SCALES))
     for subject in subjects:
         scored = score(subject.signals, subject.brain, bundle.template.spacing_mm, config)
-        truth = subject.lesion[scored.region]
-        inside = scored.values[scored.region]
+        truth, inside = subject.lesion[subject.brain], scored.values[subject.brain]
         for index, scale in enumerate(MAP_SCALES):
             trial = replace(config, map_scale=scale)
             p = np.clip(anomaly_map(inside, scored.threshold, trial), 1e-6, 1 - 1e-6)

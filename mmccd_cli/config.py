@@ -244,7 +244,9 @@ class ScoreConfig:
         threshold: Value of the map above which a voxel belongs to the mask.
         min_fraction_of_largest: Components need this share of the largest one's volume.
         min_lesion_mm3: Components need this volume.
-        fill_holes: Whether holes of the mask are filled.
+        rim_mm: How near to a lesion the rim that `erosion_mm` left out is given back.
+        fill_holes: "none", "volume" (what the mask encloses), or "planes" (what it encloses in any
+            plane of the grid).
     """
 
     modalities: tuple[str, ...]
@@ -263,7 +265,8 @@ class ScoreConfig:
     threshold: float = 0.5
     min_fraction_of_largest: float = 0.2
     min_lesion_mm3: float = 0.0
-    fill_holes: bool = True
+    rim_mm: float = 4.5
+    fill_holes: Literal["none", "volume", "planes"] = "planes"
 
     def __post_init__(self) -> None:
         _require(bool(self.modalities), "score.modalities is empty", None)
