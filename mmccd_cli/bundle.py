@@ -29,7 +29,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from mmccd_cli.bundle_files import FORMAT, INDEX, not_a_bundle, read_checked, read_index
+from mmccd_cli.bundle_files import CARD, FORMAT, INDEX, not_a_bundle, read_checked, read_index
 from mmccd_cli.config import (
     CycleConfig,
     DiffusionConfig,
@@ -48,7 +48,6 @@ from mmccd_cli.shards import Quantisation
 from mmccd_cli.translation import Cycle, MaskedTranslator, network_name
 
 TEMPLATE = "template.safetensors"
-CARD = "README.md"
 
 
 @dataclass(frozen=True)

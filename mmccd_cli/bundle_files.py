@@ -18,6 +18,7 @@ from mmccd_cli.errors import WeightsError
 
 FORMAT = 1
 INDEX = "bundle.json"
+CARD = "README.md"
 MAX_FILES = 64
 MAX_FILE_BYTES = 2 << 30
 MAX_INDEX_BYTES = 4 << 20

@@ -13,12 +13,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.bundle_files import (
+    CARD,
     INDEX,
     BundleIndex,
     check_file,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 ATTEMPTS = 3
-CARD = "README.md"
 FRONT_MATTER = (
     "---\nlibrary_name: mmccd\nlicense: other\npipeline_tag: image-segmentation\n"
     "tags: [medical, mri, brain, anomaly-segmentation]\n---\n\n"
@@ -195,6 +195,7 @@ def download(
     cache: Path,
     *,
     entry: RegistryEntry | None = None,
+    announce: Callable[[BundleIndex], None] | None = None,
     endpoint: str | None = None,
 ) -> Path:
     """Download a bundle into the cache, each file checked, and nothing that it does not list.
@@ -206,6 +207,7 @@ def download(
         hub_id: Repository and revision.
         cache: Folder of the cache.
         entry: The registry's entry, whose hashes count more than those of the repository.
+        announce: Called with the index before the large files are downloaded.
         endpoint: Address of the Hub; None for the configured one.
 
     Returns:
@@ -215,6 +217,8 @@ def download(
         WeightsError: Anything went wrong; what was not right is no longer in the cache.
     """
     remote = look_up(hub_id, cache, entry=entry, endpoint=endpoint)
+    if announce is not None:
+        announce(remote.index)
     for name, listed in remote.index.files.items():
         _fetch_checked(remote.hub_id, name, listed, cache, endpoint)
     if not hub_id.pinned:

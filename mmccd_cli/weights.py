@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -88,6 +89,7 @@ def resolve(
     offline: bool = False,
     cache_dir: Path | None = None,
     refresh: bool = False,
+    announce: Callable[[BundleIndex], None] | None = None,
     endpoint: str | None = None,
 ) -> LocalBundle:
     """Find a bundle, download it where it is nowhere on this computer, and check every file.
@@ -99,6 +101,7 @@ def resolve(
         offline: Whether the network must not be used.
         cache_dir: Where downloads are kept; None for `MMCCD_CACHE_DIR`, then the Hub's own cache.
         refresh: Whether to ask the Hub which commit a branch is now.
+        announce: Called with the index before the large files are downloaded.
         endpoint: Address of the Hub; None for `HF_ENDPOINT`, then the public one.
 
     Raises:
@@ -114,17 +117,16 @@ def resolve(
     if hub_id is None:
         raise _unknown(target.spec)
     cache = hub.cache_folder(cache_dir)
-    pinned = hub_id.pinned
     damage: WeightsError | None = None
     folder = hub.find_cached(hub_id, cache)
-    if folder is not None and (pinned or offline or not refresh):
+    if folder is not None and (hub_id.pinned or offline or not refresh):
         try:
             return _checked(folder, target, "cache")
         except WeightsError as error:
             damage = error
     if offline or hub.is_offline():
         raise _not_offline(target, cache, damage)
-    folder = hub.download(hub_id, cache, entry=target.entry, endpoint=endpoint)
+    folder = hub.download(hub_id, cache, entry=target.entry, announce=announce, endpoint=endpoint)
     return _checked(folder, target, "hub")
 
 

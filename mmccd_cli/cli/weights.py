@@ -1,0 +1,266 @@
+"""`mmccd weights`: what can be used, from where, and whether it is what it should be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmccd_cli.cli import options
+from mmccd_cli.cli.console import Console, command
+from mmccd_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmccd_cli.bundle_files import BundleIndex
+    from mmccd_cli.weights import LocalBundle, Target
+
+app = typer.Typer(
+    name="weights",
+    help="List, download, check, remove and publish weights.",
+    no_args_is_help=True,
+)
+
+Spec = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[NAME|DIR|ORG/REPO[@REVISION]]",
+        help="A name from `mmccd weights list`, a folder, or a place on the Hub. By default "
+        "MMCCD_WEIGHTS, then the bundle that mmccd comes with.",
+        show_default=False,
+    ),
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Where downloads are kept. By default MMCCD_CACHE_DIR, then the Hub's own cache.",
+        show_default=False,
+    ),
+]
+Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+
+
+def register(parent: typer.Typer) -> None:
+    """Add these commands to the program."""
+    parent.add_typer(app)
+
+
+@app.command("list")
+@command
+def list_weights(
+    cache_dir: CacheDir = None, as_json: Json = False, verbose: options.Verbose = 0
+) -> None:
+    """List the bundles that can be used by name, and those in the cache; never uses the network."""
+    from mmccd_cli.weights import list_bundles
+
+    console = Console(verbose)
+    rows = [_row(target, index) for target, index in list_bundles(cache_dir)]
+    if as_json:
+        console.result(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        console.result(
+            f"{row['weights']}\t{row['where']}\t{_megabytes(row['bytes'])}\t"
+            f"{'+'.join(row['modalities'])}\t{row['licence']}\t{row['accuracy']}".rstrip()
+        )
+    if not rows:
+        console.info("No weights came with this installation, and none are in the cache.")
+
+
+@app.command()
+@command
+def info(
+    weights: Spec = None,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Show what a bundle is: networks, licence, training, calibration, files and their hashes."""
+    from mmccd_cli.weights import resolve
+
+    console = Console(verbose)
+    bundle = resolve(weights, offline=offline, cache_dir=cache_dir)
+    about = _about(bundle)
+    if as_json:
+        console.result(json.dumps(about, indent=1))
+        return
+    for key in ("name", "version", "licence", "intended_use", "folder", "origin", "commit"):
+        if about[key]:
+            console.result(f"{key.replace('_', ' ')}: {about[key]}")
+    entry = about["registry_entry"]
+    console.result(f"cycles for: {', '.join(entry['modalities'])}")
+    if entry["accuracy"]:
+        console.result(f"accuracy: {entry['accuracy']}")
+    for name, file in entry["files"].items():
+        console.result(f"{file['sha256']}  {file['size']:>12,}  {name}")
+
+
+@app.command()
+@command
+def path(
+    weights: Spec = None,
+    offline: Offline = False,
+    cache_dir: CacheDir = None,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Print the folder of a bundle, after downloading it where it is not here yet."""
+    from mmccd_cli.weights import resolve
+
+    bundle = resolve(weights, offline=offline, cache_dir=cache_dir)
+    Console(verbose).result(str(bundle.folder))
+
+
+@app.command()
+@command
+def download(
+    weights: Spec = None,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Bring a bundle into the cache, as on the login node of a cluster without internet.
+
+    A branch is looked up again, so this is also how weights are brought up to date.
+    """
+    from mmccd_cli.weights import resolve
+
+    console = Console(-1 if quiet else verbose)
+
+    def announce(index: BundleIndex) -> None:
+        console.info(
+            f"{index.text('name')} {index.text('version')}: {_megabytes(index.total_bytes)}, "
+            f"licence: {index.text('licence') or 'unknown'}"
+        )
+
+    bundle = resolve(weights, cache_dir=cache_dir, refresh=True, announce=announce)
+    if as_json:
+        console.result(json.dumps(_about(bundle), indent=1))
+    else:
+        console.result(str(bundle.folder))
+    if bundle.repo:
+        console.info(f"use it with: --weights {bundle.repo}@{bundle.commit} --offline")
+
+
+@app.command()
+@command
+def verify(
+    weights: Spec = None,
+    cache_dir: CacheDir = None,
+    as_json: Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Compare every file with its hash and every network with its architecture; offline."""
+    from mmccd_cli.bundle import load_bundle, verify_bundle
+    from mmccd_cli.weights import resolve
+
+    console = Console(-1 if quiet else verbose)
+    bundle = resolve(weights, offline=True, cache_dir=cache_dir)
+    verify_bundle(load_bundle(bundle.folder))
+    if as_json:
+        console.result(json.dumps({**_about(bundle), "verified": True}, indent=1))
+    console.info(
+        f"{bundle.folder}: {len(bundle.index.files) + 1} files as they should be, "
+        f"bundle.json {bundle.index.sha256}"
+    )
+
+
+@app.command()
+@command
+def remove(
+    weights: Annotated[str, typer.Argument(metavar="NAME|ORG/REPO[@REVISION]")],
+    cache_dir: CacheDir = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Remove a downloaded bundle from the cache; your own folders are never touched."""
+    from mmccd_cli.weights import remove as remove_weights
+
+    folder, freed = remove_weights(weights, cache_dir=cache_dir)
+    Console(-1 if quiet else verbose).info(f"removed {folder}, {_megabytes(freed)} freed")
+
+
+@app.command()
+@command
+def push(
+    folder: Annotated[str, typer.Argument(metavar="DIR|NAME", help="The bundle to publish.")],
+    repo: Annotated[str, typer.Argument(metavar="ORG/REPO", help="Where to on the Hub.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody see a new repository.")
+    ] = False,
+    as_json: Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Publish a bundle on the Hub with its model card; a new repository is private.
+
+    Uses the token of `hf auth login` or HF_TOKEN, which must be allowed to write.
+    """
+    from mmccd_cli import hub
+    from mmccd_cli.bundle import load_bundle, verify_bundle
+    from mmccd_cli.registry import make_entry
+    from mmccd_cli.weights import resolve
+
+    console = Console(-1 if quiet else verbose)
+    bundle = resolve(folder, offline=True)
+    verify_bundle(load_bundle(bundle.folder))
+    if hub.is_offline():
+        raise UsageError("HF_HUB_OFFLINE forbids to publish.", next_step="Unset it.")
+    pushed = hub.push(bundle.folder, repo, private=not public)
+    entry = make_entry(pushed.index, repo=repo, revision=pushed.hub_id.revision)
+    if as_json:
+        about = {"weights": str(pushed.hub_id), "url": pushed.url, "private": pushed.private}
+        console.result(json.dumps({**about, "registry_entry": entry.to_json()}, indent=1))
+    else:
+        console.result(f"mmccd segment SUBJECT --out map.nii.gz --weights {pushed.hub_id}")
+    seen = "private: only its owners see it" if pushed.private else "public"
+    console.info(f"{pushed.url} ({seen})")
+
+
+def _row(target: Target, index: BundleIndex | None) -> dict[str, Any]:
+    from mmccd_cli.registry import make_entry
+
+    entry = target.entry or (make_entry(index) if index else None)
+    where = "embedded" if target.origin == "embedded" else "cached" if index else "on the Hub"
+    files = entry.files.values() if entry else ()
+    return {
+        "weights": target.spec,
+        "where": where,
+        "name": entry.name if entry else None,
+        "folder": str(index.folder) if index else None,
+        "hub": str(target.hub_id) if target.hub_id else None,
+        "bytes": sum(file["size"] for file in files),
+        "modalities": list(entry.modalities) if entry else [],
+        "licence": entry.licence if entry else "unknown",
+        "accuracy": entry.accuracy if entry else "",
+    }
+
+
+def _about(bundle: LocalBundle) -> dict[str, Any]:
+    from mmccd_cli.registry import make_entry
+
+    index = bundle.index
+    entry = bundle.entry or make_entry(index, repo=bundle.repo, revision=bundle.commit)
+    return {
+        "name": index.text("name"),
+        "version": index.text("version"),
+        "licence": index.text("licence"),
+        "intended_use": index.text("intended_use"),
+        "folder": str(bundle.folder),
+        "origin": bundle.origin,
+        "repo": bundle.repo,
+        "revision": bundle.revision,
+        "commit": bundle.commit,
+        "sha256": index.sha256,
+        "bytes": index.total_bytes,
+        "registry_entry": entry.to_json(),
+        "bundle": index.bundle,
+    }
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
