@@ -79,7 +79,7 @@ def _calibration(config: BundleConfig) -> str:
     lines = [
         "## Calibration\n",
         f"On the split `{about['split']}` ({len(about['subjects'])} subjects), by "
-        f"{about['criterion']}. \"Left out\": the threshold's constant chosen on the other "
+        f'{about["criterion"]}. "Left out": the threshold\'s constant chosen on the other '
         "subjects each time.\n",
         "| method | modalities | weights | threshold rule | Dice | left out |",
         "|---|---|---|---|---|---|",

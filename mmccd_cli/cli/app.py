@@ -15,7 +15,7 @@ import typer
 
 from mmccd_cli import __version__
 
-COMMANDS = ("segment", "demo", "train", "weights")
+COMMANDS = ("segment", "demo", "train", "evaluate", "weights")
 """Modules of this package with a function `register(app)`, in the order of --help."""
 
 app = typer.Typer(
