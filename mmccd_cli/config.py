@@ -286,15 +286,28 @@ class ScoreConfig:
             self.weights,
         )
         _require_choices(self, "score")
-        _require_at_least(self, "score", median_mm=0, erosion_mm=0, otsu_weight=0, min_lesion_mm3=0)
+        _require_at_least(
+            self,
+            "score",
+            median_mm=0,
+            erosion_mm=0,
+            otsu_weight=0,
+            min_seed_mm3=0,
+            min_lesion_mm3=0,
+            rim_mm=0,
+        )
+        _require(self.median_mm <= 50, "score.median_mm must be at most 50", self.median_mm)
         _require(
             0 <= self.min_fraction_of_largest <= 1,
             "score.min_fraction_of_largest must lie in [0, 1]",
             self.min_fraction_of_largest,
         )
         _require(self.map_scale > 0, "score.map_scale must be positive", self.map_scale)
-        _require(self.edge_low < self.edge_high, "score.edge_low must be below edge_high", None)
-        _require(self.min_seed_mm3 >= 0, "score.min_seed_mm3 must not be negative", None)
+        _require(
+            self.edge_low < self.edge_high <= self.edge_low + 50,
+            "score.edge_low must be below edge_high, by 50 at most",
+            (self.edge_low, self.edge_high),
+        )
         _require(0 < self.threshold < 1, "score.threshold must lie in (0, 1)", self.threshold)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -197,17 +198,21 @@ def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Templat
     """A RAS+ grid around the brains of subjects that share a space.
 
     Raises:
-        DataError: Their brains lie so differently that they cannot share one.
+        DataError: Their brains lie so differently that they cannot share one, or none can be read.
     """
-    corners = []
-    for subject in subjects[:SUBJECTS_FOR_GRID]:
-        reference = next(m for m in MODALITIES if m in settings.modalities)
-        volume, _ = read_nifti(subject.paths[reference])
-        brain = find_brain({reference: volume}).mask
-        box = bounding_box(brain)
-        ends = np.array([[s.start, s.stop - 1] for s in box], dtype=float)
-        world = (volume.affine @ np.vstack([ends, [1.0, 1.0]]))[:3]
-        corners.append(np.sort(world, axis=1))
+    corners: list[NDArray] = []
+    last_error: MmccdError | None = None
+    for subject in subjects:
+        if len(corners) == SUBJECTS_FOR_GRID:
+            break
+        try:
+            corners.append(_brain_corners(subject, settings))
+        except MmccdError as error:
+            if settings.strict:
+                raise
+            last_error = error  # the subject is left out, with its reason, when its turn comes
+    if not corners:
+        raise last_error or DataError("there is no subject to take the grid from")
     stacked = np.stack(corners)
     centres = stacked.mean(axis=2)
     if float(np.ptp(centres, axis=0).max()) > 40:
@@ -222,9 +227,20 @@ def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Templat
     return _empty_template(low, high, settings.spacing_mm)
 
 
+def _brain_corners(subject: Subject, settings: PrepareSettings) -> NDArray:
+    """(3, 2) lowest and highest position of a subject's brain along each axis, RAS+ mm."""
+    reference = next(m for m in MODALITIES if m in settings.modalities)
+    volume, _ = read_nifti(subject.paths[reference])
+    box = bounding_box(find_brain({reference: volume}).mask)
+    ends = itertools.product(*((s.start, s.stop - 1) for s in box))
+    world = np.array([volume.affine @ np.array([*end, 1.0]) for end in ends])[:, :3]
+    return np.stack([world.min(axis=0), world.max(axis=0)], axis=1)
+
+
 def _empty_template(low: NDArray, high: NDArray, spacing: float) -> Template:
     voxels = np.ceil((high - low) / spacing).astype(int) + 1
-    size = [int(-(-n // m) * m) for n, m in zip(voxels, (GRID_MULTIPLE, GRID_MULTIPLE, 1))]
+    multiples = (GRID_MULTIPLE, GRID_MULTIPLE, 1)
+    size = [int(-(-n // m) * m) for n, m in zip(voxels, multiples, strict=True)]
     # Whole millimetres, so that grids made from slightly different subjects are comparable.
     origin = np.round((low + high) / 2 - (np.array(size) - 1) / 2 * spacing)
     affine = np.diag([spacing, spacing, spacing, 1.0])

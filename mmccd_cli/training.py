@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import distributed as dist
 from mmccd_cli.config import DiffusionConfig, TrainingConfig, UNetConfig, to_dict
 from mmccd_cli.datasets import Sample, SliceDataset, draw_sample
 from mmccd_cli.diffusion import Schedule, hide, random_band_masks, random_blob_masks
-from mmccd_cli.errors import ComputeError, WeightsError
+from mmccd_cli.errors import ComputeError, UsageError, WeightsError
 from mmccd_cli.networks import UNet
 from mmccd_cli.translation import network_name
 
@@ -128,9 +129,15 @@ def train_network(
         The averaged (EMA) weights, float32 on the CPU.
 
     Raises:
-        ComputeError: The loss is no longer finite.
-        WeightsError: A checkpoint of another recipe lies in the folder.
+        UsageError: More processes than samples in a batch.
+        ComputeError: The loss or a weight is no longer finite.
+        WeightsError: A checkpoint of another recipe, or a damaged one, lies in the folder.
     """
+    if runtime.world_size > config.batch_size:
+        raise UsageError(
+            f"{runtime.world_size} processes cannot share batches of {config.batch_size}",
+            next_step="start fewer processes, or use a larger --batch-size",
+        )
     torch.manual_seed(config.seed)
     network = UNet(spec.unet).to(runtime.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
@@ -138,7 +145,11 @@ def train_network(
     )
     average = {name: value.clone() for name, value in network.state_dict().items()}
     checkpoint = folder / f"{spec.name}.checkpoint.pt"
-    recipe = {"network": to_dict(spec), "training": to_dict(config), "diffusion": to_dict(diffusion)}
+    recipe = {
+        "network": to_dict(spec),
+        "training": to_dict(config),
+        "diffusion": to_dict(diffusion),
+    }
     start = _restore(checkpoint, recipe, network, optimizer, average)
     step = _Step(spec, Schedule.from_config(diffusion), config, runtime)
     watch = _Watch(spec.name, config.iterations, start, folder, runtime, report)
@@ -146,6 +157,9 @@ def train_network(
     network.train()
     for iteration in range(start, config.iterations):
         _set_learning_rate(optimizer, learning_rate_at(iteration, config))
+        if spec.unet.dropout:
+            # Dropout draws from the global generator: a resumed run must find it as it was.
+            torch.manual_seed(_dropout_seed(config.seed, iteration, runtime.rank))
         loss, weight = step.loss(model, dataset, iteration)
         optimizer.zero_grad(set_to_none=True)
         (loss * _share(weight, runtime)).backward()
@@ -180,6 +194,10 @@ def sample_generator(seed: int, iteration: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + iteration) * 65_537 + index)
 
 
+def _dropout_seed(seed: int, iteration: int, rank: int) -> int:
+    return (seed * 1_000_003 + iteration) * 65_537 + rank
+
+
 class _Step:
     """One step's batch and loss, for either kind of network."""
 
@@ -191,7 +209,12 @@ class _Step:
         self._weight_sum = torch.zeros((), device=runtime.device)
 
     def loss(
-        self, model: nn.Module, dataset: SliceDataset, iteration: int, *, augment: bool | None = None
+        self,
+        model: nn.Module,
+        dataset: SliceDataset,
+        iteration: int,
+        *,
+        augment: bool | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed error over this process's share of the batch, and the pixels it is summed over."""
         augment = self.config.augment if augment is None else augment
@@ -295,11 +318,7 @@ class _Watch:
     def report(self, done: int, loss: float, validation: float | None) -> None:
         """Write a line and call back; raise where the loss is no longer finite."""
         if not math.isfinite(loss):
-            raise ComputeError(
-                f"the loss of {self.name} is no longer finite at iteration {done}",
-                cause="the learning rate is too high, or the data hold extreme values",
-                next_step="resume with a lower --learning-rate or --precision fp32",
-            )
+            raise _diverged(f"the loss of {self.name} is no longer finite at iteration {done}")
         self.validation = validation if validation is not None else self.validation
         if self.runtime.rank:
             return
@@ -309,6 +328,14 @@ class _Watch:
         pace = (time.monotonic() - self.began) / max(1, done - self.start)
         left = pace * (self.iterations - done)
         self.callback(Progress(self.name, done, self.iterations, loss, self.validation, left))
+
+
+def _diverged(message: str) -> ComputeError:
+    return ComputeError(
+        message,
+        cause="the learning rate is too high, or the data hold extreme values",
+        next_step="train again with a lower --learning-rate or --precision fp32",
+    )
 
 
 def _validate(step: _Step, network: UNet, validation: SliceDataset) -> float:
@@ -323,7 +350,7 @@ def _validate(step: _Step, network: UNet, validation: SliceDataset) -> float:
 
 
 def _share(weight: Tensor, runtime: Runtime) -> Tensor:
-    """Factor that makes the mean of all processes' gradients that of the whole batch's mean loss."""
+    """Factor that turns the mean of all processes' gradients into that of the batch's mean loss."""
     total = weight.clone()
     if runtime.world_size > 1:
         dist.all_reduce(total)
@@ -358,7 +385,9 @@ def _save(
     iteration: int,
     runtime: Runtime,
 ) -> None:
-    """Write a checkpoint, replacing the older one only when complete."""
+    """Write a checkpoint, replacing the older one only when complete and sound."""
+    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+        raise _diverged(f"weights of {path.name} are no longer finite at iteration {iteration}")
     if runtime.rank:
         return
     state = {
@@ -383,8 +412,16 @@ def _restore(
     """Load a checkpoint of the same recipe; return the steps already done."""
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["recipe"] != recipe:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        found = state["recipe"]
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, UnpicklingError) as error:
+        raise WeightsError(
+            f"the checkpoint {path} cannot be read",
+            cause=" ".join(str(error).split())[:200],
+            next_step="delete it to train that network from the start",
+        ) from error
+    if found != recipe:
         raise WeightsError(
             f"the checkpoint {path} comes from another recipe",
             cause="architecture, training settings or seed differ",
