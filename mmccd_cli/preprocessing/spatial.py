@@ -6,6 +6,8 @@ The only module that knows SimpleITK, and that SimpleITK's world is LPS+ where o
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +26,13 @@ _INTERPOLATORS = {
     "bspline": sitk.sitkBSpline,
 }
 _SAME_GRID_MM = 0.01
-_RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# Registration happens in units of a brain's radius: there a step of the optimiser means as much
+# in a rotation, a scale or a shear as in a translation. (SimpleITK's own parameter scales do not
+# do that: its step lengths are measured after scaling, and blow up once translations are found.)
+_RADIUS_MM = 60.0
+_UNIT_FROM_RAS = np.diag([1 / _RADIUS_MM] * 3 + [1.0]) @ _LPS_FROM_RAS
+_RAS_FROM_UNIT = np.linalg.inv(_UNIT_FROM_RAS)
 
 _COARSE_MM = 8.0
 _START_DEGREES = (-20.0, 0.0, 20.0)
@@ -134,8 +142,8 @@ class _Level:
     kind: Literal["rigid", "affine"]
     spacing_mm: float
     samples: int
-    first_step: float
-    last_step: float
+    first_step_mm: float
+    last_step_mm: float
     iterations: int = 100
 
 
@@ -183,12 +191,13 @@ def register(
         DataError: One of the images is constant.
     """
     pair = (_Scan(fixed, fixed_mask), _Scan(moving, moving_mask))
-    matrix, metric, iterations, stop = _search_starts(*pair, seed, threads)
-    for level in _LEVELS[kind]:
-        images = [scan.at(level.spacing_mm, threads) for scan in pair]
-        task = _Alignment(*images, pair[0].centre, level, seed, threads)
-        matrix, metric, used, stop = task.optimise(matrix)
-        iterations += used
+    with _default_threads(threads):
+        matrix, metric, iterations, stop = _search_starts(*pair, seed, threads)
+        for level in _LEVELS[kind]:
+            images = [scan.at(level.spacing_mm, threads) for scan in pair]
+            task = _Alignment(*images, pair[0].centre, level, seed, threads)
+            matrix, metric, used, stop = task.optimise(matrix)
+            iterations += used
     return RegistrationResult(matrix, metric, iterations, stop)
 
 
@@ -207,8 +216,8 @@ def correct_bias(
         The corrected scan; its values outside the mask are divided too.
     """
     shrink = [max(1, round(spacing_mm / s)) for s in volume.spacing_mm]
-    image = _to_sitk(volume.data, volume.affine, check_direction=False)
-    inside = _to_sitk(mask.astype(np.uint8), volume.affine, check_direction=False)
+    image = _to_sitk(volume.data, _LPS_FROM_RAS @ volume.affine)
+    inside = _to_sitk(mask.astype(np.uint8), _LPS_FROM_RAS @ volume.affine)
     corrector = sitk.N4BiasFieldCorrectionImageFilter()
     corrector.SetNumberOfThreads(threads)
     corrector.SetMaximumNumberOfIterations([30, 20, 10])
@@ -253,9 +262,12 @@ class _Scan:
         smooth = smooth_for(Volume(self.data, self.affine), affine, threads=threads)
         image = resample(smooth, shape, affine, threads=threads)
         if self.mask is None:
-            return _to_sitk(image.data, affine), None
+            return _to_sitk(image.data, _UNIT_FROM_RAS @ affine), None
         mask = resample(Volume(self.mask, self.affine), shape, affine, interpolation="nearest")
-        return _to_sitk(image.data, affine), _to_sitk(mask.data.astype(np.uint8), affine)
+        return (
+            _to_sitk(image.data, _UNIT_FROM_RAS @ affine),
+            _to_sitk(mask.data.astype(np.uint8), _UNIT_FROM_RAS @ affine),
+        )
 
 
 class _Alignment:
@@ -275,7 +287,7 @@ class _Alignment:
         threads: int,
     ) -> None:
         self._images = fixed[0], moving[0]
-        self._centre = (_RAS_FROM_LPS[:3, :3] @ centre).tolist()
+        self._centre = (_UNIT_FROM_RAS[:3, :3] @ centre).tolist()
         self._kind = level.kind
         method = sitk.ImageRegistrationMethod()
         method.SetNumberOfThreads(threads)
@@ -291,13 +303,12 @@ class _Alignment:
             # SimpleITK takes the time of day as the seed when it is given 0.
             method.SetMetricSamplingPercentage(share, 1 + seed % (2**31))
         method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=level.first_step,
-            minStep=level.last_step,
+            learningRate=level.first_step_mm / _RADIUS_MM,
+            minStep=level.last_step_mm / _RADIUS_MM,
             numberOfIterations=level.iterations,
-            relaxationFactor=0.5,
+            relaxationFactor=0.6,
             gradientMagnitudeTolerance=1e-6,
         )
-        method.SetOptimizerScalesFromPhysicalShift()
         self._method = method
 
     def evaluate(self, matrix: NDArray[np.float64]) -> float:
@@ -326,10 +337,21 @@ class _Alignment:
         transform = sitk.Euler3DTransform() if self._kind == "rigid" else sitk.AffineTransform(3)
         transform.SetCenter(self._centre)
         self._method.SetMovingInitialTransform(
-            _affine_transform(_RAS_FROM_LPS @ matrix @ _RAS_FROM_LPS)
+            _affine_transform(_UNIT_FROM_RAS @ matrix @ _RAS_FROM_UNIT)
         )
         self._method.SetInitialTransform(transform, inPlace=True)
         return transform
+
+
+@contextmanager
+def _default_threads(threads: int) -> Iterator[None]:
+    """Hold the metric, which has no setting of its own, to a number of threads."""
+    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _search_starts(
@@ -374,7 +396,6 @@ def _working_grid(
     spacing = np.maximum(steps, spacing_mm)
     corners = (_corners(shape) @ affine.T)[:, :3] @ directions
     low, high = corners.min(axis=0) - padding_mm, corners.max(axis=0) + padding_mm
-    # No margin along thick slices: it would be nothing but interpolated edges.
     counts = np.maximum(1, np.ceil((high - low) / spacing).astype(int) + 1)
     start = (low + high) / 2 - (counts - 1) / 2 * spacing
     working = np.eye(4)
@@ -383,20 +404,14 @@ def _working_grid(
     return (int(counts[0]), int(counts[1]), int(counts[2])), working
 
 
-def _to_sitk(
-    data: NDArray, affine: NDArray[np.float64], *, check_direction: bool = True
-) -> sitk.Image:
-    """An image in LPS+; shear cannot be said in it and is dropped unless checked."""
-    lps = _RAS_FROM_LPS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    direction = lps[:3, :3] / spacing
-    if not check_direction:
-        left, _, right = np.linalg.svd(direction)
-        direction = left @ right
+def _to_sitk(data: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
+    """An image in SimpleITK's world; shear cannot be said there and is dropped."""
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
     image = sitk.GetImageFromArray(data.T)
     image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection(direction.ravel().tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((left @ right).ravel().tolist())
     return image
 
 
@@ -406,7 +421,7 @@ def _ras_matrix(transform: sitk.Euler3DTransform | sitk.AffineTransform) -> NDAr
     centre = np.array(transform.GetCenter())
     matrix[:3, :3] = linear
     matrix[:3, 3] = np.array(transform.GetTranslation()) + centre - linear @ centre
-    return _RAS_FROM_LPS @ matrix @ _RAS_FROM_LPS
+    return _RAS_FROM_UNIT @ matrix @ _UNIT_FROM_RAS
 
 
 def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
