@@ -48,12 +48,14 @@ class Job:
         outputs: Map, mask and sidecar.
         picture: PNG to write beside them, or None.
         brain_mask: A brain mask that was given, or None.
+        makes_folder: Whether the outputs' folder is made where it is missing.
     """
 
     subject: Subject
     outputs: OutputPaths
     picture: Path | None = None
     brain_mask: Path | None = None
+    makes_folder: bool = False
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -149,9 +151,8 @@ def plan_job(
 ) -> Job:
     """Name the outputs of a subject: ID.nii.gz, ID_mask.nii.gz, ID.json and ID_PICTURE."""
     outputs = output_paths(out_dir / f"{subject.id}.nii.gz")
-    return Job(
-        subject, outputs, out_dir / f"{subject.id}_{picture}" if picture else None, brain_mask
-    )
+    drawn = out_dir / f"{subject.id}_{picture}" if picture else None
+    return Job(subject, outputs, drawn, brain_mask, makes_folder=True)
 
 
 def check_targets(jobs: Sequence[Job], *, force: bool, resume: bool) -> None:
@@ -174,10 +175,10 @@ def check_targets(jobs: Sequence[Job], *, force: bool, resume: bool) -> None:
             next_step="Give another name, or run the subjects with an --out-dir each.",
         )
     _refuse_inputs(targets, [path for job in jobs for path in job.inputs.values()])
-    for folder in {path.parent for path in targets}:
+    for folder in {job.outputs.map.parent for job in jobs if job.makes_folder}:
         _check_can_be_made(folder)
     for job in jobs:
-        if job.outputs.map.parent.is_dir():
+        if not job.makes_folder or job.outputs.map.parent.is_dir():
             check_outputs(job.targets.values(), inputs=job.inputs.values(), force=True)
     existing = [path for path in targets if path.exists()]
     if existing and not force and not resume:
@@ -345,7 +346,8 @@ def segment_job(
         seconds=seconds,
         threads=threads,
     )
-    job.outputs.map.parent.mkdir(parents=True, exist_ok=True)
+    if job.makes_folder:
+        job.outputs.map.parent.mkdir(parents=True, exist_ok=True)
     write_result(
         job.outputs,
         result.anomaly_map,

@@ -41,7 +41,7 @@ class DemoFiles:
         found = subject_from_files(
             t1=images["T1w"], t2=images["T2w"], flair=images["FLAIR"], id=SUBJECT
         )
-        return Job(found, output_paths(self.result), self.picture)
+        return Job(found, output_paths(self.result), self.picture, makes_folder=True)
 
 
 def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
@@ -57,7 +57,7 @@ def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
     names = ("FLAIR", "T2w", "T1w", LESION)
     scans = {name: folder / SUBJECT / f"{SUBJECT}_{name}.nii.gz" for name in names}
     files = DemoFiles(scans, folder / "anomaly.nii.gz", folder / "anomaly.png")
-    job = Job(Subject(SUBJECT, {}), output_paths(files.result), files.picture)
+    job = Job(Subject(SUBJECT, {}), output_paths(files.result), files.picture, makes_folder=True)
     check_targets([job], force=force, resume=False)
     return files
 
@@ -66,12 +66,13 @@ def write_scans(files: DemoFiles, seed: int = 0) -> None:
     """Make the synthetic subject, on the grid of BraTS, and write it as NIfTI."""
     phantom = make_phantom(seed)
     grid = make_grid(phantom.lesion.shape, phantom.affine)
-    arrays = {name: volume.data for name, volume in phantom.volumes.items()}
-    arrays[LESION] = phantom.lesion
+    description = "synthetic, by mmccd"
     for name, path in files.scans.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        intent = "label" if name == LESION else "none"
-        write_nifti(path, arrays[name], grid, intent=intent, description="synthetic, by mmccd")
+        if name == LESION:
+            write_nifti(path, phantom.lesion, grid, intent="label", description=description)
+        else:
+            write_nifti(path, phantom.volumes[name].data, grid, description=description)
 
 
 def segment_demo(

@@ -6,17 +6,14 @@ there at once.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import signal
 from typing import Annotated
 
 import typer
 
 from mmccd_cli import __version__
+from mmccd_cli.cli import demo, evaluate, segment, train, weights
 
-COMMANDS = ("segment", "demo", "train", "evaluate", "weights")
-"""Modules of this package with a function `register(app)`, in the order of --help."""
 
 app = typer.Typer(
     name="mmccd",
@@ -46,10 +43,8 @@ def _options_of_all(
     del version
 
 
-for _name in COMMANDS:
-    _module = f"mmccd_cli.cli.{_name}"
-    if importlib.util.find_spec(_module):
-        importlib.import_module(_module).register(app)
+for _module in (segment, demo, weights, train, evaluate):  # the order of --help
+    _module.register(app)
 
 
 def main() -> None:

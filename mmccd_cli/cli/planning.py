@@ -1,0 +1,142 @@
+"""From the words of a command line to the subjects that are meant and the files they get."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mmccd_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmccd_cli.cohort import Job, Outcome
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user pointed at.
+
+    Args:
+        folders: Subjects' folders.
+        t1: T1w image of the only subject.
+        t2: T2w image of the only subject.
+        flair: FLAIR image of the only subject.
+        out: Map of the only subject.
+        out_dir: Folder of any number of results.
+        picture: Picture to draw.
+        brain_mask: Brain mask of the only subject.
+
+    Raises:
+        UsageError: These contradict each other, or something is missing.
+    """
+
+    folders: Sequence[Path]
+    t1: Path | None = None
+    t2: Path | None = None
+    flair: Path | None = None
+    out: Path | None = None
+    out_dir: Path | None = None
+    picture: Path | None = None
+    brain_mask: Path | None = None
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the subject was given as separate files."""
+        return any(path is not None for path in (self.t1, self.t2, self.flair))
+
+    def __post_init__(self) -> None:
+        if not self.folders and not self.has_files:
+            raise UsageError(
+                "No subject was given.",
+                next_step="Give a folder, or --flair, --t2 and --t1 (see mmccd segment --help).",
+            )
+        if self.folders and self.has_files:
+            raise UsageError(
+                "A subject was given both as a folder and as files.",
+                next_step="Give one of them.",
+            )
+        if (self.out is None) == (self.out_dir is None):
+            raise UsageError(
+                "Say where the result goes, once.",
+                next_step="Add --out map.nii.gz for one subject, or --out-dir DIR for any number.",
+            )
+        self._check_single()
+        self._check_picture()
+
+    def _check_single(self) -> None:
+        number = len(self.folders)
+        if self.out is not None and number > 1:
+            raise UsageError(
+                f"--out names one result, but there are {number} subjects.",
+                next_step="Give --out-dir DIR instead.",
+            )
+        if self.brain_mask is not None and number > 1:
+            raise UsageError(
+                f"{self.brain_mask} is one brain mask, but there are {number} subjects.",
+                next_step="Run them one by one, each with its own --skull-strip.",
+            )
+
+    def _check_picture(self) -> None:
+        picture = self.picture
+        if picture is None:
+            return
+        if picture.suffix.lower() != ".png":
+            raise UsageError(
+                f"--picture {picture} is not named .png.", next_step="Name it FILE.png."
+            )
+        if self.out_dir is not None and picture.name != str(picture):
+            raise UsageError(
+                f"With --out-dir, --picture {picture} must be a name without a folder.",
+                next_step=f"Give --picture {picture.name}",
+            )
+
+    def plan(self) -> tuple[list[Job], list[Outcome]]:
+        """Find the subjects and name their outputs.
+
+        Returns:
+            What can be done, and what of many is no usable subject.
+
+        Raises:
+            DataError: The only subject is not usable.
+        """
+        from mmccd_cli.cohort import Job, find_all_subjects, plan_job
+        from mmccd_cli.outputs import output_paths
+        from mmccd_cli.subjects import find_subject, subject_from_files
+
+        failures: list[Outcome] = []
+        if self.has_files:
+            subjects = [subject_from_files(t1=self.t1, t2=self.t2, flair=self.flair)]
+        elif self.out is not None:
+            subjects = [find_subject(self.folders[0])]
+        else:
+            subjects, failures = find_all_subjects(self.folders)
+        if self.out is not None:
+            return [Job(subjects[0], output_paths(self.out), self.picture, self.brain_mask)], []
+        assert self.out_dir is not None  # __post_init__ has seen to it
+        name = self.picture.name if self.picture else None
+        jobs = [
+            plan_job(subject, self.out_dir, picture=name, brain_mask=self.brain_mask)
+            for subject in subjects
+        ]
+        return jobs, failures
+
+
+def list_folders(subjects: Sequence[str], listed_in: Path | None, null: bool) -> list[Path]:
+    """Collect the subjects' folders from arguments, stdin and a list."""
+    if null and "-" not in subjects and listed_in is None:
+        raise UsageError("--null says how a list ends its lines, but there is no list.")
+    folders: list[Path] = []
+    for word in subjects:
+        folders += _split(sys.stdin.read(), null) if word == "-" else [Path(word)]
+    if listed_in is not None:
+        folders += _split(listed_in.read_text(encoding="utf-8", errors="surrogateescape"), null)
+    if not folders and ("-" in subjects or listed_in is not None):
+        raise UsageError("The list of subjects is empty.", next_step="Check what should fill it.")
+    return folders
+
+
+def _split(text: str, null: bool) -> list[Path]:
+    lines = text.split("\0") if null else text.splitlines()
+    return [Path(line) for line in lines if line.strip()]

@@ -1,0 +1,157 @@
+"""A call of `mmccd segment` that is ready to run: it reports on each subject as it finishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from mmccd_cli.cli.console import Console, Progress, as_mmccd_error
+from mmccd_cli.cli.loading import Loading
+from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError
+
+if TYPE_CHECKING:
+    from mmccd_cli.cohort import Job, Outcome, RunSettings
+
+
+@dataclass
+class Run:
+    """One call of the command.
+
+    Args:
+        console: Where messages go.
+        jobs: What is to be done.
+        settings: What was asked for.
+        loading: How to get the weights.
+        force: Whether existing outputs are overwritten.
+        resume: Whether results that are up to date are kept.
+        as_json: Whether records go to stdout.
+        many: Whether one subject's failure is reported instead of raised.
+    """
+
+    console: Console
+    jobs: list[Job]
+    settings: RunSettings
+    loading: Loading
+    force: bool
+    resume: bool
+    as_json: bool
+    many: bool
+
+    def check(self) -> None:
+        """Refuse what cannot be written, before anything is computed."""
+        from mmccd_cli.cohort import check_targets
+
+        if self.force and self.resume:
+            raise UsageError(
+                "--force does everything anew and --resume does not.", next_step="Give one of them."
+            )
+        check_targets(self.jobs, force=self.force, resume=self.resume)
+
+    def execute(self, failures: Sequence[Outcome]) -> None:
+        """Segment all subjects and report on each as it finishes."""
+        from mmccd_cli.cohort import run_jobs
+
+        outcomes: list[Outcome] = []
+        for failure in failures:
+            self._report(failure, outcomes)
+        with self.console.progress() as progress:
+            for outcome in run_jobs(
+                self.jobs,
+                self.loading.load,
+                self.settings,
+                force=self.force,
+                resume=self.resume,
+                began=lambda job: self._begin(job, progress),
+                advance=progress.advance,
+            ):
+                self._report(outcome, outcomes)
+        self._finish(outcomes)
+
+    def show_plan(self, failures: Sequence[Outcome]) -> None:
+        """Say what each file was taken for and what would be written."""
+        from mmccd_cli.cohort import plan_outcome
+
+        outcomes: list[Outcome] = []
+        for failure in failures:
+            self._report(failure, outcomes)
+        segmenter = self.loading.load()
+        for job in self.jobs:
+            outcome = plan_outcome(job, segmenter, self.settings, resume=self.resume)
+            self._report(outcome, outcomes)
+            if outcome.status == "planned":
+                self._explain(job, self.console.info)
+        self._finish(outcomes)
+
+    def _begin(self, job: Job, progress: Progress) -> None:
+        progress.begin(job.subject.id)
+        self._explain(job, self.console.detail)
+
+    def _explain(self, job: Job, say: Callable[[str], None]) -> None:
+        for kind, path in job.inputs.items():
+            say(f"  {kind}: {path}")
+        for path, reason in job.subject.ignored:
+            say(f"  left out: {path} ({reason})")
+        for kind, path in job.targets.items():
+            say(f"  writes {kind}: {path}")
+
+    def _report(self, outcome: Outcome, outcomes: list[Outcome]) -> None:
+        outcomes.append(outcome)
+        if outcome.error is not None:
+            self._report_failure(outcome.name, as_mmccd_error(outcome.error))
+            return
+        if self.as_json:
+            from mmccd_cli.outputs import to_json
+
+            self.console.result(to_json(outcome.record))
+        self.console.info(f"{outcome.name}: {_summary(outcome)}")
+        if outcome.status == "done":
+            for note in outcome.record["warnings"]:
+                self.console.note(note)
+            for stage, seconds in outcome.record["seconds"].items():
+                self.console.detail(f"  {stage}: {seconds:.1f} s")
+
+    def _report_failure(self, name: str, error: MmccdError) -> None:
+        if not self.many:
+            raise error
+        if self.as_json:
+            from mmccd_cli.outputs import to_json
+            from mmccd_cli.records import describe_failure
+
+            self.console.result(to_json(describe_failure(name, error)))
+        self.console.error(error, about=name)
+
+    def _finish(self, outcomes: Sequence[Outcome]) -> None:
+        failed = [(o.name, as_mmccd_error(o.error)) for o in outcomes if o.error is not None]
+        if len(outcomes) > 1:
+            counts = ", ".join(_counts(outcomes))
+            self.console.info(f"{len(outcomes)} subjects: {counts}")
+        if not failed:
+            return
+        if len(outcomes) == 1:
+            raise typer.Exit(failed[0][1].exit_code)
+        self.console.table([(name, error.message) for name, error in failed])
+        raise typer.Exit(SomeSubjectsFailed.exit_code)
+
+
+def _summary(outcome: Outcome) -> str:
+    record = outcome.record
+    if outcome.status == "skipped":
+        return "skipped, its result is up to date"
+    if outcome.status == "planned":
+        return f"would be segmented by its {' and '.join(record['modalities'])}"
+    number = len(record["lesions"])
+    lesions = f"{number} lesion{'' if number == 1 else 's'}, {record['lesion_volume_ml']:.2f} ml"
+    seconds = sum(record["seconds"].values())
+    return f"{lesions}, written to {record['outputs']['map']} ({seconds:.0f} s)"
+
+
+def _counts(outcomes: Iterable[Outcome]) -> list[str]:
+    statuses = [outcome.status for outcome in outcomes]
+    return [
+        f"{statuses.count(s)} {s}"
+        for s in ("done", "planned", "skipped", "failed")
+        if s in statuses
+    ]

@@ -1,0 +1,173 @@
+"""The lines between the parts of the program: who may import what, and who may print."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "mmccd_cli"
+
+IMAGE_SIDE = (
+    "anomaly",
+    "baselines",
+    "metrics",
+    "modalities",
+    "outputs",
+    "phantom",
+    "pictures",
+    "postprocessing",
+    "preprocessing",
+    "slices",
+    "subjects",
+    "volume",
+)
+MODEL_SIDE = (
+    "bundle",
+    "bundle_files",
+    "calibration",
+    "datasets",
+    "devices",
+    "diffusion",
+    "inference",
+    "networks",
+    "shards",
+    "signals",
+    "train_bundle",
+    "training",
+    "translation",
+)
+LIGHT = ("config", "errors", "files", "modalities", "presets", "cli")
+"""What `mmccd --help` imports."""
+
+IMAGE_LIBRARIES = {"nibabel", "SimpleITK"}
+HEAVY = {"torch", "numpy", "scipy", "cc3d", "PIL", "huggingface_hub", *IMAGE_LIBRARIES}
+
+
+def _sources(*names: str) -> list[Path]:
+    found = []
+    for name in names:
+        folder = PACKAGE / name
+        found += sorted(folder.rglob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    return [path for path in found if path.is_file()]
+
+
+def _imported(path: Path, *, top_level_only: bool = False) -> set[str]:
+    """Full names of the modules that a file imports."""
+    names: set[str] = set()
+    for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), top_level_only):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _nodes(tree: ast.AST, top_level_only: bool) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        only_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if top_level_only and (inside or only_for_types):
+            continue
+        yield node
+        yield from _nodes(node, top_level_only)
+
+
+def _packages(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def _reached(*names: str) -> dict[str, set[str]]:
+    """Imports of modules and of all that they import of this package, when they are imported."""
+    reached: dict[str, set[str]] = {}
+    waiting = _sources(*names)
+    while waiting:
+        path = waiting.pop()
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        if name in reached:
+            continue
+        reached[name] = _imported(path, top_level_only=True)
+        ours = {item.split(".", 1)[1] for item in reached[name] if item.startswith("mmccd_cli.")}
+        waiting += [
+            source
+            for item in ours
+            for source in (
+                PACKAGE / f"{item.replace('.', '/')}.py",
+                PACKAGE / item.replace(".", "/") / "__init__.py",
+            )
+            if source.is_file()
+        ]
+    return reached
+
+
+@pytest.mark.parametrize("path", _sources(*IMAGE_SIDE), ids=lambda path: path.stem)
+def test_image_side_never_imports_torch(path: Path) -> None:
+    assert "torch" not in _packages(_imported(path))
+
+
+def test_image_side_reaches_no_torch() -> None:
+    reaching = {
+        name for name, items in _reached(*IMAGE_SIDE).items() if "torch" in _packages(items)
+    }
+    assert not reaching
+
+
+@pytest.mark.parametrize("path", _sources(*MODEL_SIDE), ids=lambda path: path.stem)
+def test_model_side_never_imports_image_libraries(path: Path) -> None:
+    assert not _packages(_imported(path)) & IMAGE_LIBRARIES
+
+
+def test_training_runs_where_no_image_library_is_installed() -> None:
+    reaching = {
+        name for name, items in _reached(*MODEL_SIDE).items() if _packages(items) & IMAGE_LIBRARIES
+    }
+    assert not reaching
+
+
+def test_only_spatial_imports_simpleitk() -> None:
+    users = {
+        path.name for path in PACKAGE.rglob("*.py") if "SimpleITK" in _packages(_imported(path))
+    }
+    assert users <= {"spatial.py"}
+
+
+def test_nothing_heavy_is_imported_by_the_command_line_at_its_start() -> None:
+    reaching = {name for name, items in _reached(*LIGHT).items() if _packages(items) & HEAVY}
+    assert not reaching
+
+
+def test_nobody_imports_click() -> None:
+    users = {path.name for path in PACKAGE.rglob("*.py") if "click" in _packages(_imported(path))}
+    assert not users
+
+
+def test_only_the_command_line_prints() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        if "cli" in path.relative_to(PACKAGE).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                assert ast.unparse(node.func) != "print", f"{path.name}:{node.lineno}"
+            if isinstance(node, ast.Attribute):
+                spelled = ast.unparse(node)
+                assert spelled not in ("sys.stdout", "sys.stderr"), f"{path.name}:{node.lineno}"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from mmccd_cli.cli.app import app\n"
+        "try: app(['--help'], prog_name='mmccd')\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"heavy = {sorted(HEAVY)!r}\n"
+        "sys.exit(', '.join(name for name in heavy if name in sys.modules) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "segment" in done.stdout
