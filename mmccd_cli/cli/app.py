@@ -14,7 +14,6 @@ import typer
 from mmccd_cli import __version__
 from mmccd_cli.cli import demo, evaluate, segment, train, weights
 
-
 app = typer.Typer(
     name="mmccd",
     help="Find anomalies in brain MRI (FLAIR, T2w, T1w) with networks that only know healthy "
