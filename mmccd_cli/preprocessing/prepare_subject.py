@@ -153,7 +153,8 @@ def prepare_subject(
         brain, sampled = _to_template_grid(
             volumes, masks, found.mask, matrices, from_template, reference, template, threads
         )
-        _check_overlap(brain, template, notes)
+        if template.volumes:  # a bare grid, of a template yet to be made, has no brain to compare
+            _check_overlap(brain, template, notes)
     with _stage(seconds, "intensity"):
         images, covered, scales = {}, {}, {}
         for name, (data, seen) in sampled.items():
