@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +27,8 @@ from mmccd_cli.config import SamplingConfig
 from mmccd_cli.errors import UsageError
 from mmccd_cli.phantom import Phantom, make_phantom
 from mmccd_cli.presets import PRESETS, choose_sampling
+
+ROOT = Path(__file__).resolve().parent.parent
 
 Write = Callable[..., Path]
 Run = Callable[..., Result]
@@ -507,3 +511,23 @@ def test_presets() -> None:
     assert (paper.num_inference_steps, paper.band_width, paper.band_stride) == (50, 16, 2)
     assert paper.seed == 3
     assert set(PRESETS) == {"fast", "balanced", "paper"}
+
+
+# What is written about the program.
+
+
+def test_the_readme_names_every_option() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = CliRunner().invoke(app, ["segment", "--help"], env={"COLUMNS": "200"}).stdout
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", shown)) - {"--help"}
+    assert len(options) > 20
+    assert {option for option in options if not re.search(rf"{option}[` ]", text)} == set()
+
+
+def test_the_example_runs(
+    bundle: Path, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["x", subject, tmp_path / "map.nii.gz", "--weights", bundle, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    runpy.run_path(str(ROOT / "examples" / "segment_subject.py"), run_name="__main__")
+    assert {"map.nii.gz", "map_mask.nii.gz", "map.json"} < _files(tmp_path)
