@@ -88,6 +88,7 @@ def calibrate(
     shards: Path,
     *,
     split: str = "train",
+    methods: Sequence[str] = METHODS,
     device: torch.device | None = None,
     false_positive_budget_ml: float = 1.0,
     report: Callable[[str], None] = lambda line: None,
@@ -101,6 +102,7 @@ def calibrate(
         bundle: The bundle.
         shards: What `prepare` wrote.
         split: Split of the subjects to calibrate on.
+        methods: What to calibrate; the scores of other methods stay as they are.
         device: Where networks run; the CPU by default.
         false_positive_budget_ml: Only for healthy subjects.
         report: Called with a line for every method and set of modalities.
@@ -112,9 +114,9 @@ def calibrate(
         DataError: No subject in the split.
     """
     rows: list[CalibrationRow] = []
-    scores: dict[str, tuple[ScoreConfig, ...]] = {}
+    scores = dict(bundle.config.scores)
     labelled = False
-    for method in METHODS:
+    for method in methods:
         sampling = replace(bundle.config.sampling, method=method, second_pass=False)
         subjects = load_subjects(bundle, shards, split, sampling, device or torch.device("cpu"))
         labelled = any(bool(s.lesion.any()) for s in subjects)
