@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import cc3d
@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.modalities import MODALITIES
+from mmccd_cli.preprocessing.skull_strippers import STRIPPERS
 from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.volume import Volume
 
@@ -23,6 +24,8 @@ _MAX_BORDER_FRACTION = 0.5
 _MIN_BRAIN_LITRES = 0.05
 _MIN_HOLE_LITRES = 0.005  # a zero region larger than this was not imaged; smaller ones are noise
 _MM3_PER_LITRE = 1e6
+_SMALL_BRAIN_LITRES = 0.7
+_DEFAULT_STRIPPER = "deepbet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +56,10 @@ def is_skull_stripped(volumes: Mapping[str, Volume]) -> tuple[bool, str]:
     for name, volume in volumes.items():
         occupied = volume.data != 0
         zero = 1 - float(occupied.mean())
-        litres = float(_largest_component(occupied).sum()) * volume.voxel_volume_mm3
-        litres /= _MM3_PER_LITRE
+        litres = _litres(_largest_component(occupied), volume)
         border = _border_fraction(occupied)
         reason = f"{name}: {zero:.0%} of the voxels are zero, the rest is {litres:.1f} litres"
-        if (
-            zero < _MIN_ZERO_FRACTION
-            or litres > _MAX_BRAIN_LITRES
-            or border > _MAX_BORDER_FRACTION
-        ):
+        if zero < _MIN_ZERO_FRACTION or litres > _MAX_BRAIN_LITRES or border > _MAX_BORDER_FRACTION:
             return False, reason
         reasons.append(reason)
     return True, "; ".join(reasons)
@@ -105,10 +103,17 @@ def find_brain(
     if method == "never" or (method == "auto" and stripped):
         mask = _nonzero_brain(volumes, reference, matrices)
         return BrainMask(_checked(mask, grid, "The scan"), "stripped")
-    name = _default_stripper(volumes) if method == "auto" else method
-    mask, notes = STRIPPERS[name](volumes, reference, matrices, threads)
-    found = f"Raw head ({reason}): skull stripped with {name}."
-    return BrainMask(_checked(mask, grid, name), name, (found, *notes))
+    name = _DEFAULT_STRIPPER if method == "auto" else method
+    stripper = STRIPPERS[name]
+    source = next(modality for modality in stripper.preferred if modality in volumes)
+    mask = stripper.find(volumes[source], threads)
+    mask = _onto(volumes[source], grid, matrices[source], mask)
+    notes = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
+    if not stripped and source != "T1w":
+        notes.append(f"{name} was made for T1w scans; look at the brain's outline.")
+    if (litres := _litres(mask, grid)) > _MAX_BRAIN_LITRES or litres < _SMALL_BRAIN_LITRES:
+        notes.append(f"Warning: the brain mask of {litres:.1f} litres has no plausible size.")
+    return BrainMask(_checked(mask, grid, name), name, tuple(notes))
 
 
 def imaged(volume: Volume, brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -140,7 +145,6 @@ def _nonzero_brain(
     for name, volume in volumes.items():
         if name != reference:
             occupied |= _onto(volume, grid, matrices[name], volume.data != 0)
-    # One erosion parts what touches the brain by a thread; a component grows back inside.
     return ndimage.binary_fill_holes(_largest_component(occupied))
 
 
@@ -161,7 +165,7 @@ def _given_mask(given: Volume, grid: Volume) -> NDArray[np.bool_]:
 
 
 def _checked(mask: NDArray[np.bool_], grid: Volume, origin: str) -> NDArray[np.bool_]:
-    litres = float(mask.sum()) * grid.voxel_volume_mm3 / _MM3_PER_LITRE
+    litres = _litres(mask, grid)
     if litres < _MIN_BRAIN_LITRES:
         raise DataError(
             f"{origin} shows no brain: only {litres * 1000:.0f} ml were found.",
@@ -169,6 +173,10 @@ def _checked(mask: NDArray[np.bool_], grid: Volume, origin: str) -> NDArray[np.b
             next_step="Look at the image; give a brain mask with --skull-strip MASK.nii.gz",
         )
     return mask
+
+
+def _litres(mask: NDArray[np.bool_], grid: Volume) -> float:
+    return float(mask.sum()) * grid.voxel_volume_mm3 / _MM3_PER_LITRE
 
 
 def _largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -182,15 +190,3 @@ def _border_fraction(mask: NDArray[np.bool_]) -> float:
     """Share of the six faces of the box that a mask occupies."""
     faces = [np.take(mask, index, axis=axis) for axis in range(3) for index in (0, -1)]
     return float(np.mean([face.mean() for face in faces]))
-
-
-Stripper = Callable[
-    [Mapping[str, Volume], str, Mapping[str, NDArray[np.float64]], int],
-    "tuple[NDArray[np.bool_], tuple[str, ...]]",
-]
-STRIPPERS: dict[str, Stripper] = {}
-
-
-def _default_stripper(volumes: Mapping[str, Volume]) -> str:
-    del volumes
-    return "deepbet"

@@ -243,7 +243,9 @@ def _align_modalities(
         result = register(grid, volume, kind="rigid", seed=seed, threads=threads)
         matrices[name] = result.matrix
         moved = _mean_displacement(result.matrix, grid)
-        notes.append(f"{name} lies on another grid: moved rigidly by {moved:.1f} mm to {reference}.")
+        notes.append(
+            f"{name} lies on another grid: moved rigidly by {moved:.1f} mm to {reference}."
+        )
     return matrices
 
 
