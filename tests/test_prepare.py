@@ -144,7 +144,7 @@ def test_modalities_are_not_swapped(prepared: Prepared) -> None:
     )
     assert min(lesion_contrast["FLAIR"], lesion_contrast["T2w"]) > lesion_contrast["T1w"] + 10
     assert fluid_contrast["T2w"] > 20
-    assert max(fluid_contrast["FLAIR"], fluid_contrast["T1w"]) < -20
+    assert max(fluid_contrast["FLAIR"], fluid_contrast["T1w"]) < -10
 
 
 def test_the_template_is_the_mean_of_the_training_subjects(prepared: Prepared) -> None:
