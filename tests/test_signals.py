@@ -1,0 +1,245 @@
+"""Signals of a subject: signs, units, the outside, and the second pass, with networks by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mmccd_cli.bundle import Bundle, BundleConfig, TemplateConfig, TemplateImages
+from mmccd_cli.config import (
+    CycleConfig,
+    DiffusionConfig,
+    IntensityConfig,
+    PreprocessingConfig,
+    SamplingConfig,
+    ScoreConfig,
+    UNetConfig,
+)
+from mmccd_cli.errors import UsageError
+from mmccd_cli.signals import SUSPICION_MARGIN_PX, SignalModel
+from mmccd_cli.translation import Cycle
+
+SHAPE = (24, 28, 6)
+SCALE = 0.5
+SAMPLING = SamplingConfig(band_width=8, band_stride=8)
+FLAIR = ScoreConfig(
+    modalities=("FLAIR",),
+    weights={"cycle:FLAIR": 1.0},
+    median_mm=0.0,
+    erosion_mm=0.0,
+    threshold_rule="fixed",
+    threshold_offset=1.0,
+)
+
+
+class HandMadeBundle(Bundle):
+    """A bundle whose cycles are functions instead of networks; counts what is loaded."""
+
+    def cycle(self, source: str, sampling: SamplingConfig, device: torch.device) -> Cycle:
+        LOADED.append(source)
+        return CYCLES[source]
+
+
+LOADED: list[str] = []
+CYCLES: dict[str, Cycle] = {}
+PASSES: list[int] = []
+
+
+def tissue(x: Tensor) -> Tensor:
+    """What a network without lesions would say: healthy tissue is 0.5, the rest background."""
+    return torch.where(x > -2.5, torch.full_like(x, 0.5), x)
+
+
+def imagine(x: Tensor, seen: Tensor, condition_noise: Tensor, start_noise: Tensor) -> Tensor:
+    PASSES.append(len(x))
+    return tissue(x)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    LOADED.clear()
+    PASSES.clear()
+    perfect = Cycle(lambda x: x, forward=tissue, imagine=imagine)  # type: ignore[arg-type]
+    CYCLES.update({"FLAIR": perfect, "T1w": perfect})
+
+
+def bundle(sign: int = 1) -> HandMadeBundle:
+    network = UNetConfig(base_channels=8, channel_multipliers=(1, 2))
+    config = BundleConfig(
+        name="by hand",
+        version="0",
+        cycles=(CycleConfig("FLAIR", "T2w", sign=sign), CycleConfig("T1w", "FLAIR", sign=-1)),
+        unet=network,
+        denoiser=replace(network, in_channels=2, time_conditioned=True),
+        diffusion=DiffusionConfig(),
+        preprocessing=PreprocessingConfig(IntensityConfig(scale=SCALE, background=-3.0)),
+        sampling=SAMPLING,
+        scores={"mmccd": (FLAIR,)},
+        template=TemplateConfig(tuple(np.eye(4).ravel()), SHAPE),
+    )
+    template = TemplateImages({}, np.ones(SHAPE, dtype=bool), np.diag([2.0, 2.0, 2.0, 1.0]))
+    return HandMadeBundle(config, template, "", Path())
+
+
+def subject() -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
+    """Brain of 0.5 in background of -3, with a spot 1.5 brighter and one 1.5 darker."""
+    brain = np.zeros(SHAPE, dtype=bool)
+    brain[3:21, 4:25, 1:5] = True
+    image = np.where(brain, np.float32(0.5), np.float32(-3))
+    image[6:9, 8:11, 2:4] = 2.0
+    image[14:17, 15:18, 2:4] = -1.0
+    return {"FLAIR": image, "T1w": image.copy(), "T2w": image + 1}, brain
+
+
+BRIGHT = np.zeros(SHAPE, dtype=bool)
+BRIGHT[6:9, 8:11, 2:4] = True
+DARK = np.zeros(SHAPE, dtype=bool)
+DARK[14:17, 15:18, 2:4] = True
+
+
+def signals(
+    config: ScoreConfig = FLAIR,
+    sampling: SamplingConfig = SAMPLING,
+    sign: int = 1,
+    advance: Any = lambda done, total: None,
+) -> dict[str, NDArray[np.float32]]:
+    images, brain = subject()
+    model = SignalModel(bundle(sign), sampling, torch.device("cpu"), batch_size=7)
+    return model.signals(images, brain, config, advance)
+
+
+T1W = replace(FLAIR, modalities=("T1w",), weights={"cycle:T1w": 1.0})
+
+
+@pytest.mark.parametrize("method", ["mmccd", "cyclic-unet"])
+@pytest.mark.parametrize(
+    ("sign", "residual", "bright", "dark"),
+    [
+        (1, "signed", 3.0, -3.0),
+        (-1, "signed", -3.0, 3.0),
+        (0, "signed", 3.0, 3.0),  # a sign that is not known cannot be kept
+        (1, "absolute", 3.0, 3.0),
+        (-1, "absolute", 3.0, 3.0),
+        (1, "squared", 9.0, 9.0),
+    ],
+)
+def test_signs_and_units(method: Any, sign: int, residual: Any, bright: float, dark: float) -> None:
+    """A spot 1.5 off is 3 robust standard deviations of 0.5 off."""
+    config, sampling = replace(FLAIR, residual=residual), replace(SAMPLING, method=method)
+    signal = signals(config, sampling, sign)["cycle:FLAIR"]
+    np.testing.assert_allclose(signal[BRIGHT], bright, rtol=1e-5)
+    np.testing.assert_allclose(signal[DARK], dark, rtol=1e-5)
+    np.testing.assert_allclose(signal[~BRIGHT & ~DARK], 0, atol=1e-6)
+
+
+def test_what_is_dark_on_t1w_is_positive() -> None:
+    signal = signals(T1W)["cycle:T1w"]
+    assert (signal[DARK] > 2.9).all()
+    assert (signal[BRIGHT] < -2.9).all()
+
+
+def test_intensities_are_in_robust_standard_deviations_inside_the_brain() -> None:
+    config = ScoreConfig(("FLAIR", "T2w"), {"cycle:FLAIR": 1.0, "intensity:T2w": 0.5})
+    values = signals(config)
+    assert set(values) == {"cycle:FLAIR", "intensity:FLAIR", "intensity:T2w"}
+    _, brain = subject()
+    assert values["intensity:T2w"][10, 10, 1] == pytest.approx(3.0)
+    for signal in values.values():
+        assert signal.shape == SHAPE
+        assert signal.dtype == np.float32
+        assert not signal[~brain].any()
+
+
+def test_only_the_cycles_that_count_are_loaded_and_each_once() -> None:
+    images, brain = subject()
+    model = SignalModel(bundle(), SAMPLING, torch.device("cpu"))
+    config = ScoreConfig(("FLAIR", "T1w"), {"cycle:FLAIR": 1.0, "cycle:T1w": 0.0})
+    for _ in range(2):
+        values = model.signals(images, brain, config)
+    assert LOADED == ["FLAIR"]
+    assert "cycle:T1w" not in values
+
+
+def test_progress_reaches_its_end_and_passes_are_counted() -> None:
+    """Brain of 18 x 21: three bands an axis, four slices, two cycles."""
+    reports: list[tuple[int, int]] = []
+    config = ScoreConfig(("FLAIR", "T1w"), {"cycle:FLAIR": 1.0, "cycle:T1w": 1.0})
+    signals(config, advance=lambda done, total: reports.append((done, total)))
+    done = [d for d, _ in reports]
+    assert done == sorted(done)
+    assert reports[-1] == (48, 48)
+    assert sum(PASSES) == 48
+    assert {total for _, total in reports} == {48}
+
+
+def test_plain_progress_counts_slices() -> None:
+    reports: list[tuple[int, int]] = []
+    plain = replace(SAMPLING, method="cyclic-unet")
+    signals(sampling=plain, advance=lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (4, 4)
+
+
+def test_the_second_pass_changes_only_what_was_suspected() -> None:
+    """Its networks say 1.0 everywhere, so what it has touched is told apart."""
+    first = signals()["cycle:FLAIR"]
+    calls: list[Tensor] = []
+
+    def differently(x: Tensor, seen: Tensor, *noise: Tensor) -> Tensor:
+        calls.append(seen)
+        hides_a_band = (~seen).all(dim=2).any(dim=2)[:, 0] | (~seen).all(dim=3).any(dim=2)[:, 0]
+        return torch.where(hides_a_band[:, None, None, None], tissue(x), torch.full_like(x, 1.0))
+
+    CYCLES["FLAIR"] = Cycle(lambda x: x, imagine=differently)  # type: ignore[arg-type]
+    second = signals(sampling=replace(SAMPLING, second_pass=True))["cycle:FLAIR"]
+    m = SUSPICION_MARGIN_PX
+    grown = np.zeros(SHAPE, dtype=bool)
+    grown[6 - m : 9 + m, 8 - m : 11 + m, 2:4] = True
+    np.testing.assert_array_equal(second != first, grown)
+    np.testing.assert_allclose(second[BRIGHT], (2.0 - 1.0) / SCALE, rtol=1e-5)
+    np.testing.assert_array_equal(second[DARK], first[DARK])
+    hidden = torch.cat([(~seen).flatten(1).sum(dim=1) for seen in calls[-1:]])
+    assert hidden.tolist() == [(3 + 2 * m) ** 2] * 2, "one mask a suspected slice"
+
+
+def test_the_second_pass_needs_a_suspicion() -> None:
+    config = replace(FLAIR, threshold_offset=99.0)
+    first = signals(config)
+    passes = sum(PASSES)
+    second = signals(config, replace(SAMPLING, second_pass=True))
+    np.testing.assert_array_equal(first["cycle:FLAIR"], second["cycle:FLAIR"])
+    assert sum(PASSES) == 2 * passes
+
+
+def test_the_plain_method_has_no_second_pass() -> None:
+    plain = replace(SAMPLING, method="cyclic-unet", second_pass=True)
+    assert signals(sampling=plain)["cycle:FLAIR"][BRIGHT].max() == pytest.approx(3.0)
+
+
+def test_the_crop_is_a_multiple_for_both_networks() -> None:
+    """A brain of any size fits: padding is background, and is cut off again."""
+    sizes: list[tuple[int, ...]] = []
+
+    def record(x: Tensor, *rest: Tensor) -> Tensor:
+        sizes.append(tuple(x.shape[-2:]))
+        return x
+
+    CYCLES["FLAIR"] = Cycle(lambda x: x, imagine=record)  # type: ignore[arg-type]
+    original = bundle()
+    stem = replace(original.config.denoiser, pixel_unshuffle=3)
+    odd = replace(original, config=replace(original.config, denoiser=stem))
+    images, brain = subject()
+    SignalModel(odd, SAMPLING, torch.device("cpu")).signals(images, brain, FLAIR)
+    assert set(sizes) == {(18, 24)}
+
+
+def test_too_many_steps_are_refused_before_anything_is_read() -> None:
+    sampling = SamplingConfig(num_inference_steps=1001)
+    with pytest.raises(UsageError, match="1000"):
+        Bundle.cycle(bundle(), "FLAIR", sampling, torch.device("cpu"))
