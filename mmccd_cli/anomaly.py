@@ -20,6 +20,7 @@ from mmccd_cli.postprocessing import (
     grow_into_rim,
     median_filter_3d,
 )
+from mmccd_cli.symmetry import asymmetry, middle_plane, smooth_inside
 from mmccd_cli.thresholding import (
     SeedRule,
     candidate_masks,
@@ -30,6 +31,9 @@ from mmccd_cli.thresholding import (
     seeded,
     strongest_edge,
 )
+
+SIDES_SIGMA_MM = 4.0
+"""Blur under which the two sides of a brain are compared to find its middle plane."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +81,22 @@ def smooth(
     spacing_mm: tuple[float, float, float],
     config: ScoreConfig,
 ) -> SmoothScore:
-    """Combine signals and smooth them.
+    """Combine signals, compare both sides of the brain, and smooth.
 
     Args:
-        signals: Name -> (I, J, K) float32, in robust standard deviations, positive where anomalous.
+        signals: Name -> (I, J, K) float32, in robust standard deviations, positive where anomalous;
+            the first axis runs from left to right.
         brain: (I, J, K) bool.
         spacing_mm: Voxel size.
         config: Weights, filter and erosion.
     """
     raw = combine(signals, config.weights)
+    if config.asymmetry_weight:
+        image = signals[f"intensity:{config.modalities[0]}"]
+        plane = middle_plane(smooth_inside(image, brain, SIDES_SIGMA_MM, spacing_mm), brain, 0)
+        raw = asymmetry(
+            raw, brain, spacing_mm, axis=0, centre=plane, weight=config.asymmetry_weight
+        )
     region = erode(brain, config.erosion_mm, spacing_mm)
     values = median_filter_3d(raw, brain, config.median_mm, spacing_mm)
     return SmoothScore(raw, values, brain, region, spacing_mm)
@@ -156,9 +167,7 @@ def seed_rule(config: ScoreConfig) -> SeedRule:
     return SeedRule(config.seed_threshold, config.min_seed_mm3, config.min_fraction_of_largest)
 
 
-def anomaly_map(
-    values: FloatArray, threshold: float, config: ScoreConfig
-) -> NDArray[np.float32]:
+def anomaly_map(values: FloatArray, threshold: float, config: ScoreConfig) -> NDArray[np.float32]:
     """Bring a score to [0, 1], so that 0.5 means the scan's threshold in every scan.
 
     Args:

@@ -190,22 +190,52 @@ def choose_by_dice(
     subjects: Sequence[CalibrationSubject], modalities: tuple[str, ...], bundle: Bundle, method: str
 ) -> CalibrationRow:
     """Try all combinations of weights, seeds and threshold rules; keep the best Dice left out."""
-    best: tuple[float, float, ScoreConfig] | None = None
-    trials = []
     seeds = (SEED_THRESHOLDS[1],) if "FLAIR" in modalities else SEED_THRESHOLDS
-    for weights, seed in itertools.product(candidate_weights(modalities, bundle), seeds):
-        config = ScoreConfig(modalities=modalities, weights=weights, seed_threshold=seed)
-        tables = [_table(subject, bundle, config) for subject in subjects]
-        for configs, dice in _rules(config, tables):
-            left_out, mean = _left_out(dice), dice.mean(axis=0)
-            chosen = configs[int(mean.argmax())]
-            trials.append(_describe_trial(chosen, float(mean.max()), left_out))
-            if best is None or left_out > best[0]:
-                best = left_out, float(mean.max()), chosen
-    assert best is not None  # candidate_weights yields at least one
-    left_out, dice_mean, config = best
-    config = replace(config, map_scale=_choose_scale(subjects, bundle, config))
-    return CalibrationRow(method, config, dice_mean, left_out, trials)
+    configs = [
+        ScoreConfig(modalities=modalities, weights=weights, seed_threshold=seed)
+        for weights, seed in itertools.product(candidate_weights(modalities, bundle), seeds)
+    ]
+    trials = [trial for config in configs for trial in _try(config, subjects, bundle)]
+    best = max(trials, key=lambda trial: trial.left_out_dice)
+    trials += _try(replace(best.config, asymmetry_weight=0.0), subjects, bundle)
+    best = max(trials, key=lambda trial: trial.left_out_dice)
+    config = replace(best.config, map_scale=_choose_scale(subjects, bundle, best.config))
+    described = [trial.describe() for trial in trials]
+    return CalibrationRow(method, config, best.dice, best.left_out_dice, described)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One kind of threshold rule of one combination of signals, at its best setting."""
+
+    config: ScoreConfig
+    dice: float
+    left_out_dice: float
+
+    def describe(self) -> dict[str, Any]:
+        """As plain values, for the model card."""
+        config = self.config
+        return {
+            "weights": config.weights,
+            "asymmetry": config.asymmetry_weight,
+            "rule": describe_rule(config),
+            "seed": config.seed_threshold,
+            "dice": round(self.dice, 4),
+            "left_out_dice": round(self.left_out_dice, 4),
+        }
+
+
+def _try(
+    config: ScoreConfig, subjects: Sequence[CalibrationSubject], bundle: Bundle
+) -> list[_Trial]:
+    """Every kind of threshold rule for one combination of signals."""
+    tables = [_table(subject, bundle, config) for subject in subjects]
+    trials = []
+    for settings, dice in _rules(config, tables):
+        mean = dice.mean(axis=0)
+        chosen = settings[int(mean.argmax())]
+        trials.append(_Trial(chosen, float(mean.max()), _left_out(dice)))
+    return trials
 
 
 def choose_by_budget(
@@ -307,19 +337,13 @@ def _edge_choice(table: _Table, config: ScoreConfig) -> float:
     return strongest_edge(candidates[window], table.edges[window])
 
 
-def _describe_trial(config: ScoreConfig, dice: float, left_out: float) -> dict[str, Any]:
-    rule = {
+def describe_rule(config: ScoreConfig) -> str:
+    """A score's threshold rule in words."""
+    return {
         "fixed": f"{config.threshold_offset:g}",
         "otsu": f"{config.threshold_offset:g} + {config.otsu_weight:g} Otsu",
         "edge": f"strongest edge in {config.edge_low:g}..{config.edge_high:g}",
     }[config.threshold_rule]
-    return {
-        "weights": config.weights,
-        "rule": rule,
-        "seed": config.seed_threshold,
-        "dice": round(dice, 4),
-        "left_out_dice": round(left_out, 4),
-    }
 
 
 def _left_out(dice: NDArray[np.float64]) -> float:
@@ -343,5 +367,3 @@ def _choose_scale(
             p = np.clip(anomaly_map(inside, scored.threshold, trial), 1e-6, 1 - 1e-6)
             losses[index] -= float(np.where(truth, np.log(p), np.log1p(-p)).mean())
     return MAP_SCALES[int(losses.argmin())]
-
-

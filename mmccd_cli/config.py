@@ -229,6 +229,8 @@ class ScoreConfig:
             "intensity:T2w" the normalised image; both in robust standard deviations (MAD).
         residual: "signed" keeps only what is brighter (or darker) than imagined; "absolute" and
             "squared" (published) do not.
+        asymmetry_weight: Share of the other side's blurred score that is taken off, because most
+            lesions are on one side and most bright healthy tissue is on both; 0 for none.
         median_mm: Edge of the 3-D median filter's box; 0 for none.
         erosion_mm: Rim of the brain that is left out.
         threshold_rule: How the scan's threshold is found: "fixed" takes `threshold_offset`; "otsu"
@@ -252,6 +254,7 @@ class ScoreConfig:
     modalities: tuple[str, ...]
     weights: dict[str, float]
     residual: Literal["signed", "absolute", "squared"] = "signed"
+    asymmetry_weight: float = 0.25
     median_mm: float = 6.0
     erosion_mm: float = 3.0
     threshold_rule: Literal["fixed", "otsu", "edge"] = "edge"

@@ -1,4 +1,4 @@
-"""Evaluation on labelled subjects, as deployed: whole volumes, native grid, threshold fixed before."""
+"""Evaluation as deployed: labelled subjects, whole volumes, native grid, threshold fixed before."""
 
 from __future__ import annotations
 

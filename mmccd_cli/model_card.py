@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmccd_cli.bundle import BundleConfig
+from mmccd_cli.calibration import describe_rule
 
 
 def model_card(config: BundleConfig, results: str = "") -> str:
@@ -90,19 +91,22 @@ def _calibration(config: BundleConfig) -> str:
             row = rows.get((method, score.modalities))
             if row is None:
                 continue
-            rules = (t["rule"] for t in row["trials"] if t["dice"] == round(row["dice"], 4))
             lines.append(
                 f"| {method} | {'+'.join(score.modalities)} | {_sum(score.weights)} | "
-                f"{next(rules, '')} | {row['dice']:.3f} | {row['left_out_dice']:.3f} |"
+                f"{describe_rule(score)} | {row['dice']:.3f} | {row['left_out_dice']:.3f} |"
             )
     lines.append("\n<details><summary>All trials</summary>\n")
-    lines += ["| method | weights | rule | Dice | left out |", "|---|---|---|---|---|"]
+    lines += [
+        "| method | weights | other side | rule | Dice | left out |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in about["rows"]:
         for trial in row["trials"]:
             if "left_out_dice" not in trial:
                 continue
             lines.append(
-                f"| {row['method']} | {_sum(trial['weights'])} | {trial['rule']} | "
+                f"| {row['method']} | {_sum(trial['weights'])} | "
+                f"{-trial['asymmetry']:g} | {trial['rule']} | "
                 f"{trial['dice']:.3f} | {trial['left_out_dice']:.3f} |"
             )
     lines.append("\n</details>\n")
