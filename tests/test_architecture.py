@@ -107,7 +107,9 @@ def _reached(*names: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("path", _sources(*IMAGE_SIDE), ids=lambda path: path.stem)
 def test_image_side_never_imports_torch(path: Path) -> None:
-    assert "torch" not in _packages(_imported(path))
+    # A skull stripper is itself a network: it may import torch when it runs, and only then.
+    only_at_start = path.stem == "skull_strippers"
+    assert "torch" not in _packages(_imported(path, top_level_only=only_at_start))
 
 
 def test_image_side_reaches_no_torch() -> None:

@@ -87,15 +87,14 @@ class Console:
             yield Progress()
             return
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
+            TaskProgressColumn(text_format_no_percentage=""),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
         )
         bar = RichProgress(*columns, console=RichConsole(stderr=True), transient=True)
         with bar:
