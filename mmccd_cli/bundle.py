@@ -220,7 +220,9 @@ class Bundle:
         raw = read_checked(self.folder, file, self.files[file])
         network = UNet(architecture)
         _load_strictly(network, raw, self.folder / file)
-        return network.eval().to(device, memory_format=torch.channels_last)
+        network.eval().to(device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+        return network
 
 
 def load_bundle(folder: Path) -> Bundle:

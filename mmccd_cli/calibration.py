@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ MAP_SCALES = (0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 OTHER_CYCLE_WEIGHTS = {"T2w": (0.0, 0.25, 0.5), "T1w": (0.25,)}
 OWN_INTENSITY_WEIGHTS = (0.0, 0.5)
 T2W_INTENSITY_WEIGHTS = (0.0, 0.25)
-METHODS = ("mmccd", "cyclic-unet")
+Method = Literal["mmccd", "cyclic-unet"]
+METHODS: tuple[Method, ...] = ("mmccd", "cyclic-unet")
 MODALITY_SETS = (("FLAIR", "T2w", "T1w"), ("FLAIR", "T2w"), ("FLAIR",), ("T2w",), ("T1w",))
 
 
@@ -88,7 +89,7 @@ def calibrate(
     shards: Path,
     *,
     split: str = "train",
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[Method] = METHODS,
     device: torch.device | None = None,
     false_positive_budget_ml: float = 1.0,
     report: Callable[[str], None] = lambda line: None,
@@ -334,7 +335,7 @@ def _rules(
 def _edge_choice(table: _Table, config: ScoreConfig) -> float:
     candidates = np.array(THRESHOLDS)
     window = (candidates > config.edge_low - 0.01) & (candidates < config.edge_high + 0.01)
-    return strongest_edge(candidates[window], table.edges[window])
+    return strongest_edge(candidates[window].tolist(), table.edges[window])
 
 
 def describe_rule(config: ScoreConfig) -> str:

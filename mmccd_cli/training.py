@@ -139,7 +139,8 @@ def train_network(
             next_step="start fewer processes, or use a larger --batch-size",
         )
     torch.manual_seed(config.seed)
-    network = UNet(spec.unet).to(runtime.device, memory_format=torch.channels_last)
+    network = UNet(spec.unet).to(runtime.device)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
     )

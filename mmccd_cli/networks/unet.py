@@ -111,7 +111,6 @@ class UNet(nn.Module):
             h = F.pixel_shuffle(h, self.config.pixel_unshuffle)
         return h
 
-
     def _residual(
         self,
         in_channels: int,
