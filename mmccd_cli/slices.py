@@ -63,8 +63,8 @@ def to_slices(
     levels = np.flatnonzero(brain.sum(axis=(0, 1)) >= max(1, min_pixels))[::level_stride]
     if levels.size == 0:
         raise DataError("No slice of the volume holds brain.")
-    flat = brain[:, :, levels].any(axis=2)
-    spans = [_padded_span(flat.any(axis=1 - axis), multiple) for axis in (0, 1)]
+    flat = np.asarray(brain[:, :, levels].any(axis=2))
+    spans = [_padded_span(np.asarray(flat.any(axis=1 - axis)), multiple) for axis in (0, 1)]
     (i, height), (j, width) = spans
     i_size, j_size, k_size = volume.shape
     return SliceStack(
