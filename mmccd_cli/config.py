@@ -300,11 +300,9 @@ class ScoreConfig:
             rim_mm=0,
         )
         _require(self.median_mm <= 50, "score.median_mm must be at most 50", self.median_mm)
-        _require(
-            0 <= self.min_fraction_of_largest <= 1,
-            "score.min_fraction_of_largest must lie in [0, 1]",
-            self.min_fraction_of_largest,
-        )
+        for name in ("min_fraction_of_largest", "asymmetry_weight"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"score.{name} must lie in [0, 1]", value)
         _require(self.map_scale > 0, "score.map_scale must be positive", self.map_scale)
         _require(
             self.edge_low < self.edge_high <= self.edge_low + 50,

@@ -18,6 +18,7 @@ SHAPE = (24, 24, 20)
 PLAIN = ScoreConfig(
     modalities=("FLAIR", "T2w"),
     weights={"cycle:FLAIR": 1.0},
+    asymmetry_weight=0.0,
     median_mm=0.0,
     erosion_mm=0.0,
     threshold_rule="fixed",
@@ -100,6 +101,20 @@ def test_the_outside_of_the_brain_scores_nothing() -> None:
     found = score({"cycle:FLAIR": loud}, brain(), SPACING, PLAIN)
     assert not found.values[~brain()].any()
     assert (found.values[brain()] == 9).all()
+
+
+def test_what_is_on_both_sides_scores_less() -> None:
+    """Two spots mirror each other and a third is alone: only the pair loses."""
+    values = np.zeros(SHAPE, dtype=np.float32)
+    values[4:8, 4:8, 8:13] = values[16:20, 4:8, 8:13] = 4.0
+    values[4:8, 16:20, 8:13] = 4.0
+    signals = {"cycle:FLAIR": values, "intensity:FLAIR": np.where(brain(), values + 1, 0)}
+    config = replace(PLAIN, asymmetry_weight=1.0)
+    found = score(signals, brain(), SPACING, config).values
+    pair, other, alone = (found[i, j, 10] for i, j in ((6, 6), (17, 6), (6, 18)))
+    assert pair == pytest.approx(other, abs=0.05)
+    assert pair < 3.7
+    assert alone > 3.9
 
 
 def test_the_rim_is_left_out_by_millimetres() -> None:

@@ -32,6 +32,7 @@ SAMPLING = SamplingConfig(band_width=8, band_stride=8)
 FLAIR = ScoreConfig(
     modalities=("FLAIR",),
     weights={"cycle:FLAIR": 1.0},
+    asymmetry_weight=0.0,
     median_mm=0.0,
     erosion_mm=0.0,
     threshold_rule="fixed",
