@@ -24,6 +24,8 @@ IMAGE_SIDE = (
     "preprocessing",
     "slices",
     "subjects",
+    "symmetry",
+    "thresholding",
     "volume",
 )
 MODEL_SIDE = (
