@@ -45,6 +45,9 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+DIFFUSION_ONLY = {"num_inference_steps", "band_width", "band_stride", "band_axes", "second_pass"}
+"""Fields of `SamplingConfig` that mean nothing to a plain translation."""
+
 METHODS: tuple[str, ...] = get_args(get_type_hints(SamplingConfig)["method"])
 
 
@@ -62,7 +65,11 @@ def choose_sampling(
         UsageError: The settings do not fit together.
     """
     chosen = dict(PRESETS[preset].changes) if preset else {}
-    chosen.update({name: value for name, value in changes.items() if value is not None})
+    given = {name: value for name, value in changes.items() if value is not None}
+    chosen.update(given)
+    if DIFFUSION_ONLY & set(given) and "method" not in chosen:
+        # Whoever sets steps or bands means the method that has them.
+        chosen["method"] = "mmccd"
     try:
         return replace(default, **chosen)
     except ValueError as error:

@@ -68,7 +68,11 @@ def _compact() -> Recipe:
             last_timestep_fraction=0.5,
         ),
         spacing_mm=2.0,
-        sampling=SamplingConfig(band_width=16, band_stride=16, num_inference_steps=1),
+        # Plain translation scores higher than masked diffusion on the training subjects left out,
+        # at a twentieth of the passes; `--preset balanced` and `--method mmccd` take the latter.
+        sampling=SamplingConfig(
+            method="cyclic-unet", band_width=16, band_stride=16, num_inference_steps=1
+        ),
     )
 
 
