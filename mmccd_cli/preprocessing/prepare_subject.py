@@ -27,7 +27,7 @@ from mmccd_cli.preprocessing.spatial import (
     same_grid,
     smooth_for,
 )
-from mmccd_cli.volume import Volume
+from mmccd_cli.volume import Volume, reorient
 
 Matrix = NDArray[np.float64]
 
@@ -294,7 +294,8 @@ def _align_template(
     fixed = Volume(np.where(template.mask, template.volumes[name], 0), template.affine)
     low = float(fixed.data.min())
     fixed = Volume(np.where(template.mask, fixed.data - low + 1, 0), template.affine)
-    moving = Volume(np.where(brain, volume.data, 0), volume.affine)
+    # One order of axes for all, so that the samples that registration draws do not depend on it.
+    moving = reorient(Volume(np.where(brain, volume.data, 0), volume.affine), "RAS")
     result = register(
         fixed,
         moving,
