@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mmccd_cli.bundle_files import (
     CARD,
@@ -34,6 +34,8 @@ from mmccd_cli.registry import COMMIT, RegistryEntry
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+T = TypeVar("T")
 
 ATTEMPTS = 3
 FRONT_MATTER = (
@@ -343,14 +345,7 @@ def _commit(hub_id: HubId, endpoint: str | None) -> str:
     A commit is asked for as well: it fails in a second where a download would try for a minute.
     """
     api = _api(endpoint)
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            commit = api.model_info(hub_id.repo, revision=hub_id.revision).sha
-            break
-        except Exception as error:
-            if attempt == ATTEMPTS or not is_passing(error):
-                raise
-            time.sleep(0.5 * 2**attempt)
+    commit = _retried(lambda: api.model_info(hub_id.repo, revision=hub_id.revision).sha)
     if commit is None or not COMMIT.fullmatch(commit):
         raise ValueError(f"the answer names no commit but {commit!r}")
     if hub_id.pinned and commit != hub_id.revision:
@@ -361,15 +356,29 @@ def _commit(hub_id: HubId, endpoint: str | None) -> str:
 def _fetch(hub_id: HubId, name: str, cache: Path, endpoint: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
-    path = hf_hub_download(
-        hub_id.repo,
-        name,
-        revision=hub_id.revision,
-        cache_dir=cache,
-        endpoint=endpoint,
-        library_name="mmccd",
+    path = _retried(
+        lambda: hf_hub_download(
+            hub_id.repo,
+            name,
+            revision=hub_id.revision,
+            cache_dir=cache,
+            endpoint=endpoint,
+            library_name="mmccd",
+        )
     )
     return Path(path)
+
+
+def _retried(request: Callable[[], T]) -> T:
+    """Make a request again, after a moment, where that may help."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return request()
+        except Exception as error:
+            if attempt == ATTEMPTS or not is_passing(error):
+                raise
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _check_blob(path: Path) -> None:

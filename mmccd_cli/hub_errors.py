@@ -34,7 +34,8 @@ def explain(
     url = f"{address}/{repo}"
     by_hand = f"or copy the files of {url}/tree/{revision} into a folder, pass --weights FOLDER"
     chain = _chain(error)
-    names = {name for link in chain for name in _names(link)}
+    links = [_names(link) for link in chain]
+    names = set().union(*links)
     status = _status(chain)
     disk = _disk(chain)
 
@@ -57,7 +58,7 @@ def explain(
             f" there is no folder {repo} here either",
             f"correct the name, or log in with `hf auth login` or set HF_TOKEN, then {retry}",
         )
-    if names & {"EntryNotFoundError", "RemoteEntryNotFoundError"}:
+    if any("EntryNotFoundError" in n and "LocalEntryNotFoundError" not in n for n in links):
         return say(
             f"{url} does not have that file at {revision}, so it is not a whole mmccd bundle",
             "choose another repository, or another revision after an @",
