@@ -54,7 +54,7 @@ def demo(
             console.note(warning)
         if as_json:
             console.result(to_json({**record, "dice": dice}))
-        else:
+        elif not quiet:
             console.result(
                 f"{record['lesion_volume_ml']:.1f} ml found; "
                 f"Dice with the true lesion: {dice:.2f}. Look at {files.picture}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,14 +130,15 @@ def list_folders(subjects: Sequence[str], listed_in: Path | None, null: bool) ->
         raise UsageError("--null says how a list ends its lines, but there is no list.")
     folders: list[Path] = []
     for word in subjects:
-        folders += _split(sys.stdin.read(), null) if word == "-" else [Path(word)]
+        folders += _split(sys.stdin.buffer.read(), null) if word == "-" else [Path(word)]
     if listed_in is not None:
-        folders += _split(listed_in.read_text(encoding="utf-8", errors="surrogateescape"), null)
+        folders += _split(listed_in.read_bytes(), null)
     if not folders and ("-" in subjects or listed_in is not None):
         raise UsageError("The list of subjects is empty.", next_step="Check what should fill it.")
     return folders
 
 
-def _split(text: str, null: bool) -> list[Path]:
-    lines = text.split("\0") if null else text.splitlines()
+def _split(content: bytes, null: bool) -> list[Path]:
+    text = os.fsdecode(content)  # names need not be valid in any encoding
+    lines = text.split("\0") if null else text.replace("\r\n", "\n").split("\n")
     return [Path(line) for line in lines if line.strip()]

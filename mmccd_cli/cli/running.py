@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from mmccd_cli import __version__
 from mmccd_cli.cli.console import Console, Progress, as_mmccd_error
 from mmccd_cli.cli.loading import Loading
 from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort import Job, Outcome, RunSettings
+    from mmccd_cli.pipeline import Segmenter
 
 
 @dataclass
@@ -60,7 +62,7 @@ class Run:
         with self.console.progress() as progress:
             for outcome in run_jobs(
                 self.jobs,
-                self.loading.load,
+                self._load,
                 self.settings,
                 force=self.force,
                 resume=self.resume,
@@ -77,13 +79,22 @@ class Run:
         outcomes: list[Outcome] = []
         for failure in failures:
             self._report(failure, outcomes)
-        segmenter = self.loading.load()
+        segmenter = self._load()
         for job in self.jobs:
             outcome = plan_outcome(job, segmenter, self.settings, resume=self.resume)
             self._report(outcome, outcomes)
             if outcome.status == "planned":
                 self._explain(job, self.console.info)
         self._finish(outcomes)
+
+    def _load(self) -> Segmenter:
+        from mmccd_cli.devices import describe_device
+
+        segmenter = self.loading.load()
+        weights, device = segmenter.bundle.config, describe_device(segmenter.device)
+        method = segmenter.sampling.method
+        self.console.info(f"{weights.name} {weights.version}, {method}, on {device}")
+        return segmenter
 
     def _begin(self, job: Job, progress: Progress) -> None:
         progress.begin(job.subject.id)
@@ -107,6 +118,8 @@ class Run:
 
             self.console.result(to_json(outcome.record))
         self.console.info(f"{outcome.name}: {_summary(outcome)}")
+        if outcome.status == "skipped" and outcome.record["versions"]["mmccd"] != __version__:
+            self.console.note(f"made by mmccd {outcome.record['versions']['mmccd']}")
         if outcome.status == "done":
             for note in outcome.record["warnings"]:
                 self.console.note(note)
