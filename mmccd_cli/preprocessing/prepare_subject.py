@@ -36,6 +36,9 @@ _MARGIN_VOXELS = 4
 _MIN_OVERLAP = 0.8
 _SCALE_RANGE = (0.75, 1.35)
 _MIN_COVERED = 0.95
+_SAME_SPACE_OVERLAP = 0.85
+_SAME_SPACE_DEGREES = 8.0
+_SAME_SPACE_MM = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,6 +308,8 @@ def _align_template(
         seed=seed,
         threads=threads,
     )
+    if _is_in_template_space(result.matrix, brain, volume.affine, template):
+        return np.eye(4)
     scales = np.linalg.svd(result.matrix[:3, :3], compute_uv=False)
     if _SCALE_RANGE[0] <= scales.min() and scales.max() <= _SCALE_RANGE[1]:
         return result.matrix
@@ -313,6 +318,26 @@ def _align_template(
         f"({scales.min():.2f} to {scales.max():.2f}); centres and sizes were matched instead."
     )
     return _match_moments(template, brain, volume.affine)
+
+
+def _is_in_template_space(
+    matrix: Matrix, brain: NDArray[np.bool_], affine: Matrix, template: Template
+) -> bool:
+    """Whether the headers put the brain on the template, and registration agrees roughly.
+
+    Then the headers stand: whoever brought the scans there did so with sharper images than a mean
+    of many brains, and the training subjects were taken as they lay, too.
+    """
+    laid = resample(Volume(brain, affine), template.shape, template.affine).data >= 0.5
+    overlap = 2 * (laid & template.mask).sum() / max(1, laid.sum() + template.mask.sum())
+    if overlap < _SAME_SPACE_OVERLAP:
+        return False
+    left, _, right = np.linalg.svd(matrix[:3, :3])
+    cosine = (np.trace(left @ right) - 1) / 2
+    turn_deg = float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
+    centre = _centre(template.mask, template.affine)
+    shift_mm = float(np.linalg.norm(matrix[:3, :3] @ centre + matrix[:3, 3] - centre))
+    return turn_deg < _SAME_SPACE_DEGREES and shift_mm < _SAME_SPACE_MM
 
 
 def _match_moments(template: Template, brain: NDArray[np.bool_], affine: Matrix) -> Matrix:
