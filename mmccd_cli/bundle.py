@@ -218,8 +218,7 @@ class Bundle:
             raise WeightsError(f"the bundle {self.config.name} has no network {name}")
         architecture = self.config.denoiser if kind == "diffusion" else self.config.unet
         raw = read_checked(self.folder, file, self.files[file])
-        network = UNet(architecture)
-        _load_strictly(network, raw, self.folder / file)
+        network = _load_strictly(architecture, raw, self.folder / file)
         network.eval().to(device)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
         return network
@@ -235,7 +234,7 @@ def load_bundle(folder: Path) -> Bundle:
     try:
         config = from_dict(BundleConfig, index.bundle, where="bundle")
         _check_architectures(config)
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError) as error:
         raise not_a_bundle(folder, str(error)) from error
     if TEMPLATE not in index.files:
         raise not_a_bundle(folder, "it has no template")
@@ -254,7 +253,7 @@ def verify_bundle(bundle: Bundle) -> None:
         if name.endswith((".unet.safetensors", ".diffusion.safetensors")):
             kind = name.split(".")[-2]
             config = bundle.config.denoiser if kind == "diffusion" else bundle.config.unet
-            _load_strictly(UNet(config), raw, bundle.folder / name)
+            _load_strictly(config, raw, bundle.folder / name)
 
 
 def save_bundle(
@@ -321,15 +320,30 @@ def _check_architectures(config: BundleConfig) -> None:
         widest = unet.base_channels * max(unet.channel_multipliers)
         if widest > 4096 or unet.residual_blocks > 16 or len(unet.channel_multipliers) > 8:
             raise ValueError("an architecture is too large")
+        try:
+            _shapes(unet)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError) as error:
+            raise ValueError(f"an architecture cannot be built: {error}") from error
 
 
-def _load_strictly(network: UNet, raw: bytes, path: Path) -> None:
-    """Load weights of exactly the network's names and shapes, all finite."""
+def _shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every weight of an architecture, without allocating any."""
+    with torch.device("meta"):
+        network = UNet(config)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+def _load_strictly(config: UNetConfig, raw: bytes, path: Path) -> UNet:
+    """Build a network from weights of exactly its names and shapes, all finite.
+
+    The network is built only once the file holds all of it, so that a small file that claims a
+    large architecture costs no memory.
+    """
     try:
         tensors = load_tensors(raw)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise WeightsError(f"{path} is not a safetensors file", cause=str(error)) from error
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    expected = _shapes(config)
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if expected != found:
         different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
@@ -337,9 +351,13 @@ def _load_strictly(network: UNet, raw: bytes, path: Path) -> None:
             f"{path} does not fit the architecture of its bundle",
             cause=f"missing, unknown or of another shape: {', '.join(different[:4])}",
         )
-    if any(not t.is_floating_point() or not bool(t.isfinite().all()) for t in tensors.values()):
+    if any(value.dtype not in (torch.float16, torch.float32) for value in tensors.values()):
+        raise WeightsError(f"{path} holds weights that are neither float16 nor float32")
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise WeightsError(f"{path} holds weights that are not finite numbers")
+    network = UNet(config)
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return network
 
 
 def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) -> TemplateImages:
@@ -347,7 +365,7 @@ def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) 
     try:
         arrays = load_arrays(raw)
         mask = arrays.pop("mask").astype(bool)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise not_a_bundle(folder, f"its template cannot be read: {error}") from error
     affine = np.array(config.affine, dtype=np.float64).reshape(4, 4)
     spacing = np.diag(affine)[:3]
