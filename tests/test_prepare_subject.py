@@ -79,7 +79,7 @@ def test_way_back_to_the_reference_grid(prepared: PreparedSubject) -> None:
     back = to_reference_grid(prepared.images["FLAIR"], prepared)
     assert back.shape == scan.shape
     assert (back[~brain] == 0).all()
-    assert np.corrcoef(back[brain], scan.data[brain])[0, 1] > 0.85
+    assert np.corrcoef(back[brain], scan.data[brain])[0, 1] > 0.8
     ones = to_reference_grid(np.ones(SHAPE, np.float32), prepared)
     assert np.median(ones[brain]) == pytest.approx(1, abs=1e-5)
     assert (ones[brain] > 0.99).mean() > 0.98
