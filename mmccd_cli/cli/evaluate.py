@@ -24,7 +24,7 @@ def evaluate(
         typer.Option(help="CSV with one line a method and subject.", show_default=False),
     ] = None,
     split: Annotated[
-        Path | None, typer.Option(help='JSON file: {"val": [ids], ...}.', show_default=False)
+        Path | None, typer.Option(help='JSON file: {"val": \\[ids], ...}.', show_default=False)
     ] = None,
     on: Annotated[str, typer.Option(help="Split to evaluate on, with --split.")] = "val",
     method: Annotated[

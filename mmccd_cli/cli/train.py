@@ -33,7 +33,7 @@ PresetName = Annotated[
 Split = Annotated[
     Path | None,
     typer.Option(
-        help='JSON file: {"train": [ids], "val": [ids]}. By default drawn from the ids.',
+        help='JSON file: {"train": \\[ids], "val": \\[ids]}. By default drawn from the ids.',
         show_default=False,
     ),
 ]
