@@ -56,8 +56,8 @@ def _training(training: dict[str, Any]) -> str:
     return (
         f"## Training\n\n{training.get('data', '')}\n\nRecipe `{training.get('recipe')}`, "
         f"{len(training.get('subjects', []))} subjects, {training.get('slices')} slices, of which "
-        f"{training.get('healthy_slices')} hold no lesion. Labels are used only to hide the grown "
-        f"lesion from input and loss.\n\n| setting | value |\n|---|---|\n{rows}\n\n"
+        f"{training.get('healthy_slices')} hold no lesion. In training, labels only hide the "
+        f"grown lesion from input and loss.\n\n| setting | value |\n|---|---|\n{rows}\n\n"
         f"Subjects: {subjects}\n"
     )
 
