@@ -118,13 +118,21 @@ def find_cached(hub_id: HubId, cache: Path) -> Path | None:
     return folder if (folder / INDEX).is_file() else None
 
 
+def cached_id(folder: Path) -> str | None:
+    """Return `org/repo@commit` for a folder that lies in a cache of the Hub, else None."""
+    parts = folder.parts[-3:]
+    if len(parts) != 3 or parts[1] != "snapshots" or not COMMIT.fullmatch(parts[2]):
+        return None
+    kind, _, repo = parts[0].partition("--")
+    return f"{repo.replace('--', '/')}@{parts[2]}" if kind == "models" else None
+
+
 def list_cached(cache: Path) -> list[tuple[HubId, Path]]:
     """List every cached snapshot that has an index, each by its commit."""
     found = sorted(cache.glob(f"models--*--*/snapshots/*/{INDEX}")) if cache.is_dir() else []
     rows = []
     for path in found:
-        repo = "/".join(path.parents[2].name.split("--")[1:])
-        hub_id = HubId.parse(f"{repo}@{path.parent.name}")
+        hub_id = HubId.parse(cached_id(path.parent) or "")
         if hub_id is not None and hub_id.pinned:
             rows.append((hub_id, path.parent))
     return rows

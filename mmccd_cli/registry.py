@@ -134,14 +134,22 @@ def make_entry(
 
 
 def _accuracy(calibration: Any) -> str:
-    """Return one line of the calibration's accuracy, or nothing where there is none."""
-    rows = calibration.get("rows") if isinstance(calibration, dict) else None
-    for row in rows if isinstance(rows, list) else []:
-        dice = row.get("left_out_dice") if isinstance(row, dict) else None
-        modalities = row.get("modalities") if isinstance(row, dict) else None
-        if isinstance(dice, float) and isinstance(modalities, list):
-            return f"Dice {dice:.2f} ({row.get('method')}, {'+'.join(map(str, modalities))})"
-    return ""
+    """Return one line of the calibration's accuracy and on whom, or nothing where there is none.
+
+    It is the calibration's, often on training subjects, and must say so: it is no test result.
+    """
+    about = calibration if isinstance(calibration, dict) else {}
+    rows, subjects = about.get("rows"), about.get("subjects")
+    row = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
+    dice, modalities = row.get("left_out_dice"), row.get("modalities")
+    if not (
+        isinstance(dice, float) and isinstance(modalities, list) and isinstance(subjects, list)
+    ):
+        return ""
+    return (
+        f"Dice {dice:.2f} in calibration on {len(subjects)} subjects of the split "
+        f"{about.get('split')!r} ({row.get('method')}, {'+'.join(map(str, modalities))})"
+    )
 
 
 def _entry(name: str, values: Any) -> RegistryEntry:

@@ -14,7 +14,7 @@ from mmccd_cli import registry, weights
 from mmccd_cli.bundle_files import INDEX, check_folder
 from mmccd_cli.cli.app import app
 from mmccd_cli.errors import MmccdError, WeightsError
-from mmccd_cli.hub import HubId, cache_folder
+from mmccd_cli.hub import HubId, cache_folder, cached_id
 from mmccd_cli.registry import embedded_bundles, embedded_root, make_entry, read_registry
 from mmccd_cli.weights import EMBEDDED_DEFAULT, find_target, resolve, resolve_weights
 
@@ -111,6 +111,25 @@ def test_what_stands_for_nothing_is_explained(
 )
 def test_hub_ids(text: str, expected: HubId | None) -> None:
     assert HubId.parse(text) == expected
+
+
+def test_the_accuracy_says_on_whom(bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bundle, tmp_path / "calibrated")
+    document = json.loads((folder / INDEX).read_text())
+    row = {"method": "mmccd", "modalities": ["FLAIR", "T2w"], "left_out_dice": 0.5}
+    about = {"split": "train", "subjects": ["a", "b"], "rows": [row]}
+    document["bundle"]["calibration"] = about
+    (folder / INDEX).write_text(json.dumps(document))
+    assert make_entry(check_folder(folder)).accuracy == (
+        "Dice 0.50 in calibration on 2 subjects of the split 'train' (mmccd, FLAIR+T2w)"
+    )
+
+
+def test_a_folder_of_the_cache_knows_its_commit(tmp_path: Path) -> None:
+    commit = "a" * 40
+    assert cached_id(tmp_path / "models--lab--tiny" / "snapshots" / commit) == f"lab/tiny@{commit}"
+    assert cached_id(tmp_path / "tiny") is None
+    assert cached_id(Path("x")) is None
 
 
 def test_a_damaged_file_is_refused(bundle: Path, tmp_path: Path) -> None:
