@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from mmccd_cli.bundle_files import INDEX
 from mmccd_cli.errors import WeightsError
 
 NETWORK = "FLAIR-T2w.diffusion.safetensors"
-MAX_GROWTH_MIB = 700
+MAX_GROWTH_MIB = 200
 
 ODD = st.one_of(
     st.none(),
@@ -110,6 +109,25 @@ def changed_tensors(draw: st.DrawFn, raw: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + raw[8 + length :]
 
 
+def start_peak() -> float:
+    """Let the peak of this process's memory begin now, and return what it uses.
+
+    The peak of a whole run would be that of hypothesis, which keeps what it drew.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return memory_mib("VmRSS")
+
+
+def memory_mib(key: str) -> float:
+    """Return a figure of this process's memory; 0 where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0.0
+    return float(status.split(f"{key}:")[1].split()[0]) / 1024
+
+
 def load_changed(parts: tuple[Path, dict[str, bytes]], name: str, raw: bytes) -> None:
     """Load a bundle with one file changed; its hash is made to fit, as by one who means harm."""
     folder, contents = parts
@@ -120,8 +138,10 @@ def load_changed(parts: tuple[Path, dict[str, bytes]], name: str, raw: bytes) ->
             entry = {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
             document["files"][name] = entry
             (folder / INDEX).write_text(json.dumps(document))
+        before = start_peak()
         with contextlib.suppress(WeightsError):
             verify_bundle(load_bundle(folder))
+        assert memory_mib("VmHWM") - before < MAX_GROWTH_MIB
     finally:
         for original in (name, INDEX):
             (folder / original).write_bytes(contents[original])
@@ -155,20 +175,12 @@ def fuzz(parts: tuple[Path, dict[str, bytes]], examples: int) -> None:
         limits(given(raw=strategy)(_loading(parts, name)))()
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def test_two_hundred_mutations(parts: tuple[Path, dict[str, bytes]]) -> None:
     verify_bundle(load_bundle(parts[0]))
-    before = peak_mib()
     fuzz(parts, 200)
-    assert peak_mib() - before < MAX_GROWTH_MIB
 
 
 @pytest.mark.slow
 def test_ten_thousand_mutations(parts: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
-    own = (shutil.copytree(parts[0], tmp_path / "tiny"), parts[1])
-    before = peak_mib()
-    fuzz(own, 10_000)
-    assert peak_mib() - before < MAX_GROWTH_MIB
+    verify_bundle(load_bundle(parts[0]))
+    fuzz((shutil.copytree(parts[0], tmp_path / "tiny"), parts[1]), 10_000)
