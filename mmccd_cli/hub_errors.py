@@ -16,6 +16,12 @@ _NETWORK = (
     " mirror HF_ENDPOINT"
 )
 
+_PASSING = {
+    *("TimeoutException", "RemoteProtocolError", "ReadError"),  # httpx
+    *("Timeout", "ChunkedEncodingError", "IncompleteRead"),  # requests
+    "ConnectionResetError",
+}
+
 
 def explain(
     error: Exception, message: str, spec: str, address: str, cache: Path | None
@@ -98,7 +104,7 @@ def is_passing(error: Exception) -> bool:
     if status is not None:
         return status in (408, 429) or status >= 500
     names = {name for link in chain for name in _names(link)}
-    return bool(names & {"TimeoutException", "Timeout", "RemoteProtocolError", "ReadError"})
+    return bool(names & _PASSING)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
