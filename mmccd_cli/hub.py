@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -442,9 +443,29 @@ def _explained(
 ) -> Iterator[None]:
     """Turn whatever the Hub's client raises into one WeightsError that says what helps."""
     try:
-        yield
+        with _bars_on_terminals_only():
+            yield
     except WeightsError:
         raise
     # The client's own errors, those of three different HTTP libraries under it, and OSError.
     except Exception as error:
         raise explain(error, message, str(hub_id), _address(endpoint), cache) from error
+
+
+@contextlib.contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Keep the client's progress bars out of files and pipes."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    silenced = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if silenced:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if silenced:
+            enable_progress_bars()

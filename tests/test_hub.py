@@ -464,6 +464,7 @@ def test_eight_processes_on_an_empty_cache_download_once(
     processes = [start(hub, tmp_path, "-c", SCRIPT, REPO) for _ in range(8)]
     answers = [process.communicate(timeout=60) for process in processes]
     assert [p.returncode for p in processes] == [0] * 8, answers
+    assert not any("%|" in err for _, err in answers)  # no bars where there is no terminal
     assert len({out for out, _ in answers}) == 1
     assert files_of(Path(answers[0][0].strip())) == files_of(bundle)
     assert set(hub.transfers().values()) == {1}
