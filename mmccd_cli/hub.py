@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -461,7 +460,7 @@ def _bars_on_terminals_only() -> Iterator[None]:
         enable_progress_bars,
     )
 
-    silenced = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    silenced = not os.isatty(2) and not are_progress_bars_disabled()
     if silenced:
         disable_progress_bars()
     try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmccd_cli import __version__
 from mmccd_cli.errors import MmccdError
+from mmccd_cli.hub import cached_id
 
 if TYPE_CHECKING:
     from mmccd_cli.bundle import Bundle
@@ -101,12 +102,13 @@ def describe_failure(name: str, error: MmccdError) -> dict[str, Any]:
     }
 
 
-def describe_bundle(bundle: Bundle) -> dict[str, str]:
-    """Return name, version and hash of the weights."""
+def describe_bundle(bundle: Bundle) -> dict[str, str | None]:
+    """Return name, version and hash of the weights, and their commit if they are the Hub's."""
     return {
         "name": bundle.config.name,
         "version": bundle.config.version,
         "sha256": bundle.sha256,
+        "hub": cached_id(bundle.folder),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.cli.options import parse_count
@@ -25,6 +26,7 @@ class Loading:
         threads: "auto" or a number.
         preset: A preset's name, or None for the bundle's own sampling.
         method: A method's name, or None for the preset's.
+        cache_dir: Folder of downloaded weights, or None for the default.
         sampling: Further fields of `SamplingConfig`; None leaves one as it is.
 
     Raises:
@@ -39,6 +41,7 @@ class Loading:
     preset: str | None = None
     method: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
         _check_known("--preset", self.preset, tuple(PRESETS))
@@ -61,7 +64,8 @@ class Loading:
         from mmccd_cli.pipeline import Segmenter
         from mmccd_cli.weights import resolve_weights
 
-        bundle = load_bundle(resolve_weights(self.weights, offline=self.offline))
+        folder = resolve_weights(self.weights, offline=self.offline, cache_dir=self.cache_dir)
+        bundle = load_bundle(folder)
         sampling = choose_sampling(
             bundle.config.sampling, self.preset, method=self.method, **self.sampling
         )

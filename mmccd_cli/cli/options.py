@@ -37,6 +37,14 @@ Offline = Annotated[
     bool,
     typer.Option("--offline", help="Never use the network.", rich_help_panel=WEIGHTS),
 ]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of downloaded weights. By default MMCCD_CACHE_DIR, else the Hub's own cache.",
+        show_default=False,
+        rich_help_panel=WEIGHTS,
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(

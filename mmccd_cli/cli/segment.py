@@ -129,6 +129,7 @@ def segment(
     ] = "auto",
     weights: options.Weights = None,
     offline: options.Offline = False,
+    cache_dir: options.CacheDir = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = "auto",
     threads: options.Threads = "auto",
@@ -147,7 +148,9 @@ def segment(
         "band_stride": band_stride,
         "seed": seed,
     }
-    loading = Loading(weights, offline, device, batch_size, threads, preset, method, changes)
+    loading = Loading(
+        weights, offline, device, batch_size, threads, preset, method, changes, cache_dir
+    )
     strip, brain_mask = options.parse_skull_strip(skull_strip)
     settings = _settings(threshold, min_lesion, strip)
     folders = list_folders(subjects or [], subjects_from, null)
