@@ -205,6 +205,7 @@ def test_list_info_path_verify(embedded: Path, bundle: Path) -> None:
     assert set(about["registry_entry"]["files"]) == {p.name for p in bundle.iterdir()}
     assert "licence: CC0-1.0" in run("info", bundle)[1]
     assert run("path", bundle)[1] == f"{bundle}\n"
+    assert json.loads(run("path", bundle, "--json")[1]) == {"folder": str(bundle)}
     assert run("path")[1] == f"{embedded / EMBEDDED_DEFAULT}\n"
     code, _, err = run("verify", bundle)
     assert code == 0

@@ -104,13 +104,14 @@ def path(
     weights: Spec = None,
     offline: Offline = False,
     cache_dir: CacheDir = None,
+    as_json: Json = False,
     verbose: options.Verbose = 0,
 ) -> None:
     """Print the folder of a bundle, after downloading it where it is not here yet."""
     from mmccd_cli.weights import resolve
 
-    bundle = resolve(weights, offline=offline, cache_dir=cache_dir)
-    Console(verbose).result(str(bundle.folder))
+    folder = str(resolve(weights, offline=offline, cache_dir=cache_dir).folder)
+    Console(verbose).result(json.dumps({"folder": folder}) if as_json else folder)
 
 
 @app.command()
@@ -174,6 +175,7 @@ def verify(
 def remove(
     weights: Annotated[str, typer.Argument(metavar="NAME|ORG/REPO[@REVISION]")],
     cache_dir: CacheDir = None,
+    as_json: Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -181,7 +183,10 @@ def remove(
     from mmccd_cli.weights import remove as remove_weights
 
     folder, freed = remove_weights(weights, cache_dir=cache_dir)
-    Console(-1 if quiet else verbose).info(f"removed {folder}, {_megabytes(freed)} freed")
+    console = Console(-1 if quiet else verbose)
+    console.info(f"removed {folder}, {_megabytes(freed)} freed")
+    if as_json:
+        console.result(json.dumps({"folder": str(folder), "freed_bytes": freed}))
 
 
 @app.command()
