@@ -24,10 +24,8 @@ from mmccd_cli.symmetry import asymmetry, middle_plane, smooth_inside
 from mmccd_cli.thresholding import (
     SeedRule,
     candidate_masks,
-    contour_interior,
-    contour_strength,
     edge_candidates,
-    edge_strength,
+    edge_profile,
     seeded,
     strongest_edge,
 )
@@ -141,13 +139,6 @@ def with_rim(
     )
 
 
-def edge_profile(smoothed: SmoothScore, masks: Sequence[BoolArray]) -> NDArray[np.float64]:
-    """Mean edge strength along the contour of each mask, (len(masks),)."""
-    edges = edge_strength(smoothed.raw, smoothed.brain)
-    interior = contour_interior(smoothed.brain, smoothed.spacing_mm)
-    return np.array([contour_strength(mask, edges, interior) for mask in masks])
-
-
 def _find_threshold(smoothed: SmoothScore, config: ScoreConfig) -> float:
     if config.threshold_rule == "fixed":
         return config.threshold_offset
@@ -159,7 +150,8 @@ def _find_threshold(smoothed: SmoothScore, config: ScoreConfig) -> float:
         )
     candidates = edge_candidates(config.edge_low, config.edge_high).tolist()
     masks = masks_at(smoothed, candidates, config)
-    return strongest_edge(candidates, edge_profile(smoothed, masks))
+    profile = edge_profile(masks, smoothed.raw, smoothed.brain, smoothed.spacing_mm)
+    return strongest_edge(candidates, profile)
 
 
 def seed_rule(config: ScoreConfig) -> SeedRule:

@@ -28,10 +28,8 @@ from mmccd_cli.postprocessing import (
 from mmccd_cli.thresholding import (
     SeedRule,
     candidate_masks,
-    contour_interior,
-    contour_strength,
     edge_candidates,
-    edge_strength,
+    edge_profile,
     seeded,
     strongest_edge,
 )
@@ -117,11 +115,9 @@ class EdgeThreshold:
     def find(self, score: ScoreMap) -> float:
         """Return the threshold with the strongest contour."""
         candidates = edge_candidates(self.low, self.high).tolist()
-        edges = edge_strength(score.raw, score.brain)
-        interior = contour_interior(score.brain, score.spacing_mm)
         rule = SeedRule(self.seed_threshold, self.min_seed_mm3, self.min_fraction_of_largest)
         masks = candidate_masks(score.values, score.region, score.spacing_mm, candidates, rule)
-        profile = np.array([contour_strength(mask, edges, interior) for mask in masks])
+        profile = edge_profile(list(masks), score.raw, score.brain, score.spacing_mm)
         return strongest_edge(candidates, profile)
 
 

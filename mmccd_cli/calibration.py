@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from mmccd_cli.anomaly import (
     anomaly_map,
-    edge_profile,
     fill,
     masks_at,
     score,
@@ -32,7 +31,7 @@ from mmccd_cli.modalities import MODALITIES
 from mmccd_cli.postprocessing import adaptive_threshold
 from mmccd_cli.shards import Quantisation, read_index, read_shard
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.thresholding import strongest_edge
+from mmccd_cli.thresholding import edge_profile, strongest_edge
 
 THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 18))
 OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
@@ -308,7 +307,8 @@ def _table(subject: CalibrationSubject, bundle: Bundle, config: ScoreConfig) -> 
     ]
     inside = smoothed.values[smoothed.region]
     otsu = adaptive_threshold(inside, 0.0, otsu_weight=config.otsu_weight)
-    return _Table(np.array(dice), edge_profile(smoothed, masks), otsu)
+    profile = edge_profile(masks, smoothed.raw, smoothed.brain, spacing)
+    return _Table(np.array(dice), profile, otsu)
 
 
 def _rules(

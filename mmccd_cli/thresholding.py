@@ -94,6 +94,24 @@ def contour_strength(mask: BoolArray, edges: FloatArray, interior: BoolArray) ->
     return float(edges[box][contour].mean()) if contour.any() else 0.0
 
 
+def edge_profile(
+    masks: Sequence[BoolArray], raw: FloatArray, brain: BoolArray, spacing_mm: Sequence[float]
+) -> NDArray[np.float64]:
+    """Mean edge strength along the contour of each mask.
+
+    Args:
+        masks: (I, J, K) bool each, as `candidate_masks` yields them.
+        raw: (I, J, K) float, the score before the median.
+        brain: (I, J, K) bool.
+        spacing_mm: Voxel size.
+
+    Returns:
+        (len(masks),), for `strongest_edge`.
+    """
+    edges, interior = edge_strength(raw, brain), contour_interior(brain, spacing_mm)
+    return np.array([contour_strength(mask, edges, interior) for mask in masks])
+
+
 def contour_interior(brain: BoolArray, spacing_mm: Sequence[float]) -> BoolArray:
     """The brain without the rim in which contours follow the brain's edge, not the lesion's."""
     return erode(brain, EDGE_RIM_MM, spacing_mm)
