@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -45,6 +44,7 @@ from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.files import write_all_atomically
 from mmccd_cli.networks import UNet
 from mmccd_cli.shards import Quantisation
+from mmccd_cli.template import Template
 from mmccd_cli.translation import Cycle, MaskedTranslator, network_name
 
 TEMPLATE = "template.safetensors"
@@ -119,27 +119,6 @@ class BundleConfig:
 
 
 @dataclass(frozen=True)
-class TemplateImages:
-    """The template's arrays.
-
-    Attributes:
-        images: Modality -> (I, J, K) float32, mean of normalised training images.
-        mask: (I, J, K) bool, its brain.
-        affine: (4, 4) float64, voxel index to RAS+ mm.
-    """
-
-    images: dict[str, NDArray[np.float32]]
-    mask: NDArray[np.bool_]
-    affine: NDArray[np.float64]
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along each axis."""
-        x, y, z = np.diag(self.affine)[:3]
-        return float(x), float(y), float(z)
-
-
-@dataclass(frozen=True)
 class Bundle:
     """A loaded and checked bundle.
 
@@ -151,7 +130,7 @@ class Bundle:
     """
 
     config: BundleConfig
-    template: TemplateImages
+    template: Template
     sha256: str
     folder: Path
     files: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
@@ -259,7 +238,7 @@ def verify_bundle(bundle: Bundle) -> None:
 def save_bundle(
     folder: Path,
     config: BundleConfig,
-    template: TemplateImages,
+    template: Template,
     networks: dict[str, dict[str, Tensor]],
     card: str,
     *,
@@ -360,7 +339,7 @@ def _load_strictly(config: UNetConfig, raw: bytes, path: Path) -> UNet:
     return network
 
 
-def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) -> TemplateImages:
+def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) -> Template:
     raw = read_checked(folder, TEMPLATE, entry)
     try:
         arrays = load_arrays(raw)
@@ -377,4 +356,4 @@ def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) 
     images = {name: quantisation.decode(levels) for name, levels in arrays.items()}
     if not math.isfinite(float(np.abs(affine).sum())):
         raise not_a_bundle(folder, "its template's affine is not finite")
-    return TemplateImages(images, mask, affine)
+    return Template(images, mask, affine)

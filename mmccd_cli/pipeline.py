@@ -18,7 +18,6 @@ from mmccd_cli.devices import choose_device, describe_device
 from mmccd_cli.postprocessing import Lesion, find_lesions
 from mmccd_cli.preprocessing.prepare_subject import (
     PreparedSubject,
-    Template,
     prepare_subject,
     to_reference_grid,
 )
@@ -113,8 +112,6 @@ class Segmenter:
         self.bundle = bundle
         self.sampling = sampling or bundle.config.sampling
         self.device = choose_device(device)
-        template = bundle.template
-        self.template = Template(template.images, template.mask, template.affine)
         self._model = SignalModel(bundle, self.sampling, self.device, batch_size)
 
     def segment(
@@ -173,7 +170,7 @@ class Segmenter:
         clock = clock or _Clock()
         prepared = prepare_subject(
             dict(volumes),
-            self.template,
+            self.bundle.template,
             self.bundle.config.preprocessing,
             brain_mask=brain_mask,
             skull_strip=skull_strip,

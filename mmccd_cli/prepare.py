@@ -21,10 +21,11 @@ from mmccd_cli.files import sha256_of_file
 from mmccd_cli.modalities import MODALITIES
 from mmccd_cli.postprocessing import bounding_box
 from mmccd_cli.preprocessing.brain_mask import find_brain
-from mmccd_cli.preprocessing.prepare_subject import PreparedSubject, Template, prepare_subject
+from mmccd_cli.preprocessing.prepare_subject import PreparedSubject, prepare_subject
 from mmccd_cli.preprocessing.spatial import resample, smooth_for
 from mmccd_cli.shards import Quantisation, SubjectShard, write_index, write_shard, write_template
 from mmccd_cli.subjects import Subject, find_subjects
+from mmccd_cli.template import Template
 from mmccd_cli.volume import Volume, read_nifti
 
 GRID_MULTIPLE = 16
@@ -124,7 +125,7 @@ def prepare_dataset(
     if not entries:
         raise _nothing_usable(data_dir, settings, problems)
     final = template if registers else mean.template()
-    write_template(folder, dict(final.volumes), final.mask)
+    write_template(folder, dict(final.images), final.mask)
     write_index(folder, _index(entries, final, settings, problems))
     return PreparedDataset(folder, tuple(e["id"] for e in entries), tuple(problems))
 
@@ -341,9 +342,7 @@ def _index(
 ) -> dict[str, Any]:
     return {
         "modalities": list(settings.modalities),
-        "spacing_mm": [settings.spacing_mm] * 3
-        if not template.volumes
-        else [float(x) for x in np.diag(template.affine)[:3]],
+        "spacing_mm": list(template.spacing_mm),
         "affine": template.affine.ravel().tolist(),
         "shape": list(template.shape),
         "background": settings.preprocessing.intensity.background,

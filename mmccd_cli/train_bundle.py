@@ -15,13 +15,14 @@ from torch import Tensor
 from torch import distributed as dist
 
 from mmccd_cli import __version__
-from mmccd_cli.bundle import BundleConfig, TemplateConfig, TemplateImages, save_bundle
+from mmccd_cli.bundle import BundleConfig, TemplateConfig, save_bundle
 from mmccd_cli.config import PreprocessingConfig, ScoreConfig, from_dict, to_dict
 from mmccd_cli.datasets import load_dataset
 from mmccd_cli.devices import choose_device
 from mmccd_cli.errors import DataError
 from mmccd_cli.recipes import Recipe
 from mmccd_cli.shards import read_index, read_template
+from mmccd_cli.template import Template
 from mmccd_cli.training import NetworkSpec, Progress, Runtime, train_network
 
 
@@ -146,7 +147,7 @@ def write_bundle(
     """
     index = read_index(shards)
     images, mask = read_template(shards)
-    template = TemplateImages(images, mask, np.array(index["affine"]).reshape(4, 4))
+    template = Template(images, mask, np.array(index["affine"]).reshape(4, 4))
     config = BundleConfig(
         name=text.name,
         version=text.version,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmccd_cli.bundle import BundleConfig, TemplateConfig, TemplateImages, save_bundle
+from mmccd_cli.bundle import BundleConfig, TemplateConfig, save_bundle
 from mmccd_cli.config import (
     CycleConfig,
     DiffusionConfig,
@@ -19,6 +19,7 @@ from mmccd_cli.config import (
 )
 from mmccd_cli.networks import UNet
 from mmccd_cli.phantom import make_phantom
+from mmccd_cli.template import Template
 from mmccd_cli.translation import network_name
 
 CYCLES = (CycleConfig("FLAIR", "T2w"), CycleConfig("T2w", "FLAIR"))
@@ -63,7 +64,7 @@ def write_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 0) -> Pat
     images = {
         name: _normalised(volume.data, phantom.brain) for name, volume in phantom.volumes.items()
     }
-    template = TemplateImages(images, phantom.brain, phantom.affine)
+    template = Template(images, phantom.brain, phantom.affine)
     save_bundle(folder, config, template, networks, "# Tiny\n\nUntrained, for tests.\n")
     return folder
 

@@ -26,10 +26,10 @@ from mmccd_cli.prepare import (
     prepare_dataset,
     read_split,
 )
-from mmccd_cli.preprocessing.prepare_subject import Template
 from mmccd_cli.recipes import RECIPES, Recipe
 from mmccd_cli.shards import Quantisation, read_index, read_shard, read_template
 from mmccd_cli.signals import SignalModel
+from mmccd_cli.template import Template
 from mmccd_cli.train_bundle import BundleText, make_runtime, train_networks, write_bundle
 from mmccd_cli.volume import make_grid, read_nifti, write_nifti
 

@@ -12,10 +12,10 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.phantom import Phantom, make_phantom
 from mmccd_cli.preprocessing.prepare_subject import (
     PreparedSubject,
-    Template,
     prepare_subject,
     to_reference_grid,
 )
+from mmccd_cli.template import Template
 from mmccd_cli.volume import Volume, read_nifti
 
 TEMPLATE_AFFINE = np.diag([4.0, 4, 4, 1])

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmccd_cli.bundle import Bundle, BundleConfig, TemplateConfig, TemplateImages
+from mmccd_cli.bundle import Bundle, BundleConfig, TemplateConfig
 from mmccd_cli.config import (
     CycleConfig,
     DiffusionConfig,
@@ -24,6 +24,7 @@ from mmccd_cli.config import (
 )
 from mmccd_cli.errors import UsageError
 from mmccd_cli.signals import SUSPICION_MARGIN_PX, SignalModel
+from mmccd_cli.template import Template
 from mmccd_cli.translation import Cycle
 
 SHAPE = (24, 28, 6)
@@ -85,7 +86,7 @@ def bundle(sign: int = 1) -> HandMadeBundle:
         scores={"mmccd": (FLAIR,)},
         template=TemplateConfig(tuple(np.eye(4).ravel()), SHAPE),
     )
-    template = TemplateImages({}, np.ones(SHAPE, dtype=bool), np.diag([2.0, 2.0, 2.0, 1.0]))
+    template = Template({}, np.ones(SHAPE, dtype=bool), np.diag([2.0, 2.0, 2.0, 1.0]))
     return HandMadeBundle(config, template, "", Path())
 
 

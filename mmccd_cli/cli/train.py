@@ -239,11 +239,9 @@ def _template(weights: str | None) -> Any:
     if weights is None:
         return None
     from mmccd_cli.bundle import load_bundle
-    from mmccd_cli.preprocessing.prepare_subject import Template
     from mmccd_cli.weights import resolve_weights
 
-    template = load_bundle(resolve_weights(weights)).template
-    return Template(template.images, template.mask, template.affine)
+    return load_bundle(resolve_weights(weights)).template
 
 
 def _reporter(console: Console, progress: Progress) -> Any:

@@ -27,6 +27,7 @@ from mmccd_cli.preprocessing.spatial import (
     same_grid,
     smooth_for,
 )
+from mmccd_cli.template import Template
 from mmccd_cli.volume import Volume, reorient
 
 Matrix = NDArray[np.float64]
@@ -39,27 +40,6 @@ _MIN_COVERED = 0.95
 _SAME_SPACE_OVERLAP = 0.85
 _SAME_SPACE_DEGREES = 8.0
 _SAME_SPACE_MM = 8.0
-
-
-@dataclass(frozen=True, eq=False)
-class Template:
-    """The space in which the networks see brains.
-
-    Args:
-        volumes: Modality -> (I, J, K) float32 mean image, normalised.
-        mask: (I, J, K) bool, the mean brain.
-        affine: (4, 4) from indices to RAS+ mm; the axes run right, anterior, superior.
-    """
-
-    volumes: Mapping[str, NDArray[np.float32]]
-    mask: NDArray[np.bool_]
-    affine: Matrix
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Number of voxels along each axis."""
-        i, j, k = self.mask.shape
-        return (i, j, k)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +136,7 @@ def prepare_subject(
         brain, sampled = _to_template_grid(
             volumes, masks, found.mask, matrices, from_template, reference, template, threads
         )
-        if template.volumes:  # a bare grid, of a template yet to be made, has no brain to compare
+        if template.images:  # a bare grid, of a template yet to be made, has no brain to compare
             _check_overlap(brain, template, notes)
     with _stage(seconds, "intensity"):
         images, covered, scales = {}, {}, {}
@@ -292,9 +272,9 @@ def _align_template(
     """Matrix from the template's world to the reference's world."""
     if settings.template_registration == "none":
         return np.eye(4)
-    names = [reference, *(name for name in MODALITIES if name in template.volumes)]
-    name = next(name for name in names if name in template.volumes)
-    fixed = Volume(np.where(template.mask, template.volumes[name], 0), template.affine)
+    names = [reference, *(name for name in MODALITIES if name in template.images)]
+    name = next(name for name in names if name in template.images)
+    fixed = Volume(np.where(template.mask, template.images[name], 0), template.affine)
     low = float(fixed.data.min())
     fixed = Volume(np.where(template.mask, fixed.data - low + 1, 0), template.affine)
     # One order of axes for all, so that the samples that registration draws do not depend on it.
