@@ -336,6 +336,8 @@ class TrainingConfig:
             slice that has any (published).
         lesion_dilation_mm: Growth of the hidden lesion.
         band_width: Width of the hidden band in training, in pixels.
+        widest_band: Where larger than `band_width`, each sample's band is between the two wide, so
+            that inference may choose its own width; 0 hides bands of one width (published).
         blob_radius_px: Largest semi-axis of a random ellipse that is hidden instead of a band in
             half of the samples; 0 hides bands only (published).
         last_timestep_fraction: Share of samples at the last time step (pure noise) beyond its
@@ -357,6 +359,7 @@ class TrainingConfig:
     healthy_by: Literal["pixel", "slice"] = "pixel"
     lesion_dilation_mm: float = 5.0
     band_width: int = 16
+    widest_band: int = 0
     blob_radius_px: float = 0.0
     last_timestep_fraction: float = 0.0
     augment: bool = True
@@ -374,6 +377,7 @@ class TrainingConfig:
             gradient_clip=0,
             lesion_dilation_mm=0,
             band_width=1,
+            widest_band=0,
             blob_radius_px=0,
         )
         _require_seed(self.seed, "training")

@@ -168,18 +168,20 @@ def draw_sample(
     images = torch.cat([dataset.values(source, pick), dataset.values(target, pick)], dim=1)
     masks = torch.cat([dataset.healthy[pick], dataset.hidden[pick]], dim=1)
     if augment:
-        images, masks = _augment(images, masks, dataset.background, generator)
+        images, masks = _augment(images, masks, dataset, generator)
     return Sample(images[:, :1], images[:, 1:], masks[:, :1], masks[:, 1:])
 
 
 def _augment(
-    images: Tensor, masks: Tensor, background: float, generator: torch.Generator
+    images: Tensor, masks: Tensor, dataset: SliceDataset, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Flip, move and bend both modalities alike; shade and rescale each on its own.
 
     Contrasts between tissues stay true: intensities change by a smooth field and a common factor.
     """
-    outside = images == background
+    background = dataset.background
+    # Eight-bit levels meet the background's value only to within a step.
+    outside = (images - background).abs() < dataset.quantisation.step
     images = _vary_intensity(images, generator)
     images = torch.where(outside, torch.full_like(images, background), images)
     if torch.rand((), generator=generator) < 0.5:

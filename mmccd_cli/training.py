@@ -276,6 +276,8 @@ class _Step:
             radius = config.blob_radius_px
             return random_blob_masks(1, height, width, radius_px=radius, generator=generator)
         band = config.band_width
+        if config.widest_band > band:
+            band += int(torch.randint(config.widest_band - band + 1, (), generator=generator))
         return random_band_masks(1, height, width, band_width=band, generator=generator)
 
     def _random_timestep(self, generator: torch.Generator) -> Tensor:

@@ -293,11 +293,6 @@ def test_augmentation_keeps_contrasts_true() -> None:
     assert 0.03 < float(torch.stack(gains).std()) < 0.2
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the stored background is 8-bit and never equals the exact value, so it is shaded too; "
-    "mending it changes what networks are trained on, so it waits for the next training",
-)
 def test_augmentation_leaves_the_background_alone() -> None:
     """At test time it is one constant; a shaded one tells which gain was drawn."""
     dataset = textured()
