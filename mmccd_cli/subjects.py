@@ -13,40 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.image_names import (
+    BRAIN_WORDS,
+    LESION_WORDS,
+    MASK_WORDS,
+    OTHER_IMAGE_WORDS,
+    T1_WITH_AGENT,
+    agent_in,
+    modality_of,
+    tokens_of,
+)
 from mmccd_cli.modalities import MODALITIES
 
 _OPTION_OF_MODALITY = {"T1w": "--t1", "T2w": "--t2", "FLAIR": "--flair"}
-
-_PREFIX = r"(?:2d|3d|ax|axial|cor|sag|tra|iso)*"
-_SUFFIX = r"(?:2d|3d|w|wi|weighted|ax|axial|cor|sag|tra|iso|tse|fse|se|spc|space|cube)*"
-_TOKENS_OF_MODALITY = {
-    "FLAIR": re.compile(rf"{_PREFIX}(?:t2f|(?:t2w?)?(?:flair|darkfluid)){_SUFFIX}"),
-    "T2w": re.compile(rf"{_PREFIX}t2{_SUFFIX}"),
-    "T1w": re.compile(
-        rf"{_PREFIX}(?:t1w?(?:n|native|pre|flair|mprage)?|mp2?rage|bravo|f?spgr){_SUFFIX}"
-    ),
-}
-_T1_WITH_AGENT = re.compile(
-    rf"{_PREFIX}t1w?(?:c|ce|cm|km|gd|gad|gado\w*|post\w*|contrast\w*|enhanced){_SUFFIX}"
-)
-_AGENT = {"ce", "gd", "gad", "gado", "gadolinium", "gadovist", "gadobutrol", "postgd", "postgad"}
-# Words that mean contrast agent only beside "T1": elsewhere they may mean "after surgery".
-_AGENT_BESIDE_T1 = {"c", "cm", "km", "post", "contrast", "postcontrast", "enhanced"}
-_NO_AGENT = {"pre", "non", "no", "without", "wo", "native", "precontrast", "noncontrast"}
-# fmt: off
-_OTHER_IMAGE = {
-    "adc", "angio", "anomaly", "asl", "bold", "cbf", "cbv", "dsc", "dti", "dwi", "epi", "fa",
-    "fgatir", "hardi", "localizer", "map", "md", "mra", "pd", "pdw", "perf", "phase", "prob",
-    "probseg", "pwi", "qsm", "residual", "scout", "star", "stir", "swan", "swi", "t1map", "t1rho",
-    "t2map", "t2s", "t2star", "t2starw", "tof",
-}
-_LESION = {
-    "dseg", "groundtruth", "gt", "label", "labels", "lesion", "lesions", "roi", "seg", "segm",
-    "segmentation", "tumor", "tumour",
-}
-# fmt: on
-_BRAIN = {"bet", "brain", "brainmask", "hdbet", "parenchyma", "skullstrip", "tissue"}
-_MASK = {"brainmask", "mask", "masks", "msk"}
 
 
 @dataclass(frozen=True)
@@ -239,8 +218,8 @@ def _subject_name(image_folder: Path) -> tuple[str, bool]:
 def _read_names(files: Sequence[Path], folder_name: str, is_bids: bool) -> list[_Reading]:
     if is_bids:
         return [_read_bids_name(path) for path in files]
-    tokens = {path: _tokens(_stem(path)) for path in files}
-    own_name = _tokens(folder_name)
+    tokens = {path: tokens_of(_stem(path)) for path in files}
+    own_name = tokens_of(folder_name)
     for path, words in tokens.items():
         if words[: len(own_name)] == own_name and len(words) > len(own_name):
             tokens[path] = words[len(own_name) :]
@@ -254,7 +233,7 @@ def _shared_start(names: Sequence[list[str]]) -> int:
         return 0
     count = 0
     for column in zip(*(name[:-1] for name in names), strict=False):
-        if len(set(column)) > 1 or _modality_of(column[:1]) or _T1_WITH_AGENT.fullmatch(column[0]):
+        if len(set(column)) > 1 or modality_of(column[:1]) or T1_WITH_AGENT.fullmatch(column[0]):
             break
         count += 1
     return count
@@ -264,7 +243,7 @@ def _read_bids_name(path: Path) -> _Reading:
     *entities, suffix = _stem(path).split("_")
     keys = dict(entity.split("-", 1) for entity in entities if "-" in entity)
     if suffix.lower() in ("mask", "dseg", "roi"):
-        return _read_mask(path, set(_tokens(_stem(path))))
+        return _read_mask(path, set(tokens_of(_stem(path))))
     by_lower_name = {name.lower(): name for name in MODALITIES}
     modality = by_lower_name.get(suffix.lower())
     if modality is None:
@@ -278,50 +257,26 @@ def _read_bids_name(path: Path) -> _Reading:
 
 def _read_name(path: Path, tokens: Sequence[str]) -> _Reading:
     words = set(tokens)
-    if words & (_LESION | _MASK):
+    if words & (LESION_WORDS | MASK_WORDS):
         return _read_mask(path, words)
-    if other := sorted(words & _OTHER_IMAGE):
+    if other := sorted(words & OTHER_IMAGE_WORDS):
         return _Reading(path, reason=f"another kind of image ({', '.join(other)})")
-    if agent := _agent_in(tokens):
+    if agent := agent_in(tokens):
         return _Reading(path, reason=_agent_reason(agent))
-    modality = _modality_of(tokens)
+    modality = modality_of(tokens)
     if modality is None:
         return _Reading(path, reason="its name states no modality")
     return _Reading(path, modality)
 
 
 def _read_mask(path: Path, words: set[str]) -> _Reading:
-    if words & _LESION and not words & _BRAIN:
+    if words & LESION_WORDS and not words & BRAIN_WORDS:
         return _Reading(path, is_lesion=True, reason="one of several lesion masks")
     return _Reading(path, reason="a mask, not an image")
 
 
-def _agent_in(tokens: Sequence[str]) -> str | None:
-    """Return the token that says contrast agent, if any."""
-    if set(tokens) & _NO_AGENT:
-        return None
-    for token in tokens:
-        if _T1_WITH_AGENT.fullmatch(token) or token in _AGENT:
-            return token
-    if _modality_of(tokens) == "T1w":
-        return next((token for token in tokens if token in _AGENT_BESIDE_T1), None)
-    return None
-
-
 def _agent_reason(word: str) -> str:
     return f"contrast-enhanced ({word}), which is not T1w"
-
-
-def _modality_of(tokens: Sequence[str]) -> str | None:
-    """Return the modality that the tokens state, up to a "to", "in" or "on" (T1_to_FLAIR is T1)."""
-    found: set[str] = set()
-    for token in tokens:
-        if token in ("to", "in", "on") and found:
-            break
-        found |= {name for name, known in _TOKENS_OF_MODALITY.items() if known.fullmatch(token)}
-    if "T1w" in found:  # T1_FLAIR is a T1-weighted sequence
-        return "T1w" if "T2w" not in found else None
-    return "FLAIR" if "FLAIR" in found else next(iter(found), None)
 
 
 def _one_file_each(folder: Path, readings: Sequence[_Reading]) -> dict[str, Path]:
@@ -387,15 +342,11 @@ def _id_of_file(path: Path) -> str:
     tokens_kept: list[str] = []
     for part in re.split(r"(?<=[^A-Za-z0-9])", _stem(path)):
         word = part.strip("_-. ").lower()
-        if _modality_of([word]) or _T1_WITH_AGENT.fullmatch(word):
+        if modality_of([word]) or T1_WITH_AGENT.fullmatch(word):
             break
         tokens_kept.append(part)
     start = "".join(tokens_kept).strip("_-. ")
     return start or path.resolve().parent.name or "subject"
-
-
-def _tokens(name: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", name.lower().replace("*", "star"))
 
 
 def _stem(path: Path) -> str:

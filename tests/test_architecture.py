@@ -15,6 +15,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmccd_cli"
 IMAGE_SIDE = (
     "anomaly",
     "baselines",
+    "dicom",
+    "image_names",
     "metrics",
     "modalities",
     "outputs",
