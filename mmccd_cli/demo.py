@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmccd_cli.cohort import Job, RunSettings, check_targets, read_scans, segment_job
+from mmccd_cli.cohort import Job, RunSettings, check_targets
+from mmccd_cli.cohort_run import segment_job
 from mmccd_cli.metrics import overlap
 from mmccd_cli.outputs import output_paths
 from mmccd_cli.phantom import make_phantom
@@ -41,7 +42,7 @@ class DemoFiles:
         found = subject_from_files(
             t1=images["T1w"], t2=images["T2w"], flair=images["FLAIR"], id=SUBJECT
         )
-        return Job(found, output_paths(self.result), self.picture, makes_folder=True)
+        return Job(found, output_paths(self.result), {"picture": self.picture}, makes_folder=True)
 
 
 def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
@@ -57,7 +58,8 @@ def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
     names = ("FLAIR", "T2w", "T1w", LESION)
     scans = {name: folder / SUBJECT / f"{SUBJECT}_{name}.nii.gz" for name in names}
     files = DemoFiles(scans, folder / "anomaly.nii.gz", folder / "anomaly.png")
-    job = Job(Subject(SUBJECT, {}), output_paths(files.result), files.picture, makes_folder=True)
+    extras = {"picture": files.picture}
+    job = Job(Subject(SUBJECT, {}), output_paths(files.result), extras, makes_folder=True)
     check_targets([job], force=force, resume=False)
     return files
 
@@ -88,11 +90,9 @@ def segment_demo(
         The record of the run, and the Dice coefficient of the mask as written.
     """
     job = files.job()
-    record = segment_job(
-        job, read_scans(job), segmenter, RunSettings(), force=force, advance=advance
-    )
+    finished = segment_job(job, segmenter, RunSettings(), force=force, advance=advance)
     mask, truth = (
         read_nifti(path, allow_constant=True)[0].data > 0
         for path in (job.outputs.mask, files.scans[LESION])
     )
-    return record, overlap(mask, truth).dice
+    return finished.record, overlap(mask, truth).dice

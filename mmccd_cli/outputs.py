@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmccd_cli.errors import UsageError
-from mmccd_cli.files import sha256_of_file, write_all_atomically
+from mmccd_cli.files import write_all_atomically
 from mmccd_cli.volume import NiftiGrid, encode_nifti, is_compressed_name
+
+MAP_DESCRIPTION = "mmccd anomaly map"
+MASK_DESCRIPTION = "mmccd anomaly mask"
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -82,59 +88,63 @@ def check_outputs(
         )
 
 
-def write_result(
-    paths: OutputPaths,
-    anomaly_map: ArrayLike,
-    mask: ArrayLike,
-    grid: NiftiGrid,
-    record: Mapping[str, Any],
-    *,
-    inputs: Iterable[Path] = (),
-    force: bool = False,
-    extra: Mapping[Path, bytes] | None = None,
-) -> None:
-    """Write map, mask and sidecar so that none of them appears unless all could be written.
+def encode_images(
+    paths: OutputPaths, anomaly_map: ArrayLike, mask: ArrayLike, grid: NiftiGrid
+) -> dict[Path, bytes]:
+    """Return the bytes of map and mask; equal arrays on one grid give equal bytes.
 
     Args:
-        paths: Where; see `output_paths`.
+        paths: Where they will go; see `output_paths`.
         anomaly_map: (I, J, K) finite values in [0, 1].
         mask: (I, J, K) bool or integers from 0 to 255.
-        grid: Grid of the reference input.
-        record: What the sidecar says; dataclasses, paths and numpy values are allowed.
-        inputs: Files that must not be overwritten.
-        force: Whether existing outputs may be overwritten.
-        extra: Further files with their content, such as pictures, under the same rule.
+        grid: The grid of both.
 
     Raises:
-        UsageError: See `check_outputs`; or the disk is full.
         ValueError: The map is not finite or leaves [0, 1], or the mask does not fit uint8.
     """
-    extra = dict(extra or {})
-    check_outputs([*paths, *extra], inputs=inputs, force=force)
-    values, labels = _checked_map(anomaly_map), _checked_mask(mask)
-    contents = {
+    return {
         paths.map: encode_nifti(
-            values,
+            _checked_map(anomaly_map),
             grid,
             compress=is_compressed_name(paths.map),
             intent="estimate",
-            description="mmccd anomaly map",
+            description=MAP_DESCRIPTION,
             display_range=(0.0, 1.0),
         ),
-        paths.mask: encode_nifti(
-            labels,
-            grid,
-            compress=is_compressed_name(paths.mask),
-            intent="label",
-            description="mmccd anomaly mask",
-        ),
-        paths.sidecar: to_json(record, indent=2).encode() + b"\n",
+        paths.mask: encode_mask(paths.mask, mask, grid),
     }
+
+
+def encode_mask(path: Path, mask: ArrayLike, grid: NiftiGrid) -> bytes:
+    """Return the bytes of a mask's file; see `encode_images`."""
+    return encode_nifti(
+        _checked_mask(mask),
+        grid,
+        compress=is_compressed_name(path),
+        intent="label",
+        description=MASK_DESCRIPTION,
+    )
+
+
+def write_outputs(
+    contents: Mapping[Path, bytes], *, inputs: Iterable[Path] = (), force: bool = False
+) -> None:
+    """Write all files of a result so that none of them appears unless all could be written.
+
+    Args:
+        contents: Path to bytes; the sidecar last, so that it never speaks of a file to come.
+        inputs: Files that must not be overwritten.
+        force: Whether existing outputs may be overwritten.
+
+    Raises:
+        UsageError: See `check_outputs`; or the disk is full.
+    """
+    check_outputs(contents, inputs=inputs, force=force)
     try:
-        write_all_atomically(contents | extra)
+        write_all_atomically(contents)
     except OSError as error:
         raise UsageError(
-            f"The outputs could not be written to {paths.map.parent}.",
+            f"The outputs could not be written to {next(iter(contents)).parent}.",
             cause=f"The system says: {error.strerror or error}.",
             next_step="Check the free space (df -h) and the permissions; nothing was written.",
         ) from error
@@ -142,15 +152,19 @@ def write_result(
 
 def to_json(record: Any, *, indent: int | None = None) -> str:
     """Return a record as strict JSON; a float that is not finite becomes null."""
-    return json.dumps(_plain(record), indent=indent, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(_reduced(record), indent=indent, allow_nan=False, ensure_ascii=False)
+    # Names of files need not be valid in any encoding; what is not becomes U+FFFD.
+    return _SURROGATES.sub("\ufffd", text)
 
 
-def describe_inputs(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """Return name and SHA-256 of each input file for the sidecar.
+def plain(record: Any) -> Any:
+    """Return a record as it would be read back from JSON."""
+    return json.loads(to_json(record))
 
-    The folder is left out: it may say more about a person than a result should carry.
-    """
-    return {key: {"file": path.name, "sha256": sha256_of_file(path)} for key, path in files.items()}
+
+def encode_record(record: Any) -> bytes:
+    """Return a sidecar's bytes."""
+    return to_json(record, indent=2).encode() + b"\n"
 
 
 def _check_folder(folder: Path) -> None:
@@ -187,16 +201,16 @@ def _checked_mask(mask: ArrayLike) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def _plain(value: Any) -> Any:
+def _reduced(value: Any) -> Any:
     """Reduce a value to what JSON knows."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: _reduced(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _reduced(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return _reduced(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [_reduced(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):

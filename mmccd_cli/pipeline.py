@@ -5,73 +5,58 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly import Score, anomaly_map, score, segment
+from mmccd_cli.anomaly import Score, anomaly_map, score
 from mmccd_cli.bundle import Bundle
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
 from mmccd_cli.devices import choose_device, describe_device
-from mmccd_cli.postprocessing import Lesion, find_lesions
+from mmccd_cli.postprocessing import Lesion
 from mmccd_cli.preprocessing.prepare_subject import (
     PreparedSubject,
     prepare_subject,
     to_reference_grid,
 )
+from mmccd_cli.rethreshold import AS_CALIBRATED, MaskOptions, cut, mask_settings
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.volume import Volume
 
+Space = Literal["native", "template"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class SegmentationResult:
     """What `Segmenter.segment` returns.
 
     Attributes:
-        anomaly_map: (I, J, K) float32 in [0, 1] on the reference's grid.
+        anomaly_map: (I, J, K) float32 in [0, 1] on the grid of `shown`.
         mask: (I, J, K) bool on the same grid.
         brain: (I, J, K) bool on the same grid.
-        reference: Modality whose grid it is.
+        reference: Modality of the reference scan.
+        shown: The reference scan on the grid of the map: its own, or the template's.
         lesions: Components of the mask, the largest first.
         threshold: Value of the map above which a voxel belongs to the mask.
         settings: Everything that changes a number, as plain values.
         notes: Sentences for the user.
         seconds: Stage -> seconds.
+        prepared: The subject in template space; None where only the mask was made anew.
     """
 
     anomaly_map: NDArray[np.float32]
     mask: NDArray[np.bool_]
     brain: NDArray[np.bool_]
     reference: str
+    shown: Volume
     lesions: list[Lesion]
     threshold: float
     settings: dict[str, Any]
     notes: list[str]
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Signals:
-    """The signals of one subject in template space.
-
-    Attributes:
-        values: Name -> (I, J, K) float32, robust standard deviations, positive where anomalous.
-        prepared: The subject in template space.
-    """
-
-    values: dict[str, NDArray[np.float32]]
-    prepared: PreparedSubject
-
-
-@dataclass(frozen=True)
-class MaskOptions:
-    """What the user may set of the way from map to mask; None takes the bundle's calibration."""
-
-    threshold: float | None = None
-    min_lesion_mm3: float | None = None
-    min_fraction_of_largest: float | None = None
+    prepared: PreparedSubject | None = None
 
 
 @dataclass
@@ -118,19 +103,21 @@ class Segmenter:
         self,
         volumes: Mapping[str, Volume],
         *,
-        options: MaskOptions = MaskOptions(),
+        options: MaskOptions = AS_CALIBRATED,
         brain_mask: Volume | None = None,
         skull_strip: str = "auto",
+        space: Space = "native",
         threads: int = 1,
         advance: Callable[[int, int], None] = lambda done, total: None,
     ) -> SegmentationResult:
-        """Segment one subject.
+        """Segment one subject: `prepare`, then `infer`.
 
         Args:
             volumes: Modality -> volume; any subset for which the bundle has a calibrated score.
             options: Threshold and cleaning instead of the calibrated ones.
             brain_mask: Brain mask on any grid in the reference's world space.
             skull_strip: "auto", "never" or a method's name.
+            space: Whether the map lies on the reference's grid or on the template's.
             threads: Threads of registration; one is bit-identical.
             advance: Called with the pairs of slice and band done, and their number in all.
 
@@ -140,35 +127,35 @@ class Segmenter:
             WeightsError: The bundle has no cycle for the subject's modalities.
             ComputeError: Device or memory fails.
         """
-        clock = _Clock()
-        config = self.bundle.choose_score(self.sampling.method, tuple(volumes))
-        signals = self.signals(
-            volumes,
-            config,
-            clock=clock,
-            brain_mask=brain_mask,
-            skull_strip=skull_strip,
-            threads=threads,
-            advance=advance,
+        prepared = self.prepare(
+            volumes, brain_mask=brain_mask, skull_strip=skull_strip, threads=threads
         )
-        with clock.stage("score"):
-            scored = self.score(signals, config)
-        return self._finish(signals, scored, config, options, clock)
+        return self.infer(prepared, options=options, space=space, advance=advance)
 
-    def signals(
+    def prepare(
         self,
         volumes: Mapping[str, Volume],
-        config: ScoreConfig,
         *,
-        clock: _Clock | None = None,
         brain_mask: Volume | None = None,
         skull_strip: str = "auto",
         threads: int = 1,
-        advance: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Signals:
-        """Prepare a subject and compute all signals that a score needs; see `segment`."""
-        clock = clock or _Clock()
-        prepared = prepare_subject(
+    ) -> PreparedSubject:
+        """Align, strip, resample and normalise a subject; the device is not touched.
+
+        Another thread may do this for the next subject while this one is inferred.
+
+        Args:
+            volumes: See `segment`, like all others.
+            brain_mask: See `segment`.
+            skull_strip: See `segment`.
+            threads: See `segment`.
+
+        Raises:
+            DataError: No usable modality, or no brain.
+            GeometryError: Contradictory geometry.
+        """
+        self.bundle.choose_score(self.sampling.method, tuple(volumes))  # fails before the work
+        return prepare_subject(
             dict(volumes),
             self.bundle.template,
             self.bundle.config.preprocessing,
@@ -177,43 +164,81 @@ class Segmenter:
             seed=self.sampling.seed,
             threads=threads,
         )
-        clock.seconds.update(prepared.seconds)
+
+    def infer(
+        self,
+        prepared: PreparedSubject,
+        *,
+        options: MaskOptions = AS_CALIBRATED,
+        space: Space = "native",
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> SegmentationResult:
+        """Run the networks on a prepared subject, and bring the map to its grid.
+
+        Args:
+            prepared: What `prepare` returned.
+            options: See `segment`.
+            space: See `segment`.
+            advance: See `segment`.
+
+        Raises:
+            WeightsError: The bundle has no cycle for the subject's modalities.
+            ComputeError: Device or memory fails.
+        """
+        clock = _Clock(dict(prepared.seconds))
+        config = self.bundle.choose_score(self.sampling.method, tuple(prepared.images))
         with clock.stage("inference"):
-            values = self._model.signals(prepared.images, prepared.brain, config, advance)
+            signals = self.signals(prepared, config, advance)
+        with clock.stage("score"):
+            scored = score(signals, prepared.brain, self.bundle.template.spacing_mm, config)
+        return self._finish(prepared, scored, config, options, space, clock)
+
+    def signals(
+        self,
+        prepared: PreparedSubject,
+        config: ScoreConfig,
+        advance: Callable[[int, int], None] = lambda done, total: None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Compute all signals that a score combines.
+
+        Returns:
+            Name -> (I, J, K) float32 on the template's grid, in robust standard deviations,
+            positive where anomalous.
+        """
+        values = self._model.signals(prepared.images, prepared.brain, config, advance)
         for name, signal in values.items():
             # What a modality does not show is no evidence, neither bright nor dark.
             signal[~prepared.covered[name.partition(":")[2]]] = 0.0
-        return Signals(values, prepared)
-
-    def score(self, signals: Signals, config: ScoreConfig) -> Score:
-        """Combine a subject's signals; see `mmccd_cli.anomaly.score`."""
-        return score(
-            signals.values, signals.prepared.brain, self.bundle.template.spacing_mm, config
-        )
+        return values
 
     def _finish(
         self,
-        signals: Signals,
+        prepared: PreparedSubject,
         scored: Score,
-        config: ScoreConfig,
+        calibrated: ScoreConfig,
         options: MaskOptions,
+        space: Space,
         clock: _Clock,
     ) -> SegmentationResult:
-        """Bring the score to the reference's grid, calibrate, threshold and describe it."""
-        prepared = signals.prepared
-        reference, brain = prepared.reference_volume, prepared.reference_brain
-        chosen = {name: value for name, value in asdict(options).items() if value is not None}
-        final = replace(config, **chosen)
+        """Bring the score to the output's grid, calibrate, threshold and describe it."""
+        config = options.applied_to(calibrated)
         with clock.stage("output_grid"):
-            values = to_reference_grid(scored.values, prepared, "linear")
-            result = anomaly_map(values, scored.threshold, final)
+            if space == "native":
+                shown, brain = prepared.reference_volume, prepared.reference_brain
+                values = to_reference_grid(scored.values, prepared, "linear")
+            else:
+                shown = Volume(prepared.images[prepared.reference], prepared.affine)
+                brain, values = prepared.brain, scored.values
+            result = anomaly_map(values, scored.threshold, config)
             result[~brain] = 0.0
-            mask = segment(result, reference.spacing_mm, scored.threshold, final)
-            lesions = find_lesions(mask, result, reference.affine)
+            mask, lesions = cut(result, shown.affine, scored.threshold, config)
         settings = {
             "sampling": to_dict(self.sampling),
-            "score": to_dict(final),
+            "score": to_dict(config),
+            "calibrated_mask": mask_settings(calibrated),
             "score_threshold_of_this_scan": scored.threshold,
+            "space": space if space == "native" else self.bundle.config.template.space,
+            "reference_to_template": prepared.to_reference.tolist(),
             "device": describe_device(self.device),
         }
         unused = [m for m in prepared.images if m not in config.modalities]
@@ -221,13 +246,15 @@ class Segmenter:
         if unused:
             notes.append(f"{', '.join(unused)}: not used by the calibrated score")
         return SegmentationResult(
-            result,
-            mask,
-            brain,
-            prepared.reference,
-            lesions,
-            final.threshold,
-            settings,
-            notes,
-            clock.seconds,
+            anomaly_map=result,
+            mask=mask,
+            brain=brain,
+            reference=prepared.reference,
+            shown=shown,
+            lesions=lesions,
+            threshold=config.threshold,
+            settings=settings,
+            notes=notes,
+            seconds=clock.seconds,
+            prepared=prepared,
         )

@@ -10,7 +10,6 @@ import platform
 import sys
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmccd_cli import __version__
@@ -42,7 +41,7 @@ def describe_result(
     *,
     inputs: Mapping[str, Mapping[str, str]],
     requested: Mapping[str, Any],
-    outputs: Mapping[str, Path],
+    outputs: Mapping[str, str],
     notes: list[str],
     seconds: Mapping[str, float],
     threads: int,
@@ -55,7 +54,7 @@ def describe_result(
         bundle: The weights.
         inputs: Name and SHA-256 of each file that was read.
         requested: The settings that were asked for, which --resume compares.
-        outputs: The files that are written with this record.
+        outputs: Kind -> name of the files that are written with this record.
         notes: Sentences from reading the files.
         seconds: Seconds of stages outside the pipeline.
         threads: Threads of the CPU that were used.
@@ -70,7 +69,8 @@ def describe_result(
         "threshold": result.threshold,
         "lesions": result.lesions,
         "reference": result.reference,
-        "outputs": {kind: path.name for kind, path in outputs.items()},
+        "outputs": outputs,
+        "output_sha256": {},
         "inputs": inputs,
         "ignored": describe_ignored(subject),
         "bundle": describe_bundle(bundle),

@@ -315,7 +315,7 @@ def test_unusable_device_exits_5(run: Run, subject: Path, tmp_path: Path) -> Non
 def test_a_bug_is_one_sentence_and_a_traceback_only_with_vv(
     run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmccd_cli.cohort.segment_job", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("mmccd_cli.cohort_run.finish_job", lambda *_, **__: 1 / 0)
     result = run(subject, "--out", tmp_path / "map.nii.gz")
     assert result.exit_code == 1
     assert "ZeroDivisionError" in result.stderr
@@ -330,7 +330,7 @@ def test_interruption_exits_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmccd_cli.cohort.segment_job", interrupt)
+    monkeypatch.setattr("mmccd_cli.cohort_run.finish_job", interrupt)
     assert run(subject, "--out", tmp_path / "map.nii.gz").exit_code == 130
 
 
@@ -529,5 +529,7 @@ def test_the_example_runs(
 ) -> None:
     words = ["x", subject, tmp_path / "map.nii.gz", "--weights", bundle, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    runpy.run_path(str(ROOT / "examples" / "segment_subject.py"), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "examples" / "segment_subject.py"), run_name="__main__")
+    assert ended.value.code == 0
     assert {"map.nii.gz", "map_mask.nii.gz", "map.json"} < _files(tmp_path)

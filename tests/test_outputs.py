@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ import pytest
 from mmccd_cli.errors import UsageError
 from mmccd_cli.outputs import (
     check_outputs,
-    describe_inputs,
+    encode_images,
+    encode_record,
     output_paths,
     to_json,
-    write_result,
+    write_outputs,
 )
 from mmccd_cli.phantom import make_affine
 from mmccd_cli.volume import make_grid
@@ -27,6 +27,11 @@ SHAPE = (4, 5, 6)
 MAP = np.linspace(0, 1, 120, dtype=np.float32).reshape(SHAPE)
 MASK = MAP > 0.5
 GRID = make_grid(SHAPE, make_affine(SHAPE, (1, 2, 3), "LPS", (5, 10, 20)), code=4)
+
+
+def write(paths, record, *, values=MAP, extra=None, force=False):
+    contents = encode_images(paths, values, MASK, GRID) | (extra or {})
+    write_outputs({**contents, paths.sidecar: encode_record(record)}, force=force)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def test_all_three_files_are_written_on_the_grid(tmp_path, suffix):
         "path": tmp_path,
         "peak": np.nan,
     }
-    write_result(paths, MAP, MASK, GRID, record, extra={tmp_path / "a.png": b"png"})
+    write(paths, record, extra={tmp_path / "a.png": b"png"})
     image, mask = nib.load(paths.map), nib.load(paths.mask)
     assert image.get_data_dtype() == np.float32
     assert mask.get_data_dtype() == np.uint8
@@ -76,10 +81,10 @@ def test_existing_outputs_need_force(tmp_path):
     paths = output_paths(tmp_path / "map.nii.gz")
     paths.sidecar.write_text("precious")
     with pytest.raises(UsageError, match="exists") as caught:
-        write_result(paths, MAP, MASK, GRID, {})
+        write(paths, {})
     assert "--force" in caught.value.next_step
     assert [path.name for path in tmp_path.iterdir()] == ["map.json"]
-    write_result(paths, MAP, MASK, GRID, {}, force=True)
+    write(paths, {}, force=True)
     assert paths.sidecar.read_text() == "{}\n"
 
 
@@ -130,7 +135,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full_at_the_third)
     with pytest.raises(UsageError, match="could not be written") as caught:
-        write_result(output_paths(tmp_path / "map.nii.gz"), MAP, MASK, GRID, {})
+        write(output_paths(tmp_path / "map.nii.gz"), {})
     assert "No space left" in caught.value.cause
     assert list(tmp_path.iterdir()) == []
 
@@ -138,17 +143,15 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 @pytest.mark.parametrize("bad", [MAP * 2, MAP - 1, np.full(SHAPE, np.nan)])
 def test_a_map_out_of_range_is_never_written(tmp_path, bad):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        write_result(output_paths(tmp_path / "map.nii.gz"), bad, MASK, GRID, {})
+        write(output_paths(tmp_path / "map.nii.gz"), {}, values=bad)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_inputs_are_described_without_their_folder(tmp_path):
-    path = tmp_path / "flair.nii.gz"
-    path.write_bytes(b"scan")
-    assert describe_inputs({"FLAIR": path}) == {
-        "FLAIR": {"file": "flair.nii.gz", "sha256": hashlib.sha256(b"scan").hexdigest()}
-    }
 
 
 def test_a_json_record_fits_one_line():
     assert "\n" not in to_json({"a": [1, 2.5], "b": "x\ny"})
+
+
+def test_a_name_in_no_encoding_is_still_json():
+    name = os.fsdecode(b"scan-\xff.nii.gz")
+    text = to_json({"file": name, "path": Path(name)})
+    assert json.loads(text.encode()) == {"file": "scan-\ufffd.nii.gz", "path": "scan-\ufffd.nii.gz"}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.cli.options import parse_count
 from mmccd_cli.errors import UsageError
-from mmccd_cli.presets import METHODS, PRESETS, choose_sampling
+from mmccd_cli.presets import METHODS, PRESETS
 
 if TYPE_CHECKING:
-    from mmccd_cli.pipeline import Segmenter
+    from mmccd_cli.api import Segmenter
 
 
 @dataclass
@@ -59,18 +59,20 @@ class Loading:
         """
         import torch
 
-        from mmccd_cli.bundle import load_bundle
+        from mmccd_cli.api import Segmenter
         from mmccd_cli.devices import available_threads
-        from mmccd_cli.pipeline import Segmenter
-        from mmccd_cli.weights import resolve_weights
 
-        folder = resolve_weights(self.weights, offline=self.offline, cache_dir=self.cache_dir)
-        bundle = load_bundle(folder)
-        sampling = choose_sampling(
-            bundle.config.sampling, self.preset, method=self.method, **self.sampling
-        )
         torch.set_num_threads(self._threads or available_threads())
-        return Segmenter(bundle, device=self.device, sampling=sampling, batch_size=self._batch_size)
+        return Segmenter.from_pretrained(
+            self.weights,
+            device=self.device,
+            preset=self.preset,
+            method=self.method,
+            batch_size=self._batch_size,
+            offline=self.offline,
+            cache_dir=self.cache_dir,
+            **self.sampling,
+        )
 
 
 def _check_known(option: str, value: str | None, known: tuple[str, ...]) -> None:

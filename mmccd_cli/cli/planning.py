@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort import Job, Outcome
+
+SUFFIX_OF_EXTRA = {"picture": ".png"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Wish:
         flair: FLAIR image of the only subject.
         out: Map of the only subject.
         out_dir: Folder of any number of results.
-        picture: Picture to draw.
+        extras: Kind -> path of what is written beside the result; see `cohort_extras`.
         brain_mask: Brain mask of the only subject.
 
     Raises:
@@ -39,7 +41,7 @@ class Wish:
     flair: Path | None = None
     out: Path | None = None
     out_dir: Path | None = None
-    picture: Path | None = None
+    extras: Mapping[str, Path] = field(default_factory=dict)
     brain_mask: Path | None = None
 
     @property
@@ -64,7 +66,7 @@ class Wish:
                 next_step="Add --out map.nii.gz for one subject, or --out-dir DIR for any number.",
             )
         self._check_single()
-        self._check_picture()
+        self._check_extras()
 
     def _check_single(self) -> None:
         number = len(self.folders)
@@ -79,19 +81,18 @@ class Wish:
                 next_step="Run them one by one, each with its own --skull-strip.",
             )
 
-    def _check_picture(self) -> None:
-        picture = self.picture
-        if picture is None:
-            return
-        if picture.suffix.lower() != ".png":
-            raise UsageError(
-                f"--picture {picture} is not named .png.", next_step="Name it FILE.png."
-            )
-        if self.out_dir is not None and picture.name != str(picture):
-            raise UsageError(
-                f"With --out-dir, --picture {picture} must be a name without a folder.",
-                next_step=f"Give --picture {picture.name}",
-            )
+    def _check_extras(self) -> None:
+        for kind, path in self.extras.items():
+            suffix = SUFFIX_OF_EXTRA[kind]
+            if path.suffix.lower() != suffix:
+                raise UsageError(
+                    f"--{kind} {path} is not named {suffix}.", next_step=f"Name it FILE{suffix}."
+                )
+            if self.out_dir is not None and path.name != str(path):
+                raise UsageError(
+                    f"With --out-dir, --{kind} {path} must be a name without a folder.",
+                    next_step=f"Give --{kind} {path.name}",
+                )
 
     def plan(self) -> tuple[list[Job], list[Outcome]]:
         """Find the subjects and name their outputs.
@@ -114,11 +115,12 @@ class Wish:
         else:
             subjects, failures = find_all_subjects(self.folders)
         if self.out is not None:
-            return [Job(subjects[0], output_paths(self.out), self.picture, self.brain_mask)], []
+            outputs = output_paths(self.out)
+            return [Job(subjects[0], outputs, dict(self.extras), self.brain_mask)], []
         assert self.out_dir is not None  # __post_init__ has seen to it
-        name = self.picture.name if self.picture else None
+        names = {kind: path.name for kind, path in self.extras.items()}
         jobs = [
-            plan_job(subject, self.out_dir, picture=name, brain_mask=self.brain_mask)
+            plan_job(subject, self.out_dir, extras=names, brain_mask=self.brain_mask)
             for subject in subjects
         ]
         return jobs, failures

@@ -54,7 +54,7 @@ class Run:
 
     def execute(self, failures: Sequence[Outcome]) -> None:
         """Segment all subjects and report on each as it finishes."""
-        from mmccd_cli.cohort import run_jobs
+        from mmccd_cli.cohort_run import run_jobs
 
         outcomes: list[Outcome] = []
         for failure in failures:
@@ -74,7 +74,7 @@ class Run:
 
     def show_plan(self, failures: Sequence[Outcome]) -> None:
         """Say what each file was taken for and what would be written."""
-        from mmccd_cli.cohort import plan_outcome
+        from mmccd_cli.cohort_run import plan_outcome
 
         outcomes: list[Outcome] = []
         for failure in failures:

@@ -154,7 +154,8 @@ def segment(
     strip, brain_mask = options.parse_skull_strip(skull_strip)
     settings = _settings(threshold, min_lesion, strip)
     folders = list_folders(subjects or [], subjects_from, null)
-    wish = Wish(folders, t1, t2, flair, out, out_dir, picture, brain_mask)
+    extras = {kind: path for kind, path in {"picture": picture}.items() if path is not None}
+    wish = Wish(folders, t1, t2, flair, out, out_dir, extras, brain_mask)
     with console.computing():
         jobs, failures = wish.plan()
         many = out is None

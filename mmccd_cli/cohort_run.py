@@ -1,0 +1,369 @@
+"""Segmenting subjects one after the other: read and prepare, infer, write."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmccd_cli.cohort import Job, Outcome, RunSettings
+from mmccd_cli.cohort_ahead import Ahead
+from mmccd_cli.cohort_extras import MAKERS, Finished
+from mmccd_cli.cohort_resume import (
+    Earlier,
+    find_earlier,
+    is_ours,
+    score_of_record,
+    with_new_mask,
+)
+from mmccd_cli.errors import MmccdError, UsageError, WeightsError
+from mmccd_cli.outputs import (
+    check_outputs,
+    encode_images,
+    encode_mask,
+    encode_record,
+    plain,
+    write_outputs,
+)
+from mmccd_cli.records import RECORD_VERSION, describe_bundle, describe_ignored, describe_result
+from mmccd_cli.rethreshold import cut
+from mmccd_cli.scans import Scans, describe_inputs, read_scans
+from mmccd_cli.volume import NiftiGrid, Volume, make_grid, read_nifti
+
+if TYPE_CHECKING:
+    from mmccd_cli.pipeline import Segmenter
+    from mmccd_cli.preprocessing.prepare_subject import PreparedSubject
+
+TEMPLATE_CODE = 5
+"""NIfTI's code of a template other than MNI's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A job whose subject only needs the device, or not even that.
+
+    Attributes:
+        job: The job.
+        inputs: Names and hashes of what was read.
+        prepared: The subject in template space; None where `earlier` spares it.
+        grids: Modality to the grid of its file.
+        notes: What was found and mended while reading.
+        seconds: Seconds of reading.
+        earlier: A result that is there already, whose map can stay.
+    """
+
+    job: Job
+    inputs: Mapping[str, Any]
+    prepared: PreparedSubject | None = None
+    grids: Mapping[str, NiftiGrid] | None = None
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+    earlier: Earlier | None = None
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    load: Callable[[], Segmenter],
+    settings: RunSettings,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    prepare_ahead: bool = True,
+    began: Callable[[Job], None] = lambda job: None,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Outcome]:
+    """Segment subjects one after the other; one that fails stops none of the others.
+
+    While one subject is on the device, the next one is read and prepared in a thread, never more
+    than that one; its errors wait until its turn comes.
+
+    Args:
+        jobs: What to do.
+        load: Loads the weights; called once, when the first subject could be read.
+        settings: What was asked for.
+        force: Whether existing outputs are overwritten.
+        resume: Whether a subject is skipped whose result has the same inputs, weights and
+            settings; where only the mask's settings differ, only the mask is made anew.
+        prepare_ahead: Whether the thread is used.
+        began: Called before each subject.
+        advance: Called with passes done and their number, within a subject.
+
+    Yields:
+        An outcome for each subject, in order.
+
+    Raises:
+        WeightsError: The weights cannot be loaded or used, which concerns every subject.
+        UsageError: What was asked for cannot be done, or the disk is full.
+        ComputeError: The device cannot be used.
+    """
+    segmenter: Segmenter | None = None
+    ahead: Ahead[Ready] | None = None
+    for job, following in pairwise(chain(jobs, [None])):
+        assert job is not None  # only the last of `following` is
+        began(job)
+        scans: Scans | None = None
+        if segmenter is None:
+            try:
+                scans = None if resume and job.exists else read_scans(job.subject, job.brain_mask)
+            except (MmccdError, OSError) as error:
+                yield Outcome(job.subject.id, "failed", error=error)
+                continue
+            # Outside the try: without weights or device, no other subject can be done either.
+            segmenter = load()
+        prepare = partial(prepare_job, segmenter=segmenter, settings=settings, resume=resume)
+        waiting, ahead = ahead, None
+        try:
+            ready = waiting.result() if waiting else prepare(job, scans=scans)
+            del waiting, scans  # of large arrays, hold those of one subject
+            if following is not None and prepare_ahead:
+                ahead = Ahead(partial(prepare, following))
+            outcome = _finish_or_skip(ready, segmenter, settings, force, resume, advance)
+            del ready
+        except (WeightsError, UsageError):
+            raise
+        except Exception as error:  # a bug met on one subject must not lose the others
+            outcome = Outcome(job.subject.id, "failed", error=error)
+        yield outcome
+
+
+def prepare_job(
+    job: Job,
+    segmenter: Segmenter,
+    settings: RunSettings,
+    *,
+    resume: bool = False,
+    scans: Scans | None = None,
+) -> Ready:
+    """Do all of a job that comes before the device; safe in a thread beside `finish_job`.
+
+    Args:
+        job: The job.
+        segmenter: Only its settings and template are used.
+        settings: What was asked for.
+        resume: Whether a result that is there already may spare the work.
+        scans: What was read of the subject; None to read it.
+
+    Raises:
+        MmccdError: Anything that a user can meet.
+    """
+    inputs = describe_inputs(job.inputs)
+    if resume:
+        requested = settings.describe(segmenter.sampling)
+        earlier = find_earlier(job, segmenter.bundle.sha256, requested, inputs)
+        if earlier is not None:
+            return Ready(job, inputs, earlier=earlier)
+    scans = scans or read_scans(job.subject, job.brain_mask)
+    prepared = segmenter.prepare(
+        scans.volumes,
+        brain_mask=scans.brain_mask,
+        skull_strip=settings.skull_strip,
+        threads=_threads(),
+    )
+    return Ready(job, inputs, prepared, scans.grids, tuple(scans.notes), scans.seconds)
+
+
+def infer_job(
+    ready: Ready,
+    segmenter: Segmenter,
+    settings: RunSettings,
+    *,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Finished:
+    """Segment a prepared subject; nothing is written.
+
+    Raises:
+        MmccdError: Anything that a user can meet.
+    """
+    job, prepared, grids = ready.job, ready.prepared, ready.grids
+    if prepared is None or grids is None:
+        raise ValueError("this job was not prepared, because its result is there already")
+    result = segmenter.infer(
+        prepared, options=settings.mask_options, space=settings.space, advance=advance
+    )
+    if settings.space == "native":
+        grid = grids[result.reference]
+    else:
+        grid = make_grid(result.shown.shape, result.shown.affine, code=TEMPLATE_CODE)
+    record = describe_result(
+        job.subject,
+        result,
+        segmenter.bundle,
+        inputs=ready.inputs,
+        requested=settings.describe(segmenter.sampling),
+        outputs=_names(job),
+        notes=[*ready.notes],
+        seconds={"read": ready.seconds},
+        threads=_threads(),
+    )
+    return Finished(job, result, grid, record, segmenter.bundle)
+
+
+def finish_job(
+    ready: Ready,
+    segmenter: Segmenter,
+    settings: RunSettings,
+    *,
+    force: bool = False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Finished:
+    """Segment a prepared subject and write its files.
+
+    Raises:
+        MmccdError: Anything that a user can meet; nothing is written then.
+    """
+    finished = infer_job(ready, segmenter, settings, advance=advance)
+    began = time.perf_counter()
+    contents = encode_images(
+        ready.job.outputs, finished.result.anomaly_map, finished.result.mask, finished.grid
+    )
+    return _write(finished, contents, {"encode": time.perf_counter() - began}, force)
+
+
+def segment_job(
+    job: Job,
+    segmenter: Segmenter,
+    settings: RunSettings,
+    *,
+    scans: Scans | None = None,
+    force: bool = False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
+) -> Finished:
+    """Segment one subject and write its files: `prepare_job`, then `finish_job`."""
+    ready = prepare_job(job, segmenter, settings, scans=scans)
+    return finish_job(ready, segmenter, settings, force=force, advance=advance)
+
+
+def plan_outcome(
+    job: Job, segmenter: Segmenter, settings: RunSettings, *, resume: bool = False
+) -> Outcome:
+    """Tell what `run_jobs` would do with a subject, from the names of its files alone."""
+    name, requested = job.subject.id, settings.describe(segmenter.sampling)
+    earlier: Earlier | None = None
+    try:
+        if resume:
+            inputs = describe_inputs(job.inputs)
+            earlier = find_earlier(job, segmenter.bundle.sha256, requested, inputs)
+        if earlier is not None and earlier.is_current:
+            return Outcome(name, "skipped", {**earlier.record, "status": "skipped"})
+        score = segmenter.bundle.choose_score(segmenter.sampling.method, tuple(job.subject.paths))
+    except (MmccdError, OSError) as error:
+        return Outcome(name, "failed", error=error)
+    record = {
+        "record_version": RECORD_VERSION,
+        "subject": name,
+        "status": "planned",
+        "layout": job.subject.layout,
+        "inputs": {kind: {"file": path.name} for kind, path in job.inputs.items()},
+        "ignored": describe_ignored(job.subject),
+        "modalities": list(score.modalities),
+        "outputs": _names(job),
+        "only_the_mask": earlier is not None,
+        "bundle": describe_bundle(segmenter.bundle),
+        "settings": {"requested": requested},
+    }
+    return Outcome(name, "planned", record, from_map=earlier is not None)
+
+
+def _finish_or_skip(
+    ready: Ready,
+    segmenter: Segmenter,
+    settings: RunSettings,
+    force: bool,
+    resume: bool,
+    advance: Callable[[int, int], None],
+) -> Outcome:
+    job = ready.job
+    if ready.earlier is not None and ready.earlier.is_current:
+        record = {**ready.earlier.record, "status": "skipped"}
+        return Outcome(job.subject.id, "skipped", record)
+    overwrite = force or (resume and is_ours(job))
+    if job.exists:
+        check_outputs(job.targets.values(), inputs=job.inputs.values(), force=overwrite)
+    if ready.earlier is not None:
+        finished = _redo_mask(job, ready.earlier, segmenter, settings, overwrite)
+        return Outcome(job.subject.id, "done", finished.record, from_map=True)
+    finished = finish_job(ready, segmenter, settings, force=overwrite, advance=advance)
+    return Outcome(job.subject.id, "done", finished.record)
+
+
+def _redo_mask(
+    job: Job, earlier: Earlier, segmenter: Segmenter, settings: RunSettings, force: bool
+) -> Finished:
+    """Make the mask anew from the map that is there, and all that follows from it."""
+    from mmccd_cli.pipeline import SegmentationResult
+
+    began = time.perf_counter()
+    volume, grid = read_nifti(job.outputs.map, allow_constant=True)
+    threshold, config = score_of_record(earlier.record, settings.mask_options)
+    mask, lesions = cut(volume.data, volume.affine, threshold, config)
+    record = with_new_mask(
+        earlier.record,
+        score=config,
+        lesions=lesions,
+        requested=settings.describe(segmenter.sampling),
+        outputs=_names(job),
+    )
+    reference = record["reference"]
+    result = SegmentationResult(
+        anomaly_map=volume.data,
+        mask=mask,
+        brain=volume.data > 0,  # the map is positive in all of the brain, and nowhere else
+        reference=reference,
+        shown=_reference_scan(job, reference) if job.extras else volume,
+        lesions=lesions,
+        threshold=config.threshold,
+        settings=record["settings"],
+        notes=record["warnings"],
+        seconds=record["seconds"],
+    )
+    finished = Finished(job, result, grid, record, segmenter.bundle)
+    contents = {job.outputs.mask: encode_mask(job.outputs.mask, mask, grid)}
+    return _write(finished, contents, {"new_mask": time.perf_counter() - began}, force)
+
+
+def _reference_scan(job: Job, reference: str) -> Volume:
+    only = replace(job.subject, paths={reference: job.subject.paths[reference]})
+    return read_scans(only).volumes[reference]
+
+
+def _write(
+    finished: Finished, contents: dict[Path, bytes], seconds: dict[str, float], force: bool
+) -> Finished:
+    """Make the extras, and write all files of a job."""
+    job, record = finished.job, finished.record
+    record["output_sha256"] = {**record["output_sha256"], **_hashes(job, contents)}
+    for kind, path in job.extras.items():
+        began = time.perf_counter()
+        contents[path] = MAKERS[kind].make(finished)
+        seconds[kind] = time.perf_counter() - began
+    rounded = {stage: round(value, 3) for stage, value in seconds.items()}
+    record = plain({**record, "seconds": {**record["seconds"], **rounded}, **job.sidecar_fields})
+    contents[job.outputs.sidecar] = encode_record(record)
+    if job.makes_folder:
+        for folder in {path.parent for path in contents}:
+            folder.mkdir(parents=True, exist_ok=True)
+    write_outputs(contents, inputs=job.inputs.values(), force=force)
+    return replace(finished, record=record)
+
+
+def _names(job: Job) -> dict[str, str]:
+    return {kind: path.name for kind, path in job.targets.items()}
+
+
+def _hashes(job: Job, contents: Mapping[Path, bytes]) -> dict[str, str]:
+    return {
+        kind: hashlib.sha256(contents[path]).hexdigest()
+        for kind, path in job.targets.items()
+        if path in contents
+    }
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
