@@ -1,17 +1,20 @@
-"""From what a user points at (a folder, files, a data set) to one file for each modality.
+"""From what a user points at (a folder, files, a data set) to one image for each modality.
 
-Only names are read here, never the images. A name is split into tokens, and the tokens of the
-subject's own name are dropped first, so that an id such as TCGA-FA-0001 is not read as a
-fractional anisotropy.
+Of NIfTI files only names are read here, never the images. A name is split into tokens, and the
+tokens of the subject's own name are dropped first, so that an id such as TCGA-FA-0001 is not read
+as a fractional anisotropy. Of DICOM files the headers are read, and their names say nothing.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mmccd_cli.dicom.files import has_dicom_files, is_archive
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.image_names import (
     BRAIN_WORDS,
@@ -25,19 +28,26 @@ from mmccd_cli.image_names import (
 )
 from mmccd_cli.modalities import MODALITIES
 
+if TYPE_CHECKING:
+    from mmccd_cli.dicom.stacks import Stack
+
 _OPTION_OF_MODALITY = {"T1w": "--t1", "T2w": "--t2", "FLAIR": "--flair"}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject's files.
+    """One subject's images.
 
     Args:
         id: A name that is safe as the name of a file.
-        paths: Modality to file, in the order of `MODALITIES`.
+        paths: Modality to file, in the order of `MODALITIES`; for DICOM the folder or archive of
+            the series.
         segmentation: The lesion mask that lies beside the images, or None.
-        ignored: Files that were left out, each with the reason.
-        layout: How the names were read: "brats", "bids", "plain" or "files".
+        ignored: Files that were left out, each with the reason; for DICOM what the series is
+            called here, in place of a path.
+        layout: How the images were found: "brats", "bids", "plain", "files" or "dicom".
+        series: Modality to DICOM series; empty for NIfTI.
+        reasons: Modality to why a DICOM series was chosen.
     """
 
     id: str
@@ -45,6 +55,15 @@ class Subject:
     segmentation: Path | None = None
     ignored: tuple[tuple[Path, str], ...] = ()
     layout: str = "plain"
+    series: Mapping[str, Stack] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that is read for the images."""
+        stacked = [frame.file.path for stack in self.series.values() for frame in stack.frames]
+        single = [path for modality, path in self.paths.items() if modality not in self.series]
+        return list(dict.fromkeys([*single, *stacked]))
 
 
 @dataclass(frozen=True)
@@ -58,10 +77,11 @@ class _Reading:
 
 
 def find_subject(folder: Path) -> Subject:
-    """Tell the modalities of a subject's folder apart by the names of its files.
+    """Tell the modalities of a subject apart, of NIfTI by names and of DICOM by headers.
 
     Args:
-        folder: Holds NIfTI files directly, or is a BIDS subject or session with a folder `anat`.
+        folder: Holds NIfTI files directly, or is a BIDS subject or session with a folder `anat`,
+            or holds DICOM series at any depth, or is a zip archive of them.
 
     Returns:
         The subject, with at least one modality.
@@ -70,11 +90,15 @@ def find_subject(folder: Path) -> Subject:
         DataError: Not a folder, no image, no modality recognised, or two files for one modality.
     """
     folder = Path(folder)
+    if is_archive(folder):
+        return _dicom_subject(folder, folder.stem)
     _check_folder(folder)
     image_folder = _image_folder(folder)
     files = _nifti_files(image_folder)
     if not files:
-        raise _no_images(folder)
+        if any(_nifti_files(path) for path in _subfolders(folder)) or not has_dicom_files(folder):
+            raise _no_images(folder)
+        return _dicom_subject(folder, folder.resolve().name)
     name, is_bids = _subject_name(image_folder)
     readings = _read_names(files, image_folder.resolve().name, is_bids)
     paths = _one_file_each(folder, readings)
@@ -93,7 +117,9 @@ def subject_from_files(
     flair: Path | None = None,
     id: str | None = None,
 ) -> Subject:
-    """Make a subject of files whose modalities the user states; their names are not judged.
+    """Make a subject of images whose modalities the user states; nothing else judges them.
+
+    Each image is a NIfTI file, or the folder, archive or multi-frame file of one DICOM series.
 
     Args:
         t1: T1-weighted image without contrast agent.
@@ -103,7 +129,7 @@ def subject_from_files(
 
     Raises:
         UsageError: No file, or one file for two modalities.
-        DataError: A file does not exist.
+        DataError: A file does not exist, or a folder holds more than one series.
     """
     given = {"FLAIR": flair, "T2w": t2, "T1w": t1}
     paths = {name: Path(path) for name, path in given.items() if path is not None}
@@ -111,7 +137,7 @@ def subject_from_files(
         raise UsageError("No image was given.", next_step="Give --flair, --t2 or --t1.")
     seen: dict[Path, str] = {}
     for modality, path in paths.items():
-        if not path.is_file():
+        if not path.exists():
             raise DataError(
                 f"There is no file {path}, given as {_OPTION_OF_MODALITY[modality]}.",
                 next_step="Check the name and the folder.",
@@ -123,7 +149,47 @@ def subject_from_files(
                 next_step="Give each file once.",
             )
         seen[path.resolve()] = modality
-    return Subject(id or _id_of_file(next(iter(paths.values()))), paths, layout="files")
+    series = {name: _single_series(path) for name, path in paths.items() if _is_dicom(path)}
+    name = _safe_name(id) if id else _id_of_file(next(iter(paths.values())))
+    return Subject(name, paths, layout="files", series=series)
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.is_dir() or is_archive(path) or has_dicom_files(path)
+
+
+def _single_series(path: Path) -> Stack:
+    from mmccd_cli.dicom.studies import read_single_series
+
+    return read_single_series(path)
+
+
+def _dicom_subject(source: Path, name: str) -> Subject:
+    from mmccd_cli.dicom.studies import read_study
+
+    study = read_study(source)
+    return Subject(
+        _safe_name(name),
+        {modality: _place_of(stack) for modality, stack in study.stacks.items()},
+        ignored=tuple((Path(label), reason) for label, reason in study.ignored),
+        layout="dicom",
+        series=study.stacks,
+        reasons=study.reasons,
+    )
+
+
+def _place_of(stack: Stack) -> Path:
+    """The archive or the innermost folder that holds a series."""
+    first = stack.frames[0].file
+    if first.member:
+        return first.path
+    return Path(os.path.commonpath([frame.file.path.parent for frame in stack.frames]))
+
+
+def _safe_name(name: str) -> str:
+    """Make a name of bytes that are no text, or of control characters, one that can be written."""
+    readable = os.fsencode(name).decode("utf-8", "replace").replace("\ufffd", "_")
+    return re.sub(r"[\x00-\x1f\x7f]", "_", readable)
 
 
 def find_subjects(dataset: Path, *, skipped: list[tuple[Path, str]] | None = None) -> list[Subject]:
@@ -211,8 +277,8 @@ def _subject_name(image_folder: Path) -> tuple[str, bool]:
     parts = image_folder.resolve().parts
     if parts[-1] == "anat":
         entities = [part for part in parts[-3:-1] if part.startswith(("sub-", "ses-"))]
-        return ("_".join(entities), True) if entities else (parts[-2], False)
-    return parts[-1], False
+        return (_safe_name("_".join(entities) or parts[-2]), bool(entities))
+    return _safe_name(parts[-1]), False
 
 
 def _read_names(files: Sequence[Path], folder_name: str, is_bids: bool) -> list[_Reading]:
@@ -311,9 +377,10 @@ def _no_images(folder: Path) -> DataError:
     others = sorted(path for path in folder.iterdir() if path.is_file())
     if others:
         return DataError(
-            f"{folder} holds no NIfTI image.",
-            cause=f"It holds {len(others)} other files, such as {others[0].name}.",
-            next_step=f"If they are DICOM, convert them: dcm2niix -z y '{folder}'",
+            f"{folder} holds no image.",
+            cause=f"It holds {len(others)} other files, such as {others[0].name}, and none of them "
+            "is DICOM.",
+            next_step="Give a folder of .nii.gz files or of DICOM series.",
         )
     with_images = [path for path in _subfolders(folder) if _nifti_files(path)]
     if with_images:
@@ -323,8 +390,8 @@ def _no_images(folder: Path) -> DataError:
             next_step=f"Give the subject's own folder: {with_images[0]}",
         )
     return DataError(
-        f"{folder} is empty: no NIfTI image in it.",
-        next_step="Give the folder that holds the subject's .nii.gz files.",
+        f"{folder} is empty: no image in it.",
+        next_step="Give the folder that holds the subject's .nii.gz files or DICOM series.",
     )
 
 
@@ -346,7 +413,7 @@ def _id_of_file(path: Path) -> str:
             break
         tokens_kept.append(part)
     start = "".join(tokens_kept).strip("_-. ")
-    return start or path.resolve().parent.name or "subject"
+    return _safe_name(start or path.resolve().parent.name) or "subject"
 
 
 def _stem(path: Path) -> str:

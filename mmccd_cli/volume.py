@@ -173,8 +173,48 @@ def read_nifti(
     header, version = _parse_header(path, raw)
     shape = _spatial_shape(path, header)
     affine = _affine_in_mm(path, header, shape, notes)
-    data = _finite_values(path, _stored_values(path, raw, header, shape), allow_constant, notes)
+    stored = _stored_values(path, raw, header, shape)
+    data = finite_values(path, stored, allow_constant=allow_constant, notes=notes)
     return Volume(data, affine), _grid_of_header(header, shape, version, affine)
+
+
+def finite_values(
+    source: Path | str,
+    data: NDArray[np.float32],
+    *,
+    allow_constant: bool = False,
+    notes: list[str],
+) -> NDArray[np.float32]:
+    """Set what is no number to 0, and refuse data in which nothing can be seen.
+
+    Args:
+        source: The file, or how to call what the data come from.
+        data: Values of any shape.
+        allow_constant: Accept data in which all values are equal, such as a mask.
+        notes: A sentence on what was mended is appended here.
+
+    Raises:
+        DataError: No number at all, or a constant.
+    """
+    finite = np.isfinite(data)
+    n_finite = int(np.count_nonzero(finite))
+    if n_finite == 0:
+        raise DataError(
+            f"{source} holds no number: all voxels are NaN or infinite.",
+            cause="A processing step before this one has failed.",
+            next_step="Go back to the scan as it was before that step.",
+        )
+    if n_finite < data.size:
+        name = source.name if isinstance(source, Path) else source
+        notes.append(f"{name}: {data.size - n_finite} voxels were NaN or infinite; now 0.")
+        data = np.where(finite, data, np.float32(0))
+    if not allow_constant and data.min() == data.max():
+        raise DataError(
+            f"{source} is constant: every voxel is {float(data.flat[0]):g}.",
+            cause="The image is empty or was masked with the wrong mask.",
+            next_step="Look at it in a viewer and give the scan itself.",
+        )
+    return data
 
 
 def encode_nifti(
@@ -496,29 +536,6 @@ def _stored_values(
         if np.isfinite(slope) and slope != 0 and np.isfinite(inter) and (slope, inter) != (1, 0):
             return np.ascontiguousarray(values * slope + inter, dtype=np.float32)
         return np.ascontiguousarray(values, dtype=np.float32)
-
-
-def _finite_values(
-    path: Path, data: NDArray[np.float32], allow_constant: bool, notes: list[str]
-) -> NDArray[np.float32]:
-    finite = np.isfinite(data)
-    n_finite = int(np.count_nonzero(finite))
-    if n_finite == 0:
-        raise DataError(
-            f"{path} holds no number: all voxels are NaN or infinite.",
-            cause="A processing step before this one has failed.",
-            next_step="Go back to the scan as it was before that step.",
-        )
-    if n_finite < data.size:
-        notes.append(f"{path.name}: {data.size - n_finite} voxels were NaN or infinite; now 0.")
-        data = np.where(finite, data, np.float32(0))
-    if not allow_constant and data.min() == data.max():
-        raise DataError(
-            f"{path} is constant: every voxel is {float(data.flat[0]):g}.",
-            cause="The image is empty or was masked with the wrong mask.",
-            next_step="Look at it in a viewer and give the scan itself.",
-        )
-    return data
 
 
 def _grid_of_header(

@@ -194,9 +194,9 @@ def test_folders_that_are_no_subject(tmp_path):
         find_subject(folder_with(tmp_path / "empty"))
     with pytest.raises(DataError, match="is a file"):
         find_subject(folder_with(tmp_path / "file", "t1.nii") / "t1.nii")
-    with pytest.raises(DataError, match="no NIfTI") as caught:
+    with pytest.raises(DataError, match="holds no image") as caught:
         find_subject(folder_with(tmp_path / "dicom", "IM0001.dcm"))
-    assert "dcm2niix" in caught.value.next_step
+    assert "DICOM" in caught.value.next_step
     with pytest.raises(DataError, match="no image itself"):
         find_subject(tmp_path)
 
