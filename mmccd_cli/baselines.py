@@ -6,7 +6,7 @@ Nothing here is learned; the threshold's one number is chosen on other subjects.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.errors import DataError
-from mmccd_cli.metrics import overlap
 from mmccd_cli.postprocessing import (
     BoolArray,
     FloatArray,
@@ -63,6 +62,9 @@ class ThresholdRule(Protocol):
     def find(self, score: ScoreMap) -> float:
         """Return the threshold, in the score's unit."""
 
+    def describe(self) -> str:
+        """Say the rule and its constants in a few words."""
+
 
 @dataclass(frozen=True)
 class FixedThreshold:
@@ -73,6 +75,10 @@ class FixedThreshold:
     def find(self, score: ScoreMap) -> float:
         """Return the value, whatever the score."""
         return self.value
+
+    def describe(self) -> str:
+        """Name the value."""
+        return f"fixed {self.value:g}"
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,10 @@ class AdaptiveThreshold:
         return adaptive_threshold(
             scores, self.constant, otsu_weight=self.otsu_weight, upper=self.upper
         )
+
+    def describe(self) -> str:
+        """Name the constant."""
+        return f"adaptive {self.constant:g}"
 
 
 @dataclass(frozen=True)
@@ -120,14 +130,16 @@ class EdgeThreshold:
         profile = edge_profile(list(masks), score.raw, score.brain, score.spacing_mm)
         return strongest_edge(candidates, profile)
 
+    def describe(self) -> str:
+        """Name the bounds."""
+        return f"edge {self.low:g} to {self.high:g}"
+
 
 @dataclass(frozen=True)
-class IntensityBaseline:
-    """A weighted sum of z-scores, and how its mask is cleaned.
+class Cleaning:
+    """From a raw score to a mask: what every method that is compared with ours goes through.
 
     Attributes:
-        name: What tables call it.
-        weights: Weight by modality; negative where lesions are darker than the brain.
         erosion_mm: Rim of the brain that is left out.
         median_mm: Edge of the median filter's box; 0 for none.
         seed_threshold: A component counts only where its score exceeds this,
@@ -136,14 +148,89 @@ class IntensityBaseline:
         min_volume_mm3: Components need this volume.
     """
 
-    name: str
-    weights: Mapping[str, float] = field(hash=False)
     erosion_mm: float = 3.0
     median_mm: float = 5.0
     seed_threshold: float = 2.4
     min_seed_mm3: float = 0.0
     min_fraction_of_largest: float = 0.2
     min_volume_mm3: float = 0.0
+
+    def smooth(
+        self, raw: NDArray[np.float32], brain: BoolArray, spacing_mm: Sequence[float]
+    ) -> ScoreMap:
+        """Smooth a raw score.
+
+        Args:
+            raw: (I, J, K) float32, in robust standard deviations; 0 outside the brain.
+            brain: (I, J, K) bool.
+            spacing_mm: Voxel size, mm.
+        """
+        i, j, k = (float(s) for s in spacing_mm)
+        return ScoreMap(
+            values=median_filter_3d(raw, brain, self.median_mm, (i, j, k)),
+            raw=raw,
+            brain=brain,
+            region=erode(brain, self.erosion_mm, (i, j, k)),
+            spacing_mm=(i, j, k),
+        )
+
+    def segment(self, score: ScoreMap, rule: ThresholdRule) -> BoolArray:
+        """Turn a smoothed score into a cleaned mask.
+
+        Args:
+            score: From `smooth`.
+            rule: Finds the threshold.
+
+        Returns:
+            (I, J, K) bool, a subset of the region but for filled holes.
+        """
+        mask = np.zeros(score.region.shape, dtype=bool)
+        box = bounding_box(score.region, margin=1)
+        values = score.values[box]
+        above = (values > rule.find(score)) & score.region[box]
+        if self.min_seed_mm3 > 0:
+            above = seeded(
+                above,
+                values > self.seed_threshold,
+                score.spacing_mm,
+                min_seed_mm3=self.min_seed_mm3,
+            )
+        mask[box] = clean(
+            above,
+            score.spacing_mm,
+            min_fraction_of_largest=self.min_fraction_of_largest,
+            min_volume_mm3=self.min_volume_mm3,
+        )
+        return mask
+
+    def describe(self) -> str:
+        """Say it in a sentence, for tables."""
+        parts = [
+            f"{self.median_mm:g} mm median",
+            f"{self.erosion_mm:g} mm rim left out",
+            f"components of at least {self.min_fraction_of_largest:g} of the largest one's volume",
+            "holes filled",
+        ]
+        return ", ".join(parts)
+
+
+SHARED_CLEANING = Cleaning()
+"""The cleaning of every row that is compared with ours."""
+
+
+@dataclass(frozen=True)
+class IntensityBaseline:
+    """A weighted sum of z-scores.
+
+    Attributes:
+        name: What tables call it.
+        weights: Weight by modality; negative where lesions are darker than the brain.
+        cleaning: From the sum to a mask.
+    """
+
+    name: str
+    weights: Mapping[str, float] = field(hash=False)
+    cleaning: Cleaning = SHARED_CLEANING
 
     def score(
         self,
@@ -174,43 +261,7 @@ class IntensityBaseline:
         total = np.zeros(brain.shape, dtype=np.float32)
         for modality, weight in self.weights.items():
             total += np.float32(weight) * robust_z(images[modality], brain)
-        i, j, k = (float(s) for s in spacing_mm)
-        return ScoreMap(
-            values=median_filter_3d(total, brain, self.median_mm, (i, j, k)),
-            raw=total,
-            brain=brain,
-            region=erode(brain, self.erosion_mm, (i, j, k)),
-            spacing_mm=(i, j, k),
-        )
-
-    def segment(self, score: ScoreMap, rule: ThresholdRule) -> BoolArray:
-        """Turn a score into a cleaned mask.
-
-        Args:
-            score: From `score`.
-            rule: Finds the threshold.
-
-        Returns:
-            (I, J, K) bool, a subset of the region but for filled holes.
-        """
-        mask = np.zeros(score.region.shape, dtype=bool)
-        box = bounding_box(score.region, margin=1)
-        values = score.values[box]
-        above = (values > rule.find(score)) & score.region[box]
-        if self.min_seed_mm3 > 0:
-            above = seeded(
-                above,
-                values > self.seed_threshold,
-                score.spacing_mm,
-                min_seed_mm3=self.min_seed_mm3,
-            )
-        mask[box] = clean(
-            above,
-            score.spacing_mm,
-            min_fraction_of_largest=self.min_fraction_of_largest,
-            min_volume_mm3=self.min_volume_mm3,
-        )
-        return mask
+        return self.cleaning.smooth(total, brain, spacing_mm)
 
 
 BASELINES: Mapping[str, IntensityBaseline] = MappingProxyType(
@@ -257,38 +308,3 @@ def robust_z(image: FloatArray, brain: BoolArray) -> NDArray[np.float32]:
     z = np.zeros(image.shape, dtype=np.float32)
     z[brain] = (inside - median) / deviation
     return z
-
-
-def choose_threshold(
-    baseline: IntensityBaseline,
-    scores: Mapping[str, ScoreMap],
-    references: Mapping[str, BoolArray],
-    candidates: Iterable[ThresholdRule],
-) -> tuple[ThresholdRule, float]:
-    """Choose the rule whose cleaned masks have the highest mean Dice over labelled subjects.
-
-    Args:
-        baseline: Cleans the masks.
-        scores: Score by subject id.
-        references: (I, J, K) bool by subject id.
-        candidates: For example `FixedThreshold(t)` for every t of a grid.
-
-    Returns:
-        (rule, mean Dice); the first of several that are equally good.
-
-    Raises:
-        ValueError: There are no subjects or no candidates.
-    """
-    rules = list(candidates)
-    if not scores or not rules:
-        raise ValueError("A threshold is chosen from candidates on at least one subject.")
-    dice = [
-        float(
-            np.mean(
-                [overlap(baseline.segment(s, rule), references[i]).dice for i, s in scores.items()]
-            )
-        )
-        for rule in rules
-    ]
-    best = int(np.argmax(dice))
-    return rules[best], dice[best]

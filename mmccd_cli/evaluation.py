@@ -1,58 +1,113 @@
-"""Evaluation as deployed: labelled subjects, whole volumes, native grid, threshold fixed before."""
+"""Evaluation: methods x subjects -> rows of scores, as deployed and by the published protocol.
+
+*Deployed*: whole volumes on their own grid, every number fixed before the subject is seen.
+*Published*: one slice a subject and the best threshold for the very set that is scored, see
+`published_protocol`.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mmccd_cli.baselines import (
-    BASELINES,
-    AdaptiveThreshold,
-    EdgeThreshold,
-    FixedThreshold,
-    IntensityBaseline,
-    ThresholdRule,
-)
 from mmccd_cli.errors import DataError
-from mmccd_cli.files import write_atomically
-from mmccd_cli.metrics import CaseScores, Summary, score_case, summarise_cases
-from mmccd_cli.pipeline import Segmenter
-from mmccd_cli.preprocessing.brain_mask import find_brain
+from mmccd_cli.metrics import CaseScores, score_case, score_healthy
+from mmccd_cli.postprocessing import BoolArray
 from mmccd_cli.subjects import Subject
-from mmccd_cli.volume import Volume, read_nifti
+from mmccd_cli.volume import Volume, read_nifti, spacing_of
 
-RIVAL_RULES: Mapping[str, Mapping[str, ThresholdRule]] = {
-    "flair-z": {
-        "fixed": FixedThreshold(1.4),
-        "adaptive": AdaptiveThreshold(0.6),
-        "edge": EdgeThreshold(),
-    },
-    "flair-t2w-z": {"fixed": FixedThreshold(2.0), "adaptive": AdaptiveThreshold(1.0)},
-    "t2w-z": {"fixed": FixedThreshold(1.2)},
-    "t1w-z": {"fixed": FixedThreshold(1.0)},
-}
-"""What learns nothing, with the one number of each rule chosen on the 17 training gliomas."""
+T = TypeVar("T")
+
+DEPLOYED = "deployed"
 
 
-@dataclass(frozen=True)
-class Method:
-    """One row of the table: a segmenter on some of the modalities.
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One subject in memory.
 
     Attributes:
-        name: Name of the row.
-        segmenter: The segmenter.
-        modalities: Given to it; None for all that a subject has.
+        subject: Id.
+        volumes: Modality -> scan.
+        reference: (I, J, K) bool, the lesions; None for a healthy subject.
     """
 
-    name: str
-    segmenter: Segmenter
-    modalities: tuple[str, ...] | None = None
+    subject: str
+    volumes: Mapping[str, Volume]
+    reference: BoolArray | None
+    _shared: dict[Hashable, tuple[Any, float]] = field(default_factory=dict, repr=False)
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> tuple[T, float]:
+        """Make once what several methods need, such as the brain mask.
+
+        Args:
+            key: Names it.
+            make: Makes it.
+
+        Returns:
+            It, and the seconds it took when it was made, which count for every method alike.
+        """
+        if key not in self._shared:
+            began = time.perf_counter()
+            made = make()
+            self._shared[key] = made, time.perf_counter() - began
+        return self._shared[key]
+
+    @property
+    def grid(self) -> Volume:
+        """The first scan, on whose grid the reference lies."""
+        return next(iter(self.volumes.values()))
+
+    @property
+    def axial_axis(self) -> int:
+        """The axis across axial slices."""
+        return int(np.abs(self.grid.affine[2, :3]).argmax())
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What one row of the table says about one subject.
+
+    Attributes:
+        method: Name of the row.
+        score: Name of the map, which rows that differ in their threshold share.
+        rule: The threshold in words.
+        mask: (I, J, K) bool.
+        values: (I, J, K) float32, higher where more anomalous, before any threshold.
+        brain: (I, J, K) bool.
+        affine: (4, 4) of their grid.
+        seconds: From volumes in memory to the mask.
+        passes: Slices that went through a network, each time counted.
+    """
+
+    method: str
+    score: str
+    rule: str
+    mask: BoolArray
+    values: NDArray[np.float32]
+    brain: BoolArray
+    affine: NDArray[np.float64]
+    seconds: float
+    passes: int
+
+
+class Method(Protocol):
+    """Something that can be evaluated."""
+
+    @property
+    def weights(self) -> str:
+        """Name of its weights; empty where nothing is learned."""
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Ids of the subjects that its weights or constants were made with."""
+
+    def predict(self, case: Case) -> Iterator[Prediction]:
+        """Yield one prediction for each of its rows; none where the case lacks a modality."""
 
 
 @dataclass(frozen=True)
@@ -60,136 +115,125 @@ class CaseRow:
     """One method on one subject.
 
     Attributes:
+        protocol: `DEPLOYED` or `published_protocol.PUBLISHED`.
         method: Name of the row.
+        rule: The threshold in words.
+        weights: Name of the weights.
         subject: Id.
-        seconds: From volumes in memory to the mask.
+        healthy: Whether the subject has no lesion, so that only false positives count.
+        seen: Whether the weights or constants were made with this subject: such rows flatter.
+        passes: Slices through a network for the whole volume.
+        seconds: For the whole volume.
         scores: All scores.
     """
 
+    protocol: str
     method: str
+    rule: str
+    weights: str
     subject: str
+    healthy: bool
+    seen: bool
+    passes: int
     seconds: float
-    scores: CaseScores
+    scores: CaseScores = field(repr=False)
 
 
-def evaluate_subjects(
-    subjects: Sequence[Subject],
-    methods: Sequence[Method],
-    *,
-    rivals: bool = True,
-    report: Callable[[str, int, int], None] = lambda subject, done, total: None,
-) -> list[CaseRow]:
-    """Score every method on every subject.
+class Observer(Protocol):
+    """Looks at every prediction while it is in memory."""
+
+    def __call__(self, case: Case, prediction: Prediction, row: CaseRow) -> None:
+        """Look at a prediction and its row."""
+
+
+def load_case(subject: Subject, *, healthy: bool = False) -> Case:
+    """Read a subject's scans and reference.
 
     Args:
-        subjects: Subjects with a segmentation; any label above 0 is a lesion.
-        methods: What is compared.
-        rivals: Whether intensity thresholds (`RIVAL_RULES`) join the table.
-        report: Called with each subject's id, its number and the number of all.
+        subject: Its files.
+        healthy: Whether it has no lesion; a reference is then not needed, nor read.
 
     Raises:
-        DataError: A subject has no segmentation, or it does not lie on the reference's grid.
+        DataError: There is no reference, or it does not lie on the grid of the first scan.
     """
-    rows: list[CaseRow] = []
-    for number, subject in enumerate(subjects, start=1):
-        report(subject.id, number, len(subjects))
-        volumes = {m: read_nifti(path)[0] for m, path in subject.paths.items()}
-        reference = _reference_labels(subject, next(iter(volumes.values())))
-        rows += [_score_method(method, subject, volumes, reference) for method in methods]
-        if rivals:
-            rows += _score_rivals(subject, volumes, reference)
-    return rows
+    volumes = {m: read_nifti(path)[0] for m, path in subject.paths.items()}
+    reference = None if healthy else _reference(subject, next(iter(volumes.values())))
+    return Case(subject.id, volumes, reference)
 
 
-def summarise_rows(rows: Sequence[CaseRow]) -> dict[str, dict[str, Summary]]:
-    """Mean, SD and bootstrap interval of every score, by method, in the order of the rows."""
-    names = list(dict.fromkeys(row.method for row in rows))
-    return {n: summarise_cases([r.scores for r in rows if r.method == n]) for n in names}
+def evaluate_cases(
+    cases: Sequence[tuple[Subject, bool]],
+    methods_of: Callable[[str], Sequence[Method]],
+    *,
+    observe: Observer = lambda case, prediction, row: None,
+    report: Callable[[str, int, int], None] = lambda subject, done, total: None,
+) -> Iterator[list[CaseRow]]:
+    """Score every method on every subject, as deployed.
+
+    Args:
+        cases: Subjects, each with whether it is healthy.
+        methods_of: Subject's id -> what is compared on it.
+        observe: Called with every prediction.
+        report: Called with each subject's id, its number and the number of all.
+
+    Yields:
+        The rows of one subject after the other.
+
+    Raises:
+        DataError: A subject has no reference, or a result does not lie on its grid. Nobody is left
+            out silently: what cannot be scored stops the evaluation.
+    """
+    for number, (subject, healthy) in enumerate(cases, start=1):
+        report(subject.id, number, len(cases))
+        case = load_case(subject, healthy=healthy)
+        rows = []
+        for method in methods_of(subject.id):
+            for prediction in method.predict(case):
+                row = _score(case, method, prediction)
+                observe(case, prediction, row)
+                rows.append(row)
+        yield rows
 
 
-def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
-    """Write one line a method and subject as CSV."""
-    stream = io.StringIO()
-    columns = ["method", "subject", "seconds", *(field.name for field in fields(CaseScores))]
-    writer = csv.DictWriter(stream, columns)
-    writer.writeheader()
-    for row in rows:
-        scores = {name: f"{value:.6g}" for name, value in asdict(row.scores).items()}
-        writer.writerow(
-            {
-                "method": row.method,
-                "subject": row.subject,
-                "seconds": f"{row.seconds:.2f}",
-                **scores,
-            }
-        )
-    write_atomically(path, stream.getvalue().encode())
-
-
-def _score_method(
-    method: Method, subject: Subject, volumes: Mapping[str, Volume], labels: Volume
-) -> CaseRow:
-    chosen = {
-        m: v for m, v in volumes.items() if method.modalities is None or m in method.modalities
-    }
-    began = time.perf_counter()
-    result = method.segmenter.segment(chosen)
-    seconds = time.perf_counter() - began
-    grid = chosen[result.reference]
-    if grid.shape != labels.shape:
+def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
+    spacing = spacing_of(prediction.affine)
+    if case.reference is None:
+        scores = score_healthy(prediction.mask, spacing)
+    elif case.reference.shape != prediction.mask.shape:
         raise DataError(
-            f"the segmentation of {subject.id} is not on the grid of {result.reference}"
+            f"the reference of {case.subject} is not on the grid of {prediction.method}'s result",
+            next_step="evaluate on scans that share the grid of their segmentation",
         )
-    scores = score_case(
-        result.mask,
-        labels.data > 0,
-        labels.spacing_mm,
-        anomaly_map=result.anomaly_map,
-        brain=result.brain,
-    )
-    return CaseRow(method.name, subject.id, seconds, scores)
-
-
-def _score_rivals(
-    subject: Subject, volumes: Mapping[str, Volume], labels: Volume
-) -> Iterator[CaseRow]:
-    """Intensity thresholds on the same volumes; only where all modalities share one grid."""
-    images = {m: v.data for m, v in volumes.items() if v.shape == labels.shape}
-    brain = find_brain(volumes).mask
-    for name, rules in RIVAL_RULES.items():
-        baseline = BASELINES[name]
-        if set(baseline.weights) <= set(images):
-            yield from _score_rival(baseline, rules, subject, images, brain, labels)
-
-
-def _score_rival(
-    baseline: IntensityBaseline,
-    rules: Mapping[str, ThresholdRule],
-    subject: Subject,
-    images: Mapping[str, np.ndarray],
-    brain: np.ndarray,
-    labels: Volume,
-) -> Iterator[CaseRow]:
-    began = time.perf_counter()
-    scored = baseline.score(images, brain, labels.spacing_mm)
-    shared = time.perf_counter() - began
-    for rule_name, rule in rules.items():
-        began = time.perf_counter()
-        mask = baseline.segment(scored, rule)
-        seconds = shared + time.perf_counter() - began
+    else:
         scores = score_case(
-            mask, labels.data > 0, labels.spacing_mm, anomaly_map=scored.values, brain=brain
+            prediction.mask,
+            case.reference,
+            spacing,
+            anomaly_map=prediction.values,
+            brain=prediction.brain,
+            axial_axis=case.axial_axis,
         )
-        yield CaseRow(f"{baseline.name} ({rule_name})", subject.id, seconds, scores)
+    return CaseRow(
+        DEPLOYED,
+        prediction.method,
+        prediction.rule,
+        method.weights,
+        case.subject,
+        case.reference is None,
+        case.subject in method.seen,
+        prediction.passes,
+        prediction.seconds,
+        scores,
+    )
 
 
-def _reference_labels(subject: Subject, grid: Volume) -> Volume:
+def _reference(subject: Subject, grid: Volume) -> BoolArray:
     if subject.segmentation is None:
         raise DataError(
             f"{subject.id} has no segmentation to compare with",
-            next_step="evaluate subjects that have a *_seg.nii.gz beside their scans",
+            next_step="give healthy subjects by --healthy, others with a *_seg.nii.gz",
         )
     labels, _ = read_nifti(subject.segmentation, allow_constant=True)
     if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
         raise DataError(f"{subject.segmentation} does not lie on the grid of its images")
-    return labels
+    return np.asarray(labels.data > 0)

@@ -6,6 +6,7 @@ Conventions for empty masks, so that a mean over subjects is always defined and 
 - only one of them empty: a complete miss; overlaps (also a ratio whose denominator is 0) are 0 and
   distances the diagonal of the volume, the largest that could have been measured.
 - AUROC and AUPRC need both classes: NaN otherwise, and `summarise` leaves NaN out and counts it.
+- a healthy subject without a reference has false positives and nothing else: the rest is NaN.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class CaseScores:
     predicted_ml: float
     reference_ml: float
     false_positive_ml: float
+    false_positive_healthy_slices_ml: float
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def surface_distance(
     """Measure how far the surfaces of two masks are apart.
 
     The surface is every voxel of a mask that has a face neighbour outside it; the edge of the
-    volume is an outside.
+    volume is an outside. In a volume of a single slice, surfaces are the contours in that slice.
 
     Args:
         mask: (I, J, K) bool.
@@ -184,7 +186,8 @@ def surface_distance(
         diagonal = float(np.linalg.norm(np.array(mask.shape) * spacing))
         return SurfaceDistance(diagonal, diagonal)
     box = bounding_box(mask | reference)
-    first, second = _surface(mask[box]), _surface(reference[box])
+    faces = _faces(mask.shape)
+    first, second = _surface(mask[box], faces), _surface(reference[box], faces)
     to_second = ndimage.distance_transform_edt(~second, sampling=spacing)[first]
     to_first = ndimage.distance_transform_edt(~first, sampling=spacing)[second]
     return SurfaceDistance(
@@ -233,6 +236,26 @@ def false_positive_ml(mask: BoolArray, reference: BoolArray, spacing_mm: Sequenc
     return volume_ml(mask & ~reference, spacing_mm)
 
 
+def false_positive_healthy_slices_ml(
+    mask: BoolArray, reference: BoolArray, spacing_mm: Sequence[float], axial_axis: int = 2
+) -> float:
+    """Measure the volume of the mask in the axial slices without any lesion, ml.
+
+    Args:
+        mask: (I, J, K) bool.
+        reference: (I, J, K) bool.
+        spacing_mm: Voxel size, mm.
+        axial_axis: The axis across axial slices.
+
+    Returns:
+        ml; NaN where every slice holds a lesion.
+    """
+    healthy = ~np.moveaxis(reference, axial_axis, 0).any(axis=(1, 2))
+    if not healthy.any():
+        return float("nan")
+    return volume_ml(np.moveaxis(mask, axial_axis, 0)[healthy], spacing_mm)
+
+
 def volume_ml(mask: BoolArray, spacing_mm: Sequence[float]) -> float:
     """Measure the volume of a mask, ml."""
     return int(np.count_nonzero(mask)) * float(np.prod(np.asarray(spacing_mm, dtype=float))) / 1000
@@ -245,6 +268,7 @@ def score_case(
     *,
     anomaly_map: FloatArray | None = None,
     brain: BoolArray | None = None,
+    axial_axis: int = 2,
 ) -> CaseScores:
     """Compute every score of one subject.
 
@@ -254,6 +278,7 @@ def score_case(
         spacing_mm: Voxel size, mm.
         anomaly_map: (I, J, K) float for AUROC and AUPRC; NaN without it.
         brain: (I, J, K) bool, where the map is judged; required with a map.
+        axial_axis: The axis across axial slices.
 
     Returns:
         The scores.
@@ -289,7 +314,27 @@ def score_case(
         predicted_ml=volume_ml(mask, spacing_mm),
         reference_ml=volume_ml(reference, spacing_mm),
         false_positive_ml=false_positive_ml(mask, reference, spacing_mm),
+        false_positive_healthy_slices_ml=false_positive_healthy_slices_ml(
+            mask, reference, spacing_mm, axial_axis
+        ),
     )
+
+
+def score_healthy(mask: BoolArray, spacing_mm: Sequence[float]) -> CaseScores:
+    """Measure the false positives of a healthy subject; every other score is NaN.
+
+    Args:
+        mask: (I, J, K) bool, as written.
+        spacing_mm: Voxel size, mm.
+    """
+    wrong = volume_ml(mask, spacing_mm)
+    known = {
+        "predicted_ml": wrong,
+        "reference_ml": 0.0,
+        "false_positive_ml": wrong,
+        "false_positive_healthy_slices_ml": wrong,
+    }
+    return CaseScores(**{f.name: known.get(f.name, float("nan")) for f in fields(CaseScores)})
 
 
 def bootstrap_interval(
@@ -407,8 +452,17 @@ def _ranked_counts(
     return np.concatenate([[0.0], true_positives]), np.concatenate([[0.0], false_positives])
 
 
-def _surface(mask: BoolArray) -> NDArray[Any]:
-    inner = ndimage.binary_erosion(np.pad(mask, 1))[1:-1, 1:-1, 1:-1]
+def _faces(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The neighbours of a voxel through its faces; none along an axis of a single voxel."""
+    faces = ndimage.generate_binary_structure(3, 1)
+    for axis, length in enumerate(shape):
+        if length == 1:
+            np.moveaxis(faces, axis, 0)[::2] = False
+    return faces
+
+
+def _surface(mask: BoolArray, faces: NDArray[np.bool_]) -> NDArray[Any]:
+    inner = ndimage.binary_erosion(np.pad(mask, 1), faces)[1:-1, 1:-1, 1:-1]
     return mask & ~inner
 
 

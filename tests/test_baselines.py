@@ -13,7 +13,6 @@ from mmccd_cli.baselines import (
     AdaptiveThreshold,
     EdgeThreshold,
     FixedThreshold,
-    choose_threshold,
     robust_z,
 )
 from mmccd_cli.errors import DataError
@@ -54,15 +53,17 @@ def test_every_baseline_finds_the_lesion_of_the_phantom(name: str) -> None:
     score = baseline.score(images, brain, ONE_MM)
     assert score.values.dtype == np.float32
     assert not score.region[~brain].any()
-    assert overlap(baseline.segment(score, FixedThreshold(2.0)), lesion).dice > 0.8
-    assert overlap(baseline.segment(score, AdaptiveThreshold(0.6)), lesion).dice > 0.8
-    assert overlap(baseline.segment(score, EdgeThreshold(0.9, 3.0)), lesion).dice > 0.8
+    assert overlap(baseline.cleaning.segment(score, FixedThreshold(2.0)), lesion).dice > 0.8
+    assert overlap(baseline.cleaning.segment(score, AdaptiveThreshold(0.6)), lesion).dice > 0.8
+    assert overlap(baseline.cleaning.segment(score, EdgeThreshold(0.9, 3.0)), lesion).dice > 0.8
 
 
 def test_an_unreachable_threshold_marks_nothing() -> None:
     images, brain, _ = phantom()
     baseline = BASELINES["flair-z"]
-    assert not baseline.segment(baseline.score(images, brain, ONE_MM), FixedThreshold(99.0)).any()
+    assert not baseline.cleaning.segment(
+        baseline.score(images, brain, ONE_MM), FixedThreshold(99.0)
+    ).any()
 
 
 def test_seeds_leave_a_brain_without_a_bright_core_alone() -> None:
@@ -71,8 +72,8 @@ def test_seeds_leave_a_brain_without_a_bright_core_alone() -> None:
     baseline = BASELINES["flair-z"]
     score = baseline.score(images, brain, ONE_MM)
     rule = FixedThreshold(0.9)
-    assert baseline.segment(score, rule).any()
-    assert not replace(baseline, min_seed_mm3=80.0).segment(score, rule).any()
+    assert baseline.cleaning.segment(score, rule).any()
+    assert not replace(baseline.cleaning, min_seed_mm3=80.0).segment(score, rule).any()
 
 
 def test_missing_modality_and_empty_brain_are_named() -> None:
@@ -83,20 +84,6 @@ def test_missing_modality_and_empty_brain_are_named() -> None:
         BASELINES["flair-z"].score(images, np.zeros_like(brain), ONE_MM)
     with pytest.raises(DataError, match="contrast"):
         robust_z(np.ones(brain.shape, dtype=np.float32), brain)
-
-
-def test_the_chosen_threshold_is_the_best_over_all_subjects() -> None:
-    baseline = BASELINES["flair-z"]
-    scores, references = {}, {}
-    for seed, gain in enumerate((1.0, 1000.0)):
-        images, brain, references[str(seed)] = phantom(seed, gain)
-        scores[str(seed)] = baseline.score(images, brain, ONE_MM)
-    candidates = [FixedThreshold(t) for t in (-1.0, 2.5, 99.0)]
-    rule, dice = choose_threshold(baseline, scores, references, candidates)
-    assert rule == FixedThreshold(2.5)
-    assert dice > 0.8
-    with pytest.raises(ValueError, match="at least one"):
-        choose_threshold(baseline, {}, {}, candidates)
 
 
 @pytest.mark.realdata
@@ -132,6 +119,6 @@ def test_baselines_reach_their_known_dice_on_gliomas(
         }
         reference = images.pop("seg") > 0
         brain = np.any([image != 0 for image in images.values()], axis=0)
-        mask = baseline.segment(baseline.score(images, brain, ONE_MM), rule)
+        mask = baseline.cleaning.segment(baseline.score(images, brain, ONE_MM), rule)
         dice.append(overlap(mask, reference).dice)
     assert np.mean(dice) == pytest.approx(known, abs=0.01)

@@ -1,0 +1,109 @@
+"""Tables of an evaluation on the terminal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mmccd_cli.cli.console import Console
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mmccd_cli.evaluation import CaseRow
+    from mmccd_cli.metrics import Summary
+
+COLUMNS = (
+    ("jaccard", "Jaccard", "{:.3f}"),
+    ("precision", "prec.", "{:.2f}"),
+    ("recall", "recall", "{:.2f}"),
+    ("auroc", "AUROC", "{:.3f}"),
+    ("auprc", "AUPRC", "{:.3f}"),
+    ("assd_mm", "ASSD mm", "{:.1f}"),
+    ("hd95_mm", "HD95 mm", "{:.1f}"),
+    ("lesion_f1", "lesion F1", "{:.2f}"),
+    ("false_positive_ml", "FP ml", "{:.1f}"),
+    ("false_positive_healthy_slices_ml", "FP ml healthy slices", "{:.1f}"),
+    ("passes", "passes", "{:.0f}"),
+    ("seconds", "s", "{:.1f}"),
+)
+HEALTHY_COLUMNS = (
+    ("false_positive_ml", "FP ml", "{:.2f}"),
+    ("passes", "passes", "{:.0f}"),
+    ("seconds", "s", "{:.1f}"),
+)
+PLAIN_WIDTH = 200
+"""Columns where the output is no terminal: nothing is cut, whatever reads it."""
+
+
+def show_tables(rows: Sequence[CaseRow], console: Console, remarks: Sequence[str]) -> None:
+    """Write one table a protocol to stdout, and with -v mean, SD and interval of every score."""
+    from mmccd_cli.evaluation_tables import CONVENTIONS, group_rows, summarise_group
+
+    groups = {key: summarise_group(group) for key, group in group_rows(rows).items()}
+    for protocol, healthy in dict.fromkeys((p, h) for p, _, h in groups):
+        chosen = {m: s for (p, m, h), s in groups.items() if (p, h) == (protocol, healthy)}
+        _write(_overview(protocol, chosen, healthy), console)
+        if console.verbosity > 0:
+            _write(_details(protocol, chosen), console)
+    for remark in remarks:
+        console.info(remark)
+    console.detail(CONVENTIONS)
+
+
+def _overview(protocol: str, table: dict[str, dict[str, Summary]], healthy: bool) -> Table:
+    """One line a method: Dice with SD and interval, and the mean of everything else."""
+    result = _new_table(f"{protocol}{', healthy subjects' if healthy else ''}")
+    result.add_column("method", no_wrap=True)
+    result.add_column("n", justify="right")
+    columns = HEALTHY_COLUMNS if healthy else COLUMNS
+    if not healthy:
+        for title in ("Dice", "SD", "95 % interval"):
+            result.add_column(title, justify="right", no_wrap=True)
+    for _, title, _ in columns:
+        result.add_column(title, justify="right")
+    for method, scores in table.items():
+        dice = scores["dice"]
+        cells = [method, str(scores["false_positive_ml"].n)]
+        if not healthy:
+            cells += [f"{dice.mean:.3f}", f"{dice.sd:.3f}", f"{dice.low:.3f}-{dice.high:.3f}"]
+        cells += [_mean(scores[name], form) for name, _, form in columns]
+        result.add_row(*cells)
+    return result
+
+
+def _details(protocol: str, table: dict[str, dict[str, Summary]]) -> Table:
+    """One line a method and score."""
+    result = _new_table(f"{protocol}: every score")
+    for title in ("method", "score", "mean", "SD", "95 % interval", "n", "undefined"):
+        result.add_column(title, justify="left" if title in ("method", "score") else "right")
+    for method, scores in table.items():
+        for name, s in scores.items():
+            if s.n:
+                interval = f"{s.low:.4g} to {s.high:.4g}"
+                numbers = (f"{s.mean:.4g}", f"{s.sd:.4g}", interval, str(s.n), str(s.undefined))
+                result.add_row(method, name, *numbers)
+    return result
+
+
+def _mean(summary: Summary, form: str) -> str:
+    return form.format(summary.mean) if summary.n else "-"
+
+
+def _new_table(title: str) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    return Table(title=title, box=SIMPLE, title_justify="left", pad_edge=False)
+
+
+def _write(table: Any, console: Console) -> None:
+    from io import StringIO
+
+    from rich.console import Console as RichConsole
+
+    terminal = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
+    stream = StringIO()
+    RichConsole(file=stream, width=max(100, terminal), color_system=None).print(table)
+    console.result("\n".join(line.rstrip() for line in stream.getvalue().splitlines()))

@@ -1,0 +1,147 @@
+"""`mmccd train-rivals`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmccd_cli.cli import options
+from mmccd_cli.cli.console import Console, Progress, command
+from mmccd_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmccd_cli.config import TrainingConfig
+    from mmccd_cli.rivals import RivalConfig
+    from mmccd_cli.training import Runtime
+
+
+@command
+def train_rivals(
+    prepared: Annotated[Path, typer.Option(help="Slices from `prepare`.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the rivals, one folder each.")] = Path(
+        "rivals"
+    ),
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ae|vae|dae|ddpm", help="Repeatable; all by default.", show_default=False
+        ),
+    ] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FLAIR|T2w|T1w", help="Repeatable; FLAIR by default.", show_default=False
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    iterations: Annotated[
+        int | None, typer.Option(help="Steps of each rival.", show_default=False)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default=False)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed.", show_default=False)] = None,
+    device: options.Device = "auto",
+    threads: options.Threads = "auto",
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Train the published comparison (AE, VAE, DAE, DDPM) for `mmccd evaluate --rival`."""
+    console = Console(-1 if quiet else verbose)
+    with console.computing(), console.progress() as progress:
+        import torch
+
+        from mmccd_cli.devices import available_threads
+        from mmccd_cli.train_bundle import make_runtime
+
+        torch.set_num_threads(options.parse_count(threads, "--threads") or available_threads())
+        wanted = _wanted(prepared, kind, modality)
+        for config in wanted:
+            if (out / config.name / "rival.json").exists() and not force:
+                raise UsageError(
+                    f"{out / config.name} holds a rival already.",
+                    next_step="Use --force to replace it, or --kind for the others.",
+                )
+        changes = {"iterations": iterations, "learning_rate": learning_rate, "seed": seed}
+        training = _training(changes)
+        runtime = make_runtime(device)
+        for config in wanted:
+            _train(prepared, out / config.name, config, training, split, runtime, console, progress)
+
+
+def _wanted(prepared: Path, kinds: list[str] | None, sources: list[str] | None) -> list[Any]:
+    """One configuration for each kind and modality, on the grid of the prepared slices."""
+    from mmccd_cli.modalities import MODALITIES
+    from mmccd_cli.rivals import KINDS, RivalConfig
+    from mmccd_cli.shards import read_index
+
+    for option, given, known in (("--kind", kinds, KINDS), ("--modality", sources, MODALITIES)):
+        for word in given or ():
+            if word not in known:
+                raise UsageError(
+                    f"{option} {word} is not known.", next_step=f"Use {', '.join(known)}."
+                )
+    height, width, _ = read_index(prepared)["shape"]
+    return [
+        RivalConfig(kind, modality, (height, width))  # type: ignore[arg-type]  # checked above
+        for modality in sources or ["FLAIR"]
+        for kind in kinds or KINDS
+    ]
+
+
+def _training(changes: dict[str, Any]) -> TrainingConfig:
+    from dataclasses import replace
+
+    from mmccd_cli.rival_training import DEFAULT_TRAINING
+
+    try:
+        return replace(
+            DEFAULT_TRAINING, **{name: v for name, v in changes.items() if v is not None}
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _train(
+    prepared: Path,
+    folder: Path,
+    config: RivalConfig,
+    training: TrainingConfig,
+    split: str,
+    runtime: Runtime,
+    console: Console,
+    progress: Progress,
+) -> None:
+    import numpy as np
+
+    from mmccd_cli.config import PreprocessingConfig, from_dict, to_dict
+    from mmccd_cli.datasets import load_dataset
+    from mmccd_cli.rival_files import save_rival
+    from mmccd_cli.rival_training import train_rival
+    from mmccd_cli.shards import read_index, read_template
+    from mmccd_cli.template import Template
+
+    def report(state: Any) -> None:
+        progress.begin(f"{state.network}: loss {state.loss:.4f}")
+        progress.advance(state.iteration, state.iterations)
+        console.detail(
+            f"{state.network} {state.iteration}/{state.iterations}: loss {state.loss:.4f}, "
+            f"{state.seconds_left / 60:.0f} min left"
+        )
+
+    index = read_index(prepared)
+    dataset = load_dataset(prepared, training, split=split)
+    weights = train_rival(config, dataset, training, runtime, report=report)
+    images, mask = read_template(prepared)
+    save_rival(
+        folder,
+        config,
+        weights,
+        Template(images, mask, np.array(index["affine"], dtype=float).reshape(4, 4)),
+        from_dict(PreprocessingConfig, index["preprocessing"]),
+        {"settings": to_dict(training), "split": split, "subjects": list(dataset.subjects)},
+    )
+    console.info(f"Wrote {folder}. Compare with it: mmccd evaluate DATA --rival {folder}")
