@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from mmccd_cli import pipeline
 from mmccd_cli.bundle import load_bundle
 from mmccd_cli.cohort import Job, Outcome, RunSettings, check_targets, find_all_subjects, plan_job
-from mmccd_cli.cohort_extras import Finished
+from mmccd_cli.cohort_extras import Finished, check_extras
 from mmccd_cli.cohort_run import finish_job, infer_job, prepare_job, run_jobs
+from mmccd_cli.cohort_summary import Summary
 from mmccd_cli.errors import UsageError
 from mmccd_cli.outputs import output_paths
 from mmccd_cli.presets import choose_sampling
@@ -117,6 +119,7 @@ class Segmenter(pipeline.Segmenter):
         job = Job(found, outputs, named, mask)
         if out is not None:
             check_targets([job], force=force, resume=False)
+            check_extras([job], settings)
         elif named:
             raise UsageError("extras are written beside out, which is None")
         ready = prepare_job(job, self, settings)
@@ -138,7 +141,7 @@ class Segmenter(pipeline.Segmenter):
 
         Args:
             folders: One folder a subject.
-            out_dir: ID.nii.gz, ID_mask.nii.gz and ID.json go here.
+            out_dir: ID.nii.gz, ID_mask.nii.gz and ID.json go here, and summary.tsv.
             extras: Kind -> name, such as {"picture": "look.png"} for ID_look.png.
             settings: Threshold, smallest lesion, skull stripping and space.
             force: Whether existing outputs are overwritten; an input never is.
@@ -153,8 +156,13 @@ class Segmenter(pipeline.Segmenter):
         subjects, failures = find_all_subjects(Path(folder) for folder in folders)
         jobs = [plan_job(subject, Path(out_dir), extras=extras) for subject in subjects]
         check_targets(jobs, force=force, resume=resume)
-        yield from failures
-        yield from run_jobs(jobs, lambda: self, settings, force=force, resume=resume)
+        check_extras(jobs, settings)
+        summary = Summary(Path(out_dir))
+        summary.check()
+        done = run_jobs(jobs, lambda: self, settings, force=force, resume=resume)
+        for outcome in chain(failures, done):
+            summary.add(outcome)
+            yield outcome
 
 
 def _subject(

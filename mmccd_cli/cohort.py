@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmccd_cli.cohort_shards import Shard
 from mmccd_cli.config import SamplingConfig, to_dict
 from mmccd_cli.errors import MmccdError, UsageError
 from mmccd_cli.outputs import OutputPaths, check_outputs, output_paths
@@ -44,6 +45,11 @@ class Job:
         """Everything that is read."""
         mask = {BRAIN_MASK: self.brain_mask} if self.brain_mask else {}
         return {**self.subject.paths, **mask}
+
+    @property
+    def input_files(self) -> list[Path]:
+        """Every file that is read, each of a DICOM series too."""
+        return [*self.subject.files, *([self.brain_mask] if self.brain_mask else [])]
 
     @property
     def targets(self) -> dict[str, Path]:
@@ -122,11 +128,18 @@ class Outcome:
     from_map: bool = False
 
 
-def find_all_subjects(folders: Iterable[Path]) -> tuple[list[Subject], list[Outcome]]:
+def find_all_subjects(
+    folders: Iterable[Path], shard: Shard | None = None
+) -> tuple[list[Subject], list[Outcome]]:
     """Find the subject in each folder; a folder without one stops none of the others.
 
     Args:
         folders: Subjects' folders; one that is named twice counts once.
+        shard: The share of them that is wanted; None for all. All are looked at even so, because
+            two shares must not write to one name.
+
+    Returns:
+        The subjects of the share, and what became of its folders without one.
 
     Raises:
         UsageError: Two folders hold subjects of one name, so that their results would collide.
@@ -134,23 +147,27 @@ def find_all_subjects(folders: Iterable[Path]) -> tuple[list[Subject], list[Outc
     subjects: list[Subject] = []
     failures: list[Outcome] = []
     folder_of_name: dict[str, Path] = {}
-    for folder in {path.resolve(): path for path in reversed(list(folders))}.values():
+    # The first mention of a folder keeps its place.
+    unique = list({path.resolve(): path for path in reversed(list(folders))}.values())[::-1]
+    wanted = set(shard.pick(unique) if shard else unique)
+    for folder in unique:
         try:
             subject = find_subject(folder)
         except (MmccdError, OSError) as error:
-            failures.append(Outcome(str(folder), "failed", error=error))
+            if folder in wanted:
+                failures.append(Outcome(str(folder), "failed", error=error))
             continue
         name = subject.id.casefold()  # file systems may not tell upper from lower case
         if name in folder_of_name:
             raise UsageError(
-                f"{folder} and {folder_of_name[name]} are both the subject {subject.id}.",
+                f"{folder_of_name[name]} and {folder} are both the subject {subject.id}.",
                 cause="Results are named after subjects, so one would overwrite the other.",
                 next_step="Run them separately, with an --out-dir each.",
             )
         folder_of_name[name] = folder
-        subjects.append(subject)
-    # Reversed twice: the first mention of a folder keeps its place.
-    return subjects[::-1], failures[::-1]
+        if folder in wanted:
+            subjects.append(subject)
+    return subjects, failures
 
 
 def plan_job(
@@ -192,14 +209,14 @@ def check_targets(jobs: Sequence[Job], *, force: bool, resume: bool) -> None:
             cause="One subject is named like another one's mask, or the picture like the map.",
             next_step="Give another name, or run the subjects with an --out-dir each.",
         )
-    _refuse_inputs(targets, [path for job in jobs for path in job.inputs.values()])
+    _refuse_inputs(targets, [path for job in jobs for path in job.input_files])
     for job in jobs:
         missing = [path for path in job.targets.values() if not path.parent.is_dir()]
         there = [path for path in job.targets.values() if path not in missing]
         for folder in dict.fromkeys(path.parent for path in missing if job.makes_folder):
             _check_can_be_made(folder)
         to_check = there if job.makes_folder else job.targets.values()
-        check_outputs(to_check, inputs=job.inputs.values(), force=True)
+        check_outputs(to_check, inputs=job.input_files, force=True)
     existing = [path for path in targets if path.exists()]
     if existing and not force and not resume:
         others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from mmccd_cli.cohort import Job
+from mmccd_cli.cohort import Job, RunSettings
+from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.bundle import Bundle
@@ -61,4 +63,49 @@ def _picture(finished: Finished) -> bytes:
     )
 
 
-MAKERS: dict[str, Maker] = {"picture": Maker(_picture)}
+def _dicom(finished: Finished, kind: Literal["mask", "map"]) -> bytes:
+    from mmccd_cli.dicom.segmentation import Origin, encode_segmentation
+
+    result, weights = finished.result, finished.bundle
+    origin = Origin(
+        weights.config.name,
+        weights.config.version,
+        weights.sha256,
+        {"threshold": f"{result.threshold:g}"},
+    )
+    values = result.mask if kind == "mask" else result.anomaly_map
+    stack = finished.job.subject.series[result.reference]
+    return encode_segmentation(stack, values, origin, kind=kind)
+
+
+MAKERS: dict[str, Maker] = {
+    "picture": Maker(_picture),
+    "dicom_seg": Maker(partial(_dicom, kind="mask")),
+    "dicom_map": Maker(partial(_dicom, kind="map")),
+}
+
+
+def check_extras(jobs: Iterable[Job], settings: RunSettings) -> None:
+    """Refuse, before anything is computed, extras that cannot be made.
+
+    Raises:
+        UsageError: DICOM is asked for and the input is none, the map lies on another grid, or the
+            package that writes it is not installed.
+    """
+    for job in jobs:
+        if not {"dicom_seg", "dicom_map"} & set(job.extras):
+            continue
+        from mmccd_cli.dicom.segmentation import check_available
+
+        check_available()
+        if next(iter(job.subject.paths)) not in job.subject.series:
+            raise UsageError(
+                f"{job.subject.id} was not given as DICOM, so there is no series that a DICOM "
+                "segmentation could refer to.",
+                next_step="Leave out --dicom-seg and --dicom-map, or give the DICOM series.",
+            )
+        if settings.space != "native":
+            raise UsageError(
+                "A DICOM segmentation lies on the slices of its series, not on the template.",
+                next_step="Leave out --space template, or --dicom-seg and --dicom-map.",
+            )

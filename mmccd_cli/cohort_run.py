@@ -18,7 +18,7 @@ from mmccd_cli.cohort_resume import (
     Earlier,
     find_earlier,
     is_ours,
-    score_of_record,
+    make_new_mask,
     with_new_mask,
 )
 from mmccd_cli.errors import MmccdError, UsageError, WeightsError
@@ -31,9 +31,8 @@ from mmccd_cli.outputs import (
     write_outputs,
 )
 from mmccd_cli.records import RECORD_VERSION, describe_bundle, describe_ignored, describe_result
-from mmccd_cli.rethreshold import cut
-from mmccd_cli.scans import Scans, describe_inputs, read_scans
-from mmccd_cli.volume import NiftiGrid, Volume, make_grid, read_nifti
+from mmccd_cli.scans import Scans, describe_inputs, name_inputs, read_scans
+from mmccd_cli.volume import NiftiGrid, Volume, make_grid
 
 if TYPE_CHECKING:
     from mmccd_cli.pipeline import Segmenter
@@ -151,7 +150,7 @@ def prepare_job(
     Raises:
         MmccdError: Anything that a user can meet.
     """
-    inputs = describe_inputs(job.inputs)
+    inputs = describe_inputs(job.subject, job.brain_mask)
     if resume:
         requested = settings.describe(segmenter.sampling)
         earlier = find_earlier(job, segmenter.bundle.sha256, requested, inputs)
@@ -246,7 +245,7 @@ def plan_outcome(
     earlier: Earlier | None = None
     try:
         if resume:
-            inputs = describe_inputs(job.inputs)
+            inputs = describe_inputs(job.subject, job.brain_mask)
             earlier = find_earlier(job, segmenter.bundle.sha256, requested, inputs)
         if earlier is not None and earlier.is_current:
             return Outcome(name, "skipped", {**earlier.record, "status": "skipped"})
@@ -258,7 +257,7 @@ def plan_outcome(
         "subject": name,
         "status": "planned",
         "layout": job.subject.layout,
-        "inputs": {kind: {"file": path.name} for kind, path in job.inputs.items()},
+        "inputs": name_inputs(job.subject, job.brain_mask),
         "ignored": describe_ignored(job.subject),
         "modalities": list(score.modalities),
         "outputs": _names(job),
@@ -283,7 +282,7 @@ def _finish_or_skip(
         return Outcome(job.subject.id, "skipped", record)
     overwrite = force or (resume and is_ours(job))
     if job.exists:
-        check_outputs(job.targets.values(), inputs=job.inputs.values(), force=overwrite)
+        check_outputs(job.targets.values(), inputs=job.input_files, force=overwrite)
     if ready.earlier is not None:
         finished = _redo_mask(job, ready.earlier, segmenter, settings, overwrite)
         return Outcome(job.subject.id, "done", finished.record, from_map=True)
@@ -298,31 +297,28 @@ def _redo_mask(
     from mmccd_cli.pipeline import SegmentationResult
 
     began = time.perf_counter()
-    volume, grid = read_nifti(job.outputs.map, allow_constant=True)
-    threshold, config = score_of_record(earlier.record, settings.mask_options)
-    mask, lesions = cut(volume.data, volume.affine, threshold, config)
+    new = make_new_mask(job.outputs.map, earlier.record, settings.mask_options)
     record = with_new_mask(
         earlier.record,
-        score=config,
-        lesions=lesions,
+        new,
         requested=settings.describe(segmenter.sampling),
         outputs=_names(job),
     )
     reference = record["reference"]
     result = SegmentationResult(
-        anomaly_map=volume.data,
-        mask=mask,
-        brain=volume.data > 0,  # the map is positive in all of the brain, and nowhere else
+        anomaly_map=new.volume.data,
+        mask=new.mask,
+        brain=new.volume.data > 0,  # the map is positive in all of the brain, and nowhere else
         reference=reference,
-        shown=_reference_scan(job, reference) if job.extras else volume,
-        lesions=lesions,
-        threshold=config.threshold,
+        shown=_reference_scan(job, reference) if job.extras else new.volume,
+        lesions=new.lesions,
+        threshold=new.score.threshold,
         settings=record["settings"],
         notes=record["warnings"],
         seconds=record["seconds"],
     )
-    finished = Finished(job, result, grid, record, segmenter.bundle)
-    contents = {job.outputs.mask: encode_mask(job.outputs.mask, mask, grid)}
+    finished = Finished(job, result, new.grid, record, segmenter.bundle)
+    contents = {job.outputs.mask: encode_mask(job.outputs.mask, new.mask, new.grid)}
     return _write(finished, contents, {"new_mask": time.perf_counter() - began}, force)
 
 
@@ -347,7 +343,7 @@ def _write(
     if job.makes_folder:
         for folder in {path.parent for path in contents}:
             folder.mkdir(parents=True, exist_ok=True)
-    write_outputs(contents, inputs=job.inputs.values(), force=force)
+    write_outputs(contents, inputs=job.input_files, force=force)
     return replace(finished, record=record)
 
 

@@ -31,6 +31,7 @@ _DISTRIBUTIONS = (
     "SimpleITK",
     "connected-components-3d",
     "deepbet",
+    "pydicom",
 )
 
 

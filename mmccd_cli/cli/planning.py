@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmccd_cli.cli.console import Console
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort import Job, Outcome
+    from mmccd_cli.cohort_shards import Shard
 
-SUFFIX_OF_EXTRA = {"picture": ".png"}
+SUFFIX_OF_EXTRA = {"picture": ".png", "dicom_seg": ".dcm", "dicom_map": ".dcm"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Wish:
         out_dir: Folder of any number of results.
         extras: Kind -> path of what is written beside the result; see `cohort_extras`.
         brain_mask: Brain mask of the only subject.
+        shard: The share of many subjects that is wanted, or None.
 
     Raises:
         UsageError: These contradict each other, or something is missing.
@@ -43,6 +46,7 @@ class Wish:
     out_dir: Path | None = None
     extras: Mapping[str, Path] = field(default_factory=dict)
     brain_mask: Path | None = None
+    shard: Shard | None = None
 
     @property
     def has_files(self) -> bool:
@@ -83,15 +87,15 @@ class Wish:
 
     def _check_extras(self) -> None:
         for kind, path in self.extras.items():
-            suffix = SUFFIX_OF_EXTRA[kind]
+            suffix, option = SUFFIX_OF_EXTRA[kind], f"--{kind.replace('_', '-')}"
             if path.suffix.lower() != suffix:
                 raise UsageError(
-                    f"--{kind} {path} is not named {suffix}.", next_step=f"Name it FILE{suffix}."
+                    f"{option} {path} is not named {suffix}.", next_step=f"Name it FILE{suffix}."
                 )
             if self.out_dir is not None and path.name != str(path):
                 raise UsageError(
-                    f"With --out-dir, --{kind} {path} must be a name without a folder.",
-                    next_step=f"Give --{kind} {path.name}",
+                    f"With --out-dir, {option} {path} must be a name without a folder.",
+                    next_step=f"Give {option} {path.name}",
                 )
 
     def plan(self) -> tuple[list[Job], list[Outcome]]:
@@ -113,7 +117,7 @@ class Wish:
         elif self.out is not None:
             subjects = [find_subject(self.folders[0])]
         else:
-            subjects, failures = find_all_subjects(self.folders)
+            subjects, failures = find_all_subjects(self.folders, self.shard)
         if self.out is not None:
             outputs = output_paths(self.out)
             return [Job(subjects[0], outputs, dict(self.extras), self.brain_mask)], []
@@ -124,6 +128,23 @@ class Wish:
             for subject in subjects
         ]
         return jobs, failures
+
+
+def choose_shard(text: str, folders: Sequence[Path], console: Console) -> Shard | None:
+    """Read --shard, and say what it means; an array's task with one subject does all of it."""
+    from mmccd_cli.cohort_shards import parse_shard
+
+    if text == "auto" and len(folders) < 2:
+        return None
+    shard = parse_shard(text)
+    if shard is None:
+        return None
+    if not folders:
+        raise UsageError("--shard divides folders, but a subject was given as files.")
+    said = f"{shard.origin} {shard.index} of {shard.count}"
+    mine = f"{len(shard.pick(folders))} of {len(folders)} subjects"
+    console.info(f"{said}: {mine}" + (" (--shard off takes all)" if text == "auto" else ""))
+    return shard
 
 
 def list_folders(subjects: Sequence[str], listed_in: Path | None, null: bool) -> list[Path]:

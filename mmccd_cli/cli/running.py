@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -15,6 +17,8 @@ from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort import Job, Outcome, RunSettings
+    from mmccd_cli.cohort_shards import Shard
+    from mmccd_cli.cohort_summary import Summary
     from mmccd_cli.pipeline import Segmenter
 
 
@@ -41,16 +45,28 @@ class Run:
     resume: bool
     as_json: bool
     many: bool
+    summary: Summary | None = field(default=None, init=False)
+    _since: float = field(default_factory=time.perf_counter, init=False)
+
+    def summarise_in(self, out_dir: Path, shard: Shard | None = None) -> None:
+        """Keep a table of all subjects in a folder; a share of a cohort has one of its own."""
+        from mmccd_cli.cohort_summary import Summary
+
+        self.summary = Summary(out_dir, str(shard) if shard else None)
 
     def check(self) -> None:
         """Refuse what cannot be written, before anything is computed."""
         from mmccd_cli.cohort import check_targets
+        from mmccd_cli.cohort_extras import check_extras
 
         if self.force and self.resume:
             raise UsageError(
                 "--force does everything anew and --resume does not.", next_step="Give one of them."
             )
         check_targets(self.jobs, force=self.force, resume=self.resume)
+        if self.summary:
+            self.summary.check()
+        check_extras(self.jobs, self.settings)
 
     def execute(self, failures: Sequence[Outcome]) -> None:
         """Segment all subjects and report on each as it finishes."""
@@ -58,6 +74,7 @@ class Run:
 
         outcomes: list[Outcome] = []
         for failure in failures:
+            self._record(failure)
             self._report(failure, outcomes)
         with self.console.progress() as progress:
             for outcome in run_jobs(
@@ -69,6 +86,7 @@ class Run:
                 began=lambda job: self._begin(job, progress),
                 advance=progress.advance,
             ):
+                self._record(outcome)
                 self._report(outcome, outcomes)
         self._finish(outcomes)
 
@@ -102,11 +120,16 @@ class Run:
 
     def _explain(self, job: Job, say: Callable[[str], None]) -> None:
         for kind, path in job.inputs.items():
-            say(f"  {kind}: {path}")
+            reason = job.subject.reasons.get(kind)
+            say(f"  {kind}: {path}" + (f", {reason}" if reason else ""))
         for path, reason in job.subject.ignored:
             say(f"  left out: {path} ({reason})")
         for kind, path in job.targets.items():
             say(f"  writes {kind}: {path}")
+
+    def _record(self, outcome: Outcome) -> None:
+        if self.summary:
+            self.summary.add(outcome)
 
     def _report(self, outcome: Outcome, outcomes: list[Outcome]) -> None:
         outcomes.append(outcome)
@@ -117,7 +140,9 @@ class Run:
             from mmccd_cli.outputs import to_json
 
             self.console.result(to_json(outcome.record))
-        self.console.info(f"{outcome.name}: {_summary(outcome)}")
+        now = time.perf_counter()
+        self.console.info(f"{outcome.name}: {_summary(outcome, now - self._since)}")
+        self._since = now
         if outcome.status == "skipped" and outcome.record["versions"]["mmccd"] != __version__:
             self.console.note(f"made by mmccd {outcome.record['versions']['mmccd']}")
         if outcome.status == "done":
@@ -149,15 +174,18 @@ class Run:
         raise typer.Exit(SomeSubjectsFailed.exit_code)
 
 
-def _summary(outcome: Outcome) -> str:
+def _summary(outcome: Outcome, seconds: float) -> str:
     record = outcome.record
     if outcome.status == "skipped":
         return "skipped, its result is up to date"
     if outcome.status == "planned":
+        if outcome.from_map:
+            return "would get a new mask from its map"
         return f"would be segmented by its {' and '.join(record['modalities'])}"
     number = len(record["lesions"])
     lesions = f"{number} lesion{'' if number == 1 else 's'}, {record['lesion_volume_ml']:.2f} ml"
-    seconds = sum(record["seconds"].values())
+    if outcome.from_map:
+        return f"{lesions}, new mask from the map that was there"
     return f"{lesions}, written to {record['outputs']['map']} ({seconds:.0f} s)"
 
 

@@ -10,8 +10,9 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.console import Console, command
 from mmccd_cli.cli.loading import Loading
-from mmccd_cli.cli.planning import Wish, list_folders
+from mmccd_cli.cli.planning import Wish, choose_shard, list_folders
 from mmccd_cli.cli.running import Run
+from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort import RunSettings
@@ -25,8 +26,8 @@ def segment(
         list[str] | None,
         typer.Argument(
             metavar="SUBJECT",
-            help="Folder with a subject's FLAIR, T2w and T1w, or any of them. "
-            "A single - reads folders from stdin, one a line.",
+            help="Folder with a subject's FLAIR, T2w and T1w, or any of them, as NIfTI files or "
+            "DICOM series; or a zip of DICOM series. A single - reads them from stdin, one a line.",
             show_default=False,
         ),
     ] = None,
@@ -68,11 +69,30 @@ def segment(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    dicom_seg: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.dcm",
+            help="Also write the mask as DICOM SEG, for input of DICOM; with --out-dir as "
+            "ID_FILE.dcm.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    dicom_map: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.dcm",
+            help="Also write the map as fractional DICOM SEG.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     force: options.Force = False,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Skip subjects whose result has the same inputs, weights and settings."
+            "--resume",
+            help="Skip subjects whose result has the same inputs, weights and settings; where "
+            "only --threshold or --min-lesion differ, make the mask anew from the map.",
         ),
     ] = False,
     dry_run: Annotated[
@@ -127,6 +147,22 @@ def segment(
             rich_help_panel=options.METHOD,
         ),
     ] = "auto",
+    space: Annotated[
+        str,
+        typer.Option(
+            metavar="native|template",
+            help="Grid of map and mask: the reference scan's, or the template's.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = "native",
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|I/N|off",
+            help="Do the I-th of N shares of the subjects; auto asks the variables of a SLURM "
+            "array.",
+        ),
+    ] = "auto",
     weights: options.Weights = None,
     offline: options.Offline = False,
     cache_dir: options.CacheDir = None,
@@ -152,14 +188,17 @@ def segment(
         weights, offline, device, batch_size, threads, preset, method, changes, cache_dir
     )
     strip, brain_mask = options.parse_skull_strip(skull_strip)
-    settings = _settings(threshold, min_lesion, strip)
+    settings = _settings(threshold, min_lesion, strip, space)
     folders = list_folders(subjects or [], subjects_from, null)
-    extras = {kind: path for kind, path in {"picture": picture}.items() if path is not None}
-    wish = Wish(folders, t1, t2, flair, out, out_dir, extras, brain_mask)
+    wanted = {"picture": picture, "dicom_seg": dicom_seg, "dicom_map": dicom_map}
+    chosen = choose_shard(shard, folders, console)
+    extras = {kind: path for kind, path in wanted.items() if path is not None}
+    wish = Wish(folders, t1, t2, flair, out, out_dir, extras, brain_mask, chosen)
     with console.computing():
         jobs, failures = wish.plan()
-        many = out is None
-        run = Run(console, jobs, settings, loading, force, resume, as_json, many)
+        run = Run(console, jobs, settings, loading, force, resume, as_json, many=out is None)
+        if out_dir is not None:
+            run.summarise_in(out_dir, chosen)
         run.check()
         if dry_run:
             run.show_plan(failures)
@@ -167,11 +206,16 @@ def segment(
             run.execute(failures)
 
 
-def _settings(threshold: str, min_lesion: str, skull_strip: str) -> RunSettings:
+def _settings(threshold: str, min_lesion: str, skull_strip: str, space: str) -> RunSettings:
     from mmccd_cli.cohort import RunSettings
 
+    if space not in ("native", "template"):
+        raise UsageError(f"--space {space} is not known.", next_step="Use native or template.")
     return RunSettings(
-        options.parse_threshold(threshold), options.parse_volume_mm3(min_lesion), skull_strip
+        options.parse_threshold(threshold),
+        options.parse_volume_mm3(min_lesion),
+        skull_strip,
+        "native" if space == "native" else "template",
     )
 
 

@@ -55,6 +55,11 @@ class Stack:
         return self.frames[0].acquisition
 
     @property
+    def label(self) -> str:
+        """What it is called in records: no name of a file, and no description."""
+        return describe_series(self.frames[0]).lower()
+
+    @property
     def series_number(self) -> int | None:
         """Number of its series."""
         return self.frames[0].series_number
