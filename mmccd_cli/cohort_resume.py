@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmccd_cli import __version__
 from mmccd_cli.cohort import Job
 from mmccd_cli.cohort_extras import MAKERS
@@ -17,7 +20,9 @@ from mmccd_cli.config import ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.outputs import MAP_DESCRIPTION, plain
-from mmccd_cli.rethreshold import MASK_SETTINGS, MaskOptions
+from mmccd_cli.postprocessing import Lesion
+from mmccd_cli.rethreshold import MASK_SETTINGS, MaskOptions, cut
+from mmccd_cli.volume import NiftiGrid, Volume, read_nifti
 
 _NIFTI_DESCRIPTION = slice(148, 228)
 
@@ -68,6 +73,7 @@ def find_earlier(
         return None
     current = (
         earlier == now
+        and set(job.extras) <= set(record.get("outputs", {}))
         and all(path.is_file() for path in job.targets.values())
         and hashes.get("mask") == sha256_of_file(job.outputs.mask)
     )
@@ -122,11 +128,46 @@ def score_of_record(record: Mapping[str, Any], options: MaskOptions) -> tuple[fl
         ) from error
 
 
+@dataclass(frozen=True, eq=False)
+class NewMask:
+    """A mask that was made from a map that is there.
+
+    Attributes:
+        volume: The map.
+        grid: Its grid.
+        mask: (I, J, K) bool.
+        lesions: Its components, the largest first.
+        score: The score's settings with the choices that it was made with.
+    """
+
+    volume: Volume
+    grid: NiftiGrid
+    mask: NDArray[np.bool_]
+    lesions: list[Lesion]
+    score: ScoreConfig
+
+
+def make_new_mask(path: Path, record: Mapping[str, Any], options: MaskOptions) -> NewMask:
+    """Make the mask of a map anew.
+
+    Args:
+        path: The map.
+        record: Its record.
+        options: Threshold and cleaning.
+
+    Raises:
+        DataError: The map cannot be read, or the record lacks what is needed.
+    """
+    volume, grid = read_nifti(path, allow_constant=True)
+    scan_threshold, score = score_of_record(record, options)
+    mask, lesions = cut(volume.data, volume.affine, scan_threshold, score)
+    return NewMask(volume, grid, mask, lesions, score)
+
+
 def with_new_mask(
     record: Mapping[str, Any],
+    new: NewMask,
     *,
-    score: ScoreConfig,
-    lesions: Any,
     requested: Mapping[str, Any],
     outputs: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -135,14 +176,18 @@ def with_new_mask(
     notes = [note for note in record["warnings"] if not note.startswith(_OLDER_MAP)]
     if made_by != __version__:
         notes.append(f"{_OLDER_MAP} {made_by}; its mask was made anew by {__version__}.")
-    volume = sum(lesion.volume_ml for lesion in lesions)
+    volume = sum(lesion.volume_ml for lesion in new.lesions)
     return {
         **record,
         "lesion_volume_ml": round(volume, 6),
-        "threshold": score.threshold,
-        "lesions": plain(lesions),
+        "threshold": new.score.threshold,
+        "lesions": plain(new.lesions),
         "outputs": dict(outputs),
-        "settings": {**record["settings"], "score": to_dict(score), "requested": plain(requested)},
+        "settings": {
+            **record["settings"],
+            "score": to_dict(new.score),
+            "requested": plain(requested),
+        },
         "warnings": notes,
     }
 

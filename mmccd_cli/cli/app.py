@@ -6,7 +6,10 @@ there at once.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import sys
 from typing import Annotated
 
 import typer
@@ -49,9 +52,27 @@ for _module in (segment, demo, weights, train, evaluate):  # the order of --help
 def main() -> None:
     """Run the program; a terminated one cleans up like an interrupted one."""
     signal.signal(signal.SIGTERM, _exit_as_terminated)
-    app(prog_name="mmccd")
+    try:
+        app(prog_name="mmccd")
+    except SystemExit as ended:
+        _leave_now(ended.code)
+        raise
 
 
 def _exit_as_terminated(number: int, _frame: object) -> None:
     # Without this, temporary files would stay behind when a cluster's time limit strikes.
     raise SystemExit(128 + number)
+
+
+def _leave_now(code: str | int | None) -> None:
+    """End the process at once where a thread still computes for a subject that nobody awaits.
+
+    The interpreter would tear down libraries under that thread, which can crash them.
+    """
+    ahead = sys.modules.get("mmccd_cli.cohort_ahead")
+    if ahead is None or not ahead.is_anything_running():
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)

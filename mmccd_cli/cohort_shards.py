@@ -1,0 +1,89 @@
+"""Shares of a cohort for the tasks of a cluster's array, each task finding its own by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmccd_cli.errors import UsageError
+
+_SLURM = "SLURM_ARRAY_TASK_"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several shares.
+
+    Attributes:
+        index: Number of the share, from 1.
+        count: Number of shares.
+        origin: Where that was said, for people.
+    """
+
+    index: int
+    count: int
+    origin: str = "--shard"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.index <= self.count:
+            raise UsageError(
+                f"{self.origin} {self.index}/{self.count} is no share.",
+                next_step="Give --shard I/N with I from 1 to N.",
+            )
+
+    def pick(self, folders: Sequence[Path]) -> list[Path]:
+        """Return the folders of this share.
+
+        Every folder is in exactly one share, whatever the order in which each task lists them:
+        `find` lists a folder differently on different file systems.
+        """
+        ordered = sorted({path.resolve(): path for path in folders}.items())
+        mine = {path for path, _ in ordered[self.index - 1 :: self.count]}
+        return [path for path in folders if path.resolve() in mine]
+
+    def __str__(self) -> str:
+        return f"{self.index}-of-{self.count}"
+
+
+def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard | None:
+    """Read "I/N"; "auto" asks the variables of a SLURM array, and "off" takes all.
+
+    Args:
+        text: What was given.
+        environment: Where a cluster says which task this is.
+
+    Returns:
+        The share, or None for all.
+
+    Raises:
+        UsageError: No share, or an array whose numbers have gaps.
+    """
+    if text == "off":
+        return None
+    if text == "auto":
+        return _slurm_shard(environment)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None:
+        raise UsageError(
+            f"--shard {text} is not a share.", next_step="Give --shard I/N, such as 1/8, or off."
+        )
+    return Shard(int(match[1]), int(match[2]))
+
+
+def _slurm_shard(environment: Mapping[str, str]) -> Shard | None:
+    names = ("ID", "COUNT", "MIN")
+    if not all(environment.get(_SLURM + name, "").isdigit() for name in names):
+        return None
+    task, count, first = (int(environment[_SLURM + name]) for name in names)
+    step = int(environment.get(f"{_SLURM}STEP") or 1) or 1
+    place, rest = divmod(task - first, step)
+    if rest or not 0 <= place < count:
+        raise UsageError(
+            f"The SLURM array's task {task} is not one of {count} from {first} in steps of {step}.",
+            cause="The array's numbers have gaps, as in --array=1,3,7.",
+            next_step="Give --shard I/N, or --shard off for all subjects.",
+        )
+    return Shard(place + 1, count, f"SLURM array task {task}: share") if count > 1 else None
