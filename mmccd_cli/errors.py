@@ -51,6 +51,10 @@ class ComputeError(MmccdError):
     exit_code = 5
 
 
+class DeviceMemoryError(ComputeError):
+    """A device cannot hold a single slice's pass."""
+
+
 class SomeSubjectsFailed(MmccdError):
     """At least one subject of many failed; the others are done."""
 

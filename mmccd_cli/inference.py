@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mmccd_cli.config import SamplingConfig
 from mmccd_cli.diffusion import band_masks
-from mmccd_cli.errors import ComputeError
+from mmccd_cli.errors import DeviceMemoryError
 from mmccd_cli.translation import Cycle
 
 Residual = Literal["signed", "absolute", "squared"]
@@ -25,7 +26,7 @@ class Execution:
     Attributes:
         device: The device.
         batch_size: Slices a pass; halved on the way where memory does not suffice.
-        autocast: Type of the convolutions, None for float32 throughout.
+        autocast: Type of the convolutions, None for float32 throughout, without TF32.
         advance: Called with the number of (slice, band) pairs just done.
     """
 
@@ -34,11 +35,25 @@ class Execution:
     autocast: torch.dtype | None = None
     advance: Callable[[int], None] = lambda count: None
 
-    def precision(self) -> torch.autocast:
-        """The context of a forward pass."""
-        return torch.autocast(
-            self.device.type, dtype=self.autocast, enabled=self.autocast is not None
-        )
+    def passing(self) -> ExitStack:
+        """The context of a forward pass: no gradients, and the precision that was asked for."""
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        if self.autocast is not None:
+            stack.enter_context(torch.autocast(self.device.type, dtype=self.autocast))
+        elif self.device.type == "cuda":
+            # cuDNN rounds the inputs of float32 convolutions to ten bits unless told not to.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        return stack
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor from the CPU to the device without waiting for the copy.
+
+        The device works on one batch while the CPU draws the noise of the next.
+        """
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -107,22 +122,19 @@ def masked_residual(
         The sum of errors and the number of times a pixel was hidden, (N, 1, H, W) float32 each, on
         the CPU. Memory does not grow with the number of masks.
 
-    Raises:
-        ComputeError: Memory does not suffice for a single slice.
-
     Source: the paper, Section 3: a = sum_r m_r (g(f(x_r)) - x)^2 / sum_r m_r.
     """
     if cycle.imagine is None:
         raise ValueError("this cycle has no masked translator")
-    device = execution.device
-    total = torch.zeros(x.shape, device=device)
-    count = torch.zeros(x.shape, device=device)
-    on_device, masks = x.to(device), work.masks.to(device)
-    for batch in _batches(work.pairs, execution):
-        index, mask = batch[:, 0].to(device), batch[:, 1].to(device)
-        noise = _noise(numbers[batch[:, 0]], batch[:, 1], x.shape[-2:], seed).to(device)
+    total = torch.zeros(x.shape, device=execution.device)
+    count = torch.zeros(x.shape, device=execution.device)
+    on_device, masks = execution.take(x), execution.take(work.masks)
+    for batch in work.pairs.split(execution.batch_size):
+        index, mask = execution.take(batch.T.contiguous())
+        drawn = _noise(numbers[batch[:, 0]], batch[:, 1], x.shape[-2:], seed)
+        noise = execution.take(drawn)
         truth, seen = on_device[index], masks[mask]
-        with torch.inference_mode(), execution.precision():
+        with execution.passing():
             imagined = cycle.backward(cycle.imagine(truth, seen, noise[:, :1], noise[:, 1:]))
         error = _error(truth, imagined.float(), residual)
         total.index_add_(0, index, error * ~seen)
@@ -145,14 +157,13 @@ def plain_residual(x: Tensor, cycle: Cycle, *, residual: Residual, execution: Ex
     """
     if cycle.forward is None:
         raise ValueError("this cycle has no plain translator")
-    result = torch.zeros_like(x)
-    for batch in _batches(torch.arange(len(x))[:, None], execution):
-        truth = x[batch[:, 0]].to(execution.device)
-        with torch.inference_mode(), execution.precision():
+    errors = []
+    for truth in execution.take(x).split(execution.batch_size):
+        with execution.passing():
             imagined = cycle.backward(cycle.forward(truth))
-        result[batch[:, 0]] = _error(truth, imagined.float(), residual).cpu()
-        execution.advance(len(batch))
-    return result
+        errors.append(_error(truth, imagined.float(), residual))
+        execution.advance(len(truth))
+    return torch.cat(errors).cpu()
 
 
 def _error(truth: Tensor, imagined: Tensor, residual: Residual) -> Tensor:
@@ -160,10 +171,6 @@ def _error(truth: Tensor, imagined: Tensor, residual: Residual) -> Tensor:
     if residual == "signed":
         return difference
     return difference.abs() if residual == "absolute" else difference.square()
-
-
-def _batches(pairs: Tensor, execution: Execution) -> Iterator[Tensor]:
-    yield from pairs.split(execution.batch_size)
 
 
 def _noise(numbers: Tensor, masks: Tensor, shape: torch.Size, seed: int) -> Tensor:
@@ -184,7 +191,7 @@ def run_within_memory(compute: Callable[[Execution], Result], execution: Executi
     Progress is reported once: what a failed attempt had done does not count again.
 
     Raises:
-        ComputeError: Not even one slice at a time fits.
+        DeviceMemoryError: Not even one slice at a time fits.
     """
     size, reported = execution.batch_size, 0
     while True:
@@ -203,14 +210,21 @@ def run_within_memory(compute: Callable[[Execution], Result], execution: Executi
             if not _is_memory_exhausted(error):
                 raise
             if size == 1:
-                raise ComputeError(
+                raise DeviceMemoryError(
                     f"the memory of {execution.device} does not suffice for a single slice",
                     cause="other programs occupy the device",
                     next_step="free it, or use --device cpu",
                 ) from error
             size //= 2
-        if execution.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_memory(execution.device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what the allocator keeps after a failed attempt."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def _is_memory_exhausted(error: Exception) -> bool:

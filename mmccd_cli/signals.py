@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from mmccd_cli.anomaly import score
 from mmccd_cli.bundle import Bundle
 from mmccd_cli.config import CycleConfig, SamplingConfig, ScoreConfig
-from mmccd_cli.devices import choose_batch_size
+from mmccd_cli.devices import PRECISIONS, choose_batch_size, choose_precision, describe_device
+from mmccd_cli.errors import DeviceMemoryError
 from mmccd_cli.inference import (
     Execution,
     Residual,
@@ -22,6 +23,7 @@ from mmccd_cli.inference import (
     band_work,
     masked_residual,
     plain_residual,
+    release_memory,
     run_within_memory,
     suspicion_work,
 )
@@ -40,6 +42,12 @@ class SignalModel:
         sampling: How slices are imagined.
         device: Where.
         batch_size: Slices a pass; None chooses by free memory.
+        precision: "auto", "fp32", "bf16" or "fp16"; see `choose_precision`.
+        may_use_cpu: Whether the CPU takes over where the device's memory does not suffice for a
+            single slice, because nobody asked for the device by name.
+
+    Attributes:
+        notes: What the user should know of how the device was used.
     """
 
     def __init__(
@@ -48,9 +56,15 @@ class SignalModel:
         sampling: SamplingConfig,
         device: torch.device,
         batch_size: int | None = None,
+        *,
+        precision: str = "auto",
+        may_use_cpu: bool = False,
     ) -> None:
         self.bundle, self.sampling = bundle, sampling
         self.device, self.batch_size = device, batch_size
+        self.precision = choose_precision(precision, device)
+        self.may_use_cpu = may_use_cpu
+        self.notes: list[str] = []
         self._cycles: dict[str, Cycle] = {}
 
     def signals(
@@ -72,6 +86,36 @@ class SignalModel:
             "intensity:M" for every modality of the score and "cycle:S" for every source:
             (I, J, K) float32 in robust standard deviations, 0 outside the brain.
         """
+        while True:
+            try:
+                values = self._signals(images, brain, config, advance)
+            except DeviceMemoryError:
+                if not self.may_use_cpu or self.device.type == "cpu":
+                    raise
+                self._go_to_cpu()
+                continue
+            if self.precision == "fp32" or _all_finite(values):
+                return values
+            self.notes.append(f"{self.precision} overflowed; everything was computed in fp32")
+            self.precision = "fp32"
+
+    def _go_to_cpu(self) -> None:
+        self.notes.append(
+            f"Warning: the memory of {describe_device(self.device)} does not suffice for a single "
+            "slice; the CPU was used, which takes longer."
+        )
+        self._cycles.clear()
+        release_memory(self.device)
+        self.device, self.precision = torch.device("cpu"), "fp32"
+
+    def _signals(
+        self,
+        images: Mapping[str, NDArray[np.float32]],
+        brain: NDArray[np.bool_],
+        config: ScoreConfig,
+        advance: Callable[[int, int], None],
+    ) -> dict[str, NDArray[np.float32]]:
+        """One attempt at `signals`."""
         scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
         values = {
             f"intensity:{modality}": np.where(brain, images[modality] / scale, np.float32(0))
@@ -117,16 +161,19 @@ class SignalModel:
         batch = self.batch_size or choose_batch_size(
             self.device, int(np.prod(stack.data.shape[-2:])), bundle.denoiser.base_channels
         )
-        precision = torch.bfloat16 if self.device.type == "cuda" else None
         return _CycleRun(
             settings=next(c for c in bundle.cycles if c.source == source),
             networks=self._cycles[source],
             stack=stack,
             sampling=self.sampling,
             config=config,
-            execution=Execution(self.device, batch, precision),
+            execution=Execution(self.device, batch, PRECISIONS[self.precision]),
             scale=bundle.preprocessing.intensity.scale,
         )
+
+
+def _all_finite(values: Mapping[str, NDArray[np.float32]]) -> bool:
+    return all(bool(np.isfinite(signal).all()) for signal in values.values())
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmccd_cli.config import DiffusionConfig, SamplingConfig, UNetConfig
 from mmccd_cli.diffusion import Schedule, band_masks
@@ -232,6 +236,79 @@ def test_each_pair_is_one_pass_and_is_reported_once() -> None:
     assert max(passed) == CPU.batch_size
 
 
+def flops_of(compute: Any) -> int:
+    counter = FlopCounterMode(display=False)
+    with counter:
+        compute()
+    return int(counter.get_total_flops())
+
+
+def test_no_operation_is_done_twice() -> None:
+    """The engine costs what its passes cost: steps times forward, and backward once a pair."""
+    x, work, cycle = slices(), band_work(some_brain(), SAMPLING), trained_like_cycle()
+    assert cycle.imagine is not None
+    one, t = x[:1], torch.zeros(1, dtype=torch.long)
+    denoiser = flops_of(lambda: cycle.imagine.network(torch.cat([one, one], dim=1), t))  # type: ignore[union-attr]
+    backward = flops_of(lambda: cycle.backward(one))
+    assert denoiser > backward > 0
+    steps = cycle.imagine.num_inference_steps
+    assert flops_of(lambda: residual(x, work, cycle)) == len(work.pairs) * (
+        steps * denoiser + backward
+    )
+    plain = flops_of(lambda: plain_residual(x, cycle, residual="signed", execution=CPU))
+    assert plain == len(x) * 2 * backward
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made under it and still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place in self._known:
+            return
+        self._known.add(place)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, place, size)
+
+    def _free(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.now -= size
+
+
+def peak_bytes(n: int, sampling: SamplingConfig, batch_size: int = 2) -> int:
+    """Peak of a run of n slices of 64 x 64 with networks that keep nothing."""
+    x, brain = slices(n, 64), torch.ones(n, 1, 64, 64, dtype=torch.bool)
+    work = band_work(brain, sampling)
+    cycle = fake_cycle(lambda x, *_: x)
+    with LiveMemory() as memory:
+        residual(x, work, cycle, replace(CPU, batch_size=batch_size))
+    return memory.peak
+
+
+def test_memory_does_not_grow_with_the_bands() -> None:
+    few, many = (peak_bytes(12, replace(SAMPLING, band_stride=s)) for s in (8, 1))
+    assert many < 1.1 * few, "eight times the bands"
+
+
+def test_accumulators_are_a_sum_and_a_count() -> None:
+    """Two float32 images a slice, and nothing else that grows with their number."""
+    small, large = (peak_bytes(n, SAMPLING) for n in (8, 40))
+    assert (large - small) / 32 == pytest.approx(2 * 4 * 64 * 64, rel=0.05)
+
+
 def test_suspicion_hides_each_slice_by_its_own_mask() -> None:
     suspected = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
     suspected[0, 0, 4:6, 4:6] = True
@@ -303,3 +380,57 @@ def test_other_errors_are_not_taken_for_memory() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         run_within_memory(compute, CPU)
+
+
+# CUDA
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device("cuda")
+
+
+def on_cuda(cycle: Cycle, device: torch.device) -> Cycle:
+    assert cycle.imagine is not None
+    for network in (cycle.backward, cycle.imagine.network):
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, union-attr]
+    return cycle
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("autocast", "atol"), [(None, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.2)]
+)
+def test_cuda_and_cpu_agree(cuda: torch.device, autocast: torch.dtype | None, atol: float) -> None:
+    x, work = slices(), band_work(some_brain(), SAMPLING)
+    expected, count = residual(x, work, trained_like_cycle())
+    plain = plain_residual(x, trained_like_cycle(), residual="signed", execution=CPU)
+    there = on_cuda(trained_like_cycle(), cuda)
+    execution = Execution(cuda, 5, autocast)
+    found, counted = residual(x, work, there, execution)
+    torch.testing.assert_close(found, expected, atol=4 * atol, rtol=0)
+    assert torch.equal(counted, count)
+    other = plain_residual(x, there, residual="signed", execution=execution)
+    torch.testing.assert_close(other, plain, atol=atol, rtol=0)
+
+
+@pytest.mark.gpu
+def test_full_precision_on_cuda_is_not_tf32(cuda: torch.device) -> None:
+    with Execution(cuda).passing():
+        assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.gpu
+def test_copies_to_cuda_do_not_wait(cuda: torch.device) -> None:
+    """The whole queue is filled while the device is still busy with something else."""
+    x, work, cycle = slices(), band_work(some_brain(), SAMPLING), fake_cycle(lambda x, *_: x)
+    residual(x, work, cycle, Execution(cuda, 5))
+    torch.cuda.synchronize()
+    ready, queued = torch.cuda.Event(), []
+    torch.cuda._sleep(2_000_000_000)
+    ready.record()
+    advance = lambda count: queued.append(ready.query())  # noqa: E731
+    residual(x, work, cycle, Execution(cuda, 5, advance=advance))
+    assert queued[-1] is False

@@ -22,7 +22,8 @@ from mmccd_cli.config import (
     ScoreConfig,
     UNetConfig,
 )
-from mmccd_cli.errors import UsageError
+from mmccd_cli.errors import DeviceMemoryError, UsageError
+from mmccd_cli.inference import Execution
 from mmccd_cli.signals import SUSPICION_MARGIN_PX, SignalModel
 from mmccd_cli.template import Template
 from mmccd_cli.translation import Cycle
@@ -245,3 +246,80 @@ def test_too_many_steps_are_refused_before_anything_is_read() -> None:
     sampling = SamplingConfig(num_inference_steps=1001)
     with pytest.raises(UsageError, match="1000"):
         Bundle.cycle(bundle(), "FLAIR", sampling, torch.device("cpu"))
+
+
+# What a device cannot do
+
+
+class FakeDevice:
+    """Says it is CUDA and lives on the CPU, so that the ways out can be walked without a GPU."""
+
+    type = "cuda"
+
+    def __str__(self) -> str:
+        return "cuda"
+
+
+def full_device(monkeypatch: pytest.MonkeyPatch, *, fits: int) -> list[str]:
+    """A device that holds `fits` slices a pass; returns where passes are tried, in order."""
+    monkeypatch.setattr("mmccd_cli.signals.choose_precision", lambda name, device: "fp16")
+    monkeypatch.setattr("mmccd_cli.signals.describe_device", str)
+    monkeypatch.setattr("mmccd_cli.signals.release_memory", lambda device: None)
+    monkeypatch.setattr("mmccd_cli.inference.release_memory", lambda device: None)
+    tried: list[str] = []
+
+    def compute(x: Tensor, *_: Any, execution: Execution, **__: Any) -> Tensor:
+        tried.append(f"{execution.device.type} {execution.batch_size}")
+        if execution.device.type == "cuda" and execution.batch_size > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.ones_like(x)
+
+    monkeypatch.setattr("mmccd_cli.signals.plain_residual", compute)
+    return tried
+
+
+def plain_model(**options: Any) -> SignalModel:
+    sampling = replace(SAMPLING, method="cyclic-unet")
+    return SignalModel(bundle(), sampling, FakeDevice(), batch_size=4, **options)  # type: ignore[arg-type]
+
+
+def test_a_small_device_is_used_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = full_device(monkeypatch, fits=1)
+    model = plain_model(may_use_cpu=True)
+    model.signals(*subject(), FLAIR)
+    assert tried == ["cuda 4", "cuda 2", "cuda 1"]
+    assert not model.notes
+
+
+def test_the_cpu_takes_over_from_a_full_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = full_device(monkeypatch, fits=0)
+    model = plain_model(may_use_cpu=True)
+    for _ in range(2):  # once full, it is not tried again
+        values = model.signals(*subject(), FLAIR)
+    assert tried == ["cuda 4", "cuda 2", "cuda 1", "cpu 4", "cpu 4"]
+    assert values["cycle:FLAIR"].any()
+    (note,) = model.notes
+    assert note.startswith("Warning: the memory of cuda")
+    assert (model.device.type, model.precision) == ("cpu", "fp32")
+
+
+def test_a_device_that_was_named_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    full_device(monkeypatch, fits=0)
+    with pytest.raises(DeviceMemoryError, match="single slice"):
+        plain_model().signals(*subject(), FLAIR)
+
+
+def test_half_precision_that_overflows_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype | None] = []
+
+    def overflow(x: Tensor, *_: Any, execution: Execution, **__: Any) -> Tensor:
+        seen.append(execution.autocast)
+        return torch.full_like(x, 1.0 if execution.autocast is None else torch.inf)
+
+    full_device(monkeypatch, fits=4)
+    monkeypatch.setattr("mmccd_cli.signals.plain_residual", overflow)
+    model = plain_model()
+    values = model.signals(*subject(), FLAIR)
+    assert seen == [torch.float16, None]
+    assert np.isfinite(values["cycle:FLAIR"]).all()
+    assert "fp16 overflowed" in model.notes[0]
