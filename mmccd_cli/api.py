@@ -50,6 +50,7 @@ class Segmenter(pipeline.Segmenter):
         preset: str | None = None,
         method: str | None = None,
         batch_size: int | None = None,
+        precision: str = "auto",
         offline: bool = False,
         cache_dir: AnyPath | None = None,
         **sampling: Any,
@@ -63,6 +64,7 @@ class Segmenter(pipeline.Segmenter):
             preset: "fast", "balanced" or "paper"; None as the bundle proposes.
             method: "mmccd" or "cyclic-unet" instead of the preset's.
             batch_size: Slices a pass; None chooses by free memory. Does not change the result.
+            precision: "auto", "fp32", "bf16" or "fp16": arithmetic of the networks.
             offline: Whether the network must not be used.
             cache_dir: Folder of downloaded weights; None for the default.
             **sampling: Further fields of `mmccd_cli.config.SamplingConfig`, such as `seed`.
@@ -76,7 +78,9 @@ class Segmenter(pipeline.Segmenter):
         cache = None if cache_dir is None else Path(cache_dir)
         bundle = load_bundle(resolve_weights(spec, offline=offline, cache_dir=cache))
         chosen = choose_sampling(bundle.config.sampling, preset, method=method, **sampling)
-        return cls(bundle, device=device, sampling=chosen, batch_size=batch_size)
+        return cls(
+            bundle, device=device, sampling=chosen, batch_size=batch_size, precision=precision
+        )
 
     def segment_files(
         self,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly import Score, anomaly_map, score
@@ -80,6 +81,7 @@ class Segmenter:
         device: "auto", "cpu", "cuda[:N]" or "mps".
         sampling: Sampling instead of the bundle's.
         batch_size: Slices a pass; None chooses by free memory.
+        precision: "auto", "fp32", "bf16" or "fp16"; see `mmccd_cli.devices.choose_precision`.
 
     Example:
         >>> segmenter = Segmenter(load_bundle(folder), device="cpu")
@@ -93,11 +95,23 @@ class Segmenter:
         device: str = "auto",
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
+        precision: str = "auto",
     ) -> None:
         self.bundle = bundle
         self.sampling = sampling or bundle.config.sampling
-        self.device = choose_device(device)
-        self._model = SignalModel(bundle, self.sampling, self.device, batch_size)
+        self._model = SignalModel(
+            bundle,
+            self.sampling,
+            choose_device(device),
+            batch_size,
+            precision=precision,
+            may_use_cpu=device == "auto",
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks run."""
+        return self._model.device
 
     def segment(
         self,
@@ -240,9 +254,10 @@ class Segmenter:
             "space": space if space == "native" else self.bundle.config.template.space,
             "reference_to_template": prepared.to_reference.tolist(),
             "device": describe_device(self.device),
+            "precision": self._model.precision,
         }
         unused = [m for m in prepared.images if m not in config.modalities]
-        notes = list(prepared.notes)
+        notes = [*prepared.notes, *self._model.notes]
         if unused:
             notes.append(f"{', '.join(unused)}: not used by the calibrated score")
         return SegmentationResult(

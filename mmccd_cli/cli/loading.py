@@ -27,6 +27,7 @@ class Loading:
         preset: A preset's name, or None for the bundle's own sampling.
         method: A method's name, or None for the preset's.
         cache_dir: Folder of downloaded weights, or None for the default.
+        precision: "auto", "fp32", "bf16" or "fp16".
         sampling: Further fields of `SamplingConfig`; None leaves one as it is.
 
     Raises:
@@ -42,6 +43,7 @@ class Loading:
     method: str | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
     cache_dir: Path | None = None
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         _check_known("--preset", self.preset, tuple(PRESETS))
@@ -69,6 +71,7 @@ class Loading:
             preset=self.preset,
             method=self.method,
             batch_size=self._batch_size,
+            precision=self.precision,
             offline=self.offline,
             cache_dir=self.cache_dir,
             **self.sampling,

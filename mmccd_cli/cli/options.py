@@ -61,6 +61,15 @@ BatchSize = Annotated[
         rich_help_panel=COMPUTING,
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|fp32|bf16|fp16",
+        help="Arithmetic of the networks: auto is fp16 on CUDA, fp32 elsewhere; bf16 is faster "
+        "on CPUs that have it and changes the map a little.",
+        rich_help_panel=COMPUTING,
+    ),
+]
 Threads = Annotated[
     str,
     typer.Option(

@@ -169,6 +169,7 @@ def segment(
     device: options.Device = "auto",
     batch_size: options.BatchSize = "auto",
     threads: options.Threads = "auto",
+    precision: options.Precision = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -185,7 +186,7 @@ def segment(
         "seed": seed,
     }
     loading = Loading(
-        weights, offline, device, batch_size, threads, preset, method, changes, cache_dir
+        weights, offline, device, batch_size, threads, preset, method, changes, cache_dir, precision
     )
     strip, brain_mask = options.parse_skull_strip(skull_strip)
     settings = _settings(threshold, min_lesion, strip, space)
