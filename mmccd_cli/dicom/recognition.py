@@ -48,8 +48,10 @@ _OTHER_TYPES = {
     "OUT_PHASE": "an opposed-phase image",
     "FLOW_ENCODED": "angiography",
 }
+# These name a contrast, which the parameters tell better: the second echo of "PD T2" is T2w.
+_CONTRASTS = {"pd", "pdw", "star", "stir", "t2s", "t2star", "t2starw"}
 # fmt: off
-_OTHER_WORDS = (OTHER_IMAGE_WORDS - {"star"}) | {
+_OTHER_WORDS = (OTHER_IMAGE_WORDS - _CONTRASTS) | {
     "asset", "b0", "b1", "bffe", "calib", "calibration", "ciss", "csi", "dadc", "dce", "dir",
     "edwi", "fieldmap", "fiesta", "fmap", "fmri", "inv1", "inv2", "loc", "localiser",
     "mapping", "maps", "minip", "mip", "mnip", "mosaic", "mrv", "mtt", "pca", "perfusion", "pha",
@@ -96,7 +98,7 @@ def recognise(acquisition: Acquisition) -> Recognition:
         reason = _parameters(acquisition)
         if described not in (None, modality):
             reason += f"; its description says {described}"
-    elif described:
+    elif described and not _CONTRASTS & set(acquisition.words):
         modality, reason = described, "by its description; the parameters do not decide"
     else:
         return Recognition(None, "neither its parameters nor its description tell the modality")
@@ -112,7 +114,7 @@ def known_words(acquisition: Acquisition) -> str:
     A description is free text, so it may hold a name.
     """
     # fmt: off
-    known = _OTHER_WORDS | _OTHER_BODY | _WORDS_OF_REFORMATS | {
+    known = _OTHER_WORDS | _CONTRASTS | _OTHER_BODY | _WORDS_OF_REFORMATS | {
         "2d", "3d", "ax", "axial", "brain", "c", "ce", "contrast", "cor", "coronal", "cube", "dark",
         "fat", "ffe", "fl", "fl3d", "flash", "fluid", "fs", "fse", "gd", "gre", "head", "ir",
         "iso", "obl", "p2", "post", "pre", "propeller", "sag", "sagittal", "se", "space", "spc",
