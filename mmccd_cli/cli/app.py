@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from mmccd_cli import __version__
-from mmccd_cli.cli import demo, evaluate, segment, train, weights
+from mmccd_cli.cli import bids, demo, doctor, evaluate, segment, threshold, train, weights
 
 app = typer.Typer(
     name="mmccd",
@@ -45,7 +45,16 @@ def _options_of_all(
     del version
 
 
-for _module in (segment, demo, weights, train, evaluate):  # the order of --help
+for _module in (
+    segment,
+    bids,
+    threshold,
+    demo,
+    doctor,
+    weights,
+    train,
+    evaluate,
+):  # the order of --help
     _module.register(app)
 
 

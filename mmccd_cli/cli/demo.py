@@ -19,6 +19,7 @@ def demo(
     preset: options.Preset = None,
     weights: options.Weights = None,
     offline: options.Offline = False,
+    cache_dir: options.CacheDir = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = "auto",
     threads: options.Threads = "auto",
@@ -28,7 +29,7 @@ def demo(
 ) -> None:
     """Make a synthetic subject with a lesion, segment it, and say how well that went."""
     console = Console(-1 if quiet else verbose)
-    loading = Loading(weights, offline, device, batch_size, threads, preset)
+    loading = Loading(weights, offline, device, batch_size, threads, preset, cache_dir=cache_dir)
     with console.computing():
         from mmccd_cli.demo import plan_demo, segment_demo, write_scans
         from mmccd_cli.outputs import to_json
