@@ -78,8 +78,18 @@ def _dicom(finished: Finished, kind: Literal["mask", "map"]) -> bytes:
     return encode_segmentation(stack, values, origin, kind=kind)
 
 
+def _bids(finished: Finished, kind: str) -> bytes:
+    from mmccd_cli.bids_derivatives import MAKERS_OF_BIDS
+
+    return MAKERS_OF_BIDS[kind](finished)
+
+
 MAKERS: dict[str, Maker] = {
     "picture": Maker(_picture),
+    "mask_sidecar": Maker(partial(_bids, kind="mask_sidecar")),
+    "lesions": Maker(partial(_bids, kind="lesions")),
+    "lesion_table": Maker(partial(_bids, kind="lesion_table")),
+    "lesions_sidecar": Maker(partial(_bids, kind="lesions_sidecar")),
     "dicom_seg": Maker(partial(_dicom, kind="mask")),
     "dicom_map": Maker(partial(_dicom, kind="map")),
 }

@@ -59,13 +59,13 @@ class Summary:
         """
         self._earlier()
 
-    def add(self, outcome: Outcome) -> None:
-        """Write the row of a subject.
+    def add(self, *outcomes: Outcome) -> None:
+        """Write the rows of subjects.
 
         Raises:
             UsageError: The table cannot be written.
         """
-        self._rows[outcome.name] = _row(outcome)
+        self._rows |= {outcome.name: _row(outcome) for outcome in outcomes}
         kept = {
             name: row
             for name, row in self._earlier().items()

@@ -1,0 +1,258 @@
+"""`mmccd bids`: a BIDS data set in, a BIDS derivative data set out, called like any BIDS App."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from mmccd_cli.cli import options
+from mmccd_cli.cli.console import Console, command
+from mmccd_cli.cli.loading import Loading
+from mmccd_cli.cli.planning import choose_shard
+from mmccd_cli.cli.running import Run
+from mmccd_cli.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from mmccd_cli.bids import BidsFilter
+    from mmccd_cli.bids_derivatives import Source
+    from mmccd_cli.cohort import Job, Outcome
+
+SELECTION, OUTPUT = "Selection", "Output"
+_LABELS = ("--participant-label", "--participant_label", "--session-id", "--session-label")
+
+
+class _BidsAppCommand(TyperCommand):
+    """A command whose labels may follow their option in a row, as BIDS Apps are called."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, repeat_options(args, _LABELS))
+
+
+def repeat_options(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Turn `--label 01 02` into `--label 01 --label 02`."""
+    written: list[str] = []
+    current = ""
+    for word in words:
+        if word.startswith("-"):
+            current = word if word in names else ""
+        elif current and written[-1] != current:
+            written.append(current)
+        written.append(word)
+    return written
+
+
+@command
+def bids(
+    bids_dir: Annotated[Path, typer.Argument(help="Root of the BIDS data set.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Root of the derivatives.")],
+    level: Annotated[
+        str,
+        typer.Argument(
+            metavar="participant|group",
+            help="participant segments; group writes summary.tsv of all that is there.",
+        ),
+    ],
+    participant_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--participant-label",
+            "--participant_label",
+            metavar="LABEL...",
+            help="Only these participants, with or without sub-. By default all.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = None,
+    session_id: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--session-id",
+            "--session-label",
+            metavar="LABEL...",
+            help="Only these sessions, with or without ses-. By default all, each on its own.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = None,
+    run: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Take this run of images that have several, and name it in the outputs. By "
+            "default the first.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = None,
+    bids_filter_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help='Which acquisition is meant: {"t1w": {"acquisition": "mprage"}}.',
+            rich_help_panel=SELECTION,
+        ),
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|I/N|off",
+            help="Do the I-th of N shares of the sessions; auto asks the variables of a SLURM "
+            "array, unless participants are named.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = "auto",
+    picture: Annotated[
+        bool,
+        typer.Option(
+            "--picture", help="Also draw each result, in figures/.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    force: options.Force = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Keep results with the same inputs, weights and settings."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    preset: options.Preset = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of all that is random.", rich_help_panel=options.METHOD),
+    ] = None,
+    threshold: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|VALUE",
+            help="Value of the map above which a voxel belongs to the mask.",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = "auto",
+    min_lesion: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|VOLUME",
+            help="Smallest lesion of the mask: 10mm3, 0.01ml.",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = "auto",
+    skull_strip: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|never|METHOD",
+            help="auto strips what is not stripped.",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = "auto",
+    weights: options.Weights = None,
+    offline: options.Offline = False,
+    cache_dir: options.CacheDir = None,
+    device: options.Device = "auto",
+    batch_size: options.BatchSize = "auto",
+    threads: options.Threads = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Segment a BIDS data set; the results are a BIDS derivative data set."""
+    console = Console(-1 if quiet else verbose)
+    if level not in ("participant", "group"):
+        raise UsageError(
+            f"The analysis level {level} is not known.", next_step="Use participant or group."
+        )
+    strip, mask = options.parse_skull_strip(skull_strip)
+    if mask is not None:
+        raise UsageError(
+            f"{mask} is one brain mask, and a data set has many subjects.",
+            next_step="Use mmccd segment --skull-strip MASK --bids-out DIR, one by one.",
+        )
+    loading = Loading(
+        weights,
+        offline,
+        device,
+        batch_size,
+        threads,
+        preset,
+        sampling={"seed": seed},
+        cache_dir=cache_dir,
+        precision=precision,
+    )
+    with console.computing():
+        if level == "group":
+            _summarise(out, console)
+            return
+        from mmccd_cli.bids import BidsFilter, read_filter
+        from mmccd_cli.bids_derivatives import check_root, write_root
+        from mmccd_cli.cohort import RunSettings
+
+        queries = read_filter(bids_filter_file) if bids_filter_file else {}
+        participants, sessions = tuple(participant_label or ()), tuple(session_id or ())
+        wanted = BidsFilter(participants, sessions, run, queries)
+        share = "off" if shard == "auto" and participants else shard
+        jobs, failures, sources = _plan(bids_dir, out, wanted, share, picture, console)
+        settings = RunSettings(
+            options.parse_threshold(threshold), options.parse_volume_mm3(min_lesion), strip
+        )
+        running = Run(console, jobs, settings, loading, force, resume, as_json, many=True)
+        check_root(out, sources)
+        running.check()
+        if dry_run:
+            running.show_plan(failures)
+            return
+        if jobs:
+            write_root(out, sources)
+        running.execute(failures)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("bids", cls=_BidsAppCommand)(bids)
+
+
+def _plan(
+    bids_dir: Path, out: Path, wanted: BidsFilter, shard: str, picture: bool, console: Console
+) -> tuple[list[Job], list[Outcome], list[Source]]:
+    """Find the sessions and name their outputs."""
+    from mmccd_cli.bids import find_sessions
+    from mmccd_cli.bids_derivatives import derivative_job, find_sources
+    from mmccd_cli.cohort import Outcome
+
+    subjects, missing = find_sessions(bids_dir, wanted)
+    # A session's folder and not its images: in a git-annex two images may be one and the same.
+    folders = [next(iter(subject.paths.values())).parent for subject in subjects]
+    if share := choose_shard(shard, folders, console):
+        mine = set(share.pick(folders))
+        subjects = [s for s, folder in zip(subjects, folders, strict=True) if folder in mine]
+        missing = missing if share.index == 1 else []
+    sources = find_sources(subjects, out)
+    extras = {"picture": "anomaly.png"} if picture else None
+    jobs = [
+        derivative_job(subject, out, sources[subject.id], run=wanted.run, extras=extras)
+        for subject in subjects
+    ]
+    failures = [Outcome(name, "failed", error=error) for name, error in missing]
+    return jobs, failures, list(sources.values())
+
+
+def _summarise(out: Path, console: Console) -> None:
+    """Write the table of all results, whichever call or cluster node made them."""
+    from mmccd_cli.bids_derivatives import find_records
+    from mmccd_cli.cohort import Outcome
+    from mmccd_cli.cohort_summary import Summary
+
+    records = find_records(out)
+    if not records:
+        raise DataError(
+            f"{out} holds no result of mmccd.",
+            next_step="Run the level participant first.",
+        )
+    summary = Summary(out)
+    summary.check()
+    # Named after the map, which tells runs apart.
+    names = [record["outputs"]["map"].partition("_space-")[0] for record in records]
+    summary.add(
+        *(Outcome(name, "done", record) for name, record in zip(names, records, strict=True))
+    )
+    console.info(f"{len(records)} results: {summary.path}")
