@@ -4,7 +4,8 @@
 |-----------------------------|----------------------------------------------------------------|
 | `bundle.json`               | `BundleConfig`, and size and SHA-256 of every other file       |
 | `SOURCE-TARGET.KIND.safetensors` | one network's weights (float16 or float32)                |
-| `template.safetensors`      | mean image a modality and brain mask, (I, J, K) uint8          |
+| `template.safetensors`      | brain mask; mean image, and `normal.mean.M` and                |
+|                             | `normal.spread.M`, a modality; all (I, J, K) uint8             |
 | `README.md`                 | the model card                                                 |
 
 Nothing in a bundle is ever executed, and nothing that is not listed is read.
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -44,10 +46,12 @@ from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.files import write_all_atomically
 from mmccd_cli.networks import UNet
 from mmccd_cli.shards import Quantisation
-from mmccd_cli.template import Template
+from mmccd_cli.template import NormalRange, Template
 from mmccd_cli.translation import Cycle, MaskedTranslator, network_name
 
 TEMPLATE = "template.safetensors"
+MEAN, SPREAD = "normal.mean", "normal.spread"
+SPREADS = Quantisation(minimum=0.0, step=4.0 / 255)
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,9 @@ def load_bundle(folder: Path) -> Bundle:
     if TEMPLATE not in index.files:
         raise not_a_bundle(folder, "it has no template")
     template = _load_template(folder, index.files[TEMPLATE], config.template)
+    wanted = {m for scores in config.scores.values() for s in scores for m in s.compared}
+    if missing := sorted(wanted - set(template.normal)):
+        raise not_a_bundle(folder, f"its template lacks the normal range of {missing[0]}")
     return Bundle(config, template, index.sha256, folder, index.files)
 
 
@@ -263,10 +270,7 @@ def save_bundle(
         )
         for name, weights in networks.items()
     }
-    quantisation = Quantisation()
-    arrays = {name: quantisation.encode(image) for name, image in template.images.items()}
-    arrays["mask"] = template.mask.astype(np.uint8)
-    contents[TEMPLATE] = save_arrays(arrays)
+    contents[TEMPLATE] = save_arrays(_template_arrays(template))
     contents[CARD] = card.encode()
     write_index(folder, config, contents)
 
@@ -339,6 +343,31 @@ def _load_strictly(config: UNetConfig, raw: bytes, path: Path) -> UNet:
     return network
 
 
+def _template_arrays(template: Template) -> dict[str, NDArray[np.uint8]]:
+    quantisation = Quantisation()
+    arrays = {name: quantisation.encode(image) for name, image in template.images.items()}
+    for modality, normal in template.normal.items():
+        arrays[f"{MEAN}.{modality}"] = quantisation.encode(normal.mean)
+        arrays[f"{SPREAD}.{modality}"] = SPREADS.encode(normal.spread)
+    arrays["mask"] = template.mask.astype(np.uint8)
+    return arrays
+
+
+def _take_normal_ranges(arrays: dict[str, NDArray[np.uint8]]) -> dict[str, NormalRange]:
+    """Move the normal ranges out of a template's arrays.
+
+    Raises:
+        KeyError: A mean without a spread.
+    """
+    means = [name for name in arrays if name.startswith(f"{MEAN}.")]
+    ranges = {}
+    for name in means:
+        modality = name.removeprefix(f"{MEAN}.")
+        spread = SPREADS.decode(arrays.pop(f"{SPREAD}.{modality}"))
+        ranges[modality] = NormalRange(Quantisation().decode(arrays.pop(name)), spread)
+    return ranges
+
+
 def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) -> Template:
     raw = read_checked(folder, TEMPLATE, entry)
     try:
@@ -352,8 +381,12 @@ def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) 
     fits = all(a.shape == config.shape and a.dtype == np.uint8 for a in arrays.values())
     if not straight or mask.shape != config.shape or not fits or not arrays or not mask.any():
         raise not_a_bundle(folder, "its template's arrays do not fit its geometry")
-    quantisation = Quantisation()
-    images = {name: quantisation.decode(levels) for name, levels in arrays.items()}
     if not math.isfinite(float(np.abs(affine).sum())):
         raise not_a_bundle(folder, "its template's affine is not finite")
-    return Template(images, mask, affine)
+    try:
+        normal = _take_normal_ranges(arrays)
+    except KeyError as error:
+        raise not_a_bundle(folder, f"its template lacks {error}") from error
+    quantisation = Quantisation()
+    images = {name: quantisation.decode(levels) for name, levels in arrays.items()}
+    return Template(images, mask, affine, normal)

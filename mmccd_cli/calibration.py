@@ -6,8 +6,8 @@ Everything here works on shards, so it needs neither an image reader nor a devic
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,9 +39,10 @@ EDGE_LOWS = tuple(round(0.2 * i, 1) for i in range(2, 9))
 EDGE_WIDTHS = (0.6, 1.0, 1.4, 1.8)
 SEED_THRESHOLDS = (1.6, 2.4, 3.2)
 MAP_SCALES = (0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-OTHER_CYCLE_WEIGHTS = {"T2w": (0.0, 0.25, 0.5), "T1w": (0.25,)}
-OWN_INTENSITY_WEIGHTS = (0.0, 0.5)
-T2W_INTENSITY_WEIGHTS = (0.0, 0.25)
+ATLAS_WEIGHTS = (0.5, 1.0, 2.0)
+INTENSITY_WEIGHTS = {"FLAIR": (0.5, 1.0), "T2w": (0.25, 0.5), "T1w": (-0.25, -0.5)}
+OTHER_CYCLE_WEIGHTS = (0.25, 0.5)
+OTHER_ATLAS_WEIGHTS = (0.25, 0.5)
 Method = Literal["mmccd", "cyclic-unet"]
 METHODS: tuple[Method, ...] = ("mmccd", "cyclic-unet")
 MODALITY_SETS = (("FLAIR", "T2w", "T1w"), ("FLAIR", "T2w"), ("FLAIR",), ("T2w",), ("T1w",))
@@ -74,6 +75,7 @@ class CalibrationRow:
         dice: Mean Dice on the calibration subjects, on the training grid.
         left_out_dice: The same with the threshold chosen on the other subjects each time.
         trials: (weights, rule, mean Dice) of everything that was tried.
+        fold_configs: For each fold, what is chosen without its subjects.
     """
 
     method: str
@@ -81,6 +83,30 @@ class CalibrationRow:
     dice: float
     left_out_dice: float
     trials: list[dict[str, Any]]
+    fold_configs: list[ScoreConfig] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A bundle and training subjects that its networks and atlas have not seen."""
+
+    bundle: Bundle
+    subjects: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration found.
+
+    Attributes:
+        config: The bundle's configuration with the new scores.
+        folds: The folds' configurations, each with scores chosen without its own subjects.
+        rows: One for each method and set of modalities.
+    """
+
+    config: BundleConfig
+    folds: list[BundleConfig]
+    rows: list[CalibrationRow]
 
 
 def calibrate(
@@ -89,10 +115,11 @@ def calibrate(
     *,
     split: str = "train",
     methods: Sequence[Method] = METHODS,
+    folds: Sequence[Fold] = (),
     device: torch.device | None = None,
     false_positive_budget_ml: float = 1.0,
     report: Callable[[str], None] = lambda line: None,
-) -> tuple[BundleConfig, list[CalibrationRow]]:
+) -> Calibration:
     """Choose all numbers of a bundle's scores on prepared subjects.
 
     With labelled lesions the mean Dice decides. With healthy subjects only, the threshold is the
@@ -101,46 +128,56 @@ def calibrate(
     Args:
         bundle: The bundle.
         shards: What `prepare` wrote.
-        split: Split of the subjects to calibrate on.
+        split: Split of the subjects to calibrate on, where there are no folds.
         methods: What to calibrate; the scores of other methods stay as they are.
+        folds: Bundles that have not seen some of the training subjects, who then stand for unseen
+            ones. Without them, networks are calibrated on scans that they know.
         device: Where networks run; the CPU by default.
         false_positive_budget_ml: Only for healthy subjects.
         report: Called with a line for every method and set of modalities.
 
-    Returns:
-        The bundle's configuration with the new scores, and one row for each of them.
-
     Raises:
-        DataError: No subject in the split.
+        DataError: No subject to calibrate on.
     """
     rows: list[CalibrationRow] = []
     scores = dict(bundle.config.scores)
-    labelled = False
+    fold_scores = [dict(fold.bundle.config.scores) for fold in folds]
+    labelled, ids = False, []
     for method in methods:
         sampling = replace(bundle.config.sampling, method=method, second_pass=False)
-        subjects = load_subjects(bundle, shards, split, sampling, device or torch.device("cpu"))
+        subjects = load_subjects(
+            folds or [Fold(bundle, subjects_of(shards, split))],
+            shards,
+            sampling,
+            device or torch.device("cpu"),
+        )
+        ids = [s.id for s in subjects]
         labelled = any(bool(s.lesion.any()) for s in subjects)
-        chosen = []
+        chosen: list[CalibrationRow] = []
         for modalities in _sets(bundle):
             row = (
-                choose_by_dice(subjects, modalities, bundle, method)
+                choose_by_dice(subjects, modalities, bundle, method, folds)
                 if labelled
                 else choose_by_budget(
                     subjects, modalities, bundle, method, false_positive_budget_ml
                 )
             )
-            rows.append(row)
-            chosen.append(row.config)
+            chosen.append(row)
             report(
                 f"{method:12s} {'+'.join(modalities):16s} Dice {row.dice:.3f}, "
                 f"left out {row.left_out_dice:.3f}"
             )
+        rows += chosen
         # What does not gain by a further modality does not ask for it.
-        order = sorted(range(len(chosen)), key=lambda i: -rows[i - len(chosen)].left_out_dice)
-        scores[method] = tuple(chosen[i] for i in order)
+        chosen = _distinct(sorted(chosen, key=lambda row: -row.left_out_dice))
+        scores[method] = tuple(row.config for row in chosen)
+        for number, own in enumerate(fold_scores):
+            if labelled:
+                own[method] = tuple(row.fold_configs[number] for row in chosen)
     about = {
         "split": split,
-        "subjects": [s.id for s in subjects],
+        "subjects": ids,
+        "folds": [list(fold.subjects) for fold in folds],
         "criterion": "mean Dice on the training grid"
         if labelled
         else f"at most {false_positive_budget_ml} ml of false positives in healthy subjects",
@@ -155,74 +192,182 @@ def calibrate(
             for row in rows
         ],
     }
-    return replace(bundle.config, scores=scores, calibration=about), rows
+    return Calibration(
+        replace(bundle.config, scores=scores, calibration=about),
+        [
+            replace(fold.bundle.config, scores=own)
+            for fold, own in zip(folds, fold_scores, strict=True)
+        ],
+        rows,
+    )
+
+
+def _distinct(rows: Sequence[CalibrationRow]) -> list[CalibrationRow]:
+    """The first row of each set of modalities; a set may have dropped one that does not help."""
+    first: dict[tuple[str, ...], CalibrationRow] = {}
+    for row in rows:
+        first.setdefault(row.config.modalities, row)
+    return list(first.values())
+
+
+def subjects_of(shards: Path, split: str) -> list[str]:
+    """Ids of a split's prepared subjects.
+
+    Raises:
+        DataError: There are none.
+    """
+    ids = [e["id"] for e in read_index(shards)["subjects"] if e.get("split") == split]
+    if not ids:
+        raise DataError(f"no subject of the split {split!r} in {shards}")
+    return ids
 
 
 def load_subjects(
-    bundle: Bundle, shards: Path, split: str, sampling: SamplingConfig, device: torch.device
+    folds: Sequence[Fold], shards: Path, sampling: SamplingConfig, device: torch.device
 ) -> list[CalibrationSubject]:
-    """Read a split's subjects and compute all their signals."""
-    index = read_index(shards)
-    quantisation = Quantisation(**index["quantisation"])
-    ids = [e["id"] for e in index["subjects"] if e.get("split") == split]
-    if not ids:
-        raise DataError(f"no subject of the split {split!r} in {shards}")
-    model = SignalModel(bundle, sampling, device)
-    everything = ScoreConfig(
-        modalities=bundle.sources, weights={f"cycle:{s}": 1.0 for s in bundle.sources}
-    )
-    subjects = []
-    for subject in ids:
-        shard = read_shard(shards, subject)
-        images = {
-            name: np.moveaxis(quantisation.decode(levels), 0, 2)
-            for name, levels in shard.images.items()
-        }
-        brain = np.moveaxis(shard.brain, 0, 2)
-        signals = model.signals(images, brain, everything)
-        subjects.append(
-            CalibrationSubject(subject, brain, np.moveaxis(shard.lesion, 0, 2), signals)
-        )
-    return subjects
+    """Read subjects and compute all their signals, each by its own fold's networks."""
+    quantisation = Quantisation(**read_index(shards)["quantisation"])
+    found = []
+    for fold in folds:
+        model = SignalModel(fold.bundle, sampling, device)
+        everything = _everything(fold.bundle)
+        for subject in fold.subjects:
+            shard = read_shard(shards, subject)
+            images = {
+                name: np.moveaxis(quantisation.decode(levels), 0, 2)
+                for name, levels in shard.images.items()
+            }
+            brain, lesion = np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2)
+            signals = model.signals(images, brain, everything)
+            found.append(CalibrationSubject(subject, brain, lesion, signals))
+    return found
+
+
+def _everything(bundle: Bundle) -> ScoreConfig:
+    """A score that asks for every signal that a bundle can give."""
+    weights = {f"cycle:{source}": 1.0 for source in bundle.sources}
+    weights |= {f"atlas:{m}": 1.0 for m in bundle.sources if m in bundle.template.normal}
+    return ScoreConfig(modalities=bundle.sources, weights=weights)
 
 
 def choose_by_dice(
-    subjects: Sequence[CalibrationSubject], modalities: tuple[str, ...], bundle: Bundle, method: str
+    subjects: Sequence[CalibrationSubject],
+    modalities: tuple[str, ...],
+    bundle: Bundle,
+    method: str,
+    folds: Sequence[Fold] = (),
 ) -> CalibrationRow:
-    """Try all combinations of weights, seeds and threshold rules; keep the best Dice left out."""
-    seeds = (SEED_THRESHOLDS[1],) if "FLAIR" in modalities else SEED_THRESHOLDS
-    configs = [
-        ScoreConfig(modalities=modalities, weights=weights, seed_threshold=seed)
-        for weights, seed in itertools.product(candidate_weights(modalities, bundle), seeds)
-    ]
-    trials = [trial for config in configs for trial in _try(config, subjects, bundle)]
-    best = max(trials, key=lambda trial: trial.left_out_dice)
-    trials += _try(replace(best.config, asymmetry_weight=0.0), subjects, bundle)
-    best = max(trials, key=lambda trial: trial.left_out_dice)
-    config = replace(best.config, map_scale=_choose_scale(subjects, bundle, best.config))
-    described = [trial.describe() for trial in trials]
-    return CalibrationRow(method, config, best.dice, best.left_out_dice, described)
+    """Search weights, seeds and threshold rules one after the other; keep the best Dice left out.
+
+    The settings of a fold are chosen among everything that was tried, without the fold's own
+    subjects.
+    """
+    trials: list[_Trial] = []
+
+    everyone = np.ones(len(subjects), dtype=bool)
+
+    def best_of(configs: Iterable[ScoreConfig]) -> ScoreConfig:
+        for config in configs:
+            if all(config != _without_rule(trial.settings[0]) for trial in trials):
+                trials.extend(_try(config, subjects, bundle))
+        return _without_rule(_choose(trials, everyone)[1])
+
+    first = next(m for m in MODALITIES if m in modalities)
+    best = best_of([ScoreConfig(modalities=(first,), weights={f"cycle:{first}": 1.0})])
+    for signal, weights in signal_choices(modalities, bundle):
+        best = best_of(_with_weight(best, signal, weight) for weight in weights)
+    if "FLAIR" not in modalities:
+        best = best_of(replace(best, seed_threshold=value) for value in SEED_THRESHOLDS)
+    best = best_of([replace(best, asymmetry_weight=0.0)])
+
+    chosen, config = _choose(trials, everyone)
+    config = replace(config, map_scale=_choose_scale(subjects, bundle, config))
+    fold_configs = []
+    for fold in folds:
+        others = np.array([s.id not in fold.subjects for s in subjects])
+        fold_configs.append(replace(_choose(trials, others)[1], map_scale=config.map_scale))
+    return CalibrationRow(
+        method,
+        config,
+        float(chosen.dice.mean(axis=0).max()),
+        chosen.left_out_dice(everyone),
+        [trial.describe() for trial in trials],
+        fold_configs,
+    )
+
+
+def signal_choices(
+    modalities: tuple[str, ...], bundle: Bundle
+) -> list[tuple[str, tuple[float, ...]]]:
+    """Signals that may join the first modality's cycle, and the weights to try for each."""
+    first = next(m for m in MODALITIES if m in modalities)
+    known = bundle.template.normal
+    choices = [(f"atlas:{first}", ATLAS_WEIGHTS)] if first in known else []
+    choices.append((f"intensity:{first}", INTENSITY_WEIGHTS[first]))
+    for modality in modalities:
+        if modality != first:
+            choices.append((f"cycle:{modality}", OTHER_CYCLE_WEIGHTS))
+            if modality in known:
+                choices.append((f"atlas:{modality}", OTHER_ATLAS_WEIGHTS))
+    return choices
+
+
+def _with_weight(config: ScoreConfig, signal: str, weight: float) -> ScoreConfig:
+    """A score with one weight changed, that asks for no modality which it does not use."""
+    weights = {name: w for name, w in {**config.weights, signal: weight}.items() if w}
+    used = {name.partition(":")[2] for name in weights}
+    return replace(config, weights=weights, modalities=tuple(m for m in MODALITIES if m in used))
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """One kind of threshold rule of one combination of signals, at its best setting."""
+    """One kind of threshold rule for one combination of signals.
 
-    config: ScoreConfig
-    dice: float
-    left_out_dice: float
+    Attributes:
+        settings: The settings of the rule that were tried.
+        dice: (subjects, settings).
+    """
+
+    settings: list[ScoreConfig]
+    dice: NDArray[np.float64]
+
+    def left_out_dice(self, rows: NDArray[np.bool_]) -> float:
+        """Mean Dice where each subject's setting is the best one of all others."""
+        dice = self.dice[rows]
+        if len(dice) == 1:
+            return float(dice.max())
+        rest = dice.sum(axis=0) - dice
+        return float(dice[np.arange(len(dice)), rest.argmax(axis=1)].mean())
+
+    def best(self, rows: NDArray[np.bool_]) -> ScoreConfig:
+        """The setting with the best mean Dice."""
+        return self.settings[int(self.dice[rows].mean(axis=0).argmax())]
 
     def describe(self) -> dict[str, Any]:
         """As plain values, for the model card."""
-        config = self.config
+        everyone = np.ones(len(self.dice), dtype=bool)
+        config = self.best(everyone)
         return {
             "weights": config.weights,
             "asymmetry": config.asymmetry_weight,
             "rule": describe_rule(config),
             "seed": config.seed_threshold,
-            "dice": round(self.dice, 4),
-            "left_out_dice": round(self.left_out_dice, 4),
+            "dice": round(float(self.dice.mean(axis=0).max()), 4),
+            "left_out_dice": round(self.left_out_dice(everyone), 4),
         }
+
+
+def _choose(trials: Sequence[_Trial], rows: NDArray[np.bool_]) -> tuple[_Trial, ScoreConfig]:
+    """The trial with the best Dice left out among some subjects, and its best setting for them."""
+    trial = max(trials, key=lambda t: t.left_out_dice(rows))
+    return trial, trial.best(rows)
+
+
+def _without_rule(config: ScoreConfig) -> ScoreConfig:
+    plain = ScoreConfig(modalities=config.modalities, weights=config.weights)
+    return replace(
+        plain, seed_threshold=config.seed_threshold, asymmetry_weight=config.asymmetry_weight
+    )
 
 
 def _try(
@@ -230,12 +375,7 @@ def _try(
 ) -> list[_Trial]:
     """Every kind of threshold rule for one combination of signals."""
     tables = [_table(subject, bundle, config) for subject in subjects]
-    trials = []
-    for settings, dice in _rules(config, tables):
-        mean = dice.mean(axis=0)
-        chosen = settings[int(mean.argmax())]
-        trials.append(_Trial(chosen, float(mean.max()), _left_out(dice)))
-    return trials
+    return [_Trial(settings, dice) for settings, dice in _rules(config, tables)]
 
 
 def choose_by_budget(
@@ -263,25 +403,6 @@ def choose_by_budget(
     config = replace(config, threshold_rule="otsu", threshold_offset=offset)
     trials = [{"weights": weights, "offset": offset, "false_positive_ml": float(np.mean(volumes))}]
     return CalibrationRow(method, config, float("nan"), float("nan"), trials)
-
-
-def candidate_weights(modalities: tuple[str, ...], bundle: Bundle) -> list[dict[str, float]]:
-    """Combinations of signals that use every modality; the first one's cycle always counts 1."""
-    first = next(m for m in MODALITIES if m in modalities)
-    signs = {c.source: c.sign or 1 for c in bundle.config.cycles}
-    choices: dict[str, tuple[float, ...]] = {
-        f"cycle:{m}": OTHER_CYCLE_WEIGHTS[m] for m in modalities if m != first
-    }
-    choices[f"intensity:{first}"] = tuple(w * signs[first] for w in OWN_INTENSITY_WEIGHTS)
-    if "T2w" in modalities and first != "T2w":
-        choices["intensity:T2w"] = T2W_INTENSITY_WEIGHTS
-    combinations = []
-    for values in itertools.product(*choices.values()):
-        weights = {f"cycle:{first}": 1.0}
-        weights |= {n: w for n, w in zip(choices, values, strict=True) if w}
-        if all(any(name.endswith(f":{m}") for name in weights) for m in modalities):
-            combinations.append(weights)
-    return combinations
 
 
 def _sets(bundle: Bundle) -> list[tuple[str, ...]]:
@@ -345,14 +466,6 @@ def describe_rule(config: ScoreConfig) -> str:
         "otsu": f"{config.threshold_offset:g} + {config.otsu_weight:g} Otsu",
         "edge": f"strongest edge in {config.edge_low:g}..{config.edge_high:g}",
     }[config.threshold_rule]
-
-
-def _left_out(dice: NDArray[np.float64]) -> float:
-    """Mean Dice where each subject's offset is the best one of all others."""
-    if len(dice) == 1:
-        return float(dice.max())
-    rest = [np.delete(dice, row, axis=0).mean(axis=0).argmax() for row in range(len(dice))]
-    return float(np.mean([dice[row, column] for row, column in enumerate(rest)]))
 
 
 def _choose_scale(

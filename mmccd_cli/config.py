@@ -226,7 +226,8 @@ class ScoreConfig:
     Attributes:
         modalities: What a subject must have for this to apply.
         weights: Weight of each signal: "cycle:FLAIR" is the residual of that source's cycle,
-            "intensity:T2w" the normalised image; both in robust standard deviations (MAD).
+            "intensity:T2w" the normalised image, "atlas:T2w" how far it lies beyond what healthy
+            tissue looks like at the same place; all in robust standard deviations (MAD).
         residual: "signed" keeps only what is brighter (or darker) than imagined; "absolute" and
             "squared" (published) do not.
         asymmetry_weight: Share of the other side's blurred score that is taken off, because most
@@ -279,8 +280,8 @@ class ScoreConfig:
         for signal in self.weights:
             kind, _, modality = signal.partition(":")
             _require(
-                kind in ("cycle", "intensity") and modality in self.modalities,
-                'a signal must be "cycle:M" or "intensity:M" with M among the modalities',
+                kind in ("cycle", "intensity", "atlas") and modality in self.modalities,
+                'a signal must be "cycle:M", "intensity:M" or "atlas:M" with M among the modalities',
                 signal,
             )
         _require(
@@ -314,7 +315,15 @@ class ScoreConfig:
     @property
     def sources(self) -> tuple[str, ...]:
         """Modalities whose cycle must be computed, in order of preference."""
-        return tuple(m for m in MODALITIES if self.weights.get(f"cycle:{m}", 0.0) != 0.0)
+        return self._counting("cycle")
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Modalities that are compared with the atlas, in order of preference."""
+        return self._counting("atlas")
+
+    def _counting(self, kind: str) -> tuple[str, ...]:
+        return tuple(m for m in MODALITIES if self.weights.get(f"{kind}:{m}", 0.0) != 0.0)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmccd_cli.anomaly import score
+from mmccd_cli.atlas import deviation
 from mmccd_cli.bundle import Bundle
 from mmccd_cli.config import CycleConfig, SamplingConfig, ScoreConfig
 from mmccd_cli.devices import PRECISIONS, choose_batch_size, choose_precision, describe_device
@@ -83,8 +84,8 @@ class SignalModel:
             advance: Called with the pairs of slice and band done, and their number in all.
 
         Returns:
-            "intensity:M" for every modality of the score and "cycle:S" for every source:
-            (I, J, K) float32 in robust standard deviations, 0 outside the brain.
+            "intensity:M" for every modality of the score, "atlas:M" where it is compared with the
+            atlas and "cycle:S" for every source: (I, J, K) float32 in robust standard deviations, 0 outside the brain.
         """
         while True:
             try:
@@ -121,6 +122,10 @@ class SignalModel:
             f"intensity:{modality}": np.where(brain, images[modality] / scale, np.float32(0))
             for modality in config.modalities
         }
+        for modality in config.compared:
+            sign = next((c.sign for c in self.bundle.config.cycles if c.source == modality), 0)
+            beyond = deviation(images[modality], self.bundle.template.normal[modality], sign)
+            values[f"atlas:{modality}"] = np.where(brain, beyond / scale, np.float32(0))
         runs = [self._run(source, images[source], brain, config) for source in config.sources]
         total, done = sum(run.count for run in runs), 0
 

@@ -15,14 +15,16 @@ from torch import Tensor
 from torch import distributed as dist
 
 from mmccd_cli import __version__
+from mmccd_cli.atlas import NormalRangeFit
 from mmccd_cli.bundle import BundleConfig, TemplateConfig, save_bundle
 from mmccd_cli.config import PreprocessingConfig, ScoreConfig, from_dict, to_dict
 from mmccd_cli.datasets import load_dataset
 from mmccd_cli.devices import choose_device
 from mmccd_cli.errors import DataError
+from mmccd_cli.postprocessing import erode
 from mmccd_cli.recipes import Recipe
-from mmccd_cli.shards import read_index, read_template
-from mmccd_cli.template import Template
+from mmccd_cli.shards import Quantisation, read_index, read_shard, read_template
+from mmccd_cli.template import NormalRange, Template
 from mmccd_cli.training import NetworkSpec, Progress, Runtime, train_network
 
 
@@ -135,6 +137,8 @@ def write_bundle(
     recipe: Recipe,
     networks: dict[str, dict[str, Tensor]],
     text: BundleText,
+    *,
+    subjects: Sequence[str] | None = None,
 ) -> None:
     """Write a bundle with uncalibrated scores.
 
@@ -144,10 +148,13 @@ def write_bundle(
         recipe: What was trained and how.
         networks: Network name -> weights.
         text: Name, version, licence.
+        subjects: Whom the networks were trained on, where not on the whole split `train`.
     """
     index = read_index(shards)
     images, mask = read_template(shards)
-    template = Template(images, mask, np.array(index["affine"]).reshape(4, 4))
+    trained_on = training_subjects(index) if subjects is None else list(subjects)
+    normal = fit_normal_ranges(shards, trained_on, recipe.training.lesion_dilation_mm)
+    template = Template(images, mask, np.array(index["affine"]).reshape(4, 4), normal)
     config = BundleConfig(
         name=text.name,
         version=text.version,
@@ -161,11 +168,52 @@ def write_bundle(
         template=TemplateConfig(
             tuple(float(v) for v in template.affine.ravel()), _shape(mask), text.space
         ),
-        training=_provenance(index, recipe, text),
+        training=_provenance(index, recipe, text, trained_on),
         licence=text.licence,
         intended_use="Research on unsupervised anomaly segmentation; not a medical device.",
     )
     save_bundle(out, config, template, networks, f"# {text.name}\n\nNot calibrated yet.\n")
+
+
+def training_subjects(index: dict[str, Any]) -> list[str]:
+    """Ids of the split `train` of a prepared data set's index."""
+    return [e["id"] for e in index["subjects"] if e.get("split") == "train"]
+
+
+def split_folds(subjects: Sequence[str], count: int) -> list[list[str]]:
+    """Deal subjects into folds, one after the other.
+
+    Raises:
+        DataError: Fewer than two folds, or a fold would be empty.
+    """
+    if not 2 <= count <= len(subjects):
+        raise DataError(
+            f"{len(subjects)} training subjects cannot be dealt into {count} folds",
+            next_step="use 2 folds or more, and no more than there are subjects",
+        )
+    return [list(subjects[start::count]) for start in range(count)]
+
+
+def fit_normal_ranges(
+    shards: Path, subjects: Sequence[str], lesion_dilation_mm: float
+) -> dict[str, NormalRange]:
+    """Learn from subjects' healthy tissue what each modality looks like at each place.
+
+    Args:
+        shards: What `prepare` wrote.
+        subjects: Whom to learn from.
+        lesion_dilation_mm: How far lesions are grown before they are left out.
+    """
+    index = read_index(shards)
+    quantisation, spacing = Quantisation(**index["quantisation"]), index["spacing_mm"]
+    fits = {m: NormalRangeFit(tuple(index["shape"]), spacing) for m in index["modalities"]}
+    for subject in subjects:
+        shard = read_shard(shards, subject)
+        lesion, brain = np.moveaxis(shard.lesion, 0, 2), np.moveaxis(shard.brain, 0, 2)
+        healthy = brain & erode(~lesion, lesion_dilation_mm, spacing)
+        for modality, fit in fits.items():
+            fit.add(quantisation.decode(np.moveaxis(shard.images[modality], 0, 2)), healthy)
+    return {modality: fit.result() for modality, fit in fits.items()}
 
 
 def initial_scores(recipe: Recipe) -> tuple[ScoreConfig, ...]:
@@ -189,8 +237,10 @@ def _check_shards(shards: Path, recipe: Recipe) -> None:
         )
 
 
-def _provenance(index: dict[str, Any], recipe: Recipe, text: BundleText) -> dict[str, Any]:
-    train = [e for e in index["subjects"] if e.get("split") == "train"]
+def _provenance(
+    index: dict[str, Any], recipe: Recipe, text: BundleText, subjects: Sequence[str]
+) -> dict[str, Any]:
+    train = [e for e in index["subjects"] if e["id"] in subjects]
     return {
         "recipe": recipe.name,
         "settings": to_dict(replace(recipe.training)),
