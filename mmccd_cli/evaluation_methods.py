@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from mmccd_cli.baselines import (
     SHARED_CLEANING,
@@ -30,9 +30,8 @@ from mmccd_cli.preprocessing.prepare_subject import (
     to_reference_grid,
 )
 from mmccd_cli.rival_files import Rival
-from mmccd_cli.rivals import AutoEncoder, reconstruct
-
-RivalResidual = Literal["signed", "absolute"]
+from mmccd_cli.rivals import AutoEncoder, RivalResidual, residual_of_volume
+from mmccd_cli.threshold_choice import SHIPPED_CONSTANTS
 
 
 class PassCounter:
@@ -147,6 +146,10 @@ class Scorer(Protocol):
     def seen(self) -> frozenset[str]:
         """Subjects that its weights were made with."""
 
+    @property
+    def constants(self) -> Mapping[str, float] | None:
+        """Constants of its threshold rules that come with it; None where there are none."""
+
     def score(self, case: Case) -> Scored | None:
         """Score a case; None where it lacks a modality."""
 
@@ -168,6 +171,11 @@ class IntensityScorer:
     def cleaning(self) -> Cleaning:
         """Cleaning of the baseline."""
         return self.baseline.cleaning
+
+    @property
+    def constants(self) -> Mapping[str, float] | None:
+        """The shipped ones."""
+        return SHIPPED_CONSTANTS.get(self.name)
 
     def score(self, case: Case) -> Scored | None:
         """Score the scans as they lie; None where one is missing or lies on another grid."""
@@ -216,6 +224,11 @@ class RivalScorer:
         """Subjects that it was trained on."""
         return self.rival.subjects
 
+    @property
+    def constants(self) -> Mapping[str, float] | None:
+        """Those that were chosen after its training, on the subjects of its training."""
+        return self.rival.constants.get(self.residual)
+
     def score(self, case: Case) -> Scored | None:
         """Reconstruct the case's slices; None where it lacks the modality."""
         config = self.rival.config
@@ -224,7 +237,16 @@ class RivalScorer:
         prepared, seconds = case.shared(self._preparation, lambda: self._prepare(case))
         began = time.perf_counter()
         with counted_passes() as counter:
-            residual = self._residual(prepared.images[config.modality], prepared.brain)
+            residual = residual_of_volume(
+                self.rival.network.to(self.device),
+                config,
+                prepared.images[config.modality],
+                prepared.brain,
+                self.rival.preprocessing.intensity.scale,
+                self.residual,
+                device=self.device,
+                seed=self.seed,
+            )
         residual[~prepared.covered[config.modality]] = 0.0
         grid = prepared.reference_volume
         raw = to_reference_grid(residual, prepared, "linear")
@@ -244,42 +266,6 @@ class RivalScorer:
         return prepare_subject(
             {modality: case.volumes[modality]}, self.rival.template, self.rival.preprocessing
         )
-
-    def _residual(
-        self, image: NDArray[np.float32], brain: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
-        """(I, J, K) in robust standard deviations, positive where anomalous."""
-        config = self.rival.config
-        levels = np.flatnonzero(brain.any(axis=(0, 1)))
-        slices = torch.from_numpy(np.moveaxis(image, 2, 0)[levels][:, None].copy())
-        network = self.rival.network.to(self.device)
-        given_back = torch.cat(
-            [
-                reconstruct(network, config, part.to(self.device), self._noise(part, numbers)).cpu()
-                for part, numbers in zip(
-                    slices.split(16), torch.from_numpy(levels).split(16), strict=True
-                )
-            ]
-        )
-        error = (slices - given_back)[:, 0].numpy() / self.rival.preprocessing.intensity.scale
-        if self.residual == "absolute":
-            error = np.abs(error)
-        elif config.modality == "T1w":
-            error = -error
-        residual = np.zeros(image.shape, dtype=np.float32)
-        residual[:, :, levels] = np.moveaxis(error, 0, 2)
-        return np.where(brain, residual, np.float32(0))
-
-    def _noise(self, part: Tensor, numbers: Tensor) -> Tensor:
-        """Standard normal noise that depends on the level only, not on the batch."""
-        noise = [
-            torch.randn(
-                part.shape[1:],
-                generator=torch.Generator().manual_seed(self.seed * 65_537 + int(number)),
-            )
-            for number in numbers
-        ]
-        return torch.stack(noise).to(self.device)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from mmccd_cli.evaluation import Case, load_case
 from mmccd_cli.evaluation_methods import RuleMethod, Scorer
 from mmccd_cli.subjects import Subject
 from mmccd_cli.threshold_choice import (
-    SHIPPED_CONSTANTS,
     Constants,
     DiceCurve,
     choose_constants,
@@ -34,8 +33,8 @@ class ChosenConstants:
     """
 
     values: Constants
-    subjects: frozenset[str] = frozenset()
-    source: str = "shipped with mmccd, chosen on 17 gliomas"
+    subjects: frozenset[str]
+    source: str
 
     def methods(self, scorers: Sequence[Scorer]) -> list[RuleMethod]:
         """Build the threshold rows of these scores.
@@ -47,9 +46,7 @@ class ChosenConstants:
         if missing:
             raise UsageError(
                 f"There are no thresholds for {', '.join(missing)}.",
-                cause="Thresholds of trained rivals are not shipped: they are chosen on subjects "
-                "that are not scored.",
-                next_step="Add --split FILE --constants-from train.",
+                next_step="Choose them in this run: --split FILE --constants-from train.",
             )
         return [
             RuleMethod(scorer, rules_of(scorer.name, self.values[scorer.name]), self.subjects)
@@ -57,7 +54,11 @@ class ChosenConstants:
         ]
 
 
-SHIPPED = ChosenConstants(SHIPPED_CONSTANTS)
+def shipped_constants(scorers: Sequence[Scorer]) -> ChosenConstants:
+    """The constants that come with mmccd and with trained rivals."""
+    values = {s.name: s.constants for s in scorers if s.constants is not None}
+    source = "chosen beforehand: intensities on 17 gliomas (shipped), rivals on their training"
+    return ChosenConstants(values, frozenset(), source)
 
 
 @dataclass

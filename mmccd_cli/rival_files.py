@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from mmccd_cli.config import PreprocessingConfig, from_dict, to_dict
 from mmccd_cli.errors import MmccdError, WeightsError
@@ -34,6 +34,7 @@ class Rival:
         template: The grid that its slices lie on, and the image that subjects are registered to.
         preprocessing: How scans become its slices.
         training: Settings and subjects of its training.
+        constants: Residual -> threshold rule -> constant, chosen on the subjects of its training.
     """
 
     config: RivalConfig
@@ -41,6 +42,7 @@ class Rival:
     template: Template
     preprocessing: PreprocessingConfig
     training: dict[str, Any]
+    constants: dict[str, dict[str, float]]
 
     @property
     def subjects(self) -> frozenset[str]:
@@ -48,25 +50,20 @@ class Rival:
         return frozenset(self.training.get("subjects", ()))
 
 
-def save_rival(
-    folder: Path,
-    config: RivalConfig,
-    weights: dict[str, Tensor],
-    template: Template,
-    preprocessing: PreprocessingConfig,
-    training: dict[str, Any],
-) -> None:
+def save_rival(folder: Path, rival: Rival) -> None:
     """Write a rival's folder; `rival.json`, which makes it one, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-    save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS)
-    write_template(folder, dict(template.images), template.mask)
+    weights = {name: value.cpu().contiguous() for name, value in rival.network.state_dict().items()}
+    save_file(weights, folder / WEIGHTS)
+    write_template(folder, dict(rival.template.images), rival.template.mask)
     document = {
         "format": FORMAT,
-        "rival": to_dict(config),
-        "preprocessing": to_dict(preprocessing),
-        "affine": template.affine.ravel().tolist(),
-        "training": training,
+        "rival": to_dict(rival.config),
+        "preprocessing": to_dict(rival.preprocessing),
+        "affine": rival.template.affine.ravel().tolist(),
+        "training": rival.training,
+        "constants": rival.constants,
     }
     (folder / INDEX).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -84,6 +81,10 @@ def load_rival(folder: Path) -> Rival:
         config = from_dict(RivalConfig, document["rival"], where="rival")
         preprocessing = from_dict(PreprocessingConfig, document["preprocessing"])
         images, mask = read_template(folder)
+        constants = {
+            str(residual): {str(rule): float(value) for rule, value in rules.items()}
+            for residual, rules in document["constants"].items()
+        }
         affine = np.array(document["affine"], dtype=np.float64).reshape(4, 4)
         with torch.random.fork_rng(devices=[]):
             network = build_network(config)
@@ -104,7 +105,8 @@ def load_rival(folder: Path) -> Rival:
             next_step="train it: mmccd train-rivals --prepared DIR --out DIR",
         ) from error
     template = Template(images, mask, affine)
-    return Rival(config, network.eval(), template, preprocessing, dict(document["training"]))
+    training = dict(document["training"])
+    return Rival(config, network.eval(), template, preprocessing, training, constants)
 
 
 def find_rivals(folder: Path) -> list[Path]:

@@ -1,19 +1,33 @@
-"""Training of the rivals on the slices of `prepare`, with the lesion hidden as for our networks."""
+"""Training of the rivals on the slices of `prepare`, with the lesion hidden as for our networks.
+
+As for our own bundles, the thresholds are then chosen on the training subjects' slices.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmccd_cli.baselines import SHARED_CLEANING
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.datasets import SliceDataset, draw_sample
 from mmccd_cli.diffusion import Schedule, hide
 from mmccd_cli.errors import ComputeError
-from mmccd_cli.rivals import RivalConfig, build_network, coarse_noise
+from mmccd_cli.rivals import (
+    RESIDUALS,
+    RivalConfig,
+    build_network,
+    coarse_noise,
+    residual_of_volume,
+)
+from mmccd_cli.shards import Quantisation, read_index, read_shard
+from mmccd_cli.threshold_choice import DiceCurve, choose_constants, dice_curve
 from mmccd_cli.training import Progress, Runtime, learning_rate_at, sample_generator
 
 DEFAULT_TRAINING = TrainingConfig(iterations=1200, batch_size=16, learning_rate=1e-3)
@@ -127,6 +141,46 @@ def _draw(
         inputs = Schedule.from_config(config.diffusion).add_noise(inputs, noise, times)
     latent_noise = torch.randn(1, config.latent, generator=generator)
     return inputs, image, sample.healthy.float(), times, latent_noise
+
+
+def choose_thresholds(
+    network: nn.Module,
+    config: RivalConfig,
+    shards: Path,
+    subjects: Sequence[str],
+    device: torch.device,
+    *,
+    report: Callable[[str, int, int], None] = lambda subject, done, total: None,
+) -> dict[str, dict[str, float]]:
+    """Choose the constants of both threshold rules on prepared subjects with lesions.
+
+    Args:
+        network: The trained network, in evaluation mode, on the device.
+        config: Its configuration.
+        shards: What `prepare` wrote.
+        subjects: Ids; healthy ones are passed over.
+        device: The device.
+        report: Called with each subject's id, its number and the number of all.
+
+    Returns:
+        Residual -> rule -> constant; empty where no subject has a lesion.
+    """
+    index = read_index(shards)
+    quantisation, (i, j, k) = Quantisation(**index["quantisation"]), index["spacing_mm"]
+    scale = float(index["preprocessing"]["intensity"]["scale"])
+    curves: dict[str, list[DiceCurve]] = {residual: [] for residual in RESIDUALS}
+    for number, subject in enumerate(subjects, start=1):
+        report(subject, number, len(subjects))
+        shard = read_shard(shards, subject)
+        image = np.moveaxis(quantisation.decode(shard.images[config.modality]), 0, 2)
+        brain, lesion = np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2)
+        if not lesion.any():
+            continue
+        signed = residual_of_volume(network, config, image, brain, scale, "signed", device=device)
+        for residual, raw in (("signed", signed), ("absolute", np.abs(signed))):
+            score = SHARED_CLEANING.smooth(raw, brain, (i, j, k))
+            curves[residual].append(dice_curve(subject, score, lesion, SHARED_CLEANING))
+    return {residual: choose_constants(found) for residual, found in curves.items() if found}
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from test_training import make_dataset
 
 from mmccd_cli.config import PreprocessingConfig, TrainingConfig
 from mmccd_cli.errors import ComputeError, WeightsError
-from mmccd_cli.rival_files import find_rivals, load_rival, save_rival
+from mmccd_cli.rival_files import Rival, find_rivals, load_rival, save_rival
 from mmccd_cli.rival_training import train_rival
 from mmccd_cli.rivals import (
     KINDS,
@@ -23,6 +23,7 @@ from mmccd_cli.rivals import (
     build_network,
     coarse_noise,
     reconstruct,
+    residual_of_volume,
     timesteps_back,
 )
 from mmccd_cli.template import Template
@@ -30,7 +31,7 @@ from mmccd_cli.training import Progress, Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), report_every=5)
 TRAINING = TrainingConfig(
-    iterations=30, batch_size=4, learning_rate=3e-3, warmup_iterations=2, augment=False
+    iterations=20, batch_size=4, learning_rate=1e-2, warmup_iterations=2, augment=False
 )
 
 
@@ -118,6 +119,24 @@ def test_the_lesion_reaches_neither_input_nor_loss(kind: Kind) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_residuals_of_a_volume(tmp_path: Path) -> None:
+    config = small("ddpm")
+    image = np.random.default_rng(0).normal(size=(16, 16, 40)).astype(np.float32)
+    brain = np.zeros(image.shape, dtype=bool)
+    brain[2:14, 2:14, 5:35] = True
+
+    class Zero(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    signed = residual_of_volume(Zero(), config, image, brain, 0.5, "signed")
+    np.testing.assert_allclose(signed, np.where(brain, image / 0.5, 0), atol=1e-6)
+    both = residual_of_volume(Zero(), config, image, brain, 0.5, "absolute")
+    np.testing.assert_array_equal(both, np.abs(signed))
+    dark = residual_of_volume(Zero(), replace(config, modality="T1w"), image, brain, 0.5, "signed")
+    np.testing.assert_array_equal(dark, -signed)
+
+
 def test_training_that_diverges_stops() -> None:
     wild = replace(TRAINING, learning_rate=1e30, gradient_clip=0.0)
     with pytest.raises(ComputeError, match="dae-FLAIR"):
@@ -129,8 +148,9 @@ def save(folder: Path, kind: Kind = "dae") -> RivalConfig:
     mask = np.ones((16, 16, 4), dtype=bool)
     images = {"FLAIR": np.zeros(mask.shape, dtype=np.float32)}
     template = Template(images, mask, np.diag([2.0, 2.0, 2.0, 1.0]))
-    weights = build_network(config).state_dict()
-    save_rival(folder, config, weights, template, PreprocessingConfig(), {"subjects": ["a", "b"]})
+    network, training = build_network(config), {"subjects": ["a", "b"]}
+    constants = {"signed": {"fixed": 1.5, "adaptive": 0.5}}
+    save_rival(folder, Rival(config, network, template, PreprocessingConfig(), training, constants))
     return config
 
 
@@ -140,6 +160,7 @@ def test_a_rival_survives_the_way_to_disk(tmp_path: Path, kind: Kind) -> None:
     rival = load_rival(tmp_path / kind)
     assert rival.config == config
     assert rival.subjects == {"a", "b"}
+    assert rival.constants == {"signed": {"fixed": 1.5, "adaptive": 0.5}}
     assert rival.template.spacing_mm == (2.0, 2.0, 2.0)
     assert not rival.network.training
     assert find_rivals(tmp_path) == find_rivals(tmp_path / kind) == [tmp_path / kind]

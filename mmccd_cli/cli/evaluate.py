@@ -120,12 +120,14 @@ def evaluate(
         typer.Option(
             metavar="shipped|SPLIT|FILE.json",
             help="Where the constants of the threshold rows and rivals come from: those that "
-            "mmccd comes with, chosen in this run on a split, or an earlier run's summary.",
+            "mmccd and the rivals come with, chosen in this run on a split, or an earlier run's "
+            "summary.",
             rich_help_panel=COMPARED,
         ),
     ] = "shipped",
     weights: options.Weights = None,
     offline: options.Offline = False,
+    cache_dir: options.CacheDir = None,
     preset: options.Preset = None,
     device: options.Device = "auto",
     batch_size: options.BatchSize = "auto",
@@ -149,7 +151,7 @@ def evaluate(
             "--folds says itself which weights score which subjects.",
             next_step="Leave out --split, --weights, --rival and --constants-from.",
         )
-    loading = Loading(weights, offline, device, batch_size, threads, preset)
+    loading = Loading(weights, offline, device, batch_size, threads, preset, cache_dir=cache_dir)
     compared = _Compared(
         loading,
         method or ["mmccd", "cyclic-unet"],
@@ -325,10 +327,10 @@ def _constants(
     constants_from: str,
     progress: Progress,
 ) -> ChosenConstants:
-    from mmccd_cli.evaluation_runs import SHIPPED, measure_curves, read_constants
+    from mmccd_cli.evaluation_runs import measure_curves, read_constants, shipped_constants
 
     if constants_from == "shipped":
-        return SHIPPED
+        return shipped_constants(scorers)
     if constants_from.endswith(".json"):
         return read_constants(Path(constants_from))
     chosen = subjects.of_split(constants_from, "--constants-from")

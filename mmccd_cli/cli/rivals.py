@@ -119,8 +119,9 @@ def _train(
 
     from mmccd_cli.config import PreprocessingConfig, from_dict, to_dict
     from mmccd_cli.datasets import load_dataset
-    from mmccd_cli.rival_files import save_rival
-    from mmccd_cli.rival_training import train_rival
+    from mmccd_cli.rival_files import Rival, save_rival
+    from mmccd_cli.rival_training import choose_thresholds, train_rival
+    from mmccd_cli.rivals import build_network
     from mmccd_cli.shards import read_index, read_template
     from mmccd_cli.template import Template
 
@@ -134,14 +135,27 @@ def _train(
 
     index = read_index(prepared)
     dataset = load_dataset(prepared, training, split=split)
-    weights = train_rival(config, dataset, training, runtime, report=report)
-    images, mask = read_template(prepared)
-    save_rival(
-        folder,
+    network = build_network(config)
+    network.load_state_dict(train_rival(config, dataset, training, runtime, report=report))
+    network.eval().to(runtime.device)
+    progress.begin(f"{config.name}: choosing thresholds")
+    constants = choose_thresholds(
+        network,
         config,
-        weights,
-        Template(images, mask, np.array(index["affine"], dtype=float).reshape(4, 4)),
+        prepared,
+        dataset.subjects,
+        runtime.device,
+        report=lambda subject, done, total: progress.advance(done, total),
+    )
+    images, mask = read_template(prepared)
+    affine = np.array(index["affine"], dtype=float).reshape(4, 4)
+    rival = Rival(
+        config,
+        network,
+        Template(images, mask, affine),
         from_dict(PreprocessingConfig, index["preprocessing"]),
         {"settings": to_dict(training), "split": split, "subjects": list(dataset.subjects)},
+        constants,
     )
+    save_rival(folder, rival)
     console.info(f"Wrote {folder}. Compare with it: mmccd evaluate DATA --rival {folder}")
