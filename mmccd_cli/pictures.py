@@ -1,8 +1,13 @@
-"""A picture of a result to look at: three planes, with and without the anomaly map on top."""
+"""Pictures of a brain in three planes: the panels that all pictures are made of, and an overview.
+
+Panels are upright and to scale in mm, with the patient's left on the left (the neurological
+convention), whatever the order of the voxels in the file.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,16 @@ from scipy import ndimage
 from mmccd_cli.files import write_atomically
 from mmccd_cli.volume import Volume, reorient
 
+Color = tuple[int, int, int]
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+CONTOUR: Color = (64, 255, 200)
+"""Colour of the mask's outline."""
+
 _MARGIN_MM = 6.0
 _PIXELS_PER_MM = 2.0
 _MAX_OPACITY = 0.7
-_CONTOUR = (64, 255, 200)
 _TEXT = (235, 235, 235)
 _FAINT = (150, 150, 150)
 # Dark red to yellow; brightness rises with the value, so that it also reads without colour.
@@ -26,7 +37,7 @@ _COLORS = np.array([(70, 0, 40), (180, 20, 40), (240, 90, 20), (255, 180, 30), (
 
 
 @dataclass(frozen=True)
-class _Plane:
+class Plane:
     """A cut through a RAS volume: axis 0 is x, 1 is y, 2 is z."""
 
     name: str
@@ -35,12 +46,111 @@ class _Plane:
     up: int
     letters: tuple[str, str]
 
+    def caption(self, affine: NDArray[np.float64], center: Sequence[int]) -> str:
+        """Return name and position of a cut, for example "axial, z = 12 mm"."""
+        world = affine[:3, :3] @ np.asarray(center) + affine[:3, 3]
+        return f"{self.name}, {'xyz'[self.across]} = {round(world[self.across])} mm"
 
-_PLANES = (
-    _Plane("axial", 2, 0, 1, ("L", "R")),
-    _Plane("coronal", 1, 0, 2, ("L", "R")),
-    _Plane("sagittal", 0, 1, 2, ("P", "A")),
+
+PLANES = (
+    Plane("axial", 2, 0, 1, ("L", "R")),
+    Plane("coronal", 1, 0, 2, ("L", "R")),
+    Plane("sagittal", 0, 1, 2, ("P", "A")),
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """The part of a RAS grid that panels show, and their scale.
+
+    Args:
+        box: Voxels along each axis.
+        spacing_mm: Their size.
+        pixels_per_mm: Scale of the panels.
+    """
+
+    box: tuple[slice, ...]
+    spacing_mm: tuple[float, float, float]
+    pixels_per_mm: float = _PIXELS_PER_MM
+
+    def cut(self, data: NDArray[Any], plane: Plane, center: Sequence[int]) -> FloatArray:
+        """Return a cut through (I, J, K) data as a panel's (H, W) pixels."""
+        index = list(self.box)
+        index[plane.across] = slice(center[plane.across], center[plane.across] + 1)
+        upright = np.moveaxis(data[tuple(index)], (plane.up, plane.right), (0, 1))[::-1, :, 0]
+        across, along = (
+            max(1, round(count * self.spacing_mm[axis] * self.pixels_per_mm))
+            for count, axis in zip(upright.shape, (plane.up, plane.right), strict=True)
+        )
+        resized = Image.fromarray(np.ascontiguousarray(upright, dtype=np.float32)).resize(
+            (along, across), Image.Resampling.BILINEAR
+        )
+        return np.asarray(resized)
+
+
+def frame_around(
+    region: BoolArray, spacing_mm: tuple[float, float, float], width_px: int | None = None
+) -> Frame:
+    """Return the smallest frame around a region, with a margin.
+
+    Args:
+        region: (I, J, K) bool, not empty.
+        spacing_mm: Size of its voxels.
+        width_px: Width that three planes beside each other may take; None for 2 pixels a mm.
+    """
+    (tight,) = ndimage.find_objects(region.astype(np.uint8))
+    box = tuple(
+        slice(max(0, part.start - round(_MARGIN_MM / mm)), part.stop + round(_MARGIN_MM / mm))
+        for part, mm in zip(tight, spacing_mm, strict=True)
+    )
+    if width_px is None:
+        return Frame(box, spacing_mm)
+    x_mm, y_mm = (
+        (min(part.stop, count) - part.start) * mm
+        for part, count, mm in zip(box[:2], region.shape[:2], spacing_mm[:2], strict=True)
+    )
+    return Frame(box, spacing_mm, width_px / (2 * x_mm + y_mm))
+
+
+def windowed(data: FloatArray, region: BoolArray) -> FloatArray:
+    """Return intensities scaled to [0, 1] between low and high percentiles in a region."""
+    low, high = np.percentile(data[region], (0.5, 99.7))
+    grey: FloatArray = np.clip((data - low) / max(high - low, 1e-6), 0, 1)
+    return grey
+
+
+def painted(grey: FloatArray, score: FloatArray | None = None) -> FloatArray:
+    """Return an (H, W, 3) picture of grey pixels, with those of an anomaly map on top.
+
+    Args:
+        grey: (H, W) in [0, 1].
+        score: (H, W) in [0, 1]; the more anomalous, the more opaque.
+    """
+    rgb = np.repeat(255 * grey[..., None], 3, axis=2)
+    if score is None:
+        return rgb
+    score = np.clip(score, 0, 1)[..., None]
+    opacity = _MAX_OPACITY * np.clip(score / 0.6, 0, 1)
+    blended: FloatArray = (1 - opacity) * rgb + opacity * _color(score[..., 0])
+    return blended
+
+
+def outline(rgb: FloatArray, inside: FloatArray, color: Color, width: int = 2) -> None:
+    """Draw the outline of an (H, W) mask, along its inner side, into a picture."""
+    found = inside > 0.5
+    rgb[found & ~ndimage.binary_erosion(found, iterations=width)] = color
+
+
+def lettered(rgb: FloatArray, plane: Plane) -> Image.Image:
+    """Return a panel with the letters of its two sides."""
+    panel = Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(panel)
+    middle = panel.height // 2
+    for x, letter, anchor in zip((4, panel.width - 4), plane.letters, ("lm", "rm"), strict=True):
+        draw.text(
+            (x, middle), letter, _TEXT, _font(16), anchor, stroke_width=2, stroke_fill="black"
+        )
+    return panel
 
 
 def render_overview(
@@ -73,7 +183,6 @@ def overview_png(
     """Return a PNG: above, three planes of the image; below, the same with map and contour.
 
     The planes meet at the peak of the largest lesion, or in the middle of the brain without one.
-    They are upright with the patient's left on the left, and to scale in mm.
 
     Args:
         background: The image to show, in any orientation.
@@ -86,37 +195,40 @@ def overview_png(
         ValueError: The shapes differ.
     """
     image = reorient(background, "RAS")
-    scores = _turned(background, anomaly_map).data
-    found = _turned(background, mask).data > 0
-    region = image.data != 0 if brain is None else _turned(background, brain).data > 0
+    scores = turned(background, anomaly_map)
+    found = turned(background, mask) > 0
+    region = image.data != 0 if brain is None else turned(background, brain) > 0
     if not region.any():
         region = np.ones(image.shape, dtype=bool)
     center = _center(scores, found, region)
-    box = _box(region, image.spacing_mm)
-    grey = _windowed(image.data, region)
+    frame = frame_around(region, image.spacing_mm)
+    grey = windowed(image.data, region)
     rows: list[list[Image.Image]] = [[], []]
-    for plane in _PLANES:
-        plain, overlay = (
-            _panel(plane, grey, scores * shown, found & shown, center, box, image.spacing_mm)
-            for shown in (False, True)
-        )
-        rows[0].append(plain)
-        rows[1].append(overlay)
+    for plane in PLANES:
+        pixels, score, inside = (frame.cut(data, plane, center) for data in (grey, scores, found))
+        overlay = painted(pixels, score)
+        outline(overlay, inside, CONTOUR)
+        rows[0].append(lettered(painted(pixels), plane))
+        rows[1].append(lettered(overlay, plane))
+    captions = [plane.caption(image.affine, center) for plane in PLANES]
     buffer = io.BytesIO()
-    _arrange(rows, title, _captions(image, center)).save(buffer, "PNG")
+    _arrange(rows, title, captions).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _turned(background: Volume, values: ArrayLike) -> Volume:
+def turned(background: Volume, values: ArrayLike) -> FloatArray:
+    """Return an array on a volume's grid in RAS order.
+
+    Raises:
+        ValueError: Its shape is not the volume's.
+    """
     array = np.asarray(values)
     if array.shape != background.shape:
         raise ValueError(f"the shape {array.shape} differs from the image's {background.shape}")
-    return reorient(Volume(array.astype(np.float32), background.affine), "RAS")
+    return reorient(Volume(array.astype(np.float32), background.affine), "RAS").data
 
 
-def _center(
-    scores: NDArray[np.float32], found: NDArray[np.bool_], region: NDArray[np.bool_]
-) -> tuple[int, ...]:
+def _center(scores: FloatArray, found: BoolArray, region: BoolArray) -> tuple[int, ...]:
     if not found.any():
         return tuple(round(c) for c in ndimage.center_of_mass(region))
     labels, _ = ndimage.label(found, structure=np.ones((3, 3, 3)))
@@ -125,68 +237,9 @@ def _center(
     return tuple(int(i) for i in np.unravel_index(peak, scores.shape))
 
 
-def _box(region: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> tuple[slice, ...]:
-    """The smallest box around the region, with a margin."""
-    (tight,) = ndimage.find_objects(region.astype(np.uint8))
-    return tuple(
-        slice(max(0, part.start - round(_MARGIN_MM / mm)), part.stop + round(_MARGIN_MM / mm))
-        for part, mm in zip(tight, spacing_mm, strict=True)
-    )
-
-
-def _windowed(data: NDArray[np.float32], region: NDArray[np.bool_]) -> NDArray[np.float32]:
-    low, high = np.percentile(data[region], (0.5, 99.7))
-    grey: NDArray[np.float32] = np.clip((data - low) / max(high - low, 1e-6), 0, 1)
-    return grey
-
-
-def _panel(
-    plane: _Plane,
-    grey: NDArray[np.float32],
-    scores: NDArray[np.float32],
-    found: NDArray[np.bool_],
-    center: tuple[int, ...],
-    box: tuple[slice, ...],
-    spacing_mm: tuple[float, float, float],
-) -> Image.Image:
-    """One plane as an RGB image with letters of its sides."""
-
-    def cut(data: NDArray[Any]) -> NDArray[np.float32]:
-        index = list(box)
-        index[plane.across] = slice(center[plane.across], center[plane.across] + 1)
-        upright = np.moveaxis(data[tuple(index)], (plane.up, plane.right), (0, 1))[::-1, :, 0]
-        size = (
-            max(1, round(upright.shape[1] * spacing_mm[plane.right] * _PIXELS_PER_MM)),
-            max(1, round(upright.shape[0] * spacing_mm[plane.up] * _PIXELS_PER_MM)),
-        )
-        resized = Image.fromarray(np.ascontiguousarray(upright, dtype=np.float32)).resize(
-            size, Image.Resampling.BILINEAR
-        )
-        return np.asarray(resized)
-
-    rgb = np.repeat(255 * cut(grey)[..., None], 3, axis=2)
-    score = np.clip(cut(scores), 0, 1)[..., None]
-    opacity = _MAX_OPACITY * np.clip(score / 0.6, 0, 1)
-    rgb = (1 - opacity) * rgb + opacity * _color(score[..., 0])
-    inside = cut(found) > 0.5
-    rgb[inside & ~ndimage.binary_erosion(inside, iterations=2)] = _CONTOUR
-    panel = Image.fromarray(rgb.astype(np.uint8))
-    draw = ImageDraw.Draw(panel)
-    middle = panel.height // 2
-    draw.text((4, middle), plane.letters[0], _TEXT, _font(16), anchor="lm")
-    draw.text((panel.width - 4, middle), plane.letters[1], _TEXT, _font(16), anchor="rm")
-    return panel
-
-
 def _color(score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     stops = np.linspace(0, 1, len(_COLORS))
     return np.stack([np.interp(score, stops, channel) for channel in _COLORS.T], axis=-1)
-
-
-def _captions(image: Volume, center: tuple[int, ...]) -> list[str]:
-    """Plane and position of each cut, for example "axial, z = 12 mm"."""
-    world = image.affine[:3, :3] @ center + image.affine[:3, 3]
-    return [f"{p.name}, {'xyz'[p.across]} = {world[p.across]:.0f} mm" for p in _PLANES]
 
 
 def _arrange(rows: list[list[Image.Image]], title: str, captions: list[str]) -> Image.Image:
