@@ -16,7 +16,7 @@ from mmccd_cli.cohort_run import finish_job, infer_job, prepare_job, run_jobs
 from mmccd_cli.cohort_summary import Summary
 from mmccd_cli.errors import UsageError
 from mmccd_cli.outputs import output_paths
-from mmccd_cli.presets import choose_sampling
+from mmccd_cli.presets import METHODS, PRESETS, choose_sampling
 from mmccd_cli.subjects import Subject, find_subject, subject_from_files
 from mmccd_cli.weights import resolve_weights
 
@@ -74,6 +74,9 @@ class Segmenter(pipeline.Segmenter):
             ComputeError: The device cannot be used.
             UsageError: The sampling settings do not fit together.
         """
+        for name, value, known in (("preset", preset, PRESETS), ("method", method, METHODS)):
+            if value is not None and value not in known:
+                raise UsageError(f"There is no {name} {value!r}; there are {', '.join(known)}.")
         spec = None if weights is None else str(weights)
         cache = None if cache_dir is None else Path(cache_dir)
         bundle = load_bundle(resolve_weights(spec, offline=offline, cache_dir=cache))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +23,7 @@ from mmccd_cli.cohort_resume import (
     with_new_mask,
 )
 from mmccd_cli.errors import MmccdError, UsageError, WeightsError
+from mmccd_cli.files import remove_leftovers
 from mmccd_cli.outputs import (
     check_outputs,
     encode_images,
@@ -51,6 +53,7 @@ class Ready:
         inputs: Names and hashes of what was read.
         prepared: The subject in template space; None where `earlier` spares it.
         grids: Modality to the grid of its file.
+        volumes: Modality to image, only where an extra output looks at them.
         notes: What was found and mended while reading.
         seconds: Seconds of reading.
         earlier: A result that is there already, whose map can stay.
@@ -60,6 +63,7 @@ class Ready:
     inputs: Mapping[str, Any]
     prepared: PreparedSubject | None = None
     grids: Mapping[str, NiftiGrid] | None = None
+    volumes: Mapping[str, Volume] | None = None
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     earlier: Earlier | None = None
@@ -115,18 +119,21 @@ def run_jobs(
             # Outside the try: without weights or device, no other subject can be done either.
             segmenter = load()
         prepare = partial(prepare_job, segmenter=segmenter, settings=settings, resume=resume)
-        waiting, ahead = ahead, None
+        ready: Ready | None = None
         try:
-            ready = waiting.result() if waiting else prepare(job, scans=scans)
-            del waiting, scans  # of large arrays, hold those of one subject
+            ready = ahead.result() if ahead else prepare(job, scans=scans)
+            ahead = scans = None
             if following is not None and prepare_ahead:
                 ahead = Ahead(partial(prepare, following))
             outcome = _finish_or_skip(ready, segmenter, settings, force, resume, advance)
-            del ready
         except (WeightsError, UsageError):
             raise
         except Exception as error:  # a bug met on one subject must not lose the others
+            if ready is None:
+                ahead = None  # it was this subject's
+            _forget_arrays(error)
             outcome = Outcome(job.subject.id, "failed", error=error)
+        ready = scans = None  # hold no large arrays while the next subject is waited for
         yield outcome
 
 
@@ -163,7 +170,16 @@ def prepare_job(
         skull_strip=settings.skull_strip,
         threads=_threads(),
     )
-    return Ready(job, inputs, prepared, scans.grids, tuple(scans.notes), scans.seconds)
+    shown = any(MAKERS[kind].needs_prepared for kind in job.extras)
+    return Ready(
+        job,
+        inputs,
+        prepared,
+        scans.grids,
+        scans.volumes if shown else None,
+        tuple(scans.notes),
+        scans.seconds,
+    )
 
 
 def infer_job(
@@ -199,7 +215,7 @@ def infer_job(
         seconds={"read": ready.seconds},
         threads=_threads(),
     )
-    return Finished(job, result, grid, record, segmenter.bundle)
+    return Finished(job, result, grid, record, segmenter.bundle, ready.volumes)
 
 
 def finish_job(
@@ -268,6 +284,13 @@ def plan_outcome(
     return Outcome(name, "planned", record, from_map=earlier is not None)
 
 
+def _forget_arrays(error: BaseException | None) -> None:
+    """Keep an error's traceback without the variables of its functions: whole images, mostly."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
 def _finish_or_skip(
     ready: Ready,
     segmenter: Segmenter,
@@ -281,6 +304,9 @@ def _finish_or_skip(
         record = {**ready.earlier.record, "status": "skipped"}
         return Outcome(job.subject.id, "skipped", record)
     overwrite = force or (resume and is_ours(job))
+    if resume:
+        for path in job.targets.values():
+            remove_leftovers(path)
     if job.exists:
         check_outputs(job.targets.values(), inputs=job.input_files, force=overwrite)
     if ready.earlier is not None:

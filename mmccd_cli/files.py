@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +49,15 @@ def write_all_atomically(contents: Mapping[Path, bytes]) -> None:
             temporary.unlink(missing_ok=True)
     for folder in {path.parent for path in contents}:
         _flush_folder(folder)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files that a killed process left for a target of `write_all_atomically`."""
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
+    with contextlib.suppress(OSError):
+        for other in path.parent.iterdir():
+            if leftover.fullmatch(other.name):
+                other.unlink()
 
 
 def sha256_of_file(path: Path) -> str:

@@ -1,0 +1,102 @@
+"""The program as a Python class: the same as the command."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+
+from mmccd_cli import MmccdError, RunSettings, Segmenter, api
+from mmccd_cli.errors import DataError, UsageError, WeightsError
+from mmccd_cli.phantom import Phantom
+from mmccd_cli.volume import read_nifti
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture
+def subject(tmp_path: Path, write_subject: Callable[..., Path], tiny_phantom: Phantom) -> Path:
+    return write_subject(tmp_path / "data", tiny_phantom, "brats")
+
+
+def test_the_example_of_the_docstring_is_true(bundle: Path, subject: Path, tmp_path: Path) -> None:
+    out_dir = tmp_path / "out"
+    out_dir.mkdir()
+    (example,) = doctest.DocTestFinder(recurse=False).find(
+        api.Segmenter, globs={"subject": subject, "out_dir": out_dir}
+    )
+    for line in example.examples:
+        line.source = line.source.replace('"glioma-compact"', repr(str(bundle)))
+    assert len(example.examples) == 6
+    assert doctest.DocTestRunner().run(example) == (0, 6)
+
+
+def test_files_volumes_and_command_give_one_result(
+    bundle: Path, subject: Path, tmp_path: Path
+) -> None:
+    segmenter = Segmenter.from_pretrained(bundle, device="cpu", preset="balanced", seed=3)
+    settings = RunSettings(threshold=0.6)
+    finished = segmenter.segment_files(subject, settings=settings)
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}  # nothing is written
+    paths = {"FLAIR": "flair", "T2w": "t2", "T1w": "t1"}
+    volumes = {m: read_nifti(next(subject.glob(f"*_{n}.nii.gz")))[0] for m, n in paths.items()}
+    plain = segmenter.segment(volumes, options=settings.mask_options)
+    np.testing.assert_array_equal(finished.result.anomaly_map, plain.anomaly_map)
+    np.testing.assert_array_equal(finished.result.mask, plain.mask)
+    written = segmenter.segment_files(
+        flair=next(subject.glob("*_flair.nii.gz")), t2=next(subject.glob("*_t2.nii.gz")),
+        t1=next(subject.glob("*_t1.nii.gz")), out=tmp_path / "map.nii.gz", settings=settings,
+    )  # fmt: skip
+    assert written.record == json.loads((tmp_path / "map.json").read_text())
+    stored = np.asanyarray(nib.load(tmp_path / "map.nii.gz").dataobj)
+    np.testing.assert_array_equal(stored, plain.anomaly_map)
+    from typer.testing import CliRunner
+
+    from mmccd_cli.cli.app import app
+
+    words = [subject, "--out", tmp_path / "cli.nii.gz", "--weights", bundle, "--device", "cpu",
+             "--preset", "balanced", "--seed", 3, "--threshold", 0.6, "-q"]  # fmt: skip
+    result = CliRunner().invoke(app, ["segment", *map(str, words)])
+    assert result.exit_code == 0, result.stderr
+    for end in (".nii.gz", "_mask.nii.gz"):
+        assert (tmp_path / f"cli{end}").read_bytes() == (tmp_path / f"map{end}").read_bytes()
+
+
+def test_errors_are_typed(bundle: Path, subject: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError):
+        Segmenter.from_pretrained(tmp_path)
+    with pytest.raises(UsageError):
+        Segmenter.from_pretrained(bundle, device="cpu", preset="best")
+    segmenter = Segmenter.from_pretrained(bundle, device="cpu")
+    with pytest.raises(DataError):
+        segmenter.segment_files(tmp_path / "nowhere")
+    with pytest.raises(UsageError):
+        segmenter.segment_files(subject, flair=tmp_path / "flair.nii.gz")
+    (tmp_path / "map.json").write_text("mine")
+    with pytest.raises(MmccdError) as caught:
+        segmenter.segment_files(subject, out=tmp_path / "map.nii.gz")
+    assert caught.value.next_step
+    assert (tmp_path / "map.json").read_text() == "mine"
+
+
+def test_the_package_imports_nothing_heavy_by_itself() -> None:
+    code = (
+        "import sys, mmccd_cli; from mmccd_cli import MmccdError;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'nibabel')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    import mmccd_cli
+
+    with pytest.raises(AttributeError):
+        mmccd_cli.Segmentor  # noqa: B018
