@@ -113,6 +113,11 @@ class Segmenter:
         """Where the networks run."""
         return self._model.device
 
+    @property
+    def precision(self) -> str:
+        """In what arithmetic: "fp32", "bf16" or "fp16"."""
+        return self._model.precision
+
     def segment(
         self,
         volumes: Mapping[str, Volume],
@@ -254,7 +259,7 @@ class Segmenter:
             "space": space if space == "native" else self.bundle.config.template.space,
             "reference_to_template": prepared.to_reference.tolist(),
             "device": describe_device(self.device),
-            "precision": self._model.precision,
+            "precision": self.precision,
         }
         unused = [m for m in prepared.images if m not in config.modalities]
         notes = [*prepared.notes, *self._model.notes]

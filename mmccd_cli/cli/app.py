@@ -15,7 +15,17 @@ from typing import Annotated
 import typer
 
 from mmccd_cli import __version__
-from mmccd_cli.cli import bids, demo, doctor, evaluate, segment, threshold, train, weights
+from mmccd_cli.cli import (
+    benchmark,
+    bids,
+    demo,
+    doctor,
+    evaluate,
+    segment,
+    threshold,
+    train,
+    weights,
+)
 
 app = typer.Typer(
     name="mmccd",
@@ -54,6 +64,7 @@ for _module in (
     weights,
     train,
     evaluate,
+    benchmark,
 ):  # the order of --help
     _module.register(app)
 
