@@ -159,6 +159,13 @@ def test_rivals_are_trained_and_compared(data: Path, tmp_path: Path) -> None:
     assert "ae-FLAIR was trained or calibrated on 2 of these subjects" in known.stderr
 
 
+def test_subjects_without_a_segmentation_are_left_out_and_named(data: Path) -> None:
+    next((data / "a").glob("*seg*")).unlink()
+    result = evaluate(data, "--method", "none")
+    assert result.exit_code == 0, result.stderr
+    assert "1 subjects without a segmentation are left out (a)" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

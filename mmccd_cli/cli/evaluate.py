@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -166,6 +167,7 @@ def evaluate(
             plan = _plan_folds(folds, chosen, compared, progress)
         else:
             plan = _plan(chosen, compared, constants_from, progress)
+        _tell_who_is_left_out(chosen, plan, console)
         _tell_what_was_seen(plan, console)
         _run(plan, protocol, out, console, progress)
 
@@ -243,11 +245,16 @@ class _Subjects:
     on: str
     healthy_dir: Path | None
 
-    def labelled(self) -> list[Subject]:
-        """All subjects with a segmentation."""
+    @cached_property
+    def found(self) -> list[Subject]:
+        """All subjects of the folder."""
         from mmccd_cli.subjects import find_subjects
 
-        return [s for s in find_subjects(self.data_dir) if s.segmentation is not None]
+        return find_subjects(self.data_dir)
+
+    def labelled(self) -> list[Subject]:
+        """All subjects with a segmentation."""
+        return [s for s in self.found if s.segmentation is not None]
 
     def of_split(self, name: str, option: str) -> list[Subject]:
         """The labelled subjects of one split.
@@ -431,6 +438,16 @@ def register(app: typer.Typer) -> None:
     """Add the command, and the one that trains what it compares with."""
     app.command("evaluate")(evaluate)
     app.command("train-rivals")(rivals.train_rivals)
+
+
+def _tell_who_is_left_out(subjects: _Subjects, plan: _Plan, console: Console) -> None:
+    """Without a split or folds, what has a segmentation is scored."""
+    unlabelled = [s.id for s in subjects.found if s.segmentation is None]
+    if unlabelled and subjects.split_file is None and "folds" not in plan.about:
+        console.note(
+            f"{len(unlabelled)} subjects without a segmentation are left out "
+            f"({', '.join(unlabelled[:3])}); give healthy ones by --healthy"
+        )
 
 
 def _tell_what_was_seen(plan: _Plan, console: Console) -> None:
