@@ -80,8 +80,8 @@ def _calibration(config: BundleConfig) -> str:
     lines = [
         "## Calibration\n",
         f"On the split `{about['split']}` ({len(about['subjects'])} subjects), by "
-        f'{about["criterion"]}. "Left out": the threshold\'s constant chosen on the other '
-        "subjects each time.\n",
+        f'{about["criterion"]}. {_unseen(about)} "Left out": the threshold\'s constant chosen on '
+        "the other subjects each time.\n",
         "| method | modalities | weights | threshold rule | Dice | left out |",
         "|---|---|---|---|---|---|",
     ]
@@ -111,6 +111,15 @@ def _calibration(config: BundleConfig) -> str:
             )
     lines.append("\n</details>\n")
     return "\n".join(lines)
+
+
+def _unseen(about: dict[str, Any]) -> str:
+    if not about.get("folds"):
+        return "The networks have seen these subjects' healthy tissue in training."
+    return (
+        f"For this, networks and atlas were trained {len(about['folds'])} times more, and each "
+        "subject was scored by those that have not seen it."
+    )
 
 
 def _sum(weights: dict[str, float]) -> str:

@@ -109,6 +109,13 @@ def train(
     calibrate_on: Annotated[
         str, typer.Option(help="Split to calibrate on; `none` leaves the scores uncalibrated.")
     ] = "train",
+    folds: Annotated[
+        int,
+        typer.Option(
+            help="Train this many more sets of networks, each without a share of the subjects, and "
+            "calibrate on the subjects that they have not seen; 0 for none.",
+        ),
+    ] = 0,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "research use only",
     about_data: Annotated[
@@ -136,7 +143,8 @@ def train(
         import torch
 
         from mmccd_cli.devices import available_threads
-        from mmccd_cli.train_bundle import make_runtime, train_networks
+        from mmccd_cli.train_bundle import BundleText, make_runtime
+        from mmccd_cli.train_run import Training
 
         torch.set_num_threads(options.parse_count(threads, "--threads") or available_threads())
         shards = prepared or work / "slices"
@@ -144,17 +152,26 @@ def train(
         if prepared is None and not (shards / "dataset.json").exists() and runtime.rank == 0:
             _prepare(data_dir, shards, data, recipe, split, template, strict, console, progress)
         runtime.barrier()
-        networks = train_networks(
-            shards, work, recipe, runtime, only=network, report=_reporter(console, progress)
+        training = Training(
+            shards,
+            work,
+            recipe,
+            runtime,
+            text=BundleText(out.name, version=version, licence=licence, data=about_data),
+            folds=folds,
+            only=network,
+            report=_reporter(console, progress),
         )
+        networks = training.train()
         if runtime.rank:
             return
         if network:
             console.info(f"Trained {', '.join(networks)}; checkpoints are in {work}.")
             return
-        _write(shards, out, recipe, networks, version, licence, about_data)
+        bundle = training.write(out, networks)
         if calibrate_on != "none":
-            _calibrate(out, shards, calibrate_on, runtime.device, console, progress)
+            progress.begin("calibrating")
+            training.calibrate(bundle, split=calibrate_on, report=console.info)
         console.info(f"Wrote {out}. Use it: mmccd segment SUBJECT --weights {out} --out map.nii.gz")
 
 
@@ -254,31 +271,3 @@ def _reporter(console: Console, progress: Progress) -> Any:
         )
 
     return report
-
-
-def _write(
-    shards: Path,
-    out: Path,
-    recipe: Recipe,
-    networks: dict[str, Any],
-    version: str,
-    licence: str,
-    about_data: str,
-) -> None:
-    from mmccd_cli.train_bundle import BundleText, write_bundle
-
-    text = BundleText(out.name, version=version, licence=licence, data=about_data)
-    write_bundle(shards, out, recipe, networks, text)
-
-
-def _calibrate(
-    out: Path, shards: Path, split: str, device: Any, console: Console, progress: Progress
-) -> None:
-    from mmccd_cli.bundle import load_bundle, rewrite_bundle
-    from mmccd_cli.calibration import calibrate
-    from mmccd_cli.model_card import model_card
-
-    progress.begin("calibrating")
-    bundle = load_bundle(out)
-    config, _ = calibrate(bundle, shards, split=split, device=device, report=console.info)
-    rewrite_bundle(bundle, config, model_card(config))
