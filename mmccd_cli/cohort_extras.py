@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +13,7 @@ from mmccd_cli.errors import UsageError
 if TYPE_CHECKING:
     from mmccd_cli.bundle import Bundle
     from mmccd_cli.pipeline import SegmentationResult
-    from mmccd_cli.volume import NiftiGrid
+    from mmccd_cli.volume import NiftiGrid, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,7 @@ class Finished:
         record: What the sidecar says; before the files are written, without their hashes and
             without the seconds that extras take.
         bundle: The weights.
+        volumes: Modality to scan; None where no extra output that needs them was asked for.
     """
 
     job: Job
@@ -34,6 +35,7 @@ class Finished:
     grid: NiftiGrid
     record: dict[str, Any]
     bundle: Bundle
+    volumes: Mapping[str, Volume] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Maker:
 
     Attributes:
         make: Returns the file's bytes; must not print.
-        needs_prepared: Whether it looks at the prepared subject, so that the map alone does not
-            suffice to make it anew.
+        needs_prepared: Whether it looks at the prepared subject and the scans, so that the map
+            alone does not suffice to make it anew.
     """
 
     make: Callable[[Finished], bytes]
@@ -61,6 +63,13 @@ def _picture(finished: Finished) -> bytes:
         brain=result.brain,
         title=f"{finished.job.subject.id}: {finished.record['lesion_volume_ml']:.1f} ml",
     )
+
+
+def _report(finished: Finished) -> bytes:
+    from mmccd_cli.report import subject_report
+
+    volumes = finished.volumes or {}
+    return subject_report(finished.result, volumes, finished.bundle.template, finished.record)
 
 
 def _dicom(finished: Finished, kind: Literal["mask", "map"]) -> bytes:
@@ -86,6 +95,7 @@ def _bids(finished: Finished, kind: str) -> bytes:
 
 MAKERS: dict[str, Maker] = {
     "picture": Maker(_picture),
+    "report": Maker(_report, needs_prepared=True),
     "mask_sidecar": Maker(partial(_bids, kind="mask_sidecar")),
     "lesions": Maker(partial(_bids, kind="lesions")),
     "lesion_table": Maker(partial(_bids, kind="lesion_table")),

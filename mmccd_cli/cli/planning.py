@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmccd_cli.cohort import Job, Outcome
     from mmccd_cli.cohort_shards import Shard
 
-SUFFIX_OF_EXTRA = {"picture": ".png", "dicom_seg": ".dcm", "dicom_map": ".dcm"}
+SUFFIX_OF_EXTRA = {"picture": ".png", "report": ".html", "dicom_seg": ".dcm", "dicom_map": ".dcm"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Wish:
         extras: Kind -> path of what is written beside the result; see `cohort_extras`.
         brain_mask: Brain mask of the only subject.
         shard: The share of many subjects that is wanted, or None.
+        report_dir: Folder of any number of reports, or None.
 
     Raises:
         UsageError: These contradict each other, or something is missing.
@@ -47,6 +48,7 @@ class Wish:
     extras: Mapping[str, Path] = field(default_factory=dict)
     brain_mask: Path | None = None
     shard: Shard | None = None
+    report_dir: Path | None = None
 
     @property
     def has_files(self) -> bool:
@@ -71,6 +73,7 @@ class Wish:
             )
         self._check_single()
         self._check_extras()
+        self._check_report_dir()
 
     def _check_single(self) -> None:
         number = len(self.folders)
@@ -97,6 +100,17 @@ class Wish:
                     f"With --out-dir, {option} {path} must be a name without a folder.",
                     next_step=f"Give {option} {path.name}",
                 )
+
+    def _check_report_dir(self) -> None:
+        if self.report_dir is None:
+            return
+        if self.out_dir is None:
+            raise UsageError(
+                "--report-dir is for any number of subjects.",
+                next_step="Give --report FILE.html for one subject, or --out-dir DIR.",
+            )
+        if "report" in self.extras:
+            raise UsageError("--report and --report-dir were both given.", next_step="Give one.")
 
     def plan(self) -> tuple[list[Job], list[Outcome]]:
         """Find the subjects and name their outputs.
@@ -127,7 +141,15 @@ class Wish:
             plan_job(subject, self.out_dir, extras=names, brain_mask=self.brain_mask)
             for subject in subjects
         ]
-        return jobs, failures
+        return [self._with_report(job) for job in jobs], failures
+
+    def _with_report(self, job: Job) -> Job:
+        if self.report_dir is None:
+            return job
+        from mmccd_cli.report_cohort import report_path
+
+        report = report_path(self.report_dir, job.subject.id)
+        return replace(job, extras={**job.extras, "report": report})
 
 
 def choose_shard(text: str, folders: Sequence[Path], console: Console) -> Shard | None:

@@ -46,6 +46,7 @@ class Run:
     as_json: bool
     many: bool
     summary: Summary | None = field(default=None, init=False)
+    report_dir: Path | None = field(default=None, init=False)
     _since: float = field(default_factory=time.perf_counter, init=False)
 
     def summarise_in(self, out_dir: Path, shard: Shard | None = None) -> None:
@@ -66,6 +67,10 @@ class Run:
         check_targets(self.jobs, force=self.force, resume=self.resume)
         if self.summary:
             self.summary.check()
+        if self.report_dir:
+            from mmccd_cli.report_cohort import check_cohort_page
+
+            check_cohort_page(self.report_dir)
         check_extras(self.jobs, self.settings)
 
     def execute(self, failures: Sequence[Outcome]) -> None:
@@ -76,18 +81,21 @@ class Run:
         for failure in failures:
             self._record(failure)
             self._report(failure, outcomes)
-        with self.console.progress() as progress:
-            for outcome in run_jobs(
-                self.jobs,
-                self._load,
-                self.settings,
-                force=self.force,
-                resume=self.resume,
-                began=lambda job: self._begin(job, progress),
-                advance=progress.advance,
-            ):
-                self._record(outcome)
-                self._report(outcome, outcomes)
+        try:
+            with self.console.progress() as progress:
+                for outcome in run_jobs(
+                    self.jobs,
+                    self._load,
+                    self.settings,
+                    force=self.force,
+                    resume=self.resume,
+                    began=lambda job: self._begin(job, progress),
+                    advance=progress.advance,
+                ):
+                    self._record(outcome)
+                    self._report(outcome, outcomes)
+        finally:  # also of a run that is interrupted, the reports that are there get their page
+            self._write_cohort_page(outcomes)
         self._finish(outcomes)
 
     def show_plan(self, failures: Sequence[Outcome]) -> None:
@@ -126,6 +134,14 @@ class Run:
             say(f"  left out: {path} ({reason})")
         for kind, path in job.targets.items():
             say(f"  writes {kind}: {path}")
+
+    def _write_cohort_page(self, outcomes: Sequence[Outcome]) -> None:
+        if self.report_dir is None:
+            return
+        from mmccd_cli.report_cohort import write_cohort_page
+
+        tables = self.summary.path.parent.glob("summary*.tsv") if self.summary else ()
+        write_cohort_page(self.report_dir, outcomes, tables=tables)
 
     def _record(self, outcome: Outcome) -> None:
         if self.summary:

@@ -69,6 +69,23 @@ def segment(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Also write a report with pictures, checks and a viewer, all in one file; with "
+            "--out-dir as ID_FILE.html.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    report_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the reports into a folder of their own, and an index.html that sorts them.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     dicom_seg: Annotated[
         Path | None,
         typer.Option(
@@ -191,15 +208,21 @@ def segment(
     strip, brain_mask = options.parse_skull_strip(skull_strip)
     settings = _settings(threshold, min_lesion, strip, space)
     folders = list_folders(subjects or [], subjects_from, null)
-    wanted = {"picture": picture, "dicom_seg": dicom_seg, "dicom_map": dicom_map}
+    wanted = {
+        "picture": picture,
+        "report": report,
+        "dicom_seg": dicom_seg,
+        "dicom_map": dicom_map,
+    }
     chosen = choose_shard(shard, folders, console)
     extras = {kind: path for kind, path in wanted.items() if path is not None}
-    wish = Wish(folders, t1, t2, flair, out, out_dir, extras, brain_mask, chosen)
+    wish = Wish(folders, t1, t2, flair, out, out_dir, extras, brain_mask, chosen, report_dir)
     with console.computing():
         jobs, failures = wish.plan()
         run = Run(console, jobs, settings, loading, force, resume, as_json, many=out is None)
         if out_dir is not None:
             run.summarise_in(out_dir, chosen)
+        run.report_dir = report_dir
         run.check()
         if dry_run:
             run.show_plan(failures)
