@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,6 +200,29 @@ def find_records(out: Path) -> list[dict[str, Any]]:
     return [record for path in paths if (record := read_record(path)) is not None]
 
 
+def plan_derivatives(
+    subjects: Sequence[Subject],
+    out: Path,
+    *,
+    run: int | None = None,
+    extras: Mapping[str, str] | None = None,
+    brain_mask: Path | None = None,
+) -> list[Job]:
+    """Name the outputs of subjects in a derivative data set; see `derivative_job`.
+
+    Raises:
+        UsageError: The folder is a source, or the root of a data set that mmccd did not make.
+    """
+    sources = find_sources(subjects, out)
+    _check_root(out, sources.values())
+    return [
+        derivative_job(
+            subject, out, sources[subject.id], run=run, extras=extras, brain_mask=brain_mask
+        )
+        for subject in subjects
+    ]
+
+
 def find_sources(subjects: Iterable[Subject], out: Path) -> dict[str, Source]:
     """Tell which data set each subject belongs to, and name the data sets.
 
@@ -212,49 +235,25 @@ def find_sources(subjects: Iterable[Subject], out: Path) -> dict[str, Source]:
 
     Returns:
         Subject's id -> its data set.
-
-    Raises:
-        UsageError: See `check_root`.
     """
     links: dict[str, str] = dict(_read_description(out).get("DatasetLinks") or {})
     sources: dict[str, Source] = {}
     for subject in subjects:
         root, base = _root_of(subject)
         location = _location(root, out)
-        names = {base, f"{base}{hashlib.sha256(location.encode()).hexdigest()[:6]}"}
-        free = [name for name in sorted(names) if links.get(name, location) == location]
-        links[free[0]] = location
-        sources[subject.id] = Source(root, free[0])
+        other = f"{base}{hashlib.sha256(location.encode()).hexdigest()[:6]}"
+        name = base if links.get(base, location) == location else other
+        links[name] = location
+        sources[subject.id] = Source(root, name)
     return sources
 
 
-def check_root(out: Path, sources: Iterable[Source]) -> None:
-    """Refuse to write derivatives where they do not belong, before anything is computed.
-
-    Raises:
-        UsageError: The folder is a source, or the root of a data set that mmccd did not make.
-    """
-    for source in sources:
-        if os.path.realpath(out) == os.path.realpath(source.root):
-            raise UsageError(
-                f"{out} is the data set that is read; derivatives go elsewhere.",
-                next_step=f"Give {Path(out) / 'derivatives' / 'mmccd'}",
-            )
-    description = _read_description(out)
-    makers = [entry.get("Name") for entry in description.get("GeneratedBy") or []]
-    if (out / DESCRIPTION).exists() and "mmccd" not in makers:
-        raise UsageError(
-            f"{out} holds another data set: {description.get('Name', 'without a name')}.",
-            cause=f"Its {DESCRIPTION} was not written by mmccd.",
-            next_step="Give a folder of its own, such as BIDS_DIR/derivatives/mmccd.",
-        )
-
-
-def write_root(out: Path, sources: Iterable[Source]) -> None:
+def write_root(out: Path, subjects: Iterable[Subject]) -> None:
     """Write what describes the data set as a whole; what a user changed there stays as it is."""
+    found = find_sources(subjects, out)
+    sources = list({source.name: source for source in found.values()}.values())
     out.mkdir(parents=True, exist_ok=True)
     old = _read_description(out)
-    sources = list({source.name: source for source in sources}.values())
     links = {source.name: _location(source.root, out) for source in sources}
     links = {**(old.get("DatasetLinks") or {}), **links}
     made_by = {"Name": "mmccd", "Version": __version__}
@@ -274,6 +273,24 @@ def write_root(out: Path, sources: Iterable[Source]) -> None:
     for name, content in _files_of_root().items():
         if not (out / name).exists():
             write_atomically(out / name, content)
+
+
+def _check_root(out: Path, sources: Iterable[Source]) -> None:
+    """Refuse to write derivatives where they do not belong, before anything is computed."""
+    for source in sources:
+        if os.path.realpath(out) == os.path.realpath(source.root):
+            raise UsageError(
+                f"{out} is the data set that is read; derivatives go elsewhere.",
+                next_step=f"Give {out / 'derivatives' / 'mmccd'}",
+            )
+    description = _read_description(out)
+    makers = [entry.get("Name") for entry in description.get("GeneratedBy") or []]
+    if (out / DESCRIPTION).exists() and "mmccd" not in makers:
+        raise UsageError(
+            f"{out} holds another data set: {description.get('Name', 'without a name')}.",
+            cause=f"Its {DESCRIPTION} was not written by mmccd.",
+            next_step="Give a folder of its own, such as BIDS_DIR/derivatives/mmccd.",
+        )
 
 
 def _files_of_root() -> dict[str, bytes]:

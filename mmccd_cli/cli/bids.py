@@ -18,7 +18,6 @@ from mmccd_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.bids import BidsFilter
-    from mmccd_cli.bids_derivatives import Source
     from mmccd_cli.cohort import Job, Outcome
 
 SELECTION, OUTPUT = "Selection", "Output"
@@ -108,6 +107,14 @@ def bids(
             "--picture", help="Also draw each result, in figures/.", rich_help_panel=OUTPUT
         ),
     ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Also write a page about each result, in figures/.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     force: options.Force = False,
     resume: Annotated[
         bool,
@@ -184,25 +191,26 @@ def bids(
             _summarise(out, console)
             return
         from mmccd_cli.bids import BidsFilter, read_filter
-        from mmccd_cli.bids_derivatives import check_root, write_root
+        from mmccd_cli.bids_derivatives import write_root
         from mmccd_cli.cohort import RunSettings
 
         queries = read_filter(bids_filter_file) if bids_filter_file else {}
         participants, sessions = tuple(participant_label or ()), tuple(session_id or ())
         wanted = BidsFilter(participants, sessions, run, queries)
         share = "off" if shard == "auto" and participants else shard
-        jobs, failures, sources = _plan(bids_dir, out, wanted, share, picture, console)
+        extras = {"picture": "anomaly.png"} if picture else {}
+        extras |= {"report": "report.html"} if report else {}
+        jobs, failures = _plan(bids_dir, out, wanted, share, extras, console)
         settings = RunSettings(
             options.parse_threshold(threshold), options.parse_volume_mm3(min_lesion), strip
         )
         running = Run(console, jobs, settings, loading, force, resume, as_json, many=True)
-        check_root(out, sources)
         running.check()
         if dry_run:
             running.show_plan(failures)
             return
         if jobs:
-            write_root(out, sources)
+            write_root(out, [job.subject for job in jobs])
         running.execute(failures)
 
 
@@ -212,11 +220,16 @@ def register(app: typer.Typer) -> None:
 
 
 def _plan(
-    bids_dir: Path, out: Path, wanted: BidsFilter, shard: str, picture: bool, console: Console
-) -> tuple[list[Job], list[Outcome], list[Source]]:
+    bids_dir: Path,
+    out: Path,
+    wanted: BidsFilter,
+    shard: str,
+    extras: dict[str, str],
+    console: Console,
+) -> tuple[list[Job], list[Outcome]]:
     """Find the sessions and name their outputs."""
     from mmccd_cli.bids import find_sessions
-    from mmccd_cli.bids_derivatives import derivative_job, find_sources
+    from mmccd_cli.bids_derivatives import plan_derivatives
     from mmccd_cli.cohort import Outcome
 
     subjects, missing = find_sessions(bids_dir, wanted)
@@ -226,14 +239,8 @@ def _plan(
         mine = set(share.pick(folders))
         subjects = [s for s, folder in zip(subjects, folders, strict=True) if folder in mine]
         missing = missing if share.index == 1 else []
-    sources = find_sources(subjects, out)
-    extras = {"picture": "anomaly.png"} if picture else None
-    jobs = [
-        derivative_job(subject, out, sources[subject.id], run=wanted.run, extras=extras)
-        for subject in subjects
-    ]
-    failures = [Outcome(name, "failed", error=error) for name, error in missing]
-    return jobs, failures, list(sources.values())
+    jobs = plan_derivatives(subjects, out, run=wanted.run, extras=extras)
+    return jobs, [Outcome(name, "failed", error=error) for name, error in missing]
 
 
 def _summarise(out: Path, console: Console) -> None:
