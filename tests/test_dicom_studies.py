@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from dicom_phantoms import PARAMETERS, PATIENT, make_dicom, write_enhanced, write_series
 from pydicom.uid import generate_uid
 
 from mmccd_cli.dicom.pixels import read_stack
@@ -20,7 +21,6 @@ from mmccd_cli.dicom.studies import read_single_series, read_study
 from mmccd_cli.errors import DataError, GeometryError
 from mmccd_cli.phantom import make_phantom
 from mmccd_cli.volume import Volume, make_grid, read_nifti, reorient, write_nifti
-from tests.dicom_phantoms import PARAMETERS, PATIENT, make_dicom, write_enhanced, write_series
 
 _ENCODERS = {"RLELossless": "pydicom", "JPEGLSLossless": "pyjpegls"}
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -74,7 +74,8 @@ def flair(tmp_path, volumes) -> Path:
 
 ORIENTATIONS = {
     "axial": {"orientation": "LPS"},
-    "left-handed": {"orientation": "RPS"},
+    "left-handed": {"orientation": "LAS"},
+    "downwards": {"orientation": "LPI"},
     "sagittal": {"orientation": "PIR"},
     "coronal": {"orientation": "LIA"},
     "oblique": {"orientation": "LPS", "rotation_deg": (17.0, -8.0, 31.0)},
@@ -88,8 +89,12 @@ def test_dicom_and_nifti_of_one_scan_are_one_volume(tmp_path, case, shuffled):
     make_dicom(volumes, tmp_path / "dicom", shuffled=shuffled)
     grid = make_grid(volumes["T2w"].shape, volumes["T2w"].affine)
     write_nifti(tmp_path / "t2.nii.gz", volumes["T2w"].data, grid)
+    of_nifti = read_nifti(tmp_path / "t2.nii.gz")[0]
     read, grid_read = read_stack(only_stack(tmp_path / "dicom"))
-    assert same_place(read, read_nifti(tmp_path / "t2.nii.gz")[0])
+    assert same_place(read, of_nifti)
+    if case != "downwards":  # slices run upwards, as nearly all NIfTI files have them
+        np.testing.assert_array_equal(read.data, of_nifti.data)
+        np.testing.assert_allclose(read.affine, of_nifti.affine, atol=1e-5)
     assert (grid_read.sform_code, grid_read.qform_code) == (1, 1)
     np.testing.assert_array_equal(grid_read.affine, read.affine)
 

@@ -95,11 +95,11 @@ def encode_segmentation(
         raise ValueError(f"values have the shape {values.shape}, their series {stack.shape}")
     slices = np.ascontiguousarray(values.transpose(2, 1, 0))
     stored = slices.astype(np.uint8) if kind == "mask" else slices.astype(np.float32)
-    sources, frames = _on_source_frames(stack, stored)
+    sources = _source_headers(stack)
     with lenient(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote values of the source
         try:
-            made = _make(sources, frames, origin, kind)
+            made = _make(stack, sources, stored, origin, kind)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 "No DICOM segmentation can be made of this series.",
@@ -111,42 +111,45 @@ def encode_segmentation(
     return stream.getvalue()
 
 
-def _on_source_frames(stack: Stack, stored: NDArray) -> tuple[list[Dataset], NDArray]:
-    """Read the source's headers, and put the values into the order of its frames."""
-    first = stack.frames[0]
-    files = dict.fromkeys(frame.file for frame in stack.frames)
-    with lenient():
-        headers = {
-            file: pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-            for file, stream in open_files(files)
-        }
-    for header in headers.values():
-        for keyword in _MAY_BE_EMPTY:
-            if keyword not in header:
-                setattr(header, keyword, "")
-    if first.index is None:
-        return [headers[frame.file] for frame in stack.frames], stored
-    if len(headers) > 1:
+def _source_headers(stack: Stack) -> list[Dataset]:
+    """Read the headers of the source: one of each slice in their order, or one multi-frame."""
+    files = list(dict.fromkeys(frame.file for frame in stack.frames))
+    if stack.frames[0].index is not None and len(files) > 1:
         raise DataError(
             "No DICOM segmentation can be made of several multi-frame files.",
             next_step="Leave out --dicom-seg and --dicom-map.",
         )
-    source = headers[first.file]
-    whole = np.zeros((int(source.NumberOfFrames), *stored.shape[1:]), stored.dtype)
-    for frame, values in zip(stack.frames, stored, strict=True):
-        whole[frame.index or 0] = values
-    return [source], whole
+    with lenient():
+        headers: list[Dataset] = [
+            pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+            for _, stream in open_files(files)
+        ]
+    for header in headers:
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in header:
+                setattr(header, keyword, "")
+    return headers
 
 
 def _make(
-    sources: Sequence[Dataset], frames: NDArray, origin: Origin, kind: Literal["mask", "map"]
+    stack: Stack,
+    sources: Sequence[Dataset],
+    slices: NDArray,
+    origin: Origin,
+    kind: Literal["mask", "map"],
 ) -> highdicom.seg.Segmentation:
     import highdicom
 
+    # Said of every slice, because a multi-frame source may have others at the same places.
+    positions = [
+        highdicom.PlanePositionSequence("PATIENT", image_position=frame.position)
+        for frame in stack.frames
+    ]
     number = int(sources[0].get("SeriesNumber") or 0) + _SERIES_NUMBER_OFFSET
     return highdicom.seg.Segmentation(
         source_images=sources,
-        pixel_array=frames,
+        pixel_array=slices,
+        plane_positions=positions,
         segmentation_type="BINARY" if kind == "mask" else "FRACTIONAL",
         fractional_type="PROBABILITY",
         segment_descriptions=[_segment(origin)],
@@ -158,7 +161,7 @@ def _make(
         manufacturer_model_name="mmccd",
         software_versions=__version__,
         device_serial_number=origin.sha256[:16],
-        omit_empty_frames=bool(frames.any()),
+        omit_empty_frames=bool(slices.any()),
         content_label="ANOMALY",
         content_description=f"Anomaly {kind}, for research use only",
         series_description=f"mmccd anomaly {kind}",

@@ -89,7 +89,7 @@ def arrange(frames: Sequence[Frame]) -> Stack:
         GeometryError: Slices are missing, double or not stacked in one direction.
     """
     row, column = _directions(frames[0])
-    normal = np.cross(row, column)
+    normal = _towards_positive(np.cross(row, column))
     places = np.array([frame.position for frame in frames]) @ normal
     order = sorted(range(len(frames)), key=lambda index: float(places[index]))
     ordered = tuple(frames[index] for index in order)
@@ -171,6 +171,15 @@ def _directions(frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     row = row / lengths[0]
     column = column - (row @ column) * row
     return row, column / np.linalg.norm(column)
+
+
+def _towards_positive(normal: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn a normal in LPS so that slices run to the right, front or top, as NIfTI files have it.
+
+    DICOM leaves their order open, and images in one order give one result to the last bit.
+    """
+    in_ras = _RAS_FROM_LPS[:3, :3] @ normal
+    return normal if in_ras[np.abs(in_ras).argmax()] > 0 else -normal
 
 
 def _check_spacing(frames: Sequence[Frame], places: NDArray[np.float64]) -> None:
