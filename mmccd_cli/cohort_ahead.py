@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-_running: set[threading.Thread] = set()
+_running: set[object] = set()
 
 
 class Ahead(Generic[T]):
@@ -24,13 +24,15 @@ class Ahead(Generic[T]):
         self._compute = compute
         self._value: T | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="mmccd-ahead", daemon=True)
-        _running.add(self._thread)
-        self._thread.start()
+        # Not Thread.join and is_alive: before Python 3.13, an interrupted join declares a running
+        # thread dead.
+        self._over = threading.Event()
+        _running.add(self)
+        threading.Thread(target=self._run, name="mmccd-ahead", daemon=True).start()
 
     def result(self) -> T:
         """Wait, and return what was computed or raise what was raised."""
-        self._thread.join()
+        self._over.wait()
         if self._error is not None:
             raise self._error
         return self._value  # type: ignore[return-value]  # set where there is no error
@@ -41,9 +43,10 @@ class Ahead(Generic[T]):
         except BaseException as error:
             self._error = error
         finally:
-            _running.discard(self._thread)
+            _running.discard(self)
+            self._over.set()
 
 
 def is_anything_running() -> bool:
     """Tell whether a thread of this module still computes, so that leaving must not wait for it."""
-    return any(thread.is_alive() for thread in _running)
+    return bool(_running)

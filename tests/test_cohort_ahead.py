@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import pytest
@@ -30,3 +32,15 @@ def test_its_error_waits_until_it_is_asked_for() -> None:
     with pytest.raises(ZeroDivisionError):
         ahead.result()
     assert not is_anything_running()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_it_still_runs_when_waiting_for_it_is_interrupted() -> None:
+    may_end = threading.Event()
+    ahead = Ahead(lambda: may_end.wait(10))
+    threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        ahead.result()
+    assert is_anything_running()
+    may_end.set()
+    assert ahead.result()
