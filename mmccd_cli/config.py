@@ -248,6 +248,8 @@ class ScoreConfig:
         min_fraction_of_largest: Components need this share of the largest one's volume.
         min_lesion_mm3: Components need this volume.
         rim_mm: How near to a lesion the rim that `erosion_mm` left out is given back.
+        refine_mm: How far the map's contour may move to where the reference scan itself changes;
+            0 leaves it.
         fill_holes: "none", "volume" (what the mask encloses), or "planes" (what it encloses in any
             plane of the grid).
     """
@@ -270,6 +272,7 @@ class ScoreConfig:
     min_fraction_of_largest: float = 0.2
     min_lesion_mm3: float = 0.0
     rim_mm: float = 4.5
+    refine_mm: float = 0.0
     fill_holes: Literal["none", "volume", "planes"] = "planes"
 
     def __post_init__(self) -> None:
@@ -299,6 +302,7 @@ class ScoreConfig:
             min_seed_mm3=0,
             min_lesion_mm3=0,
             rim_mm=0,
+            refine_mm=0,
         )
         _require(self.median_mm <= 50, "score.median_mm must be at most 50", self.median_mm)
         for name in ("min_fraction_of_largest", "asymmetry_weight"):

@@ -22,6 +22,7 @@ from mmccd_cli.preprocessing.prepare_subject import (
     prepare_subject,
     to_reference_grid,
 )
+from mmccd_cli.refinement import refine_contour
 from mmccd_cli.rethreshold import AS_CALIBRATED, MaskOptions, cut, mask_settings
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.volume import Volume
@@ -250,6 +251,17 @@ class Segmenter:
                 brain, values = prepared.brain, scored.values
             result = anomaly_map(values, scored.threshold, config)
             result[~brain] = 0.0
+            # By the calibrated mask: the map must not depend on what the user cuts out of it.
+            first, _ = cut(result, shown.affine, scored.threshold, calibrated)
+            result = refine_contour(
+                result,
+                first,
+                shown.data,
+                brain,
+                shown.spacing_mm,
+                reach_mm=calibrated.refine_mm,
+                threshold=calibrated.threshold,
+            )
             mask, lesions = cut(result, shown.affine, scored.threshold, config)
         settings = {
             "sampling": to_dict(self.sampling),
