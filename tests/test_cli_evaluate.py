@@ -163,7 +163,7 @@ def test_subjects_without_a_segmentation_are_left_out_and_named(data: Path) -> N
     next((data / "a").glob("*seg*")).unlink()
     result = evaluate(data, "--method", "none")
     assert result.exit_code == 0, result.stderr
-    assert "1 subjects without a segmentation are left out (a)" in result.stderr
+    assert "1 without a segmentation are left out (a)" in result.stderr
 
 
 @pytest.mark.parametrize(

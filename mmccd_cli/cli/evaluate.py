@@ -380,10 +380,12 @@ def _plan_folds(path: Path, subjects: _Subjects, compared: _Compared, progress: 
         methods[fold] += constants[fold].methods(scorers)
     fold_of = {i: fold for fold, members in folds.items() for i in members}
     source = "chosen in this run on the other folds"
+    names = {fold: Path(fold).name for fold in folds}
+    shown = names if len(set(names.values())) == len(folds) else {fold: fold for fold in folds}
     about = {
-        "folds": {Path(fold).name: members for fold, members in folds.items()},
+        "folds": {shown[fold]: members for fold, members in folds.items()},
         "constants_source": source,
-        "constants": {Path(fold).name: chosen.values for fold, chosen in constants.items()},
+        "constants": {shown[fold]: chosen.values for fold, chosen in constants.items()},
     }
     return _Plan([(s, False) for s in everyone], lambda i: methods[fold_of[i]], about, source)
 
@@ -445,7 +447,7 @@ def _tell_who_is_left_out(subjects: _Subjects, plan: _Plan, console: Console) ->
     unlabelled = [s.id for s in subjects.found if s.segmentation is None]
     if unlabelled and subjects.split_file is None and "folds" not in plan.about:
         console.note(
-            f"{len(unlabelled)} subjects without a segmentation are left out "
+            f"{len(unlabelled)} without a segmentation are left out "
             f"({', '.join(unlabelled[:3])}); give healthy ones by --healthy"
         )
 
