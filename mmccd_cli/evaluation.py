@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mmccd_cli.errors import DataError
 from mmccd_cli.metrics import CaseScores, score_case, score_healthy
 from mmccd_cli.postprocessing import BoolArray
+from mmccd_cli.scans import read_image
 from mmccd_cli.subjects import Subject
 from mmccd_cli.volume import Volume, read_nifti, spacing_of
 
@@ -156,7 +157,7 @@ def load_case(subject: Subject, *, healthy: bool = False) -> Case:
     Raises:
         DataError: There is no reference, or it does not lie on the grid of the first scan.
     """
-    volumes = {m: read_nifti(path)[0] for m, path in subject.paths.items()}
+    volumes = {m: read_image(subject, m)[0] for m in subject.paths}
     reference = None if healthy else _reference(subject, next(iter(volumes.values())))
     return Case(subject.id, volumes, reference)
 

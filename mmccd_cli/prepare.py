@@ -23,6 +23,7 @@ from mmccd_cli.postprocessing import bounding_box
 from mmccd_cli.preprocessing.brain_mask import find_brain
 from mmccd_cli.preprocessing.prepare_subject import PreparedSubject, prepare_subject
 from mmccd_cli.preprocessing.spatial import resample, smooth_for
+from mmccd_cli.scans import read_image, sha256_of_image
 from mmccd_cli.shards import Quantisation, SubjectShard, write_index, write_shard, write_template
 from mmccd_cli.subjects import Subject, find_subjects
 from mmccd_cli.template import Template
@@ -231,7 +232,7 @@ def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Templat
 def _brain_corners(subject: Subject, settings: PrepareSettings) -> NDArray:
     """(3, 2) lowest and highest position of a subject's brain along each axis, RAS+ mm."""
     reference = next(m for m in MODALITIES if m in settings.modalities)
-    volume, _ = read_nifti(subject.paths[reference])
+    volume, _ = read_image(subject, reference)
     box = bounding_box(find_brain({reference: volume}).mask)
     ends = itertools.product(*((s.start, s.stop - 1) for s in box))
     world = np.array([volume.affine @ np.array([*end, 1.0]) for end in ends])[:, :3]
@@ -292,7 +293,7 @@ def _write_subject(
     folder: Path,
 ) -> tuple[dict[str, Any], PreparedSubject]:
     """Prepare one subject, write its shard, and describe it."""
-    volumes = {m: read_nifti(subject.paths[m])[0] for m in settings.modalities}
+    volumes = {m: read_image(subject, m)[0] for m in settings.modalities}
     prepared = prepare_subject(volumes, template, preprocessing)
     lesion = _lesion(subject, prepared, template)
     quantisation = Quantisation()
@@ -305,7 +306,7 @@ def _write_subject(
     healthy_levels = int((prepared.brain.any((0, 1)) & ~lesion.any((0, 1))).sum())
     entry = {
         "id": subject.id,
-        "files": {m: sha256_of_file(subject.paths[m]) for m in settings.modalities},
+        "files": {m: sha256_of_image(subject, m) for m in settings.modalities},
         "segmentation": sha256_of_file(subject.segmentation) if subject.segmentation else None,
         "slices": int(prepared.brain.any((0, 1)).sum()),
         "healthy_slices": healthy_levels,
