@@ -27,6 +27,7 @@ IMAGE_SIDE = (
     "slices",
     "subjects",
     "symmetry",
+    "threshold_choice",
     "thresholding",
     "volume",
 )
@@ -39,6 +40,9 @@ MODEL_SIDE = (
     "diffusion",
     "inference",
     "networks",
+    "rival_files",
+    "rival_training",
+    "rivals",
     "shards",
     "signals",
     "train_bundle",
