@@ -223,6 +223,24 @@ def test_shares_are_whole_and_do_not_overlap(call: Call, data_set: Path, tmp_pat
         assert sum(f"\n{name}" in f"\n{result.stderr}" for result in said) == 1
 
 
+def test_segment_writes_derivatives_of_any_folder(
+    call: Call, data_set: Path, tmp_path: Path
+) -> None:
+    case = tmp_path / "data" / "case_7"
+    case.mkdir(parents=True)
+    shutil.copy(data_set / "sub-02/ses-b/anat/sub-02_ses-b_T2w.nii.gz", case / "t2.nii.gz")
+    out = tmp_path / "out"
+    for contradiction in (["--out-dir", out], ["--space", "template"]):
+        assert call("segment", case, "--bids-out", out, *contradiction).exit_code == 2
+    result = call("segment", case, data_set / "sub-02" / "ses-a", "--bids-out", out, "-q")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads((out / "sub-case7" / "anat" / f"sub-case7_{_MAP}.json").read_text())
+    assert record["Sources"] == ["bids:data:case_7/t2.nii.gz"]
+    assert (out / "sub-02" / "ses-a" / "anat" / f"sub-02_ses-a_{_MAP}.nii.gz").is_file()
+    assert not (out / "summary.tsv").exists()
+    assert _issues(out) == []
+
+
 def test_labels_may_follow_their_option_in_a_row() -> None:
     words = ["in", "participant", "--label", "01", "02", "-v", "--label", "03", "--other", "4"]
     expected = [*words[:4], "--label", *words[4:]]

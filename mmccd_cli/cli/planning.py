@@ -34,6 +34,7 @@ class Wish:
         brain_mask: Brain mask of the only subject.
         shard: The share of many subjects that is wanted, or None.
         report_dir: Folder of any number of reports, or None.
+        as_bids: Whether `out_dir` is the root of BIDS derivatives.
 
     Raises:
         UsageError: These contradict each other, or something is missing.
@@ -49,6 +50,7 @@ class Wish:
     brain_mask: Path | None = None
     shard: Shard | None = None
     report_dir: Path | None = None
+    as_bids: bool = False
 
     @property
     def has_files(self) -> bool:
@@ -137,10 +139,17 @@ class Wish:
             return [Job(subjects[0], outputs, dict(self.extras), self.brain_mask)], []
         assert self.out_dir is not None  # __post_init__ has seen to it
         names = {kind: path.name for kind, path in self.extras.items()}
-        jobs = [
-            plan_job(subject, self.out_dir, extras=names, brain_mask=self.brain_mask)
-            for subject in subjects
-        ]
+        if self.as_bids:
+            from mmccd_cli.bids_derivatives import plan_derivatives
+
+            jobs = plan_derivatives(
+                subjects, self.out_dir, extras=names, brain_mask=self.brain_mask
+            )
+        else:
+            jobs = [
+                plan_job(subject, self.out_dir, extras=names, brain_mask=self.brain_mask)
+                for subject in subjects
+            ]
         return [self._with_report(job) for job in jobs], failures
 
     def _with_report(self, job: Job) -> Job:

@@ -61,6 +61,14 @@ def segment(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    bids_out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead, root of BIDS derivatives: "
+            "sub-ID/anat/sub-ID_space-orig_desc-anomaly_probseg.nii.gz and more. See mmccd bids.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(
@@ -216,7 +224,22 @@ def segment(
     }
     chosen = choose_shard(shard, folders, console)
     extras = {kind: path for kind, path in wanted.items() if path is not None}
-    wish = Wish(folders, t1, t2, flair, out, out_dir, extras, brain_mask, chosen, report_dir)
+    if bids_out is not None:
+        _check_bids(out, out_dir, space)
+    folder = out_dir or bids_out
+    wish = Wish(
+        folders,
+        t1,
+        t2,
+        flair,
+        out,
+        folder,
+        extras,
+        brain_mask,
+        chosen,
+        report_dir,
+        as_bids=bids_out is not None,
+    )
     with console.computing():
         jobs, failures = wish.plan()
         run = Run(console, jobs, settings, loading, force, resume, as_json, many=out is None)
@@ -226,8 +249,24 @@ def segment(
         run.check()
         if dry_run:
             run.show_plan(failures)
-        else:
-            run.execute(failures)
+            return
+        if bids_out is not None and jobs:
+            from mmccd_cli.bids_derivatives import write_root
+
+            write_root(bids_out, [job.subject for job in jobs])
+        run.execute(failures)
+
+
+def _check_bids(out: Path | None, out_dir: Path | None, space: str) -> None:
+    if out is not None or out_dir is not None:
+        raise UsageError(
+            "Say where the result goes, once.", next_step="Give --bids-out without --out."
+        )
+    if space != "native":
+        raise UsageError(
+            "BIDS derivatives lie in the space of the scans here.",
+            next_step="Leave out --space template, or give --out-dir instead of --bids-out.",
+        )
 
 
 def _settings(threshold: str, min_lesion: str, skull_strip: str, space: str) -> RunSettings:
