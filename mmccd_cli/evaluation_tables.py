@@ -61,6 +61,33 @@ def summarise_group(rows: Sequence[CaseRow]) -> dict[str, Summary]:
     }
 
 
+def dice_above_unlearned(rows: Sequence[CaseRow]) -> tuple[str, dict[str, Summary]]:
+    """Compare every learned row of one protocol with the best one that learns nothing.
+
+    The best is chosen by the very rows that are compared, which is in its favour.
+
+    Args:
+        rows: Rows of labelled subjects by one protocol.
+
+    Returns:
+        The best row's name, and the difference of Dice of each learned row on the subjects of
+        both; nothing where there is no such row.
+    """
+    by_method: dict[str, dict[str, float]] = {}
+    for row in rows:
+        by_method.setdefault(row.method, {})[row.subject] = row.scores.dice
+    learned = {row.method for row in rows if row.weights}
+    plain = {m: dice for m, dice in by_method.items() if m not in learned}
+    if not plain:
+        return "", {}
+    best = max(plain, key=lambda m: summarise(list(plain[m].values())).mean)
+    return best, {
+        m: summarise([dice[s] - plain[best][s] for s in dice if s in plain[best]])
+        for m, dice in by_method.items()
+        if m in learned
+    }
+
+
 def write_summary(path: Path, rows: Sequence[CaseRow], about: dict[str, Any]) -> None:
     """Write mean, SD, interval and number of subjects of every score of every method as JSON.
 
@@ -86,6 +113,12 @@ def write_summary(path: Path, rows: Sequence[CaseRow], about: dict[str, Any]) ->
         }
         for (protocol, method, healthy), group in group_rows(rows).items()
     ]
+    above = {}
+    for protocol in dict.fromkeys(row.protocol for row in rows):
+        chosen = [row for row in rows if row.protocol == protocol and not row.healthy]
+        best, differences = dice_above_unlearned(chosen)
+        above[protocol] = {"best": best, **{m: _plain(s) for m, s in differences.items()}}
+    about = {**about, "dice_above_best_unlearned": above}
     document = {"mmccd": __version__, "conventions": CONVENTIONS, **about, "table": table}
     write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
 

@@ -80,6 +80,8 @@ def test_all_rows_in_csv_summary_and_table(data: Path, bundle: Path, tmp_path: P
     assert one["rules"] == [f"fixed {summary['constants']['flair-z']['fixed']:g}"]
     assert set(one["scores"]["dice"]) == {"mean", "sd", "low", "high", "n", "undefined"}
     assert "95 % interval" in result.stdout
+    assert "the best row that learns nothing" in result.stdout
+    assert "cyclic-unet (all)" in summary["dice_above_best_unlearned"]["deployed"]
     assert "healthy subjects" in result.stdout
     assert "holes filled" in result.stderr
     again = evaluate(

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 from mmccd_cli.evaluation import DEPLOYED, CaseRow
-from mmccd_cli.evaluation_tables import COLUMNS, group_rows, write_rows, write_summary
+from mmccd_cli.evaluation_tables import (
+    COLUMNS,
+    dice_above_unlearned,
+    group_rows,
+    write_rows,
+    write_summary,
+)
 from mmccd_cli.metrics import score_case, score_healthy
 from mmccd_cli.published_protocol import PUBLISHED
 
@@ -65,6 +71,24 @@ def test_summary_keeps_protocols_and_healthy_subjects_apart(tmp_path: Path) -> N
     assert "dice" not in calm["scores"]
     assert "ORACLE" in oracle["protocol"]
     assert (oracle["seen"], both["seen"]) == (1, 0)
+
+
+def test_learned_rows_are_compared_with_the_best_that_learns_nothing() -> None:
+    one, other, *_ = make_rows()  # Dice 1 and 0
+    good, bad = one.scores, other.scores
+
+    def rows(method: str, weights: str, *scores: object) -> list[CaseRow]:
+        return [
+            replace(one, method=method, weights=weights, subject=s, scores=score)
+            for s, score in zip("ab", scores, strict=False)
+        ]
+
+    plain = [*rows("weak", "", bad, bad), *rows("strong", "", good, bad)]
+    best, above = dice_above_unlearned([*plain, *rows("net", "w", good, good)])
+    assert best == "strong"
+    assert list(above) == ["net"]
+    assert (above["net"].mean, above["net"].n) == (0.5, 2)
+    assert dice_above_unlearned(rows("net", "w", good)) == ("", {})
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mmccd_cli.cli.console import Console
 
@@ -33,31 +33,46 @@ HEALTHY_COLUMNS = (
     ("passes", "passes", "{:.0f}"),
     ("seconds", "s", "{:.1f}"),
 )
-PLAIN_WIDTH = 200
-"""Columns where the output is no terminal: nothing is cut, whatever reads it."""
+WIDE = 165
+NARROW = ("precision", "recall", "auprc", "hd95_mm", "false_positive_ml", "passes", "seconds")
+"""What a narrower terminal shows; -v and the summary have the rest."""
 
 
 def show_tables(rows: Sequence[CaseRow], console: Console, remarks: Sequence[str]) -> None:
     """Write one table a protocol to stdout, and with -v mean, SD and interval of every score."""
-    from mmccd_cli.evaluation_tables import CONVENTIONS, group_rows, summarise_group
+    from mmccd_cli.evaluation_tables import (
+        CONVENTIONS,
+        dice_above_unlearned,
+        group_rows,
+        summarise_group,
+    )
 
     groups = {key: summarise_group(group) for key, group in group_rows(rows).items()}
     for protocol, healthy in dict.fromkeys((p, h) for p, _, h in groups):
         chosen = {m: s for (p, m, h), s in groups.items() if (p, h) == (protocol, healthy)}
-        _write(_overview(protocol, chosen, healthy), console)
+        title = f"{protocol}{', healthy subjects' if healthy else ''}"
+        _write(title, _overview(chosen, healthy), console)
+        best, above = dice_above_unlearned(
+            [row for row in rows if (row.protocol, row.healthy) == (protocol, healthy)]
+        )
+        if above and not healthy:
+            heading = f"{protocol}: Dice above {best}, the best row that learns nothing, by subject"
+            _write(heading, _advantages(above), console)
         if console.verbosity > 0:
-            _write(_details(protocol, chosen), console)
+            _write(f"{title}: every score", _details(chosen), console)
     for remark in remarks:
         console.info(remark)
     console.detail(CONVENTIONS)
 
 
-def _overview(protocol: str, table: dict[str, dict[str, Summary]], healthy: bool) -> Table:
+def _overview(table: dict[str, dict[str, Summary]], healthy: bool) -> Table:
     """One line a method: Dice with SD and interval, and the mean of everything else."""
-    result = _new_table(f"{protocol}{', healthy subjects' if healthy else ''}")
+    result = _new_table()
     result.add_column("method", no_wrap=True)
     result.add_column("n", justify="right")
     columns = HEALTHY_COLUMNS if healthy else COLUMNS
+    if _width() < WIDE:
+        columns = tuple(column for column in columns if column[0] in NARROW)
     if not healthy:
         for title in ("Dice", "SD", "95 % interval"):
             result.add_column(title, justify="right", no_wrap=True)
@@ -73,9 +88,20 @@ def _overview(protocol: str, table: dict[str, dict[str, Summary]], healthy: bool
     return result
 
 
-def _details(protocol: str, table: dict[str, dict[str, Summary]]) -> Table:
+def _advantages(above: dict[str, Summary]) -> Table:
+    """How far each learned row lies above the best one that learns nothing, paired by subject."""
+    result = _new_table()
+    result.add_column("method", no_wrap=True)
+    for title in ("mean", "95 % interval", "n"):
+        result.add_column(title, justify="right")
+    for method, s in above.items():
+        result.add_row(method, f"{s.mean:+.3f}", f"{s.low:+.3f} to {s.high:+.3f}", str(s.n))
+    return result
+
+
+def _details(table: dict[str, dict[str, Summary]]) -> Table:
     """One line a method and score."""
-    result = _new_table(f"{protocol}: every score")
+    result = _new_table()
     for title in ("method", "score", "mean", "SD", "95 % interval", "n", "undefined"):
         result.add_column(title, justify="left" if title in ("method", "score") else "right")
     for method, scores in table.items():
@@ -91,19 +117,24 @@ def _mean(summary: Summary, form: str) -> str:
     return form.format(summary.mean) if summary.n else "-"
 
 
-def _new_table(title: str) -> Table:
+def _new_table() -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    return Table(title=title, box=SIMPLE, title_justify="left", pad_edge=False)
+    return Table(box=SIMPLE, pad_edge=False)
 
 
-def _write(table: Any, console: Console) -> None:
+def _write(title: str, table: Table, console: Console) -> None:
     from io import StringIO
 
     from rich.console import Console as RichConsole
 
-    terminal = shutil.get_terminal_size((PLAIN_WIDTH, 24)).columns
     stream = StringIO()
-    RichConsole(file=stream, width=max(100, terminal), color_system=None).print(table)
-    console.result("\n".join(line.rstrip() for line in stream.getvalue().splitlines()))
+    RichConsole(file=stream, width=max(100, _width()), color_system=None).print(table)
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    console.result("\n".join([title, *(line for line in lines if line), ""]))
+
+
+def _width() -> int:
+    """Columns of the terminal; wide where there is none, so that nothing is cut."""
+    return shutil.get_terminal_size((WIDE, 24)).columns
