@@ -22,7 +22,7 @@ from mmccd_cli.modalities import MODALITIES
 from mmccd_cli.postprocessing import bounding_box
 from mmccd_cli.preprocessing.brain_mask import find_brain
 from mmccd_cli.preprocessing.prepare_subject import PreparedSubject, prepare_subject
-from mmccd_cli.preprocessing.spatial import resample, smooth_for
+from mmccd_cli.preprocessing.spatial import resample
 from mmccd_cli.scans import read_image, sha256_of_image
 from mmccd_cli.shards import Quantisation, SubjectShard, write_index, write_shard, write_template
 from mmccd_cli.subjects import Subject, find_subjects
@@ -324,9 +324,8 @@ def _lesion(subject: Subject, prepared: PreparedSubject, template: Template) -> 
     if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
         raise DataError(f"{subject.segmentation} does not lie on the grid of its images")
     matrix = np.linalg.inv(prepared.to_reference)
-    target = matrix @ template.affine
-    share = smooth_for(Volume((labels.data > 0).astype(np.float32), grid.affine), target)
-    sampled = resample(share, template.shape, template.affine, matrix=matrix)
+    share = Volume((labels.data > 0).astype(np.float32), grid.affine)
+    sampled = resample(share, template.shape, template.affine, matrix=matrix, smooth=True)
     return sampled.data >= 0.5
 
 

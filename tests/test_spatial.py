@@ -16,7 +16,6 @@ from mmccd_cli.preprocessing.spatial import (
     register,
     resample,
     same_grid,
-    smooth_for,
 )
 from mmccd_cli.volume import Volume
 
@@ -80,13 +79,28 @@ def test_same_grid() -> None:
 def test_smoothing_only_along_axes_that_get_coarser() -> None:
     data = np.random.default_rng(0).normal(size=(16, 16, 16))
     volume = Volume(data, np.diag([1.0, 1, 3, 1]))
-    assert smooth_for(volume, np.eye(4)) is volume
-    smooth = smooth_for(volume, np.diag([3.0, 3, 3, 1]))
-    assert smooth.data.std() < 0.5 * volume.data.std()
+
+    def sampled(values: Volume, spacing_mm: float, smooth: bool) -> np.ndarray:
+        # The same voxel centres as those of the volume, taken for a coarser grid's.
+        affine = np.diag([spacing_mm, spacing_mm, 3, 1])
+        shape = (16 if spacing_mm == 1 else 5,) * 2 + (16,)
+        return resample(values, shape, affine, smooth=smooth).data
+
+    np.testing.assert_array_equal(sampled(volume, 1.0, True), sampled(volume, 1.0, False))
+    assert sampled(volume, 3.0, True).std() < 0.5 * sampled(volume, 3.0, False).std()
     along_z = np.zeros((16, 16, 16))
     along_z[:, :, 8] = 1
-    kept = smooth_for(Volume(along_z, volume.affine), np.diag([3.0, 3, 3, 1]))
-    assert kept.data == pytest.approx(along_z, abs=1e-5)
+    kept = sampled(Volume(along_z, volume.affine), 3.0, True)
+    assert kept == pytest.approx(along_z[:5, :5], abs=1e-5)
+
+
+def test_a_resampled_volume_owns_its_values() -> None:
+    """The image that it was copied from is gone by then."""
+    volume = Volume(np.random.default_rng(0).normal(size=(40, 40, 40)), np.eye(4))
+    first = resample(volume, (40, 40, 40), np.eye(4))
+    for _ in range(5):
+        resample(Volume(np.zeros((40, 40, 40)), np.eye(4)), (40, 40, 40), np.eye(4), smooth=True)
+    np.testing.assert_allclose(first.data, volume.data, atol=1e-6)
 
 
 def test_rigid_registration_of_another_contrast_comes_back() -> None:

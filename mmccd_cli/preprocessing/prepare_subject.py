@@ -25,7 +25,6 @@ from mmccd_cli.preprocessing.spatial import (
     register,
     resample,
     same_grid,
-    smooth_for,
 )
 from mmccd_cli.template import Template
 from mmccd_cli.volume import Volume, reorient
@@ -98,7 +97,8 @@ def prepare_subject(
         brain_mask: A mask in the reference's world, on any grid, or None.
         skull_strip: "auto", "never" or the name of a skull stripper.
         seed: Seed of the samples that registration looks at.
-        threads: Number of threads; the result is bit-identical with one.
+        threads: Number of threads. Registration takes one whatever this says: a second makes it
+            slower, and its result different in the last bits.
 
     Returns:
         Images on the template's grid and what is needed to go back.
@@ -115,7 +115,7 @@ def prepare_subject(
     seconds: dict[str, float] = {}
 
     with _stage(seconds, "modality_registration"):
-        matrices = _align_modalities(volumes, reference, seed, threads, notes)
+        matrices = _align_modalities(volumes, reference, seed, notes)
     with _stage(seconds, "brain_mask"):
         found = find_brain(
             volumes, method=skull_strip, given=brain_mask, matrices=matrices, threads=threads
@@ -130,7 +130,7 @@ def prepare_subject(
             }
     with _stage(seconds, "template_registration"):
         from_template = _align_template(
-            volumes[reference], found.mask, reference, template, settings, seed, threads, notes
+            volumes[reference], found.mask, reference, template, settings, seed, notes
         )
     with _stage(seconds, "resampling"):
         brain, sampled = _to_template_grid(
@@ -212,7 +212,7 @@ def _stage(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def _align_modalities(
-    volumes: Mapping[str, Volume], reference: str, seed: int, threads: int, notes: list[str]
+    volumes: Mapping[str, Volume], reference: str, seed: int, notes: list[str]
 ) -> dict[str, Matrix]:
     """Matrices from the reference's world to each modality's; one grid means the identity."""
     matrices = {reference: np.eye(4)}
@@ -223,7 +223,7 @@ def _align_modalities(
         if same_grid(grid, volume):
             matrices[name] = np.eye(4)
             continue
-        result = register(grid, volume, kind="rigid", seed=seed, threads=threads)
+        result = register(grid, volume, kind="rigid", seed=seed)
         matrices[name] = result.matrix
         moved = _mean_displacement(result.matrix, grid)
         notes.append(
@@ -266,7 +266,6 @@ def _align_template(
     template: Template,
     settings: PreprocessingConfig,
     seed: int,
-    threads: int,
     notes: list[str],
 ) -> Matrix:
     """Matrix from the template's world to the reference's world."""
@@ -286,7 +285,6 @@ def _align_template(
         fixed_mask=ndimage.binary_dilation(template.mask, iterations=3),
         moving_mask=None,
         seed=seed,
-        threads=threads,
     )
     if _is_in_template_space(result.matrix, brain, volume.affine, template):
         return np.eye(4)
@@ -349,37 +347,37 @@ def _to_template_grid(
     threads: int,
 ) -> tuple[NDArray[np.bool_], dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]]:
     """The brain, and each modality with where it was imaged, on the template's grid."""
-    reference_grid = Volume(brain, volumes[reference].affine)
-    weight, _ = _sample(reference_grid, brain, from_template, template, threads)
+    grid = volumes[reference]
+    weight = _sample(brain, brain, grid.affine, from_template, template, threads)
     sampled = {}
     for name, volume in volumes.items():
-        matrix = matrices[name] @ from_template
-        own, values = _sample(volume, masks[name], matrix, template, threads)
+        matrix, mask = matrices[name] @ from_template, masks[name]
+        # Modalities on one grid that show all of the brain share its mask, and so its weight.
+        shared = np.array_equal(matrix, from_template) and same_grid(volume, grid)
+        own = weight
+        if not shared or not np.array_equal(mask, brain):
+            own = _sample(mask, mask, volume.affine, matrix, template, threads)
+        values = _sample(volume.data, mask, volume.affine, matrix, template, threads)
+        # Blurring image and mask alike and dividing keeps the background out of the brain's edge.
+        values = np.where(own > _MIN_WEIGHT, values / np.maximum(own, _MIN_WEIGHT), 0)
         sampled[name] = values, own >= 0.5
     return weight >= 0.5, sampled
 
 
 def _sample(
-    volume: Volume, mask: NDArray[np.bool_], matrix: Matrix, template: Template, threads: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weight of the mask, and mean of the masked image, in each voxel of the template's grid.
-
-    Blurring image and mask alike and dividing keeps the background out of the brain's edge.
-    """
+    data: NDArray,
+    mask: NDArray[np.bool_],
+    affine: Matrix,
+    matrix: Matrix,
+    template: Template,
+    threads: int,
+) -> NDArray[np.float32]:
+    """Mean of what a mask leaves of an image in each voxel of the template's grid."""
     box = _box(mask, _MARGIN_VOXELS)
-    inside = mask[box]
-    affine = _shifted(volume.affine, box)
-    target = matrix @ template.affine
-
-    def at_template(data: NDArray) -> NDArray[np.float32]:
-        smooth = smooth_for(Volume(data, affine), target, threads=threads)
-        return resample(
-            smooth, template.shape, template.affine, matrix=matrix, threads=threads
-        ).data
-
-    weight = at_template(inside)
-    values = at_template(np.where(inside, volume.data[box], np.float32(0)))
-    return weight, np.where(weight > _MIN_WEIGHT, values / np.maximum(weight, _MIN_WEIGHT), 0)
+    masked = Volume(np.where(mask[box], data[box], np.float32(0)), _shifted(affine, box))
+    return resample(
+        masked, template.shape, template.affine, matrix=matrix, smooth=True, threads=threads
+    ).data
 
 
 def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice, slice]:

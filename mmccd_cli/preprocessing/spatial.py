@@ -6,6 +6,7 @@ The only module that knows SimpleITK, and that SimpleITK's world is LPS+ where o
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ def resample(
     interpolation: Interpolation = "linear",
     matrix: ArrayLike | None = None,
     fill: float = 0.0,
+    smooth: bool = False,
     threads: int = 1,
 ) -> Volume:
     """Interpolate a volume at the voxel centres of another grid, once.
@@ -75,6 +77,8 @@ def resample(
         interpolation: "nearest", "linear" or "bspline" (cubic).
         matrix: (4, 4) from the new grid's world to the volume's world, RAS+ mm; None: identity.
         fill: Value of voxels whose centre lies outside the volume.
+        smooth: Whether to blur first, just enough to be sampled on a coarser grid without
+            aliasing: along those of the volume's axes that are finer than the grid's samples.
         threads: Number of threads; the result does not depend on it.
 
     Returns:
@@ -89,33 +93,27 @@ def resample(
     resampler.SetInterpolator(_INTERPOLATORS[interpolation])
     resampler.SetDefaultPixelValue(float(fill))
     resampler.SetNumberOfThreads(threads)
-    image = resampler.Execute(sitk.GetImageFromArray(volume.data.T))
+    image = sitk.GetImageFromArray(volume.data.T)
+    if smooth:
+        image = _smoothed(image, volume, matrix @ affine, threads)
+    image = resampler.Execute(image)  # a name keeps it alive while its view is copied
     return Volume(sitk.GetArrayViewFromImage(image).T, affine)
 
 
-def smooth_for(volume: Volume, affine: ArrayLike, *, threads: int = 1) -> Volume:
-    """Blur a volume just enough to be sampled on a coarser grid without aliasing.
-
-    Args:
-        volume: What will be resampled.
-        affine: (4, 4) from indices of the coarser grid to the volume's world, RAS+ mm.
-        threads: Number of threads.
-
-    Returns:
-        The volume, blurred along those of its axes that are finer than the grid's samples.
-    """
-    spacing = _sample_spacing(volume.affine, np.asarray(affine, dtype=np.float64))
-    ratio = spacing / np.asarray(volume.spacing_mm)
+def _smoothed(
+    image: sitk.Image, volume: Volume, affine: NDArray[np.float64], threads: int
+) -> sitk.Image:
+    """Blur the image of a volume for samples on a grid with this affine to the volume's world."""
+    ratio = _sample_spacing(volume.affine, affine) / np.asarray(volume.spacing_mm)
     sigma = np.sqrt(np.maximum(ratio**2 - 1, 0)) / _GAUSSIAN_FWHM
     if sigma.max() < 0.1:
-        return volume
+        return image
     gaussian = sitk.DiscreteGaussianImageFilter()
     gaussian.SetVariance([float(s) ** 2 for s in sigma])
     gaussian.SetMaximumKernelWidth(64)
     gaussian.SetUseImageSpacing(False)
     gaussian.SetNumberOfThreads(threads)
-    image = gaussian.Execute(sitk.GetImageFromArray(volume.data.T))
-    return Volume(sitk.GetArrayViewFromImage(image).T, volume.affine)
+    return gaussian.Execute(image)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,9 +190,12 @@ def register(
     pair = (_Scan(fixed, fixed_mask), _Scan(moving, moving_mask))
     with _default_threads(threads):
         matrix, metric, iterations, stop = _search_starts(*pair, seed, threads)
+        # Levels follow each other at one spacing or a finer one: each is made once.
+        images: dict[float, list[_Pair]] = {}
         for level in _LEVELS[kind]:
-            images = [scan.at(level.spacing_mm, threads) for scan in pair]
-            task = _Alignment(*images, pair[0].centre, level, seed, threads)
+            if level.spacing_mm not in images:
+                images = {level.spacing_mm: [scan.at(level.spacing_mm, threads) for scan in pair]}
+            task = _Alignment(*images[level.spacing_mm], pair[0].centre, level, seed, threads)
             matrix, metric, used, stop = task.optimise(matrix)
             iterations += used
     return RegistrationResult(matrix, metric, iterations, stop)
@@ -225,6 +226,10 @@ def correct_bias(
     return Volume(volume.data / np.exp(log_field), volume.affine)
 
 
+_Pair = tuple[sitk.Image, sitk.Image | None]
+"""Image and mask."""
+
+
 class _Scan:
     """A scan that can be had at any working resolution, winsorised and cropped."""
 
@@ -253,13 +258,11 @@ class _Scan:
         ]
         return (self.affine @ np.array([*index, 1.0]))[:3]
 
-    def at(
-        self, spacing_mm: float, threads: int, padding_mm: float = _MARGIN_MM
-    ) -> tuple[sitk.Image, sitk.Image | None]:
+    def at(self, spacing_mm: float, threads: int, padding_mm: float = _MARGIN_MM) -> _Pair:
         """Image and mask on an orthonormal grid, no finer than the scan or the given spacing."""
         shape, affine = _working_grid(self.data.shape, self.affine, spacing_mm, padding_mm)
-        smooth = smooth_for(Volume(self.data, self.affine), affine, threads=threads)
-        image = resample(smooth, shape, affine, threads=threads)
+        scan = Volume(self.data, self.affine)
+        image = resample(scan, shape, affine, smooth=True, threads=threads)
         if self.mask is None:
             return _to_sitk(image.data, _UNIT_FROM_RAS @ affine), None
         mask = resample(Volume(self.mask, self.affine), shape, affine, interpolation="nearest")
@@ -278,8 +281,8 @@ class _Alignment:
 
     def __init__(
         self,
-        fixed: tuple[sitk.Image, sitk.Image | None],
-        moving: tuple[sitk.Image, sitk.Image | None],
+        fixed: _Pair,
+        moving: _Pair,
         centre: NDArray[np.float64],
         level: _Level,
         seed: int,
@@ -346,15 +349,26 @@ class _Alignment:
         return transform
 
 
+_held: list[int] = []
+_held_lock = threading.Lock()
+
+
 @contextmanager
 def _default_threads(threads: int) -> Iterator[None]:
-    """Hold the metric, which has no setting of its own, to a number of threads."""
-    before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    """Hold the metric, which has no setting of its own, to a number of threads.
+
+    Several registrations may run at once, with one number: the last one to end puts it back.
+    """
+    with _held_lock:
+        _held.append(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     try:
         yield
     finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
+        with _held_lock:
+            before = _held.pop()  # the first comes last
+            if not _held:
+                sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
 def _search_starts(
