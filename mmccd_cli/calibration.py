@@ -33,11 +33,14 @@ from mmccd_cli.shards import Quantisation, read_index, read_shard
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.thresholding import edge_profile, strongest_edge
 
-THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 18))
+THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 22))
 OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
 EDGE_LOWS = tuple(round(0.2 * i, 1) for i in range(2, 9))
-EDGE_WIDTHS = (0.6, 1.0, 1.4, 1.8)
-SEED_THRESHOLDS = (1.6, 2.4, 3.2)
+EDGE_WIDTHS = (0.6, 1.0, 1.4, 1.8, 2.2)
+SEED_THRESHOLDS = (1.6, 3.2, 4.0)
+SEED_BONUS = 0.0025
+"""Dice that stricter seeds may cost, for each unit of their threshold: none of the subjects is
+healthy, so Dice alone would not know what lax seeds do to a healthy brain."""
 MAP_SCALES = (0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 ATLAS_WEIGHTS = (0.5, 1.0, 2.0)
 INTENSITY_WEIGHTS = {"FLAIR": (0.5, 1.0), "T2w": (0.25, 0.5), "T1w": (-0.25, -0.5)}
@@ -153,10 +156,11 @@ def calibrate(
         )
         ids = [s.id for s in subjects]
         labelled = any(bool(s.lesion.any()) for s in subjects)
+        known: dict[str, list[_Trial]] = {}
         chosen: list[CalibrationRow] = []
         for modalities in _sets(bundle):
             row = (
-                choose_by_dice(subjects, modalities, bundle, method, folds)
+                choose_by_dice(subjects, modalities, bundle, method, folds, known)
                 if labelled
                 else choose_by_budget(
                     subjects, modalities, bundle, method, false_positive_budget_ml
@@ -256,28 +260,37 @@ def choose_by_dice(
     bundle: Bundle,
     method: str,
     folds: Sequence[Fold] = (),
+    known: dict[str, list[_Trial]] | None = None,
 ) -> CalibrationRow:
     """Search weights, seeds and threshold rules one after the other; keep the best Dice left out.
 
     The settings of a fold are chosen among everything that was tried, without the fold's own
     subjects.
+
+    Args:
+        subjects: Whom to calibrate on.
+        modalities: What a subject is taken to have.
+        bundle: The bundle.
+        method: For the row's name.
+        folds: Who is left out together.
+        known: Trials of other sets of modalities, by their settings; this one's are added.
     """
     trials: list[_Trial] = []
-
+    known = {} if known is None else known
     everyone = np.ones(len(subjects), dtype=bool)
 
     def best_of(configs: Iterable[ScoreConfig]) -> ScoreConfig:
         for config in configs:
-            if all(config != _without_rule(trial.settings[0]) for trial in trials):
-                trials.extend(_try(config, subjects, bundle))
+            if repr(config) not in known:
+                known[repr(config)] = _try(config, subjects, bundle)
+            trials.extend(t for t in known[repr(config)] if t not in trials)
         return _without_rule(_choose(trials, everyone)[1])
 
     first = next(m for m in MODALITIES if m in modalities)
     best = best_of([ScoreConfig(modalities=(first,), weights={f"cycle:{first}": 1.0})])
     for signal, weights in signal_choices(modalities, bundle):
         best = best_of(_with_weight(best, signal, weight) for weight in weights)
-    if "FLAIR" not in modalities:
-        best = best_of(replace(best, seed_threshold=value) for value in SEED_THRESHOLDS)
+    best = best_of(replace(best, seed_threshold=value) for value in SEED_THRESHOLDS)
     best = best_of([replace(best, asymmetry_weight=0.0)])
 
     chosen, config = _choose(trials, everyone)
@@ -319,7 +332,7 @@ def _with_weight(config: ScoreConfig, signal: str, weight: float) -> ScoreConfig
     return replace(config, weights=weights, modalities=tuple(m for m in MODALITIES if m in used))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Trial:
     """One kind of threshold rule for one combination of signals.
 
@@ -359,7 +372,11 @@ class _Trial:
 
 def _choose(trials: Sequence[_Trial], rows: NDArray[np.bool_]) -> tuple[_Trial, ScoreConfig]:
     """The trial with the best Dice left out among some subjects, and its best setting for them."""
-    trial = max(trials, key=lambda t: t.left_out_dice(rows))
+
+    def worth(trial: _Trial) -> float:
+        return trial.left_out_dice(rows) + SEED_BONUS * trial.settings[0].seed_threshold
+
+    trial = max(trials, key=worth)
     return trial, trial.best(rows)
 
 
