@@ -33,8 +33,8 @@ HEALTHY_COLUMNS = (
     ("passes", "passes", "{:.0f}"),
     ("seconds", "s", "{:.1f}"),
 )
-WIDE = 165
-NARROW = ("precision", "recall", "auprc", "hd95_mm", "false_positive_ml", "passes", "seconds")
+WIDE = 190
+NARROW = ("precision", "recall", "auprc", "false_positive_ml", "passes", "seconds")
 """What a narrower terminal shows; -v and the summary have the rest."""
 
 
@@ -70,9 +70,9 @@ def _overview(table: dict[str, dict[str, Summary]], healthy: bool) -> Table:
     result = _new_table()
     result.add_column("method", no_wrap=True)
     result.add_column("n", justify="right")
-    columns = HEALTHY_COLUMNS if healthy else COLUMNS
+    columns = list(HEALTHY_COLUMNS if healthy else COLUMNS)
     if _width() < WIDE:
-        columns = tuple(column for column in columns if column[0] in NARROW)
+        columns = [column for column in columns if column[0] in NARROW]
     if not healthy:
         for title in ("Dice", "SD", "95 % interval"):
             result.add_column(title, justify="right", no_wrap=True)
