@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -15,8 +16,11 @@ import SimpleITK as sitk
 from dicom_phantoms import PARAMETERS, PATIENT, make_dicom, write_enhanced, write_series
 from pydicom.uid import generate_uid
 
+from mmccd_cli.dicom.files import DicomFile
+from mmccd_cli.dicom.headers import NotUsable, read_frames
 from mmccd_cli.dicom.pixels import read_stack
-from mmccd_cli.dicom.stacks import Stack
+from mmccd_cli.dicom.recognition import recognise
+from mmccd_cli.dicom.stacks import Stack, describe_series
 from mmccd_cli.dicom.studies import read_single_series, read_study
 from mmccd_cli.errors import DataError, GeometryError
 from mmccd_cli.phantom import make_phantom
@@ -441,3 +445,23 @@ def test_no_value_of_a_person_is_even_read(flair, monkeypatch):
     read_stack(only_stack(flair))
     assert len(seen) == 48  # header and pixels of each slice
     assert not {element.keyword for image in seen for element in image} & set(PATIENT)
+
+
+def test_damaged_headers_are_left_out_and_quote_nobody(flair):
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(slices_of(flair)[0].read_bytes(), np.uint8)
+    reasons = set()
+    for _ in range(300):
+        damaged = whole[: rng.integers(200, 2000)] if rng.random() < 0.3 else whole
+        damaged = damaged.copy()
+        damaged[rng.integers(132, min(1800, len(damaged)), 4)] = rng.integers(0, 256, 4)
+        try:
+            frames = read_frames(DicomFile(Path("x")), io.BytesIO(damaged.tobytes()))
+            reasons |= {recognise(frame.acquisition).reason for frame in frames}
+            reasons |= {describe_series(frame) for frame in frames}
+        except NotUsable as reason:
+            reasons.add(str(reason))
+    assert len(reasons) > 5
+    said = " ".join(reasons)
+    assert not [value for value in PATIENT.values() if len(value) > 1 and value in said]
+    assert max(map(len, reasons)) < 120

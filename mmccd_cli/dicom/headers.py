@@ -6,13 +6,15 @@ Only the elements listed here are read. None of them names a person or holds a d
 from __future__ import annotations
 
 import contextlib
+import re
+import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 
 from mmccd_cli.dicom.files import DicomFile
@@ -22,6 +24,7 @@ _MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 _ENHANCED_MR_IMAGES = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
 _INDEX_OF_A_DISC = "1.2.840.10008.1.3.10"
 
+_KINDS = {"SE", "IR", "GR", "EP", "RM"}
 _KINDS_OF_ENHANCED = {"SPIN": {"SE"}, "GRADIENT": {"GR"}, "BOTH": {"SE", "GR"}}
 _NO_AGENT = {"", "no", "none", "n", "0", "without", "no contrast"}
 _SIEMENS_B_VALUE = (0x0019, 0x100C)
@@ -155,8 +158,13 @@ class Frame:
 
 @contextlib.contextmanager
 def lenient() -> Iterator[None]:
-    """Let pydicom read values that break a rule without a warning that would quote them."""
-    with pydicom.config.disable_value_validation():
+    """Let pydicom read what breaks a rule of the standard without a warning, which may quote it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pydicom.config.disable_value_validation())
+        if threading.current_thread() is threading.main_thread():
+            # Filters belong to the process: two threads would restore each other's.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
         yield
 
 
@@ -177,7 +185,7 @@ def read_frames(file: DicomFile, stream: BinaryIO) -> list[Frame]:
             return _frames_of(file, header)
         except NotUsable:
             raise
-        except (InvalidDicomError, EOFError, OSError, ValueError, TypeError, KeyError) as error:
+        except Exception as error:  # whatever damaged bytes make of a parser and its conversions
             raise NotUsable("its header is damaged or breaks off") from error
 
 
@@ -189,7 +197,9 @@ def _frames_of(file: DicomFile, header: Dataset) -> list[Frame]:
         raise NotUsable("not DICOM, or its header breaks off")
     modality = str(header.get("Modality", "MR") or "MR")
     if modality != "MR":
-        raise NotUsable(f"not an MR image ({modality})")
+        # A damaged header may have swallowed what comes after, the patient included.
+        told = f" ({modality})" if re.fullmatch(r"[A-Z]{2,8}", modality) else ""
+        raise NotUsable(f"not an MR image{told}")
     if "Rows" not in header:
         raise NotUsable("no image in it")
     if int(header.get("SamplesPerPixel", 1) or 1) != 1:
@@ -255,7 +265,7 @@ def _frame(file: DicomFile, index: int | None, header: Dataset, places: list[Dat
 
 
 def _acquisition(places: list[Dataset]) -> Acquisition:
-    kinds = set(_texts(places, "ScanningSequence"))
+    kinds = _KINDS & set(_texts(places, "ScanningSequence"))
     kinds |= _KINDS_OF_ENHANCED.get(_text(places, "EchoPulseSequence"), set())
     if _text(places, "EchoPlanarPulseSequence") == "YES":
         kinds.add("EP")

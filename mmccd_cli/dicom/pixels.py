@@ -17,8 +17,6 @@ from mmccd_cli.dicom.stacks import Stack, describe_series
 from mmccd_cli.errors import DataError
 from mmccd_cli.volume import NiftiGrid, Volume, finite_values, make_grid
 
-_BROKEN = (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError)
-
 # All that decoding needs, and nothing of the person.
 _KEYWORDS = (
     "Rows",
@@ -82,15 +80,13 @@ def _decode(file: DicomFile, stream: BinaryIO, shape: tuple[int, int]) -> NDArra
                 implicit = image.original_encoding[0]
                 syntax = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
                 image.file_meta.TransferSyntaxUID = syntax
-        except _BROKEN as error:
+        except Exception as error:  # whatever damaged bytes make of a parser
             raise _damaged(file) from error
         try:
             stored = image.pixel_array
-        except (NotImplementedError, RuntimeError) as error:
+        except Exception as error:  # or of a decoder
             if isinstance(error, NotImplementedError) or "missing dependencies" in str(error):
                 raise _no_decoder(file, image.file_meta.TransferSyntaxUID) from error
-            raise _damaged(file) from error
-        except _BROKEN as error:
             raise _damaged(file) from error
     stored = stored.reshape(-1, *stored.shape[-2:])
     if stored.shape[1:] != (shape[1], shape[0]):
@@ -114,7 +110,9 @@ def _damaged(file: DicomFile) -> DataError:
 
 
 def _no_decoder(file: DicomFile, syntax: UID) -> DataError:
+    known = syntax.type == "Transfer Syntax"
+    name = syntax.name if known else "in a way that the standard does not know"
     return DataError(
-        f"{file.name} is compressed ({syntax.name}), and no installed package decodes that.",
+        f"{file.name} is compressed ({name}), and no installed package decodes that.",
         next_step="Install one: pip install 'mmccd[dicom-codecs]'",
     )

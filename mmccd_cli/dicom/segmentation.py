@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,14 +95,14 @@ def encode_segmentation(
     slices = np.ascontiguousarray(values.transpose(2, 1, 0))
     stored = slices.astype(np.uint8) if kind == "mask" else slices.astype(np.float32)
     sources = _source_headers(stack)
-    with lenient(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote values of the source
+    with lenient():
         try:
             made = _make(stack, sources, stored, origin, kind)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 "No DICOM segmentation can be made of this series.",
-                cause=f"highdicom says: {error}.",
+                cause="Its headers lack something that the standard requires, or contradict it; "
+                "-vv shows what.",
                 next_step="Leave out --dicom-seg and --dicom-map.",
             ) from error
         stream = io.BytesIO()
