@@ -24,7 +24,14 @@ from mmccd_cli.preprocessing.brain_mask import find_brain
 from mmccd_cli.preprocessing.prepare_subject import PreparedSubject, prepare_subject
 from mmccd_cli.preprocessing.spatial import resample
 from mmccd_cli.scans import read_image, sha256_of_image
-from mmccd_cli.shards import Quantisation, SubjectShard, write_index, write_shard, write_template
+from mmccd_cli.shards import (
+    TEMPLATE,
+    Quantisation,
+    SubjectShard,
+    write_index,
+    write_shard,
+    write_template,
+)
 from mmccd_cli.subjects import Subject, find_subjects
 from mmccd_cli.template import Template
 from mmccd_cli.volume import Volume, read_nifti
@@ -181,7 +188,9 @@ def _with_all_modalities(
     usable = []
     for subject in subjects:
         missing = [m for m in settings.modalities if m not in subject.paths]
-        if missing:
+        if f"{subject.id}.safetensors" == TEMPLATE:
+            problems.append((subject.id, "has a name that the prepared folder needs for itself"))
+        elif missing:
             problems.append((subject.id, f"lacks {', '.join(missing)}"))
         elif settings.require_segmentation and subject.segmentation is None:
             problems.append((subject.id, "lacks a segmentation"))

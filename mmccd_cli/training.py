@@ -150,6 +150,7 @@ def train_network(
         "network": to_dict(spec),
         "training": to_dict(config),
         "diffusion": to_dict(diffusion),
+        "subjects": list(dataset.subjects),
     }
     start = _restore(checkpoint, recipe, network, optimizer, average)
     step = _Step(spec, Schedule.from_config(diffusion), config, runtime)
@@ -427,7 +428,7 @@ def _restore(
     if found != recipe:
         raise WeightsError(
             f"the checkpoint {path} comes from another recipe",
-            cause="architecture, training settings or seed differ",
+            cause="architecture, training settings, seed or training subjects differ",
             next_step="train into an empty folder, or delete the old checkpoints",
         )
     network.load_state_dict(state["network"])

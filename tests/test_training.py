@@ -147,6 +147,16 @@ def test_a_checkpoint_of_another_recipe_is_refused(
         train(tmp_path, deeper, config=replace(CONFIG, iterations=1))
 
 
+def test_a_checkpoint_of_other_subjects_is_refused(tmp_path: Path) -> None:
+    """A fold's folder must not go on from networks that know the fold's subjects."""
+    train(tmp_path, config=replace(CONFIG, iterations=1))
+    others = replace(make_dataset(), subjects=("somebody else",))
+    with pytest.raises(WeightsError, match="another recipe"):
+        train_network(
+            MASKED, others, replace(CONFIG, iterations=1), DiffusionConfig(), RUNTIME, tmp_path
+        )
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / f"{MASKED.name}.checkpoint.pt"
     for content in (b"", b"not a checkpoint", b"PK\x03\x04 cut off"):
