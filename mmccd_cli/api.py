@@ -143,6 +143,7 @@ class Segmenter(pipeline.Segmenter):
         settings: RunSettings = RunSettings(),  # noqa: B008  # frozen
         force: bool = False,
         resume: bool = False,
+        workers: int | None = None,
     ) -> Iterator[Outcome]:
         """Segment many subjects; one that fails stops none of the others.
 
@@ -153,6 +154,7 @@ class Segmenter(pipeline.Segmenter):
             settings: Threshold, smallest lesion, skull stripping and space.
             force: Whether existing outputs are overwritten; an input never is.
             resume: Whether results that are up to date are kept.
+            workers: Subjects that are prepared ahead, each in a thread; None chooses.
 
         Yields:
             An outcome for each subject, as soon as its files are written.
@@ -166,7 +168,7 @@ class Segmenter(pipeline.Segmenter):
         check_extras(jobs, settings)
         summary = Summary(Path(out_dir))
         summary.check()
-        done = run_jobs(jobs, lambda: self, settings, force=force, resume=resume)
+        done = run_jobs(jobs, lambda: self, settings, force=force, resume=resume, workers=workers)
         for outcome in chain(failures, done):
             summary.add(outcome)
             yield outcome

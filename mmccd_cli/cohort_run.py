@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from mmccd_cli.pipeline import Segmenter
     from mmccd_cli.preprocessing.prepare_subject import PreparedSubject
 
+MOST_WORKERS = 8
+MEMORY_OF_A_SUBJECT = 1 << 30
+"""Bytes that one subject takes at most while it is prepared; skull stripping takes most of them."""
 TEMPLATE_CODE = 5
 """NIfTI's code of a template other than MNI's."""
 
@@ -76,14 +79,14 @@ def run_jobs(
     *,
     force: bool = False,
     resume: bool = False,
-    prepare_ahead: bool = True,
+    workers: int | None = None,
     began: Callable[[Job], None] = lambda job: None,
     advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> Iterator[Outcome]:
     """Segment subjects one after the other; one that fails stops none of the others.
 
-    While one subject is on the device, the next one is read and prepared in a thread, never more
-    than that one; its errors wait until its turn comes.
+    While one subject is on the device, the next ones are read and prepared in threads; their
+    errors wait until their turn comes. No more of them than workers are in memory.
 
     Args:
         jobs: What to do.
@@ -92,7 +95,7 @@ def run_jobs(
         force: Whether existing outputs are overwritten.
         resume: Whether a subject is skipped whose result has the same inputs, weights and
             settings; where only the mask's settings differ, only the mask is made anew.
-        prepare_ahead: Whether the thread is used.
+        workers: Subjects that are prepared ahead, each in a thread; 0 for none, None chooses.
         began: Called before each subject.
         advance: Called with passes done and their number, within a subject.
 
@@ -104,37 +107,119 @@ def run_jobs(
         UsageError: What was asked for cannot be done, or the disk is full.
         ComputeError: The device cannot be used.
     """
-    segmenter: Segmenter | None = None
-    ahead: Ahead[Ready] | None = None
-    for job, following in pairwise(chain(jobs, [None])):
-        assert job is not None  # only the last of `following` is
+    todo = iter(jobs := list(jobs))
+    for job in todo:
         began(job)
-        scans: Scans | None = None
-        if segmenter is None:
-            try:
-                scans = None if resume and job.exists else read_scans(job.subject, job.brain_mask)
-            except (MmccdError, OSError) as error:
-                yield Outcome(job.subject.id, "failed", error=error)
-                continue
-            # Outside the try: without weights or device, no other subject can be done either.
-            segmenter = load()
-        prepare = partial(prepare_job, segmenter=segmenter, settings=settings, resume=resume)
+        try:
+            scans = None if resume and job.exists else read_scans(job.subject, job.brain_mask)
+        except (MmccdError, OSError) as error:
+            yield Outcome(job.subject.id, "failed", error=error)
+            continue
+        # Outside the try: without weights or device, no other subject can be done either.
+        segmenter = load()
+        number = choose_workers(len(jobs) - 1) if workers is None else workers
+        line = _Line(segmenter, settings, resume, number)
+        line.join(job, scans)
+        del scans
+        yield from _run_line(line, todo, force, began, advance)
+
+
+class _Line:
+    """Jobs that wait for the device, the first of them being prepared in threads.
+
+    Args:
+        segmenter: Prepares and infers.
+        settings: What was asked for.
+        resume: Whether a result that is there already may spare the work.
+        workers: Number of threads; 0 prepares a job when its turn comes.
+    """
+
+    def __init__(
+        self, segmenter: Segmenter, settings: RunSettings, resume: bool, workers: int
+    ) -> None:
+        self.segmenter, self.settings = segmenter, settings
+        self.resume, self.workers = resume, workers
+        self._threads = threads_in_all()
+        self._waiting: deque[tuple[Job, Callable[[], Ready]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def join(self, job: Job, scans: Scans | None = None) -> None:
+        """Take a job in, and begin to prepare it."""
+        prepare = partial(
+            prepare_job,
+            job,
+            self.segmenter,
+            self.settings,
+            resume=self.resume,
+            scans=scans,
+            threads=max(1, self._threads // max(1, self.workers)),
+        )
+        wait: Callable[[], Ready] = prepare
+        if self.workers:
+            wait = Ahead(partial(_with_threads, self._threads, prepare)).result
+        self._waiting.append((job, wait))
+
+    def leave(self) -> tuple[Job, Callable[[], Ready]]:
+        """Give away the first job, and what waits for it to be ready."""
+        return self._waiting.popleft()
+
+
+def _run_line(
+    line: _Line,
+    todo: Iterator[Job],
+    force: bool,
+    began: Callable[[Job], None],
+    advance: Callable[[int, int], None],
+) -> Iterator[Outcome]:
+    """Do the jobs of a line and all that join it."""
+    _fill(line, todo)
+    while line:
+        job, wait = line.leave()
+        began(job)
         ready: Ready | None = None
         try:
-            ready = ahead.result() if ahead else prepare(job, scans=scans)
-            ahead = scans = None
-            if following is not None and prepare_ahead:
-                ahead = Ahead(partial(prepare, following))
-            outcome = _finish_or_skip(ready, segmenter, settings, force, resume, advance)
+            ready = wait()
+            del wait
+            _fill(line, todo)
+            outcome = _finish_or_skip(
+                ready, line.segmenter, line.settings, force, line.resume, advance
+            )
         except (WeightsError, UsageError):
             raise
         except Exception as error:  # a bug met on one subject must not lose the others
-            if ready is None:
-                ahead = None  # it was this subject's
             _forget_arrays(error)
             outcome = Outcome(job.subject.id, "failed", error=error)
-        ready = scans = None  # hold no large arrays while the next subject is waited for
+        ready = None  # hold no large arrays while the next subject is waited for
+        _fill(line, todo)
         yield outcome
+
+
+def _fill(line: _Line, todo: Iterator[Job]) -> None:
+    while len(line) < max(1, line.workers) and (job := next(todo, None)) is not None:
+        line.join(job)
+
+
+def choose_workers(others: int) -> int:
+    """Return how many subjects are prepared ahead.
+
+    A thread each for as many as there are processor cores, because registration gains little from
+    a second one; at most what half of the free memory holds; and none on a single core.
+
+    Args:
+        others: How many subjects there are beside the first.
+    """
+    import torch
+
+    from mmccd_cli.devices import free_memory
+
+    cores = threads_in_all()
+    if cores < 2:
+        return 0
+    free = free_memory(torch.device("cpu"))
+    fits = MOST_WORKERS if free is None else max(1, free // (2 * MEMORY_OF_A_SUBJECT))
+    return min(others, cores, MOST_WORKERS, fits)
 
 
 def prepare_job(
@@ -144,6 +229,7 @@ def prepare_job(
     *,
     resume: bool = False,
     scans: Scans | None = None,
+    threads: int | None = None,
 ) -> Ready:
     """Do all of a job that comes before the device; safe in a thread beside `finish_job`.
 
@@ -153,6 +239,7 @@ def prepare_job(
         settings: What was asked for.
         resume: Whether a result that is there already may spare the work.
         scans: What was read of the subject; None to read it.
+        threads: Threads of the CPU; None for all.
 
     Raises:
         MmccdError: Anything that a user can meet.
@@ -168,7 +255,7 @@ def prepare_job(
         scans.volumes,
         brain_mask=scans.brain_mask,
         skull_strip=settings.skull_strip,
-        threads=_threads(),
+        threads=threads or threads_in_all(),
     )
     shown = any(MAKERS[kind].needs_prepared for kind in job.extras)
     return Ready(
@@ -213,7 +300,7 @@ def infer_job(
         outputs=_names(job),
         notes=[*ready.notes],
         seconds={"read": ready.seconds},
-        threads=_threads(),
+        threads=threads_in_all(),
     )
     return Finished(job, result, grid, record, segmenter.bundle, ready.volumes)
 
@@ -385,7 +472,19 @@ def _hashes(job: Job, contents: Mapping[Path, bytes]) -> dict[str, str]:
     }
 
 
-def _threads() -> int:
+def threads_in_all() -> int:
+    """Return how many threads of the CPU this process is to use."""
     import torch
 
     return torch.get_num_threads()
+
+
+def _with_threads(number: int, prepare: Callable[[], Ready]) -> Ready:
+    """Prepare in a thread that holds torch to the same number as all others.
+
+    The number is partly a property of the thread and partly of the process.
+    """
+    import torch
+
+    torch.set_num_threads(number)
+    return prepare()

@@ -65,25 +65,35 @@ class Summary:
         Raises:
             UsageError: The table cannot be written.
         """
-        self._rows |= {outcome.name: _row(outcome) for outcome in outcomes}
-        kept = {
-            name: row
+        self._rows |= {_cell(outcome.name): _row(outcome) for outcome in outcomes}
+        kept = [
+            row
             for name, row in self._earlier().items()
             if name not in self._rows and (self.path.parent / row["map"]).is_file()
-        }
+        ]
+        self._write([*kept, *self._rows.values()])
+
+    def replace(self, outcome: Outcome) -> None:
+        """Write the row of a subject anew where the table has one, and leave all others.
+
+        Raises:
+            UsageError: The table cannot be written, or is somebody else's.
+        """
+        rows = self._earlier()
+        if _cell(outcome.name) in rows:
+            rows[_cell(outcome.name)] = _row(outcome)
+            self._write(rows.values())
+
+    def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, _table([*kept.values(), *self._rows.values()]))
+            write_atomically(self.path, _table(rows))
         except OSError as cause:
             raise UsageError(
                 f"The table {self.path} could not be written.",
                 cause=f"The system says: {cause.strerror or cause}.",
                 next_step="Check the free space (df -h) and the permissions.",
             ) from cause
-
-    def has(self, name: str) -> bool:
-        """Tell whether the table that is there has a row of a subject."""
-        return name in self._earlier()
 
     def _earlier(self) -> dict[str, dict[str, str]]:
         try:
@@ -106,10 +116,8 @@ def update_summaries(folder: Path, outcome: Outcome) -> None:
         match = _NAME.fullmatch(path.name)
         if match is None:
             continue
-        summary = Summary(folder, match["shard"])
         with contextlib.suppress(UsageError):  # somebody else's table is none of ours
-            if summary.has(outcome.name):
-                summary.add(outcome)
+            Summary(folder, match["shard"]).replace(outcome)
 
 
 def _table(rows: Iterable[Mapping[str, str]]) -> bytes:

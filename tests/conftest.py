@@ -40,7 +40,7 @@ def tiny_phantom() -> Phantom:
     return make_phantom(0, shape=(50, 56, 46), spacing_mm=(4, 4, 4))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_subject() -> Callable[..., Path]:
     """A function that writes a phantom as NIfTI files and returns the subject's folder."""
 

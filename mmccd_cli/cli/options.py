@@ -78,6 +78,15 @@ Threads = Annotated[
         rich_help_panel=COMPUTING,
     ),
 ]
+Workers = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|N",
+        help="Subjects that are read and registered in threads while one is on the device; each "
+        "takes up to 1 GB. 0 for none.",
+        rich_help_panel=COMPUTING,
+    ),
+]
 Force = Annotated[
     bool, typer.Option("--force", "-f", help="Overwrite existing outputs; never an input.")
 ]
@@ -145,16 +154,17 @@ def parse_threshold(text: str | None) -> float | None:
     return value
 
 
-def parse_count(text: str, option: str) -> int | None:
-    """Read a number from 1 up; "auto" is None.
+def parse_count(text: str, option: str, *, least: int = 1) -> int | None:
+    """Read a number from `least` up; "auto" is None.
 
     Raises:
         UsageError: Anything else.
     """
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 1 << 20):
-        raise UsageError(f"{option} {text} is not a count.", next_step="Give 1, 2, ... or auto.")
+    if not (text.isascii() and text.isdigit() and least <= int(text) <= 1 << 20):
+        step = f"Give {least}, {least + 1}, ... or auto."
+        raise UsageError(f"{option} {text} is not a count.", next_step=step)
     return int(text)
 
 

@@ -35,6 +35,7 @@ class Run:
         resume: Whether results that are up to date are kept.
         as_json: Whether records go to stdout.
         many: Whether one subject's failure is reported instead of raised.
+        workers: Subjects that are prepared ahead; None chooses.
     """
 
     console: Console
@@ -45,6 +46,7 @@ class Run:
     resume: bool
     as_json: bool
     many: bool
+    workers: int | None = None
     summary: Summary | None = field(default=None, init=False)
     report_dir: Path | None = field(default=None, init=False)
     _since: float = field(default_factory=time.perf_counter, init=False)
@@ -89,6 +91,7 @@ class Run:
                     self.settings,
                     force=self.force,
                     resume=self.resume,
+                    workers=self.workers,
                     began=lambda job: self._begin(job, progress),
                     advance=progress.advance,
                 ):
@@ -141,7 +144,8 @@ class Run:
         from mmccd_cli.report_cohort import write_cohort_page
 
         tables = self.summary.path.parent.glob("summary*.tsv") if self.summary else ()
-        write_cohort_page(self.report_dir, outcomes, tables=tables)
+        inputs = [path for job in self.jobs for path in job.input_files]
+        write_cohort_page(self.report_dir, outcomes, inputs=inputs, tables=tables)
 
     def _record(self, outcome: Outcome) -> None:
         if self.summary:

@@ -194,6 +194,7 @@ def segment(
     device: options.Device = "auto",
     batch_size: options.BatchSize = "auto",
     threads: options.Threads = "auto",
+    workers: options.Workers = "auto",
     precision: options.Precision = "auto",
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -213,6 +214,7 @@ def segment(
     loading = Loading(
         weights, offline, device, batch_size, threads, preset, method, changes, cache_dir, precision
     )
+    number = options.parse_count(workers, "--workers", least=0)
     strip, brain_mask = options.parse_skull_strip(skull_strip)
     settings = _settings(threshold, min_lesion, strip, space)
     folders = list_folders(subjects or [], subjects_from, null)
@@ -242,7 +244,17 @@ def segment(
     )
     with console.computing():
         jobs, failures = wish.plan()
-        run = Run(console, jobs, settings, loading, force, resume, as_json, many=out is None)
+        run = Run(
+            console,
+            jobs,
+            settings,
+            loading,
+            force,
+            resume,
+            as_json,
+            many=out is None,
+            workers=number,
+        )
         if out_dir is not None:
             run.summarise_in(out_dir, chosen)
         run.report_dir = report_dir
