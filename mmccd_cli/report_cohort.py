@@ -7,20 +7,23 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mmccd_cli.cohort import Outcome
 from mmccd_cli.errors import UsageError
 from mmccd_cli.files import write_atomically
 from mmccd_cli.report import SUMMARY, SUMMARY_VERSION
 from mmccd_cli.report_html import Markup, data_block, element, join, page, read_data_block
+
+if TYPE_CHECKING:
+    from mmccd_cli.cohort import Outcome
 
 COHORT_PAGE = "index.html"
 REPORT_SUFFIX = "_report.html"
 
 _MARK = "mmccd-cohort"
 _HEAD_BYTES = 200_000  # a report's summary, with its thumbnail, lies within
+_ANY_FOLDERS = re.compile(r"[/\\].*[/\\]")
 _FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
 _EXPLAINED = (
     "Suspicion is 1 − (1 − a)(1 − b)…, where a, b, … are the signs of failure that a report’s "
@@ -52,13 +55,18 @@ def check_cohort_page(report_dir: Path) -> None:
 
 
 def write_cohort_page(
-    report_dir: Path, outcomes: Sequence[Outcome], *, tables: Iterable[Path] = ()
+    report_dir: Path,
+    outcomes: Sequence[Outcome],
+    *,
+    inputs: Iterable[Path] = (),
+    tables: Iterable[Path] = (),
 ) -> None:
     """Write `index.html` over all reports that lie in a folder, of this run and of earlier ones.
 
     Args:
         report_dir: The folder; made where it is missing.
         outcomes: What became of this run's subjects.
+        inputs: Files that messages may name, whose folders must not be told.
         tables: `summary*.tsv` of the results' folder: what failed in other shares of the cohort.
 
     Raises:
@@ -69,7 +77,7 @@ def write_cohort_page(
         for path in sorted(report_dir.glob(f"*{REPORT_SUFFIX}"))
         if (summary := _read_summary(path, SUMMARY)) is not None
     ]
-    failures = _failures(outcomes, tables)
+    failures = _failures(outcomes, [str(path) for path in inputs], tables)
     try:
         report_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(report_dir / COHORT_PAGE, cohort_page(summaries, failures))
@@ -218,12 +226,15 @@ def _failure_table(failures: Sequence[tuple[str, str, str]]) -> Markup:
     )
 
 
-def _failures(outcomes: Sequence[Outcome], tables: Iterable[Path]) -> list[tuple[str, str, str]]:
+def _failures(
+    outcomes: Sequence[Outcome], inputs: Sequence[str], tables: Iterable[Path]
+) -> list[tuple[str, str, str]]:
     """What failed, in this run and according to the tables of others."""
     found: dict[str, tuple[str, str, str]] = {}
     for table in tables:
         for name, message in _failed_rows(table):
-            found[name] = (_last_part(name), without_folders(message, [name]), "")
+            # Where its paths end is not known here: take away too much rather than too little.
+            found[name] = (_last_part(name), _ANY_FOLDERS.sub("", message), "")
     for outcome in outcomes:
         found.pop(outcome.name, None)
         if outcome.error is None:
@@ -231,7 +242,7 @@ def _failures(outcomes: Sequence[Outcome], tables: Iterable[Path]) -> list[tuple
         error = outcome.error
         parts = [getattr(error, "message", None) or f"{type(error).__name__}: {error}"]
         parts += [getattr(error, "cause", None) or ""]
-        known = [outcome.name]
+        known = [outcome.name, *inputs]
         reason = without_folders(" ".join(part for part in parts if part), known)
         step = without_folders(getattr(error, "next_step", None) or "", known)
         found[outcome.name] = (_last_part(outcome.name), reason, step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -78,9 +79,8 @@ class Drawing:
         whole = tuple(slice(0, count) for count in material.brain.shape)
         self._wide_frame = Frame(whole, material.spacing_mm, 1.5)
         self._greys: dict[str, FloatArray] = {}
-        self._heads: dict[str, BoolArray] = {}
 
-    @property
+    @cached_property
     def center(self) -> tuple[int, int, int]:
         """Where the planes of a picture of no lesion meet: the middle of the brain."""
         i, j, k = np.rint(ndimage.center_of_mass(self._material.brain)).astype(int)

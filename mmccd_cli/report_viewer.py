@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.pictures import FloatArray, windowed
-from mmccd_cli.preprocessing.spatial import resample, smooth_for
+from mmccd_cli.preprocessing.spatial import resample
 from mmccd_cli.report_html import Markup, asset, data_block, element, join, packed_block
 from mmccd_cli.report_material import Material
 from mmccd_cli.volume import Intent, Volume, encode_nifti, make_grid, transform_points
@@ -36,9 +36,8 @@ def viewer_data(material: Material) -> Markup:
     grid = make_grid(shape, affine)
     reference = material.images[material.reference]
     grey = 255 * windowed(reference, material.brain)
-    smooth = smooth_for(Volume(grey, material.affine), affine)
     images = {
-        "reference": resample(smooth, shape, affine).data,
+        "reference": _at(grey, material, shape, affine),
         "map": 255 * _at(material.anomaly_map, material, shape, affine),
         "mask": _at(material.mask, material, shape, affine) > 0.5,
     }
