@@ -32,6 +32,7 @@ IMAGE_SIDE = (
     "volume",
 )
 MODEL_SIDE = (
+    "benchmark_costs",
     "bundle",
     "bundle_files",
     "calibration",

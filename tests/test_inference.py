@@ -416,10 +416,11 @@ def test_cuda_and_cpu_agree(cuda: torch.device, autocast: torch.dtype | None, at
     torch.testing.assert_close(other, plain, atol=atol, rtol=0)
 
 
-@pytest.mark.gpu
-def test_full_precision_on_cuda_is_not_tf32(cuda: torch.device) -> None:
-    with Execution(cuda).passing():
+def test_full_precision_on_cuda_is_not_tf32() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with Execution(torch.device("cuda")).passing():
         assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 @pytest.mark.gpu

@@ -129,7 +129,7 @@ def table(result: BenchmarkResult) -> list[str]:
     for stage in stages:
         times = [cost.run.seconds.get(stage, 0.0) for cost in costs]
         lines.append(_row(f"  {stage.replace('_', ' ')}, s", [_short(t) for t in times]))
-    further = {
+    further: dict[str, list[float | None]] = {
         "whole process, s": [cost.run.total_seconds for cost in costs],
         "  of the CPU, s": [cost.run.cpu_seconds for cost in costs],
         "peak memory, MiB": [cost.run.peak_memory_mib for cost in costs],
