@@ -185,16 +185,7 @@ def calibrate(
         "criterion": "mean Dice on the training grid"
         if labelled
         else f"at most {false_positive_budget_ml} ml of false positives in healthy subjects",
-        "rows": [
-            {
-                "method": row.method,
-                "modalities": list(row.config.modalities),
-                "dice": round(row.dice, 4),
-                "left_out_dice": round(row.left_out_dice, 4),
-                "trials": row.trials,
-            }
-            for row in rows
-        ],
+        "rows": [*_rows_of_others(bundle, methods), *(_describe(row, bool(folds)) for row in rows)],
     }
     return Calibration(
         replace(bundle.config, scores=scores, calibration=about),
@@ -204,6 +195,24 @@ def calibrate(
         ],
         rows,
     )
+
+
+def _describe(row: CalibrationRow, unseen: bool) -> dict[str, Any]:
+    """A row as plain values, for the model card."""
+    return {
+        "method": row.method,
+        "modalities": list(row.config.modalities),
+        "dice": round(row.dice, 4),
+        "left_out_dice": round(row.left_out_dice, 4),
+        "networks_know_the_subjects": not unseen,
+        "trials": row.trials,
+    }
+
+
+def _rows_of_others(bundle: Bundle, methods: Sequence[str]) -> list[dict[str, Any]]:
+    """What an earlier calibration said of the methods whose scores stay as they are."""
+    rows = bundle.config.calibration.get("rows", [])
+    return [row for row in rows if row["method"] not in methods]
 
 
 def _distinct(rows: Sequence[CalibrationRow]) -> list[CalibrationRow]:

@@ -284,7 +284,7 @@ class ScoreConfig:
             kind, _, modality = signal.partition(":")
             _require(
                 kind in ("cycle", "intensity", "atlas") and modality in self.modalities,
-                'a signal must be "cycle:M", "intensity:M" or "atlas:M" with M among the modalities',
+                'a signal must be "cycle:M", "intensity:M" or "atlas:M", M among the modalities',
                 signal,
             )
         _require(

@@ -58,7 +58,7 @@ def _training(training: dict[str, Any]) -> str:
         f"{len(training.get('subjects', []))} subjects, {training.get('slices')} slices, of which "
         f"{training.get('healthy_slices')} hold no lesion. In training, labels only hide the "
         f"grown lesion from input and loss.\n\n| setting | value |\n|---|---|\n{rows}\n\n"
-        f"Subjects: {subjects}\n"
+        f"Subjects: {subjects}\n\n{training.get('notes', '')}\n"
     )
 
 
@@ -69,7 +69,8 @@ def _networks(config: BundleConfig) -> str:
         f"2-D U-Nets, {unet.base_channels} channels x {unet.channel_multipliers}, pixel unshuffle "
         f"{unet.pixel_unshuffle}; masked conditional diffusion with "
         f"{config.diffusion.num_train_timesteps} training steps that predicts x_0; slices of a "
-        f"{config.template.shape} grid.\n"
+        f"{config.template.shape} grid. An atlas holds mean and standard deviation of the training "
+        "subjects' healthy tissue at each voxel of that grid.\n"
     )
 
 
@@ -80,10 +81,12 @@ def _calibration(config: BundleConfig) -> str:
     lines = [
         "## Calibration\n",
         f"On the split `{about['split']}` ({len(about['subjects'])} subjects), by "
-        f'{about["criterion"]}. {_unseen(about)} "Left out": the threshold\'s constant chosen on '
-        "the other subjects each time.\n",
-        "| method | modalities | weights | threshold rule | Dice | left out |",
-        "|---|---|---|---|---|---|",
+        f'{about["criterion"]}. "Left out": the threshold\'s constant chosen on the other '
+        "subjects each time. Networks `new`: networks and atlas were trained again without a "
+        "share of the subjects, and scored these; `known`: they have seen the subjects' healthy "
+        "tissue, so expect less on new ones.\n",
+        "| method | modalities | weights | threshold rule | networks | Dice | left out |",
+        "|---|---|---|---|---|---|---|",
     ]
     rows = {(r["method"], tuple(r["modalities"])): r for r in about["rows"]}
     for method, scores in config.scores.items():
@@ -91,35 +94,27 @@ def _calibration(config: BundleConfig) -> str:
             row = rows.get((method, score.modalities))
             if row is None:
                 continue
+            known = "known" if row["networks_know_the_subjects"] else "new"
             lines.append(
                 f"| {method} | {'+'.join(score.modalities)} | {_sum(score.weights)} | "
-                f"{describe_rule(score)} | {row['dice']:.3f} | {row['left_out_dice']:.3f} |"
+                f"{describe_rule(score)} | {known} | {row['dice']:.3f} | "
+                f"{row['left_out_dice']:.3f} |"
             )
     lines.append("\n<details><summary>All trials</summary>\n")
     lines += [
-        "| method | weights | other side | rule | Dice | left out |",
-        "|---|---|---|---|---|---|",
+        "| method | weights | other side | seeds | rule | Dice | left out |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for row in about["rows"]:
-        for trial in row["trials"]:
-            if "left_out_dice" not in trial:
-                continue
-            lines.append(
-                f"| {row['method']} | {_sum(trial['weights'])} | "
-                f"{-trial['asymmetry']:g} | {trial['rule']} | "
-                f"{trial['dice']:.3f} | {trial['left_out_dice']:.3f} |"
-            )
+    lines += dict.fromkeys(
+        f"| {row['method']} | {_sum(trial['weights'])} | {-trial['asymmetry']:g} | "
+        f"{trial['seed']:g} | {trial['rule']} | {trial['dice']:.3f} | "
+        f"{trial['left_out_dice']:.3f} |"
+        for row in about["rows"]
+        for trial in row["trials"]
+        if "left_out_dice" in trial
+    )
     lines.append("\n</details>\n")
     return "\n".join(lines)
-
-
-def _unseen(about: dict[str, Any]) -> str:
-    if not about.get("folds"):
-        return "The networks have seen these subjects' healthy tissue in training."
-    return (
-        f"For this, networks and atlas were trained {len(about['folds'])} times more, and each "
-        "subject was scored by those that have not seen it."
-    )
 
 
 def _sum(weights: dict[str, float]) -> str:

@@ -85,7 +85,8 @@ class SignalModel:
 
         Returns:
             "intensity:M" for every modality of the score, "atlas:M" where it is compared with the
-            atlas and "cycle:S" for every source: (I, J, K) float32 in robust standard deviations, 0 outside the brain.
+            atlas and "cycle:S" for every source: (I, J, K) float32 in robust standard
+            deviations, 0 outside the brain.
         """
         while True:
             try:

@@ -117,7 +117,8 @@ def test_the_bundle_is_whole_and_calibrated_on_everybody(trained: Trained) -> No
     assert sorted(map(sorted, bundle.config.calibration["folds"])) == [["s0", "s2"], ["s1", "s3"]]
     assert set(bundle.template.normal) == {"FLAIR", "T2w"}
     card = (trained.out / "README.md").read_text()
-    assert "have not seen" in card
+    assert card.count("| new |") == 2
+    assert "| known |" not in card
 
 
 def test_folds_know_nothing_of_their_own_subjects(trained: Trained) -> None:
