@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from mmccd_cli.bundle import load_bundle, rewrite_bundle
 from mmccd_cli.cli.app import app
-from mmccd_cli.phantom import make_phantom
+from mmccd_cli.phantom import Phantom, make_phantom
 
 Write = Callable[..., Path]
 SPLIT = {"train": ["a", "b"], "val": ["c"]}
@@ -26,14 +27,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
 
 
+@cache
+def head(seed: int, lesion: bool = True) -> Phantom:
+    return make_phantom(seed, shape=(50, 56, 46), spacing_mm=(4, 4, 4), lesion=lesion)
+
+
 @pytest.fixture
 def data(tmp_path: Path, write_subject: Write) -> Path:
     """Three labelled subjects, a split file, and a healthy subject elsewhere."""
     for seed, name in enumerate("abc"):
-        phantom = make_phantom(seed, shape=(50, 56, 46), spacing_mm=(4, 4, 4))
-        write_subject(tmp_path / "data", phantom, id=name, lesion=True)
-    calm = make_phantom(7, shape=(50, 56, 46), spacing_mm=(4, 4, 4), lesion=False)
-    write_subject(tmp_path / "calm", calm, id="well")
+        write_subject(tmp_path / "data", head(seed), id=name, lesion=True)
+    write_subject(tmp_path / "calm", head(7, False), id="well")
     (tmp_path / "split.json").write_text(json.dumps(SPLIT))
     return tmp_path / "data"
 

@@ -147,10 +147,10 @@ def evaluate(
     for word in rival_residual or ():
         _check_choice("--rival-residual", word, RESIDUALS)
     _check_outputs(out, force)
-    if folds is not None and (split or rival or weights or constants_from != "shipped"):
+    if folds is not None and (split or healthy or rival or weights or constants_from != "shipped"):
         raise UsageError(
             "--folds says itself which weights score which subjects.",
-            next_step="Leave out --split, --weights, --rival and --constants-from.",
+            next_step="Leave out --split, --healthy, --weights, --rival and --constants-from.",
         )
     loading = Loading(weights, offline, device, batch_size, threads, preset, cache_dir=cache_dir)
     compared = _Compared(
