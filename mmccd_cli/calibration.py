@@ -187,12 +187,16 @@ def calibrate(
         else f"at most {false_positive_budget_ml} ml of false positives in healthy subjects",
         "rows": [*_rows_of_others(bundle, methods), *(_describe(row, bool(folds)) for row in rows)],
     }
+    fold_configs = []
+    for fold, own in zip(folds, fold_scores, strict=True):
+        others = [subject for subject in ids if subject not in fold.subjects]
+        chosen_on = {"split": split, "subjects": others, "criterion": about["criterion"]}
+        fold_configs.append(
+            replace(fold.bundle.config, scores=own, calibration={**chosen_on, "rows": []})
+        )
     return Calibration(
         replace(bundle.config, scores=scores, calibration=about),
-        [
-            replace(fold.bundle.config, scores=own)
-            for fold, own in zip(folds, fold_scores, strict=True)
-        ],
+        fold_configs,
         rows,
     )
 
