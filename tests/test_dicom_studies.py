@@ -371,6 +371,24 @@ def test_a_faulty_series_gives_way_to_a_sound_one(tmp_path, volumes):
     assert "lacks about 1" in dict(found.ignored)["series 1 (mprage)"]
 
 
+def test_a_localizer_that_does_not_say_so_stops_nothing(tmp_path, volumes):
+    make_dicom({"FLAIR": volumes["FLAIR"]}, tmp_path)
+    study = pydicom.dcmread(slices_of(tmp_path)[0]).StudyInstanceUID
+    for number, few in enumerate(([2, 9, 11], [3, 8]), start=7):
+        part = tmp_path / str(number)
+        tags = {**PARAMETERS["T2w"], "SeriesDescription": "x", "StudyInstanceUID": study}
+        paths = write_series(volumes["T2w"], part, number=number, tags=tags)
+        for index, path in enumerate(paths):
+            if index not in few:
+                path.unlink()
+    found = read_study(tmp_path)
+    assert list(found.stacks) == ["FLAIR"]
+    assert dict(found.ignored) == {
+        "series 7": "only 3 slices, unevenly placed",
+        "series 8": "only 2 slices in this direction",
+    }
+
+
 def test_truncated_pixels_are_told(flair):
     path = slices_of(flair)[3]
     path.write_bytes(path.read_bytes()[:-300])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from mmccd_cli.modalities import MODALITIES
 _MIN_COVERAGE_MM = 60.0
 _WHOLE_HEAD_MM = 100.0
 _MIN_SLICES = 3
+_FEW_SLICES = 10
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,10 @@ class _Candidate:
     """A group of frames, as a stack where they make one."""
 
     label: str
-    frames: Sequence[Frame]
     recognition: Recognition
     stack: Stack | None = None
     error: GeometryError | None = None
-    rank: tuple = field(default=())
+    rank: tuple = ()
 
 
 def read_study(source: Path) -> Study:
@@ -101,7 +101,7 @@ def read_single_series(source: Path) -> Stack:
 
 
 def _read_headers(source: Path) -> tuple[list[Frame], list[tuple[str, str]]]:
-    """Read all headers; files that are no use are listed by their number for each reason."""
+    """Read all headers; files that are of no use are counted, by their reason."""
     unread: list[tuple[str, str]] = []
     frames: list[Frame] = []
     files = find_dicom_files(source, unread)
@@ -136,20 +136,25 @@ def _candidate(frames: Sequence[Frame]) -> _Candidate:
     label = _label(frames[0])
     recognition = recognise(frames[0].acquisition)
     if recognition.modality is None:
-        return _Candidate(label, frames, recognition)
+        return _Candidate(label, recognition)
     if len(frames) < _MIN_SLICES:
         few = Recognition(None, f"only {len(frames)} slices in this direction")
-        return _Candidate(label, frames, few)
+        return _Candidate(label, few)
     try:
         stack = arrange(frames)
     except GeometryError as error:
+        if (
+            len(frames) < _FEW_SLICES
+        ):  # a localizer that does not say so, rather than a damaged scan
+            few = Recognition(None, f"only {len(frames)} slices, unevenly placed")
+            return _Candidate(label, few)
         # Last of all, so that it only counts where the modality has no other series.
-        return _Candidate(label, frames, recognition, error=error, rank=(9,))
+        return _Candidate(label, recognition, error=error, rank=(9,))
     coverage = stack.spacing_mm[2] * stack.shape[2]
     if coverage < _MIN_COVERAGE_MM:
         part = Recognition(None, f"covers only {coverage:.0f} mm")
-        return _Candidate(label, frames, part)
-    return _Candidate(label, frames, recognition, stack, rank=_rank(recognition, stack))
+        return _Candidate(label, part)
+    return _Candidate(label, recognition, stack, rank=_rank(recognition, stack))
 
 
 def _rank(recognition: Recognition, stack: Stack) -> tuple:
