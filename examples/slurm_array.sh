@@ -1,0 +1,27 @@
+#!/bin/bash
+# A cohort as a SLURM array: each task does its share, found from SLURM's own variables.
+#
+#   sbatch --array=1-8 examples/slurm_array.sh subjects.txt out
+#   sbatch --array=1-8 examples/slurm_array.sh BIDS_DIR out
+#
+# A task that ran out of time or memory can be submitted again: what is done is kept. A task that
+# ends with 6 did all it could: its log names the subjects that failed, and why.
+# To run a container instead, set MMCCD, for example:
+#   sbatch --export=ALL,MMCCD='apptainer run --cleanenv mmccd.sif' ...   (add --nv for a GPU)
+#SBATCH --job-name=mmccd
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=6G
+#SBATCH --time=04:00:00
+#SBATCH --output=mmccd-%A_%a.log
+set -euo pipefail
+
+what=${1:?give a list of folders, one a line, or a BIDS data set}
+out=${2:?give the folder of the results}
+read -ra mmccd <<<"${MMCCD:-mmccd}"
+common=(--resume --threads "${SLURM_CPUS_PER_TASK:-1}")
+
+if [[ -d $what ]]; then
+    exec "${mmccd[@]}" bids "$what" "$out" participant "${common[@]}"
+else
+    exec "${mmccd[@]}" segment --from "$what" --out-dir "$out" "${common[@]}"
+fi

@@ -1,0 +1,91 @@
+"""The scripts for cohorts in `examples/`."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bundles import write_tiny_bundle
+from typer.testing import CliRunner
+
+from mmccd_cli.cli.app import app
+from mmccd_cli.phantom import Phantom
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("*.sh"))
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """Tiny weights."""
+    return write_tiny_bundle(tmp_path / "tiny")
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, write_subject: Write, tiny_phantom: Phantom) -> Path:
+    """Two subjects, and a folder that is none."""
+    for name in ("one", "two"):
+        write_subject(tmp_path / "data", tiny_phantom, "plain", id=name)
+    (tmp_path / "data" / "broken").mkdir()
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_bash_and_name_options_that_exist(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True, timeout=30)
+    assert os.access(script, os.X_OK)
+    known = set()
+    for command in ("segment", "bids"):
+        shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout
+        known |= set(re.findall(r"--[a-z][a-z-]+", shown))
+    code = [line for line in script.read_text().splitlines() if not line.startswith("#")]
+    ours = re.findall(r"(?:mmccd|common=|\[@\]}\").*", "\n".join(code))
+    options = set(re.findall(r"--[a-z][a-z-]+", "\n".join(ours)))
+    assert options
+    assert options <= known
+
+
+def test_a_task_of_the_array_does_its_share(cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    folders = [cohort / name for name in ("one", "two")]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, folders)))
+    slurm = {"ID": "4", "COUNT": "2", "MIN": "3"}
+    done = subprocess.run(
+        ["bash", EXAMPLES / "slurm_array.sh", tmp_path / "list.txt", tmp_path / "out"],
+        env=os.environ
+        | {f"SLURM_ARRAY_TASK_{name}": value for name, value in slurm.items()}
+        | {"MMCCD": f"{sys.executable} -m mmccd_cli", "MMCCD_WEIGHTS": str(bundle)},
+        cwd=EXAMPLES.parent,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "share 2 of 2" in done.stderr
+    assert [path.name for path in (tmp_path / "out").glob("*_mask.nii.gz")] == ["two_mask.nii.gz"]
+
+
+def test_the_python_script_lists_volumes_and_failures(
+    cohort: Path,
+    bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["cohort.py", cohort, tmp_path / "out", "--weights", bundle, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / "cohort.py"), run_name="__main__")
+    said = capsys.readouterr()
+    assert ended.value.code == 6
+    assert re.findall(r"ml  (\w+)", said.out) == ["one", "two"]
+    assert "broken" in said.err
+    assert (tmp_path / "out" / "two_mask.nii.gz").is_file()
