@@ -109,10 +109,10 @@ def run_jobs(
     """
     todo = iter(jobs := list(jobs))
     for job in todo:
-        began(job)
         try:
             scans = None if resume and job.exists else read_scans(job.subject, job.brain_mask)
         except (MmccdError, OSError) as error:
+            began(job)
             yield Outcome(job.subject.id, "failed", error=error)
             continue
         # Outside the try: without weights or device, no other subject can be done either.
