@@ -160,8 +160,12 @@ def constants_by_fold(
     }
 
 
-def read_constants(path: Path) -> ChosenConstants:
+def read_constants(path: Path, scorers: Sequence[Scorer]) -> ChosenConstants:
     """Read the constants of an earlier run from its summary.
+
+    Args:
+        path: The summary.
+        scorers: Those that the earlier run did not have use the constants that they come with.
 
     Raises:
         DataError: Not such a file.
@@ -179,4 +183,8 @@ def read_constants(path: Path) -> ChosenConstants:
             f"cannot read the constants in {path}",
             cause=f"expected OUT.summary.json of mmccd evaluate --constants-from SPLIT: {error}",
         ) from error
-    return ChosenConstants(values, chosen_on, f"{source} (read from {path.name})")
+    own = {s.name: s.constants for s in scorers if s.constants is not None and s.name not in values}
+    words = f"{source} (read from {path.name})"
+    if own:
+        words += f"; {', '.join(own)}: their own, chosen beforehand"
+    return ChosenConstants({**values, **own}, chosen_on, words)

@@ -92,7 +92,23 @@ def test_odd_constants_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "c.json"
     path.write_text(content)
     with pytest.raises(DataError, match="constants"):
-        read_constants(path)
+        read_constants(path, [])
+
+
+def test_scores_that_an_earlier_run_did_not_have_use_their_own_constants(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    numbers = {"fixed": 1.25, "adaptive": 0.5}
+    earlier = {
+        "constants": {"t2w-z": numbers},
+        "constants_source": "there",
+        "constants_subjects": ["a"],
+    }
+    path.write_text(json.dumps(earlier))
+    chosen = read_constants(path, [FLAIR, IntensityScorer(BASELINES["t2w-z"])])
+    assert chosen.values == {"t2w-z": numbers, "flair-z": SHIPPED_CONSTANTS["flair-z"]}
+    assert chosen.subjects == {"a"}
+    assert "there" in chosen.source
+    assert "flair-z: their own" in chosen.source
 
 
 def test_passes_count_slices_only_while_counting() -> None:

@@ -339,7 +339,7 @@ def _constants(
     if constants_from == "shipped":
         return shipped_constants(scorers)
     if constants_from.endswith(".json"):
-        return read_constants(Path(constants_from))
+        return read_constants(Path(constants_from), scorers)
     chosen = subjects.of_split(constants_from, "--constants-from")
     ids = frozenset(s.id for s in chosen)
     both = sorted(ids & {s.id for s in scored})
