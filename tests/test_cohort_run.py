@@ -405,3 +405,26 @@ def test_a_reader_that_leaves_ends_the_run_quietly(
     assert "case-a.json" in results
     for name in results:
         assert (tmp_path / "o" / name.replace(".json", "_mask.nii.gz")).is_file()
+
+
+# Real scans.
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_real_scans_give_in_a_cohort_what_they_give_alone(real_data: Path, tmp_path: Path) -> None:
+    segmenter = Segmenter.from_pretrained(device="cpu", preset="fast")
+    good = [real_data / "raw" / "TCGA-FG-6692", real_data / "metastasis" / "BraTS-MET-00110-000"]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "flair.nii.gz").write_bytes((good[0] / "flair.nii.gz").read_bytes()[:50000])
+    out = tmp_path / "out"
+    outcomes = list(segmenter.segment_cohort([good[0], broken, good[1]], out, workers=2))
+    assert [o.status for o in outcomes] == ["done", "failed", "done"]
+    other = Segmenter.from_pretrained(device="cpu", preset="fast", batch_size=5)
+    for folder in good:
+        alone = other.segment_files(folder, out=tmp_path / f"{folder.name}.nii.gz").result
+        stored = np.asanyarray(nib.load(out / f"{folder.name}.nii.gz").dataobj)
+        np.testing.assert_allclose(stored, alone.anomaly_map, atol=1e-4)
+    again = segmenter.segment_cohort(good, out, resume=True, settings=RunSettings(threshold=0.7))
+    assert [(o.status, o.from_map) for o in again] == [("done", True)] * 2
