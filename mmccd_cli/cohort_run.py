@@ -204,8 +204,8 @@ def _fill(line: _Line, todo: Iterator[Job]) -> None:
 def choose_workers(others: int) -> int:
     """Return how many subjects are prepared ahead.
 
-    A thread each for as many as there are processor cores, because registration gains little from
-    a second one; at most what half of the free memory holds; and none on a single core.
+    As many as there are processor cores, because registration takes one thread and most of the
+    time; at most what half of the free memory holds; and none on a single core.
 
     Args:
         others: How many subjects there are beside the first.
