@@ -25,7 +25,7 @@ from mmccd_cli.networks import UNet
 from mmccd_cli.recipes import RECIPES
 from mmccd_cli.translation import Cycle, MaskedTranslator
 
-SLICES, BANDS, STEPS = (4, 8, 16, 32), (44, 22, 11, 6), (1, 2, 4, 8)
+SLICES, BANDS, STEPS = (2, 4, 8, 16), (44, 22, 11, 6), (1, 2, 4, 8)
 STRIDES = {44: 4, 22: 8, 11: 16, 6: 32}
 """Bands of both axes of 80 x 96 pixels -> their stride."""
 HEIGHT, WIDTH = 80, 96
