@@ -25,7 +25,7 @@ from mmccd_cli.preprocessing.prepare_subject import (
 from mmccd_cli.refinement import refine_contour
 from mmccd_cli.rethreshold import AS_CALIBRATED, MaskOptions, cut, mask_settings
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.volume import Volume
+from mmccd_cli.volume import Volume, make_grid
 
 Space = Literal["native", "template"]
 
@@ -247,7 +247,9 @@ class Segmenter:
                 shown, brain = prepared.reference_volume, prepared.reference_brain
                 values = to_reference_grid(scored.values, prepared, "linear")
             else:
-                shown = Volume(prepared.images[prepared.reference], prepared.affine)
+                image = prepared.images[prepared.reference]
+                # Rounded as in the file, so that a mask made from the file is the same.
+                shown = Volume(image, make_grid(self.bundle.template.shape, prepared.affine).affine)
                 brain, values = prepared.brain, scored.values
             result = anomaly_map(values, scored.threshold, config)
             result[~brain] = 0.0
