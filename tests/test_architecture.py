@@ -15,6 +15,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "mmccd_cli"
 IMAGE_SIDE = (
     "anomaly",
     "baselines",
+    "bids",
+    "bids_derivatives",
     "cohort",
     "cohort_resume",
     "cohort_shards",
