@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -255,3 +256,13 @@ def test_every_real_subject_has_all_modalities(real_data):
     for subject in subjects:
         assert set(subject.paths) == set(MODALITIES)
         assert not any("t1c" in path.name for path in subject.paths.values())
+
+
+def test_a_name_that_is_no_text_becomes_one_that_can_be_written(tmp_path):
+    folder = tmp_path / os.fsdecode(b"M\xfcller\t1")
+    try:
+        folder_with(folder, "t1.nii.gz")
+    except OSError:
+        pytest.skip("this file system only takes names in UTF-8")
+    assert find_subject(folder).id == "M_ller_1"
+    assert find_subject(folder).paths["T1w"].is_file()
