@@ -93,7 +93,7 @@ def viewer_section() -> Markup:
         element(
             "label",
             element("input", type="checkbox", id="viewer-mask-shown", checked=True),
-            "Mask",
+            "Outline of the mask",
         ),
         element("label", "Patient’s left is shown on the ", _select("viewer-side", sides)),
         element("output", id="viewer-position", aria_live="off"),

@@ -2,6 +2,7 @@
 // The interactive viewer. All that it shows lies in this file; without WebGL 2 it steps aside,
 // and the still pictures remain.
 (() => {
+  const OUTLINE = 0.8;  // opacity of the mask's outline
   const panel = document.getElementById("viewer");
   const say = (text) => {
     const message = document.getElementById("viewer-message");
@@ -50,7 +51,9 @@
       isSliceMM: false,
       multiplanarShowRender: library.SHOW_RENDER.NEVER,
       multiplanarLayout: library.MULTIPLANAR_TYPE.AUTO,
-      atlasOutline: 1,
+      atlasOutline: OUTLINE,
+      crosshairWidth: 0.8,
+      crosshairWidthUnit: "mm",
       showAllOrientationMarkers: true,
       crosshairColor: [0.4, 0.75, 1, 0.8],
       fontColor: [0.9, 0.9, 0.9, 1],
@@ -67,10 +70,11 @@
     const canvas = document.getElementById("viewer-canvas");
     panel.hidden = false;
     await view.attachToCanvas(canvas);
+    // The mask itself is nearly clear, so that the map shows inside its outline.
     const images = [
       await makeImage(library, "reference", { colormap: "gray", opacity: 1, low: 0, high: 255 }),
       await makeImage(library, "map", { colormap: "mmccd_map", opacity: 0.8, low: 12, high: 255 }),
-      await makeImage(library, "mask", { colormap: "gray", opacity: 1, low: 0, high: 1 }),
+      await makeImage(library, "mask", { colormap: "gray", opacity: 0.02, low: 0, high: 1 }),
     ];
     images[2].setColormapLabel({
       R: [0, 64], G: [0, 255], B: [0, 200], A: [0, 255], I: [0, 1], labels: ["", "mask"],
@@ -106,7 +110,7 @@
     control("viewer-map-opacity").addEventListener("input", (event) =>
       view.setOpacity(1, Number(event.target.value)));
     control("viewer-mask-shown").addEventListener("change", (event) =>
-      view.setOpacity(2, event.target.checked ? 1 : 0));
+      view.setAtlasOutline(event.target.checked ? OUTLINE : 0));
     control("viewer-side").addEventListener("change", (event) =>
       view.setRadiologicalConvention(event.target.value === "right"));
     canvas.addEventListener("keydown", (event) => {
