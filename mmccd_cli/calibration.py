@@ -46,6 +46,9 @@ ATLAS_WEIGHTS = (0.5, 1.0, 2.0)
 INTENSITY_WEIGHTS = {"FLAIR": (0.5, 1.0), "T2w": (0.25, 0.5), "T1w": (-0.25, -0.5)}
 OTHER_CYCLE_WEIGHTS = (0.25, 0.5)
 OTHER_ATLAS_WEIGHTS = (0.25, 0.5)
+REFINE_MM = {"FLAIR": 3.0}
+"""How far contours may move, by the reference scan. At full resolution 3 mm gained 0.006 Dice on the
+training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
 Method = Literal["mmccd", "cyclic-unet"]
 METHODS: tuple[Method, ...] = ("mmccd", "cyclic-unet")
 MODALITY_SETS = (("FLAIR", "T2w", "T1w"), ("FLAIR", "T2w"), ("FLAIR",), ("T2w",), ("T1w",))
@@ -307,11 +310,12 @@ def choose_by_dice(
     best = best_of([replace(best, asymmetry_weight=0.0)])
 
     chosen, config = _choose(trials, everyone)
-    config = replace(config, map_scale=_choose_scale(subjects, bundle, config))
+    same = {"map_scale": _choose_scale(subjects, bundle, config), "refine_mm": _reach(config)}
     fold_configs = []
     for fold in folds:
         others = np.array([s.id not in fold.subjects for s in subjects])
-        fold_configs.append(replace(_choose(trials, others)[1], map_scale=config.map_scale))
+        fold_configs.append(replace(_choose(trials, others)[1], **same))
+    config = replace(config, **same)
     return CalibrationRow(
         method,
         config,
@@ -391,6 +395,11 @@ def _choose(trials: Sequence[_Trial], rows: NDArray[np.bool_]) -> tuple[_Trial, 
 
     trial = max(trials, key=worth)
     return trial, trial.best(rows)
+
+
+def _reach(config: ScoreConfig) -> float:
+    reference = next(m for m in MODALITIES if m in config.modalities)
+    return REFINE_MM.get(reference, 0.0)
 
 
 def _without_rule(config: ScoreConfig) -> ScoreConfig:
