@@ -47,8 +47,8 @@ INTENSITY_WEIGHTS = {"FLAIR": (0.5, 1.0), "T2w": (0.25, 0.5), "T1w": (-0.25, -0.
 OTHER_CYCLE_WEIGHTS = (0.25, 0.5)
 OTHER_ATLAS_WEIGHTS = (0.25, 0.5)
 REFINE_MM = {"FLAIR": 3.0}
-"""How far contours may move, by the reference scan. At full resolution 3 mm gained 0.006 Dice on the
-training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
+"""How far contours may move, by the reference scan. At full resolution 3 mm gained 0.006 Dice on
+the training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
 Method = Literal["mmccd", "cyclic-unet"]
 METHODS: tuple[Method, ...] = ("mmccd", "cyclic-unet")
 MODALITY_SETS = (("FLAIR", "T2w", "T1w"), ("FLAIR", "T2w"), ("FLAIR",), ("T2w",), ("T1w",))
