@@ -95,7 +95,6 @@ def _summary(
         "status": "done",
         "lesion_volume_ml": record["lesion_volume_ml"],
         "lesions": len(material.lesions),
-        "largest_ml": max((lesion.volume_ml for lesion in material.lesions), default=0.0),
         "brain_litres": round(material.brain_litres, 4),
         "suspicion": suspicion(checks),
         "signs": [

@@ -37,7 +37,6 @@ def write_report(folder: Path, subject: str, **changes: Any) -> None:
         "subject": subject,
         "lesion_volume_ml": 1.0,
         "lesions": 1,
-        "largest_ml": 1.0,
         "brain_litres": 1.4,
         "suspicion": 0.0,
         "signs": [],
