@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mmccd_cli.cohort import RunSettings as RunSettings
     from mmccd_cli.errors import MmccdError as MmccdError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["MmccdError", "RunSettings", "Segmenter", "__version__"]
 
