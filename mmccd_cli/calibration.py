@@ -310,12 +310,12 @@ def choose_by_dice(
     best = best_of([replace(best, asymmetry_weight=0.0)])
 
     chosen, config = _choose(trials, everyone)
-    same = {"map_scale": _choose_scale(subjects, bundle, config), "refine_mm": _reach(config)}
+    scale, reach = _choose_scale(subjects, bundle, config), _reach(config)
     fold_configs = []
     for fold in folds:
         others = np.array([s.id not in fold.subjects for s in subjects])
-        fold_configs.append(replace(_choose(trials, others)[1], **same))
-    config = replace(config, **same)
+        fold_configs.append(replace(_choose(trials, others)[1], map_scale=scale, refine_mm=reach))
+    config = replace(config, map_scale=scale, refine_mm=reach)
     return CalibrationRow(
         method,
         config,
@@ -332,7 +332,9 @@ def signal_choices(
     """Signals that may join the first modality's cycle, and the weights to try for each."""
     first = next(m for m in MODALITIES if m in modalities)
     known = bundle.template.normal
-    choices = [(f"atlas:{first}", ATLAS_WEIGHTS)] if first in known else []
+    choices: list[tuple[str, tuple[float, ...]]] = []
+    if first in known:
+        choices.append((f"atlas:{first}", ATLAS_WEIGHTS))
     choices.append((f"intensity:{first}", INTENSITY_WEIGHTS[first]))
     for modality in modalities:
         if modality != first:

@@ -166,7 +166,9 @@ class _Crop:
             for axes, part, crop in zip(((1, 2), (0, 2), (0, 1)), box, self.box, strict=True)
         ]
         world = transform_points(self.cut.affine, largest)
-        i, j, k = np.rint(transform_points(np.linalg.inv(self.affine), world)).astype(int)
+        i, j, k = np.rint(
+            transform_points(np.asarray(np.linalg.inv(self.affine), dtype=np.float64), world)
+        ).astype(int)
         return int(i), int(j), int(k)
 
 
