@@ -37,7 +37,7 @@ THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 22))
 OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
 EDGE_LOWS = tuple(round(0.2 * i, 1) for i in range(2, 9))
 EDGE_WIDTHS = (0.6, 1.0, 1.4, 1.8, 2.2)
-SEED_THRESHOLDS = (1.6, 3.2, 4.0)
+SEED_THRESHOLDS = (1.6, 4.0, 6.0, 7.0, 8.0)
 SEED_BONUS = 0.0025
 """Dice that stricter seeds may cost, for each unit of their threshold: none of the subjects is
 healthy, so Dice alone would not know what lax seeds do to a healthy brain."""
