@@ -35,6 +35,7 @@ def test_its_error_waits_until_it_is_asked_for() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.usefixtures("interruptible")
 def test_it_still_runs_when_waiting_for_it_is_interrupted() -> None:
     may_end = threading.Event()
     ahead = Ahead(lambda: may_end.wait(10))

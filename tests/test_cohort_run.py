@@ -377,6 +377,7 @@ def test_a_killed_run_loses_nothing_and_does_nothing_twice(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_ends_at_once_and_leaves_only_whole_results(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
