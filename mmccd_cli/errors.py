@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class MmccdError(Exception):
     """An error with a sentence of what happened, its likely cause and what to do next.
@@ -59,3 +61,12 @@ class SomeSubjectsFailed(MmccdError):
     """At least one subject of many failed; the others are done."""
 
     exit_code = 6
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error for an input that the system does not let us read."""
+    return DataError(
+        f"{path} cannot be read.",
+        cause=f"The system says: {error.strerror}.",
+        next_step=f"Check the permissions: ls -l '{path}'",
+    )

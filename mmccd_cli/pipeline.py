@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly import Score, anomaly_map, score
+from mmccd_cli.anomaly import Score, anomaly_map, score, segment
 from mmccd_cli.bundle import Bundle
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
 from mmccd_cli.devices import choose_device, describe_device
@@ -25,7 +25,7 @@ from mmccd_cli.preprocessing.prepare_subject import (
 from mmccd_cli.refinement import refine_contour
 from mmccd_cli.rethreshold import AS_CALIBRATED, MaskOptions, cut, mask_settings
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.volume import Volume, make_grid
+from mmccd_cli.volume import Volume, make_grid, spacing_of
 
 Space = Literal["native", "template"]
 
@@ -253,17 +253,18 @@ class Segmenter:
                 brain, values = prepared.brain, scored.values
             result = anomaly_map(values, scored.threshold, config)
             result[~brain] = 0.0
-            # By the calibrated mask: the map must not depend on what the user cuts out of it.
-            first, _ = cut(result, shown.affine, scored.threshold, calibrated)
-            result = refine_contour(
-                result,
-                first,
-                shown.data,
-                brain,
-                shown.spacing_mm,
-                reach_mm=calibrated.refine_mm,
-                threshold=calibrated.threshold,
-            )
+            if calibrated.refine_mm > 0:
+                # By the calibrated mask: the map must not depend on what the user cuts out of it.
+                spacing = spacing_of(shown.affine)
+                result = refine_contour(
+                    result,
+                    segment(result, spacing, scored.threshold, calibrated),
+                    shown.data,
+                    brain,
+                    spacing,
+                    reach_mm=calibrated.refine_mm,
+                    threshold=calibrated.threshold,
+                )
             mask, lesions = cut(result, shown.affine, scored.threshold, config)
         settings = {
             "sampling": to_dict(self.sampling),

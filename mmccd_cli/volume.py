@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmccd_cli.errors import DataError, GeometryError, UsageError
+from mmccd_cli.errors import DataError, GeometryError, UsageError, unreadable
 from mmccd_cli.files import write_atomically
 
 Intent = Literal["none", "label", "estimate"]
@@ -351,11 +351,7 @@ def _read_bytes(path: Path) -> bytes:
             f"There is no file {path}.", next_step="Check the name and the folder."
         ) from error
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read.",
-            cause=f"The system says: {error.strerror}.",
-            next_step=f"Check the permissions: ls -l '{path}'",
-        ) from error
+        raise unreadable(path, error) from error
     if not raw.startswith(_GZIP_MAGIC):
         return raw
     try:

@@ -120,30 +120,11 @@ def bids(
         bool,
         typer.Option("--resume", help="Keep results with the same inputs, weights and settings."),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
-    ] = False,
+    dry_run: options.DryRun = False,
     preset: options.Preset = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of all that is random.", rich_help_panel=options.METHOD),
-    ] = None,
-    threshold: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|VALUE",
-            help="Value of the map above which a voxel belongs to the mask.",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = "auto",
-    min_lesion: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|VOLUME",
-            help="Smallest lesion of the mask: 10mm3, 0.01ml.",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = "auto",
+    seed: options.Seed = None,
+    threshold: options.Threshold = "auto",
+    min_lesion: options.MinLesion = "auto",
     skull_strip: Annotated[
         str,
         typer.Option(

@@ -24,6 +24,27 @@ Preset = Annotated[
         rich_help_panel=METHOD,
     ),
 ]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Seed of all that is random.", rich_help_panel=METHOD),
+]
+Threshold = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|VALUE",
+        help="Value of the map above which a voxel belongs to the mask; auto as calibrated.",
+        rich_help_panel=METHOD,
+    ),
+]
+MinLesion = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|VOLUME",
+        help="Smallest lesion of the mask: 10mm3, 0.01ml.",
+        rich_help_panel=METHOD,
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Weights = Annotated[
     str | None,
     typer.Option(

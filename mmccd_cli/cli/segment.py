@@ -120,9 +120,7 @@ def segment(
             "only --threshold or --min-lesion differ, make the mask anew from the map.",
         ),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
-    ] = False,
+    dry_run: options.DryRun = False,
     preset: options.Preset = None,
     method: Annotated[
         str | None,
@@ -143,26 +141,9 @@ def segment(
         int | None,
         typer.Option(min=1, help="Pixels from band to band.", rich_help_panel=options.METHOD),
     ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Seed of all that is random.", rich_help_panel=options.METHOD),
-    ] = None,
-    threshold: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|VALUE",
-            help="Value of the map above which a voxel belongs to the mask; auto as calibrated.",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = "auto",
-    min_lesion: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|VOLUME",
-            help="Smallest lesion of the mask: 10mm3, 0.01ml.",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = "auto",
+    seed: options.Seed = None,
+    threshold: options.Threshold = "auto",
+    min_lesion: options.MinLesion = "auto",
     skull_strip: Annotated[
         str,
         typer.Option(

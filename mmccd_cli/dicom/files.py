@@ -17,7 +17,7 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from mmccd_cli.errors import DataError
+from mmccd_cli.errors import DataError, unreadable
 
 MAX_FILES = 100_000
 MAX_MEMBER_BYTES = 2**30
@@ -154,11 +154,7 @@ def _archive(path: Path) -> zipfile.ZipFile:
             next_step=f"Copy it again and check it with: unzip -t '{path}'",
         ) from error
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read.",
-            cause=f"The system says: {error.strerror}.",
-            next_step=f"Check the permissions: ls -l '{path}'",
-        ) from error
+        raise unreadable(path, error) from error
 
 
 def _members(
