@@ -133,11 +133,14 @@ def resolve(
 def find_target(spec: str | None) -> Target:
     """Tell what a specification stands for, without the network.
 
+    A folder that is named comes first; the default is never a folder that happens to be called so.
+
     Raises:
         WeightsError: It stands for nothing.
     """
-    spec = spec or os.environ.get("MMCCD_WEIGHTS") or EMBEDDED_DEFAULT
-    folder = _as_folder(spec)
+    named = spec or os.environ.get("MMCCD_WEIGHTS")
+    spec = named or EMBEDDED_DEFAULT
+    folder = _as_folder(named) if named else None
     if folder is not None:
         return Target(spec, "path", folder)
     registry = read_registry()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bundles import write_tiny_bundle
+
 PACKAGE = Path(__file__).resolve().parent.parent / "mmccd_cli"
 
 IMAGE_SIDE = (
@@ -199,3 +201,17 @@ def test_help_imports_nothing_heavy() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "segment" in done.stdout
+
+
+def test_loading_weights_does_not_load_the_compiler(tmp_path: Path) -> None:
+    # Building a network on the meta device may: sympy and torch._dynamo take two seconds.
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    code = (
+        "import sys; from pathlib import Path; from mmccd_cli.bundle import load_bundle\n"
+        f"load_bundle(Path({str(bundle)!r}))\n"
+        "sys.exit(', '.join(m for m in ('sympy', 'torch._dynamo') if m in sys.modules) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -73,6 +73,14 @@ def test_a_folder_that_is_no_bundle_does_not_hide_an_embedded_name(
     assert resolve(EMBEDDED_DEFAULT).origin == "embedded"
 
 
+def test_the_default_is_no_bundle_that_lies_in_the_working_folder(
+    bundle: Path, embedded: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle, tmp_path / EMBEDDED_DEFAULT)
+    assert resolve(None).origin == "embedded"
+    assert resolve(EMBEDDED_DEFAULT).origin == "path"
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
