@@ -155,7 +155,7 @@ def find_all_subjects(
             subject = find_subject(folder)
         except (MmccdError, OSError) as error:
             if folder in wanted:
-                failures.append(Outcome(str(folder), "failed", error=error))
+                failures.append(Outcome(_name_of(folder, unique), "failed", error=error))
             continue
         name = subject.id.casefold()  # file systems may not tell upper from lower case
         if name in folder_of_name:
@@ -168,6 +168,12 @@ def find_all_subjects(
         if folder in wanted:
             subjects.append(subject)
     return subjects, failures
+
+
+def _name_of(folder: Path, folders: Iterable[Path]) -> str:
+    """What a folder without a subject is called: its name, or its path where that is not unique."""
+    same = sum(other.name.casefold() == folder.name.casefold() for other in folders)
+    return folder.name if same == 1 and folder.name else str(folder)
 
 
 def plan_job(

@@ -143,6 +143,14 @@ def test_settings_are_described_as_they_are_compared() -> None:
 # The table.
 
 
+def test_a_folder_without_a_subject_is_called_by_its_name_where_that_is_unique(
+    tmp_path: Path,
+) -> None:
+    folders = [tmp_path / "a" / "anat", tmp_path / "b" / "Anat", tmp_path / "c"]
+    failures = find_all_subjects(folders)[1]
+    assert [failure.name for failure in failures] == [*map(str, folders[:2]), "c"]
+
+
 def _done(name: str, ml: float = 1.5) -> Outcome:
     record = {
         "lesion_volume_ml": ml,
