@@ -29,7 +29,7 @@ ENV PYTHONNOUSERSITE=1 \
 # PyTorch first and from its own index: PyPI's build brings two gigabytes of CUDA with it.
 RUN pip install --no-cache-dir --index-url "https://download.pytorch.org/whl/${TORCH}" "torch<3"
 COPY --from=wheel /wheel /wheel
-RUN pip install --no-cache-dir /wheel/*.whl \
+RUN pip install --no-cache-dir "$(echo /wheel/*.whl)[dicom-seg,dicom-codecs]" \
     && rm -r /wheel \
     && useradd --uid 1000 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mmccd
 USER 1000:1000

@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmccd_cli import __version__
 from mmccd_cli.bids import DESCRIPTION, bids_root
 from mmccd_cli.cohort import Job
-from mmccd_cli.cohort_resume import read_record
+from mmccd_cli.cohort_resume import NewMask, read_record
 from mmccd_cli.errors import UsageError
 from mmccd_cli.files import write_atomically
 from mmccd_cli.outputs import OutputPaths
-from mmccd_cli.postprocessing import label_components
+from mmccd_cli.postprocessing import Lesion, label_components
 from mmccd_cli.subjects import Subject
-from mmccd_cli.volume import encode_nifti
+from mmccd_cli.volume import NiftiGrid, encode_nifti
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort_extras import Finished
@@ -143,24 +144,20 @@ def mask_sidecar(finished: Finished) -> bytes:
     return _encoded(content)
 
 
-def lesions_image(finished: Finished) -> bytes:
-    """Return the mask with its lesions numbered as in the table, as NIfTI."""
-    labels, voxels, _ = label_components(finished.result.mask)
+def lesions_image(mask: NDArray[np.bool_], grid: NiftiGrid) -> bytes:
+    """Return a mask with its lesions numbered as in the table, as NIfTI."""
+    labels, voxels, _ = label_components(mask)
     number = np.zeros(len(voxels) + 1, np.uint16)
     number[1 + np.argsort(-voxels, kind="stable")] = np.arange(1, len(voxels) + 1)
     return encode_nifti(
-        number[labels],
-        finished.grid,
-        compress=True,
-        intent="label",
-        description="mmccd lesions",
+        number[labels], grid, compress=True, intent="label", description="mmccd lesions"
     )
 
 
-def lesion_table(finished: Finished) -> bytes:
+def lesion_table(lesions: Iterable[Lesion]) -> bytes:
     """Return the table of the numbered lesions."""
     lines = ["\t".join(("index", "name", *_COLUMNS))]
-    for lesion in finished.result.lesions:
+    for lesion in lesions:
         numbers = (lesion.volume_ml, lesion.peak, lesion.mean, *lesion.centroid_ras_mm)
         written = (f"{number:.6g}" for number in numbers)
         lines.append("\t".join((str(lesion.id), f"lesion {lesion.id}", *written)))
@@ -186,11 +183,32 @@ def lesions_sidecar(finished: Finished) -> bytes:
 
 MAKERS_OF_BIDS: dict[str, Callable[[Finished], bytes]] = {
     "mask_sidecar": mask_sidecar,
-    "lesions": lesions_image,
-    "lesion_table": lesion_table,
+    "lesions": lambda finished: lesions_image(finished.result.mask, finished.grid),
+    "lesion_table": lambda finished: lesion_table(finished.result.lesions),
     "lesions_sidecar": lesions_sidecar,
 }
 """Kind of output -> what makes it; see `mmccd_cli.cohort_extras`."""
+
+
+def with_mask_anew(files: Mapping[str, Path], new: NewMask) -> dict[str, bytes]:
+    """Make again what shows a mask, for one that was made anew from its map.
+
+    Args:
+        files: Kind of output -> file, of everything that was written for the map.
+        new: The new mask.
+
+    Returns:
+        Kind -> content, of those kinds that belong to a derivative; nothing for any other map.
+    """
+    made: dict[str, bytes] = {}
+    if "mask_sidecar" in files:
+        sidecar = {**_read_json(files["mask_sidecar"]), "Threshold": new.score.threshold}
+        made["mask_sidecar"] = _encoded(sidecar)
+    if "lesions" in files:
+        made["lesions"] = lesions_image(new.mask, new.grid)
+    if "lesion_table" in files:
+        made["lesion_table"] = lesion_table(new.lesions)
+    return made
 
 
 def find_records(out: Path) -> list[dict[str, Any]]:
@@ -351,8 +369,13 @@ def _authors(sources: Iterable[Source]) -> list[str]:
 
 def _read_description(root: Path) -> dict[str, Any]:
     """Read a data set's description; empty where there is none."""
+    return _read_json(root / DESCRIPTION)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty where there is none."""
     try:
-        content = json.loads((root / DESCRIPTION).read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

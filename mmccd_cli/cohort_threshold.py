@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmccd_cli.bids_derivatives import with_mask_anew
 from mmccd_cli.cohort import Outcome, describe_mask_options
 from mmccd_cli.cohort_resume import make_new_mask, read_record, with_new_mask
 from mmccd_cli.cohort_summary import update_summaries
@@ -25,6 +26,8 @@ from mmccd_cli.outputs import (
 from mmccd_cli.rethreshold import MASK_SETTINGS, MaskOptions
 
 CORE = ("map", "mask", "sidecar")
+UNCHANGED = ("lesions_sidecar",)
+"""Kinds of output that say nothing of a mask's threshold."""
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,14 @@ def make_mask(
     contents = {job.mask: encode_mask(job.mask, new.mask, new.grid)}
     settings = record["settings"]["requested"]
     kept = {name: value for name, value in settings.items() if name not in MASK_SETTINGS}
-    names = {"map": job.map.name, "mask": job.mask.name, "sidecar": job.sidecar.name}
+    others = _others(job, record)
+    anew = with_mask_anew(others, new)
+    contents |= {others[kind]: content for kind, content in anew.items()}
+    files = {"map": job.map, "mask": job.mask, "sidecar": job.sidecar}
+    files |= {kind: path for kind, path in others.items() if kind in (*anew, *UNCHANGED)}
+    outputs = {kind: path.name for kind, path in files.items()}
     changed = with_new_mask(
-        record, new, requested=kept | describe_mask_options(options), outputs=names
+        record, new, requested=kept | describe_mask_options(options), outputs=outputs
     )
     changed["output_sha256"] = {
         **record["output_sha256"],
@@ -123,10 +131,17 @@ def make_mask(
     changed = plain(changed)
     contents[job.sidecar] = encode_record(changed)
     write_outputs(contents, inputs=job.inputs, force=force)
+    if job.in_place:
+        update_summaries(job.map.parent, Outcome(changed["subject"], "done", changed))
+    return changed, [path.name for kind, path in others.items() if kind not in files]
+
+
+def _others(job: MaskJob, record: dict[str, Any]) -> dict[str, Path]:
+    """What else was written for a map whose mask is replaced: kind of output -> file."""
     if not job.in_place:
-        return changed, []
-    update_summaries(job.map.parent, Outcome(changed["subject"], "done", changed))
-    return changed, [name for kind, name in record["outputs"].items() if kind not in CORE]
+        return {}
+    named = {kind: name for kind, name in record["outputs"].items() if kind not in CORE}
+    return {kind: job.map.parent / name for kind, name in named.items()}
 
 
 def _record_of(job: MaskJob) -> dict[str, Any]:

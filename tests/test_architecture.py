@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from bundles import write_tiny_bundle
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mmccd_cli"

@@ -167,6 +167,28 @@ def test_resume_keeps_results_and_a_new_threshold_makes_new_masks(
     assert json.loads(next(anat.glob("*_mask.json")).read_text())["Threshold"] == 0.9
 
 
+def test_a_new_threshold_without_inference_renews_all_that_shows_the_mask(
+    first_run: tuple[Result, Path], call: Call, data_set: Path, tmp_path: Path
+) -> None:
+    """`mmccd threshold` leaves what `--resume` with that threshold leaves."""
+    outs = [shutil.copytree(first_run[1], tmp_path / name) for name in ("resumed", "cut")]
+    (outs[0] / "dataset_description.json").unlink()  # its links are relative to where it was
+    words = ("bids", data_set, outs[0], "participant", "--participant_label", "sub-01")
+    assert call(*words, "--resume", "--threshold", "0.9").exit_code == 0
+    resumed, cut = (out / "sub-01" / "anat" for out in outs)
+    (map_file,) = cut.glob("*_probseg.nii.gz")
+    result = CliRunner().invoke(app, ["threshold", str(map_file), "--threshold", "0.9", "-f"])
+    assert result.exit_code == 0, result.stderr
+    assert "still shows" not in result.stderr
+    for kind in ("_mask.nii.gz", "_mask.json", "_dseg.nii.gz", "_dseg.tsv", "_dseg.json"):
+        (one,), (other,) = resumed.glob(f"*{kind}"), cut.glob(f"*{kind}")
+        assert one.read_bytes() == other.read_bytes(), kind
+    records = [json.loads(next(a.glob("*_probseg.json")).read_text()) for a in (resumed, cut)]
+    assert records[0]["outputs"] == records[1]["outputs"]
+    assert records[0]["output_sha256"] == records[1]["output_sha256"]
+    assert _issues(outs[1]) == []
+
+
 def test_group_writes_one_table(first_run: tuple[Result, Path], call: Call, tmp_path: Path) -> None:
     out = shutil.copytree(first_run[1], tmp_path / "out")
     assert call("bids", "unused", out, "group").exit_code == 0

@@ -31,8 +31,8 @@ class TimeEmbedding(nn.Module):
     def __init__(self, features: int, out_features: int) -> None:
         super().__init__()
         half = features // 2
-        # On the CPU even where a network is built on the meta device, whose `arange` loads sympy and
-        # the compiler: two seconds for a process of twelve.
+        # On the CPU even where a network is built on the meta device, whose `arange` loads sympy
+        # and the compiler: two seconds of a process's twelve.
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device="cpu") / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.first = nn.Linear(2 * half, out_features)
