@@ -88,10 +88,17 @@ class RunSettings:
         """The part of them that changes the mask and not the map."""
         return MaskOptions(threshold=self.threshold, min_lesion_mm3=self.min_lesion_mm3)
 
-    def describe(self, sampling: SamplingConfig) -> dict[str, Any]:
-        """Return all settings as the record holds them and --resume compares them."""
+    def describe(self, sampling: SamplingConfig, precision: str = "auto") -> dict[str, Any]:
+        """Return all settings as the record holds them and --resume compares them.
+
+        Args:
+            sampling: How slices are imagined.
+            precision: The precision that was asked for; it is named where it was chosen, so that
+                results of different devices may stand side by side where it was not.
+        """
         return {
             "sampling": to_dict(sampling),
+            **({} if precision == "auto" else {"precision": precision}),
             "skull_strip": self.skull_strip,
             "space": self.space,
             **describe_mask_options(self.mask_options),

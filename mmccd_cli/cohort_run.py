@@ -246,7 +246,7 @@ def prepare_job(
     """
     inputs = describe_inputs(job.subject, job.brain_mask)
     if resume:
-        requested = settings.describe(segmenter.sampling)
+        requested = settings.describe(segmenter.sampling, segmenter.asked_precision)
         earlier = find_earlier(job, segmenter.bundle.sha256, requested, inputs)
         if earlier is not None:
             return Ready(job, inputs, earlier=earlier)
@@ -296,7 +296,7 @@ def infer_job(
         result,
         segmenter.bundle,
         inputs=ready.inputs,
-        requested=settings.describe(segmenter.sampling),
+        requested=settings.describe(segmenter.sampling, segmenter.asked_precision),
         outputs=_names(job),
         notes=[*ready.notes],
         seconds={"read": ready.seconds},
@@ -344,7 +344,10 @@ def plan_outcome(
     job: Job, segmenter: Segmenter, settings: RunSettings, *, resume: bool = False
 ) -> Outcome:
     """Tell what `run_jobs` would do with a subject, from the names of its files alone."""
-    name, requested = job.subject.id, settings.describe(segmenter.sampling)
+    name, requested = (
+        job.subject.id,
+        settings.describe(segmenter.sampling, segmenter.asked_precision),
+    )
     earlier: Earlier | None = None
     try:
         if resume:
@@ -414,7 +417,7 @@ def _redo_mask(
     record = with_new_mask(
         earlier.record,
         new,
-        requested=settings.describe(segmenter.sampling),
+        requested=settings.describe(segmenter.sampling, segmenter.asked_precision),
         outputs=_names(job),
     )
     reference = record["reference"]

@@ -84,6 +84,11 @@ class Segmenter:
         batch_size: Slices a pass; None chooses by free memory.
         precision: "auto", "fp32", "bf16" or "fp16"; see `mmccd_cli.devices.choose_precision`.
 
+    Attributes:
+        bundle: The weights.
+        sampling: How slices are imagined.
+        asked_precision: The `precision` that was given.
+
     Example:
         >>> segmenter = Segmenter(load_bundle(folder), device="cpu")
         >>> result = segmenter.segment({"FLAIR": read_nifti(path)[0]})
@@ -100,6 +105,7 @@ class Segmenter:
     ) -> None:
         self.bundle = bundle
         self.sampling = sampling or bundle.config.sampling
+        self.asked_precision = precision
         self._model = SignalModel(
             bundle,
             self.sampling,

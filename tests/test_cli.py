@@ -443,6 +443,15 @@ def test_resume_skips_what_is_up_to_date(run: Run, subject: Path, tmp_path: Path
     assert json.loads(run(*words, "--threshold", "0.7").stdout)["status"] == "done"
 
 
+def test_resume_compares_the_precision_that_was_asked_for(
+    run: Run, subject: Path, tmp_path: Path
+) -> None:
+    words = (subject, "--out", tmp_path / "map.nii.gz", "--resume", "--json")
+    runs = [run(*words, "--precision", p) for p in ("auto", "bf16", "bf16", "auto")]
+    statuses = [json.loads(result.stdout)["status"] for result in runs]
+    assert statuses == ["done", "done", "skipped", "done"]
+
+
 def test_resume_overwrites_nothing_that_is_not_ours(
     run: Run, subject: Path, tmp_path: Path
 ) -> None:
