@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly import combine
+from mmccd_cli.anomaly import anomaly_map, combine, score, segment
 from mmccd_cli.benchmark_costs import (
     Clock,
     DeviceRates,
@@ -29,7 +29,9 @@ from mmccd_cli.bundle import Bundle
 from mmccd_cli.config import SamplingConfig, ScoreConfig
 from mmccd_cli.devices import PRECISIONS, choose_batch_size, describe_device
 from mmccd_cli.inference import Execution, band_work
+from mmccd_cli.metrics import overlap
 from mmccd_cli.networks import UNet
+from mmccd_cli.prepare import lesion_on_template
 from mmccd_cli.preprocessing.prepare_subject import PreparedSubject, prepare_subject
 from mmccd_cli.presets import choose_sampling
 from mmccd_cli.recipes import RECIPES
@@ -81,7 +83,9 @@ class PresetCost:
         floor_seconds: The operations at the measured rate of the networks' convolutions.
         memory_floor_seconds: The bytes at the measured bandwidth.
         run: The whole process.
-        correlation: Of the combined residuals with those of `paper`, or None.
+        correlation: Of the combined residuals with those of `paper` where that was run, or None.
+        part_dice: Overlap with the segmentation in the slices in which `paper` was run, each preset
+            with its own threshold for them, on the template's grid; None without either.
         part: What was measured and multiplied, where that is not all.
     """
 
@@ -93,6 +97,7 @@ class PresetCost:
     memory_floor_seconds: float
     run: ProcessRun
     correlation: float | None = None
+    part_dice: float | None = None
     part: str | None = None
 
     @property
@@ -157,12 +162,11 @@ def run_benchmark(
         found[preset] = session.infer(preset)
     work = session.expected_flops(PAPER)
     affordable = budget_s * found["balanced"].flops / found["balanced"].seconds
-    levels = levels_within(session.stack, work, affordable)
+    levels = levels_within(session.stack, work, affordable, session.lesion)
     report(f"paper: {len(levels)} of {len(work)} slices")
     comparison = _Comparison(session, levels, work)
     presets = [
-        _cost(preset, found[preset], rates, runs[preset], comparison.correlation(preset))
-        for preset in MEASURED
+        comparison.add(_cost(preset, found[preset], rates, runs[preset])) for preset in MEASURED
     ]
     presets.append(comparison.paper_cost(rates, presets[-1]))
     report("the published schedule: a few passes")
@@ -184,6 +188,7 @@ class Inference:
 
     Attributes:
         combined: (I, J, K) float32, the weighted sum of the signals, not smoothed.
+        mask: (I, J, K) bool on the template's grid, with the scan's own threshold.
         tally: The passes.
         flops: Their operations.
         seconds: Seconds for which the device was busy.
@@ -191,6 +196,7 @@ class Inference:
     """
 
     combined: NDArray[np.float32]
+    mask: NDArray[np.bool_]
     tally: Tally
     flops: int
     seconds: float
@@ -215,6 +221,7 @@ class Session:
         brain = self.prepared.brain
         self.stack: SliceStack = to_slices(brain.astype(np.float32), brain, multiple=multiple)
         self.pixels: tuple[int, int] = self.stack.data.shape[-2:]
+        self.lesion = lesion_on_template(place.subject, self.prepared, place.bundle.template)
 
     def measure_rates(self) -> DeviceRates:
         """Measure the device with the network that most passes go through."""
@@ -251,8 +258,22 @@ class Session:
             values = model.signals(self.prepared.images, brain, config)
             seconds = clock() - began
         width = 4 if place.precision == "fp32" else 2
-        combined = combine(values, config.weights)
-        return Inference(combined, tally, tally.flops, seconds, width * tally.elements)
+        return Inference(
+            combine(values, config.weights),
+            self._mask(values, brain, config),
+            tally,
+            tally.flops,
+            seconds,
+            width * tally.elements,
+        )
+
+    def _mask(
+        self, values: dict[str, NDArray[np.float32]], brain: NDArray[np.bool_], config: ScoreConfig
+    ) -> NDArray[np.bool_]:
+        spacing = self.place.bundle.template.spacing_mm
+        scored = score(values, brain, spacing, config)
+        anomaly = anomaly_map(scored.values, scored.threshold, config)
+        return segment(anomaly, spacing, scored.threshold, config)
 
     def brain_of(self, levels: NDArray[np.int64] | None) -> NDArray[np.bool_]:
         """The brain, or what lies of it in some levels."""
@@ -274,10 +295,25 @@ class Session:
 
 
 def levels_within(
-    stack: SliceStack, flops: NDArray[np.int64], affordable: float
+    stack: SliceStack,
+    flops: NDArray[np.int64],
+    affordable: float,
+    lesion: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
-    """The slices around the largest section of the brain that fit into so many operations."""
+    """The slices around the largest section that fit into so many operations.
+
+    Args:
+        stack: The slices that hold brain.
+        flops: (N,) operations of each.
+        affordable: Operations that there is time for.
+        lesion: (I, J, K) bool; its largest section is taken, or the brain's where it has none.
+
+    Returns:
+        Their places in the volume, ascending.
+    """
     area = stack.brain.sum(axis=(1, 2, 3))
+    if lesion is not None and lesion.any():
+        area = lesion.sum(axis=(0, 1))[stack.levels]
     nearest_first = np.argsort(np.abs(np.arange(len(stack)) - int(area.argmax())), kind="stable")
     count = int((np.cumsum(flops[nearest_first]) <= affordable).sum())
     return np.sort(stack.levels[nearest_first[:count]])
@@ -291,26 +327,31 @@ class _Comparison:
     ) -> None:
         self.session, self.levels, self.flops = session, levels, int(flops.sum())
         self.whole = len(levels) == len(session.stack)
+        self.inside = session.brain_of(levels)
         self.paper = session.infer(PAPER, levels) if len(levels) else None
 
-    def correlation(self, preset: str) -> float | None:
-        """Of a preset's combined residuals with those of `paper`, inside the brain."""
+    def add(self, cost: PresetCost) -> PresetCost:
+        """Say of a preset how it compares with `paper` on the same slices."""
         if self.paper is None:
-            return None
-        inside = self.session.brain_of(self.levels)
-        own = self.session.infer(preset, self.levels).combined[inside]
-        return float(np.corrcoef(own, self.paper.combined[inside])[0, 1])
+            return cost
+        own, inside = self.session.infer(cost.preset, self.levels), self.inside
+        both = np.corrcoef(own.combined[inside], self.paper.combined[inside])
+        return replace(cost, correlation=float(both[0, 1]), part_dice=self._dice(own))
+
+    def _dice(self, found: Inference) -> float | None:
+        truth = self.session.lesion & self.inside
+        return float(overlap(found.mask, truth).dice) if truth.any() else None
 
     def paper_cost(self, rates: DeviceRates, balanced: PresetCost) -> PresetCost:
         """The column of `paper`: measured, or the part that was, multiplied by its operations."""
         place = self.session.place
         if self.whole and self.paper is not None:
             run = run_process(place.subject, PAPER, place.arguments, place.folder)
-            return _cost(PAPER, self.paper, rates, run, 1.0)
+            return self._of_paper(_cost(PAPER, self.paper, rates, run))
         if self.paper is None:
             measured, part = balanced, "from the operations and the rate of balanced"
         else:
-            measured = _cost(PAPER, self.paper, rates, balanced.run, 1.0)
+            measured = self._of_paper(_cost(PAPER, self.paper, rates, balanced.run))
             count, all_slices = len(self.levels), len(self.session.stack)
             part = f"networks on {count} of {all_slices} slices, multiplied"
         factor = self.flops / measured.flops
@@ -328,18 +369,15 @@ class _Comparison:
             floor_seconds=factor * measured.floor_seconds,
             memory_floor_seconds=factor * measured.memory_floor_seconds,
             run=ProcessRun({**balanced.run.seconds, "inference": inference}),
-            correlation=None if self.paper is None else 1.0,
             part=part,
         )
 
+    def _of_paper(self, cost: PresetCost) -> PresetCost:
+        assert self.paper is not None
+        return replace(cost, correlation=1.0, part_dice=self._dice(self.paper))
 
-def _cost(
-    preset: str,
-    found: Inference,
-    rates: DeviceRates,
-    run: ProcessRun,
-    correlation: float | None,
-) -> PresetCost:
+
+def _cost(preset: str, found: Inference, rates: DeviceRates, run: ProcessRun) -> PresetCost:
     return PresetCost(
         preset=preset,
         passes=found.tally.passes,
@@ -348,7 +386,6 @@ def _cost(
         floor_seconds=found.flops / rates.convolution_gflops / 1e9,
         memory_floor_seconds=found.bytes_moved / rates.copy_gbytes / 1e9,
         run=run,
-        correlation=correlation,
     )
 
 

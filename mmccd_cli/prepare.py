@@ -304,7 +304,7 @@ def _write_subject(
     """Prepare one subject, write its shard, and describe it."""
     volumes = {m: read_image(subject, m)[0] for m in settings.modalities}
     prepared = prepare_subject(volumes, template, preprocessing)
-    lesion = _lesion(subject, prepared, template)
+    lesion = lesion_on_template(subject, prepared, template)
     quantisation = Quantisation()
     shard = SubjectShard(
         {m: quantisation.encode(_as_slices(prepared.images[m])) for m in settings.modalities},
@@ -324,8 +324,17 @@ def _write_subject(
     return entry, prepared
 
 
-def _lesion(subject: Subject, prepared: PreparedSubject, template: Template) -> NDArray[np.bool_]:
-    """The segmentation's any label on the template's grid; at least half of a voxel."""
+def lesion_on_template(
+    subject: Subject, prepared: PreparedSubject, template: Template
+) -> NDArray[np.bool_]:
+    """Bring a subject's segmentation, any label of it, to the template's grid.
+
+    Returns:
+        (I, J, K) bool, where at least half of a voxel is labelled; nowhere without a segmentation.
+
+    Raises:
+        DataError: The segmentation cannot be read, or lies on another grid than the reference.
+    """
     if subject.segmentation is None:
         return np.zeros(template.shape, dtype=bool)
     labels, _ = read_nifti(subject.segmentation, allow_constant=True)

@@ -144,6 +144,9 @@ def test_slices_that_are_measured_lie_around_the_largest_section() -> None:
     assert benchmark.levels_within(stack, flops, 35).tolist() == [4, 5, 6]
     assert benchmark.levels_within(stack, flops, 9).tolist() == []
     assert len(benchmark.levels_within(stack, flops, 1e9)) == len(stack)
+    lesion = np.zeros_like(brain)
+    lesion[8, 8, 2:4] = lesion[7, 8, 3] = True
+    assert benchmark.levels_within(stack, flops, 30, lesion).tolist() == [2, 3, 4]
 
 
 # The whole
@@ -194,12 +197,12 @@ def test_paper_is_multiplied_from_the_slices_that_fit(
     without_timing: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    place = tiny_place(write_subject(tmp_path, tiny_phantom))
+    place = tiny_place(write_subject(tmp_path, tiny_phantom, lesion=True))
     kept: list[Any] = []
     choose = benchmark.levels_within
 
-    def three(stack: Any, flops: Any, affordable: float) -> Any:
-        kept.extend((flops, choose(stack, flops, float(np.sort(flops)[-3:].sum()))))
+    def three(stack: Any, flops: Any, affordable: float, lesion: Any) -> Any:
+        kept.extend((flops, choose(stack, flops, float(np.sort(flops)[-3:].sum()), lesion)))
         return kept[1]
 
     monkeypatch.setattr(benchmark, "levels_within", three)
@@ -212,6 +215,8 @@ def test_paper_is_multiplied_from_the_slices_that_fit(
     assert f"{len(kept[1])} of {result.slices} slices" in (paper.part or "")
     assert paper.correlation == 1.0
     assert balanced.correlation == pytest.approx(1.0), "untrained networks all say the same"
+    assert balanced.part_dice == pytest.approx(paper.part_dice, abs=0.02)
+    assert 0.2 < (paper.part_dice or 0) < 1
     assert paper.run.seconds["inference"] == paper.inference_seconds
     assert paper.run.seconds["read"] == balanced.run.seconds["read"]
     for cost in result.presets:
@@ -233,6 +238,7 @@ def test_paper_is_run_whole_or_not_at_all(
     fast, _, paper = benchmark.run_benchmark(place, budget_s=budget_s).presets
     assert ("paper" in without_timing) is ran
     assert (fast.correlation is not None) is ran
+    assert fast.part_dice is None, "without a segmentation"
     assert (paper.part is None) is ran
     session = benchmark.Session(place)
     assert paper.flops == session.expected_flops("paper").sum(), "what was expected is what it took"

@@ -139,6 +139,7 @@ def table(result: BenchmarkResult) -> list[str]:
         "share of the convolutions' rate": [cost.share_of_rate for cost in costs],
         "Dice": [cost.run.dice for cost in costs],
         "correlation with paper, before smoothing": [cost.correlation for cost in costs],
+        "Dice in the slices in which paper ran": [cost.part_dice for cost in costs],
     }
     lines += [_row(name, [_short(value) for value in values]) for name, values in further.items()]
     lines += [f"{cost.preset}: {cost.part}." for cost in costs if cost.part]
