@@ -1,10 +1,12 @@
 """Accuracy against cost over steps, band stride and band width, on labelled subjects.
 
+python speed_front.py DATA OUT --folds folds.json --subjects 2
 python speed_front.py DATA OUT --split split.json --on train --subjects 3
 
 Writes OUT.csv and OUT.png. Every point goes through the weights' calibrated `mmccd` score; `fast`
-is the plain translation. Seconds are those for which the cores were busy from prepared slices to
-the mask, so that other programs do not count. The default points take 25,000 passes a subject.
+is the plain translation. With --folds, as in `mmccd evaluate`, each subject is scored by weights
+that have not seen it. Seconds are those for which the cores were busy from prepared slices to the
+mask, so that other programs do not count. The default points take 20,000 passes a subject.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from mmccd_cli.benchmark_costs import Clock, counting_passes
 from mmccd_cli.bundle import Bundle, load_bundle
 from mmccd_cli.config import SamplingConfig
 from mmccd_cli.devices import available_threads
+from mmccd_cli.evaluation_runs import read_folds
 from mmccd_cli.metrics import overlap
 from mmccd_cli.pipeline import Segmenter
 from mmccd_cli.prepare import read_split
@@ -31,8 +34,8 @@ from mmccd_cli.subjects import Subject, find_subjects
 from mmccd_cli.volume import read_nifti
 from mmccd_cli.weights import resolve_weights
 
-POINTS = ((16, 16, 1), (16, 16, 2), (32, 32, 1), (32, 16, 1), (32, 32, 2), (48, 48, 1))
-THOROUGH = (*POINTS, (8, 8, 1), (16, 8, 1), (16, 16, 4), (32, 8, 1), (32, 32, 4), (48, 24, 1))
+POINTS = ((16, 16, 1), (16, 16, 2), (32, 32, 1), (32, 16, 1), (48, 48, 1), (48, 24, 1), (48, 24, 4))
+THOROUGH = (*POINTS, (8, 8, 1), (16, 8, 1), (16, 16, 4), (32, 8, 1), (32, 32, 4), (48, 12, 1))
 """Band width, stride and steps."""
 
 
@@ -163,6 +166,17 @@ def write(rows: Sequence[Row], out: Path) -> None:
     figure.savefig(out.with_suffix(".png"), dpi=100)
 
 
+def whom(options: argparse.Namespace) -> Iterator[tuple[str | None, list[Subject]]]:
+    """Weights, and the labelled subjects that they score."""
+    found = {s.id: s for s in find_subjects(options.data) if s.segmentation is not None}
+    if options.folds:
+        for weights, members in read_folds(options.folds).items():
+            yield weights, [found[i] for i in members]
+        return
+    chosen = read_split(options.split)[options.on] if options.split else found
+    yield options.weights, [subject for i, subject in found.items() if i in chosen]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write, and print the front."""
     parser = argparse.ArgumentParser(
@@ -172,24 +186,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="path of the two files, without an ending")
     parser.add_argument("--split", type=Path, help="JSON file of lists of ids")
     parser.add_argument("--on", default="train", help="list to take subjects from")
-    parser.add_argument("--subjects", type=int, default=3)
+    parser.add_argument("--folds", type=Path, help="JSON file of weights and whom they score")
+    parser.add_argument("--subjects", type=int, default=3, help="how many, or how many of a fold")
     parser.add_argument("--thorough", action="store_true", help="twice as many points")
     parser.add_argument("--weights", help="name, folder or place on the Hub")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
     torch.set_num_threads(available_threads())
-    found = [s for s in find_subjects(options.data) if s.segmentation is not None]
-    if options.split:
-        members = read_split(options.split)[options.on]
-        found = [s for s in found if s.id in members]
-    bundle = load_bundle(resolve_weights(options.weights))
+    points = THOROUGH if options.thorough else POINTS
     rows: list[Row] = []
-    for subject in found[: options.subjects]:
-        for row in measure(
-            subject, bundle, THOROUGH if options.thorough else POINTS, options.device
-        ):
-            print(*astuple(row), flush=True)
-            rows.append(row)
+    for weights, subjects in whom(options):
+        bundle = load_bundle(resolve_weights(weights))
+        for subject in subjects[: options.subjects]:
+            for row in measure(subject, bundle, points, options.device):
+                print(*astuple(row), flush=True)
+                rows.append(row)
     write(rows, options.out)
     means = means_of(rows)
     for name in front(means):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import importlib.util
 import sys
@@ -85,3 +86,16 @@ def test_the_front_of_a_subject(
     assert all(0 < float(row["dice"]) <= 1 for row in rows)
     assert (tmp_path / "front.png").stat().st_size > 5000
     assert "on the front: fast" in capsys.readouterr().out
+
+
+def test_the_front_scores_each_subject_by_the_weights_of_its_fold(
+    tiny_phantom: Phantom, write_subject: Callable[..., Path], tmp_path: Path
+) -> None:
+    module = example("speed_front")
+    for name in "abc":
+        write_subject(tmp_path / "data", tiny_phantom, "brats", id=name, lesion=True)
+    folds = tmp_path / "folds.json"
+    folds.write_text('{"one": ["c"], "two": ["a", "b"]}')
+    options = argparse.Namespace(data=tmp_path / "data", folds=folds)
+    found = [(weights, [s.id for s in own]) for weights, own in module.whom(options)]
+    assert found == [(str(tmp_path / "one"), ["c"]), (str(tmp_path / "two"), ["a", "b"])]
