@@ -1,7 +1,8 @@
 # mmccd in a container; its weights are inside, so that it needs no network when it runs.
 #
 #   docker build -t mmccd .                             computes on the CPU
-#   docker build -t mmccd --build-arg TORCH=cu128 .     CUDA; a name of download.pytorch.org/whl
+#   docker build -t mmccd --build-arg TORCH=cu128 .     CUDA; a name of download.pytorch.org/whl;
+#                                                       run it with --gpus all
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" mmccd segment SUBJECT --out map.nii.gz
 #
 # It runs as any user, without a home, from a read-only root: only the folders that are mounted

@@ -88,6 +88,21 @@ def test_the_apptainer_recipe_is_shell() -> None:
     subprocess.run(["bash", "-n"], input=script, text=True, check=True, timeout=30)
 
 
+def test_the_apptainer_image_empties_the_callers_python_path() -> None:
+    # Empty, not unset: Apptainer sets again what the caller had and %environment leaves unset.
+    script = "\n".join([*_section("environment"), 'echo "${PYTHONPATH-unset},${PYTHONHOME-unset}"'])
+    done = subprocess.run(
+        ["bash"],
+        input=script,
+        env={"PYTHONPATH": "/modules/python", "PYTHONHOME": "/modules"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout == ",\n"
+
+
 def test_hadolint_is_silent() -> None:
     program = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which(
         "hadolint"
