@@ -38,6 +38,9 @@ POINTS = ((16, 16, 1), (16, 16, 2), (32, 32, 1), (32, 16, 1), (48, 48, 1), (48, 
 THOROUGH = (*POINTS, (8, 8, 1), (16, 8, 1), (16, 16, 4), (32, 8, 1), (32, 32, 4), (48, 12, 1))
 """Band width, stride and steps."""
 
+LEAST_SPAN = 0.06
+"""Dice from the bottom to the top of the plot, at least."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -142,6 +145,7 @@ def means_of(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 def write(rows: Sequence[Row], out: Path) -> None:
     """Write OUT.csv, a line a subject and setting, and OUT.png, their means."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     with out.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -162,6 +166,12 @@ def write(rows: Sequence[Row], out: Path) -> None:
         ylabel=f"Dice, mean of {count} subjects",
         title="band width / stride / steps",
     )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    low, high = axes.get_ylim()
+    room = max(0.0, LEAST_SPAN - (high - low)) / 2  # small differences shall look small
+    axes.set_ylim(low - room, high + room)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out.with_suffix(".png"), dpi=100)
 

@@ -187,6 +187,15 @@ def test_only_the_command_line_prints() -> None:
                 assert spelled not in ("sys.stdout", "sys.stderr"), f"{path.name}:{node.lineno}"
 
 
+def _output_of(code: str) -> str:
+    """What a new interpreter prints, which must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from mmccd_cli.cli.app import app\n"
@@ -195,22 +204,15 @@ def test_help_imports_nothing_heavy() -> None:
         f"heavy = {sorted(HEAVY)!r}\n"
         "sys.exit(', '.join(name for name in heavy if name in sys.modules) or 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "segment" in done.stdout
+    assert "segment" in _output_of(code)
 
 
 def test_loading_weights_does_not_load_the_compiler(tmp_path: Path) -> None:
-    # Building a network on the meta device may: sympy and torch._dynamo take two seconds.
+    # Building a network on the meta device may: sympy and torch._dynamo take a second.
     bundle = write_tiny_bundle(tmp_path / "tiny")
     code = (
         "import sys; from pathlib import Path; from mmccd_cli.bundle import load_bundle\n"
         f"load_bundle(Path({str(bundle)!r}))\n"
         "sys.exit(', '.join(m for m in ('sympy', 'torch._dynamo') if m in sys.modules) or 0)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    _output_of(code)

@@ -159,10 +159,10 @@ def _row(label: str, cells: list[str]) -> str:
 
 
 def _short(value: float | None) -> str:
-    """Three figures, as far as they mean anything."""
+    """Three figures."""
     if value is None:
         return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def register(app: typer.Typer) -> None:

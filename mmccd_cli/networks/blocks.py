@@ -32,7 +32,7 @@ class TimeEmbedding(nn.Module):
         super().__init__()
         half = features // 2
         # On the CPU even where a network is built on the meta device, whose `arange` loads sympy
-        # and the compiler: two seconds of a process's twelve.
+        # and the compiler: a second of a process's eleven.
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device="cpu") / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.first = nn.Linear(2 * half, out_features)
