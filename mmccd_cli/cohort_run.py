@@ -344,10 +344,8 @@ def plan_outcome(
     job: Job, segmenter: Segmenter, settings: RunSettings, *, resume: bool = False
 ) -> Outcome:
     """Tell what `run_jobs` would do with a subject, from the names of its files alone."""
-    name, requested = (
-        job.subject.id,
-        settings.describe(segmenter.sampling, segmenter.asked_precision),
-    )
+    name = job.subject.id
+    requested = settings.describe(segmenter.sampling, segmenter.asked_precision)
     earlier: Earlier | None = None
     try:
         if resume:
