@@ -70,8 +70,8 @@ def _compact() -> Recipe:
         ),
         spacing_mm=2.0,
         # Plain translation scores as high as masked diffusion on the training subjects left out,
-        # at an eighth of the passes; `--preset balanced` and `--method mmccd` take the latter. Bands
-        # of 48 pixels hide more of a lesion than those of 16, and fewer of them are needed.
+        # at an eighth of the passes; `--preset balanced` and `--method mmccd` take the latter.
+        # Bands of 48 pixels hide more of a lesion than those of 16, and fewer are needed.
         sampling=SamplingConfig(
             method="cyclic-unet", band_width=48, band_stride=24, num_inference_steps=1
         ),

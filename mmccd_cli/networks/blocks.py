@@ -31,10 +31,10 @@ class TimeEmbedding(nn.Module):
     def __init__(self, features: int, out_features: int) -> None:
         super().__init__()
         half = features // 2
-        # On the CPU even where a network is built on the meta device, whose `arange` loads sympy
-        # and the compiler: a second of a process's eleven.
+        # Computed on the CPU even where a network is built on the meta device, whose `arange` loads
+        # sympy and the compiler: a second of a process's eleven.
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device="cpu") / half)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", torch.tensor(frequencies.tolist()), persistent=False)
         self.first = nn.Linear(2 * half, out_features)
         self.second = nn.Linear(out_features, out_features)
 
