@@ -187,20 +187,33 @@ class Inference:
     """What the networks of a preset gave, and took.
 
     Attributes:
-        combined: (I, J, K) float32, the weighted sum of the signals, not smoothed.
-        mask: (I, J, K) bool on the template's grid, with the scan's own threshold.
+        signals: Name -> (I, J, K) float32.
+        score: How they are combined.
         tally: The passes.
         flops: Their operations.
         seconds: Seconds for which the device was busy.
         bytes_moved: What their convolutions read and write.
     """
 
-    combined: NDArray[np.float32]
-    mask: NDArray[np.bool_]
+    signals: dict[str, NDArray[np.float32]]
+    score: ScoreConfig
     tally: Tally
     flops: int
     seconds: float
     bytes_moved: int
+
+    @property
+    def combined(self) -> NDArray[np.float32]:
+        """(I, J, K) the weighted sum of the signals, not smoothed."""
+        return combine(self.signals, self.score.weights)
+
+    def mask(
+        self, brain: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
+    ) -> NDArray[np.bool_]:
+        """(I, J, K) what the brain's own threshold cuts out, on the template's grid."""
+        scored = score(self.signals, brain, spacing_mm, self.score)
+        values = anomaly_map(scored.values, scored.threshold, self.score)
+        return segment(values, spacing_mm, scored.threshold, self.score)
 
 
 class Session:
@@ -258,22 +271,7 @@ class Session:
             values = model.signals(self.prepared.images, brain, config)
             seconds = clock() - began
         width = 4 if place.precision == "fp32" else 2
-        return Inference(
-            combine(values, config.weights),
-            self._mask(values, brain, config),
-            tally,
-            tally.flops,
-            seconds,
-            width * tally.elements,
-        )
-
-    def _mask(
-        self, values: dict[str, NDArray[np.float32]], brain: NDArray[np.bool_], config: ScoreConfig
-    ) -> NDArray[np.bool_]:
-        spacing = self.place.bundle.template.spacing_mm
-        scored = score(values, brain, spacing, config)
-        anomaly = anomaly_map(scored.values, scored.threshold, config)
-        return segment(anomaly, spacing, scored.threshold, config)
+        return Inference(values, config, tally, tally.flops, seconds, width * tally.elements)
 
     def brain_of(self, levels: NDArray[np.int64] | None) -> NDArray[np.bool_]:
         """The brain, or what lies of it in some levels."""
@@ -340,7 +338,10 @@ class _Comparison:
 
     def _dice(self, found: Inference) -> float | None:
         truth = self.session.lesion & self.inside
-        return float(overlap(found.mask, truth).dice) if truth.any() else None
+        if not truth.any():
+            return None
+        spacing = self.session.place.bundle.template.spacing_mm
+        return float(overlap(found.mask(self.inside, spacing), truth).dice)
 
     def paper_cost(self, rates: DeviceRates, balanced: PresetCost) -> PresetCost:
         """The column of `paper`: measured, or the part that was, multiplied by its operations."""

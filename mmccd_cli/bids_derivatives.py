@@ -198,7 +198,8 @@ def with_mask_anew(files: Mapping[str, Path], new: NewMask) -> dict[str, bytes]:
         new: The new mask.
 
     Returns:
-        Kind -> content, of those kinds that belong to a derivative; nothing for any other map.
+        Kind -> content, of those of `MAKERS_OF_BIDS` that change: the lesions' sidecar says nothing
+        of the mask.
     """
     made: dict[str, bytes] = {}
     if "mask_sidecar" in files:

@@ -146,7 +146,8 @@ def find_all_subjects(
             two shares must not write to one name.
 
     Returns:
-        The subjects of the share, and what became of its folders without one.
+        The subjects of the share, and what became of its folders without one, which are called by
+        their names, or by their paths where names are not unique.
 
     Raises:
         UsageError: Two folders hold subjects of one name, so that their results would collide.
@@ -157,12 +158,15 @@ def find_all_subjects(
     # The first mention of a folder keeps its place.
     unique = list({path.resolve(): path for path in reversed(list(folders))}.values())[::-1]
     wanted = set(shard.pick(unique) if shard else unique)
+    namesakes = Counter(folder.name.casefold() for folder in unique)
     for folder in unique:
         try:
             subject = find_subject(folder)
         except (MmccdError, OSError) as error:
             if folder in wanted:
-                failures.append(Outcome(_name_of(folder, unique), "failed", error=error))
+                alone = folder.name and namesakes[folder.name.casefold()] == 1
+                called = folder.name if alone else str(folder)
+                failures.append(Outcome(called, "failed", error=error))
             continue
         name = subject.id.casefold()  # file systems may not tell upper from lower case
         if name in folder_of_name:
@@ -175,12 +179,6 @@ def find_all_subjects(
         if folder in wanted:
             subjects.append(subject)
     return subjects, failures
-
-
-def _name_of(folder: Path, folders: Iterable[Path]) -> str:
-    """What a folder without a subject is called: its name, or its path where that is not unique."""
-    same = sum(other.name.casefold() == folder.name.casefold() for other in folders)
-    return folder.name if same == 1 and folder.name else str(folder)
 
 
 def plan_job(

@@ -246,7 +246,7 @@ def prepare_job(
     """
     inputs = describe_inputs(job.subject, job.brain_mask)
     if resume:
-        requested = settings.describe(segmenter.sampling, segmenter.asked_precision)
+        requested = _requested(segmenter, settings)
         earlier = find_earlier(job, segmenter.bundle.sha256, requested, inputs)
         if earlier is not None:
             return Ready(job, inputs, earlier=earlier)
@@ -296,7 +296,7 @@ def infer_job(
         result,
         segmenter.bundle,
         inputs=ready.inputs,
-        requested=settings.describe(segmenter.sampling, segmenter.asked_precision),
+        requested=_requested(segmenter, settings),
         outputs=_names(job),
         notes=[*ready.notes],
         seconds={"read": ready.seconds},
@@ -344,8 +344,7 @@ def plan_outcome(
     job: Job, segmenter: Segmenter, settings: RunSettings, *, resume: bool = False
 ) -> Outcome:
     """Tell what `run_jobs` would do with a subject, from the names of its files alone."""
-    name = job.subject.id
-    requested = settings.describe(segmenter.sampling, segmenter.asked_precision)
+    name, requested = job.subject.id, _requested(segmenter, settings)
     earlier: Earlier | None = None
     try:
         if resume:
@@ -415,7 +414,7 @@ def _redo_mask(
     record = with_new_mask(
         earlier.record,
         new,
-        requested=settings.describe(segmenter.sampling, segmenter.asked_precision),
+        requested=_requested(segmenter, settings),
         outputs=_names(job),
     )
     reference = record["reference"]
@@ -459,6 +458,11 @@ def _write(
             folder.mkdir(parents=True, exist_ok=True)
     write_outputs(contents, inputs=job.input_files, force=force)
     return replace(finished, record=record)
+
+
+def _requested(segmenter: Segmenter, settings: RunSettings) -> dict[str, Any]:
+    """Everything that was asked for and changes a number."""
+    return settings.describe(segmenter.sampling, segmenter.asked_precision)
 
 
 def _names(job: Job) -> dict[str, str]:

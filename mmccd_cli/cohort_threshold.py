@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmccd_cli.bids_derivatives import with_mask_anew
+from mmccd_cli.bids_derivatives import MAKERS_OF_BIDS, with_mask_anew
 from mmccd_cli.cohort import Outcome, describe_mask_options
 from mmccd_cli.cohort_resume import make_new_mask, read_record, with_new_mask
 from mmccd_cli.cohort_summary import update_summaries
@@ -26,8 +26,6 @@ from mmccd_cli.outputs import (
 from mmccd_cli.rethreshold import MASK_SETTINGS, MaskOptions
 
 CORE = ("map", "mask", "sidecar")
-UNCHANGED = ("lesions_sidecar",)
-"""Kinds of output that say nothing of a mask's threshold."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +114,9 @@ def make_mask(
     settings = record["settings"]["requested"]
     kept = {name: value for name, value in settings.items() if name not in MASK_SETTINGS}
     others = _others(job, record)
-    anew = with_mask_anew(others, new)
-    contents |= {others[kind]: content for kind, content in anew.items()}
+    contents |= {others[kind]: made for kind, made in with_mask_anew(others, new).items()}
     files = {"map": job.map, "mask": job.mask, "sidecar": job.sidecar}
-    files |= {kind: path for kind, path in others.items() if kind in (*anew, *UNCHANGED)}
+    files |= {kind: path for kind, path in others.items() if kind in MAKERS_OF_BIDS}
     outputs = {kind: path.name for kind, path in files.items()}
     changed = with_new_mask(
         record, new, requested=kept | describe_mask_options(options), outputs=outputs
