@@ -10,7 +10,7 @@ import math
 import sys
 from pathlib import Path
 
-from mmccd_cli.metrics import summarise
+from mmccd_cli.anomaly.metrics import summarise
 
 Row = dict[str, str]
 

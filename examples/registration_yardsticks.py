@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mmccd_cli.inputs.volume import Volume, read_nifti
 from mmccd_cli.preprocessing.spatial import register, resample
-from mmccd_cli.volume import Volume, read_nifti
 
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SUBJECTS = ("Brats18_CBICA_ABM_1", "Brats18_TCIA10_639_1", "Brats18_2013_2_1")

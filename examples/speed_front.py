@@ -20,19 +20,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmccd_cli.benchmark_costs import Clock, counting_passes
-from mmccd_cli.bundle import Bundle, load_bundle
+from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import SamplingConfig
-from mmccd_cli.devices import available_threads
-from mmccd_cli.evaluation_runs import read_folds
-from mmccd_cli.metrics import overlap
+from mmccd_cli.evaluation.benchmark_costs import Clock, counting_passes
+from mmccd_cli.evaluation.folds import read_folds
+from mmccd_cli.inputs.scans import read_scans
+from mmccd_cli.inputs.subjects import Subject, find_subjects
+from mmccd_cli.inputs.volume import read_nifti
 from mmccd_cli.pipeline import Segmenter
-from mmccd_cli.prepare import read_split
 from mmccd_cli.presets import choose_sampling
-from mmccd_cli.scans import read_scans
-from mmccd_cli.subjects import Subject, find_subjects
-from mmccd_cli.volume import read_nifti
-from mmccd_cli.weights import resolve_weights
+from mmccd_cli.training.dataset import read_split
+from mmccd_cli.translation.devices import available_threads
+from mmccd_cli.weights.bundle import Bundle, load_bundle
+from mmccd_cli.weights.resolve import resolve_weights
 
 POINTS = ((16, 16, 1), (16, 16, 2), (32, 32, 1), (32, 16, 1), (48, 48, 1), (48, 24, 1), (48, 24, 4))
 THOROUGH = (*POINTS, (8, 8, 1), (16, 8, 1), (16, 16, 4), (32, 8, 1), (32, 32, 4), (48, 12, 1))

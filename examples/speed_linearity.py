@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmccd_cli.benchmark_costs import Clock
 from mmccd_cli.config import DiffusionConfig, SamplingConfig, UNetConfig
-from mmccd_cli.devices import CPU_BATCH, PRECISIONS, choose_device, choose_precision
-from mmccd_cli.diffusion import Schedule
-from mmccd_cli.inference import Execution, band_work, masked_residual
-from mmccd_cli.networks import UNet
-from mmccd_cli.recipes import RECIPES
-from mmccd_cli.translation import Cycle, MaskedTranslator
+from mmccd_cli.evaluation.benchmark_costs import Clock
+from mmccd_cli.training.recipes import RECIPES
+from mmccd_cli.translation.devices import CPU_BATCH, PRECISIONS, choose_device, choose_precision
+from mmccd_cli.translation.engine import Execution, band_work, masked_residual
+from mmccd_cli.translation.schedule import Schedule
+from mmccd_cli.translation.translators import Cycle, MaskedTranslator
+from mmccd_cli.translation.unet import UNet
 
 SLICES, BANDS, STEPS = (2, 4, 8, 16), (44, 22, 11, 6), (1, 2, 4, 8)
 STRIDES = {44: 4, 22: 8, 11: 16, 6: 32}

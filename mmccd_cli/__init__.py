@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmccd_cli.api import Segmenter as Segmenter
-    from mmccd_cli.cohort import RunSettings as RunSettings
+    from mmccd_cli.cohort.jobs import RunSettings as RunSettings
     from mmccd_cli.errors import MmccdError as MmccdError
 
 __version__ = "0.2.0"
@@ -19,7 +19,7 @@ __all__ = ["MmccdError", "RunSettings", "Segmenter", "__version__"]
 
 _HOMES = {
     "MmccdError": "mmccd_cli.errors",
-    "RunSettings": "mmccd_cli.cohort",
+    "RunSettings": "mmccd_cli.cohort.jobs",
     "Segmenter": "mmccd_cli.api",
 }
 

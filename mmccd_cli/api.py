@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from mmccd_cli import pipeline
-from mmccd_cli.bundle import load_bundle
-from mmccd_cli.cohort import Job, Outcome, RunSettings, check_targets, find_all_subjects, plan_job
-from mmccd_cli.cohort_extras import Finished, check_extras
-from mmccd_cli.cohort_run import finish_job, infer_job, prepare_job, run_jobs
-from mmccd_cli.cohort_summary import Summary
+from mmccd_cli.cohort.jobs import (
+    Job,
+    Outcome,
+    RunSettings,
+    check_targets,
+    find_all_subjects,
+    plan_job,
+)
+from mmccd_cli.cohort.run import finish_job, infer_job, prepare_job, run_jobs
+from mmccd_cli.cohort.summary import Summary
 from mmccd_cli.errors import UsageError
-from mmccd_cli.outputs import output_paths
+from mmccd_cli.inputs.subjects import Subject, find_subject, subject_from_files
+from mmccd_cli.outputs.extras import Finished, check_extras
+from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.presets import METHODS, PRESETS, choose_sampling
-from mmccd_cli.subjects import Subject, find_subject, subject_from_files
-from mmccd_cli.weights import resolve_weights
+from mmccd_cli.weights.bundle import load_bundle
+from mmccd_cli.weights.resolve import resolve_weights
 
 AnyPath = str | PathLike[str]
 

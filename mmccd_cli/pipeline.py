@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly import Score, anomaly_map, score, segment
-from mmccd_cli.bundle import Bundle
+from mmccd_cli.anomaly.components import Lesion
+from mmccd_cli.anomaly.contour import refine_contour
+from mmccd_cli.anomaly.mask import AS_CALIBRATED, MaskOptions, cut, mask_settings
+from mmccd_cli.anomaly.score import Score, anomaly_map, score, segment
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
-from mmccd_cli.devices import choose_device, describe_device
-from mmccd_cli.postprocessing import Lesion
-from mmccd_cli.preprocessing.prepare_subject import (
+from mmccd_cli.inputs.volume import Volume, make_grid, spacing_of
+from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
     prepare_subject,
     to_reference_grid,
 )
-from mmccd_cli.refinement import refine_contour
-from mmccd_cli.rethreshold import AS_CALIBRATED, MaskOptions, cut, mask_settings
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.volume import Volume, make_grid, spacing_of
+from mmccd_cli.translation.devices import choose_device, describe_device
+from mmccd_cli.weights.bundle import Bundle
 
 Space = Literal["native", "template"]
 
@@ -82,7 +82,7 @@ class Segmenter:
         device: "auto", "cpu", "cuda[:N]" or "mps".
         sampling: Sampling instead of the bundle's.
         batch_size: Slices a pass; None chooses by free memory.
-        precision: "auto", "fp32", "bf16" or "fp16"; see `mmccd_cli.devices.choose_precision`.
+        precision: "auto", "fp32", "bf16" or "fp16"; see `choose_precision`.
 
     Attributes:
         bundle: The weights.

@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmccd_cli.anomaly import score
-from mmccd_cli.atlas import deviation
-from mmccd_cli.bundle import Bundle
+from mmccd_cli.anomaly.atlas import deviation
+from mmccd_cli.anomaly.score import score
 from mmccd_cli.config import CycleConfig, SamplingConfig, ScoreConfig
-from mmccd_cli.devices import PRECISIONS, choose_batch_size, choose_precision, describe_device
 from mmccd_cli.errors import DeviceMemoryError
-from mmccd_cli.inference import (
+from mmccd_cli.translation.devices import (
+    PRECISIONS,
+    choose_batch_size,
+    choose_precision,
+    describe_device,
+)
+from mmccd_cli.translation.engine import (
     Execution,
     Residual,
     Work,
@@ -28,8 +32,9 @@ from mmccd_cli.inference import (
     run_within_memory,
     suspicion_work,
 )
-from mmccd_cli.slices import SliceStack, from_slices, to_slices
-from mmccd_cli.translation import Cycle
+from mmccd_cli.translation.slices import SliceStack, from_slices, to_slices
+from mmccd_cli.translation.translators import Cycle
+from mmccd_cli.weights.bundle import Bundle
 
 SUSPICION_MARGIN_PX = 2
 """How far a suspected region is grown before the second pass hides it."""

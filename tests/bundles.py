@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmccd_cli.bundle import BundleConfig, TemplateConfig, save_bundle
 from mmccd_cli.config import (
     CycleConfig,
     DiffusionConfig,
@@ -17,10 +16,11 @@ from mmccd_cli.config import (
     ScoreConfig,
     UNetConfig,
 )
-from mmccd_cli.networks import UNet
-from mmccd_cli.phantom import make_phantom
+from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.template import Template
-from mmccd_cli.translation import network_name
+from mmccd_cli.translation.translators import network_name
+from mmccd_cli.translation.unet import UNet
+from mmccd_cli.weights.bundle import BundleConfig, TemplateConfig, save_bundle
 
 CYCLES = (CycleConfig("FLAIR", "T2w"), CycleConfig("T2w", "FLAIR"))
 SPACING_MM = 4.0

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mmccd_cli.phantom import Phantom, make_phantom
-from mmccd_cli.volume import make_grid, write_nifti
+from mmccd_cli.inputs.phantom import Phantom, make_phantom
+from mmccd_cli.inputs.volume import make_grid, write_nifti
 
 _ROOT = Path(__file__).resolve().parent.parent
 _NAMES_OF_LAYOUT = {

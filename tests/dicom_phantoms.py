@@ -18,7 +18,7 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
-from mmccd_cli.volume import Volume, read_nifti, transform_points
+from mmccd_cli.inputs.volume import Volume, read_nifti, transform_points
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4.1"
@@ -253,7 +253,7 @@ def _ds(value: float) -> DSfloat:
 
 def main() -> None:
     """Turn a subject's NIfTI files into DICOM."""
-    from mmccd_cli.subjects import find_subject
+    from mmccd_cli.inputs.subjects import find_subject
 
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
     paths = find_subject(source).paths

@@ -16,8 +16,8 @@ from bundles import write_tiny_bundle
 
 from mmccd_cli import MmccdError, RunSettings, Segmenter, api
 from mmccd_cli.errors import DataError, UsageError, WeightsError
-from mmccd_cli.phantom import Phantom
-from mmccd_cli.volume import read_nifti
+from mmccd_cli.inputs.phantom import Phantom
+from mmccd_cli.inputs.volume import read_nifti
 
 
 @pytest.fixture(scope="module")

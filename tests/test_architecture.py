@@ -211,7 +211,7 @@ def test_loading_weights_does_not_load_the_compiler(tmp_path: Path) -> None:
     # Building a network on the meta device may: sympy and torch._dynamo take a second.
     bundle = write_tiny_bundle(tmp_path / "tiny")
     code = (
-        "import sys; from pathlib import Path; from mmccd_cli.bundle import load_bundle\n"
+        "import sys; from pathlib import Path; from mmccd_cli.weights.bundle import load_bundle\n"
         f"load_bundle(Path({str(bundle)!r}))\n"
         "sys.exit(', '.join(m for m in ('sympy', 'torch._dynamo') if m in sys.modules) or 0)"
     )

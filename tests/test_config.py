@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mmccd_cli import config as c
 from mmccd_cli.config import from_dict, to_dict
 from mmccd_cli.modalities import MODALITIES
-from mmccd_cli.recipes import RECIPES
+from mmccd_cli.training.recipes import RECIPES
 
 positive = st.floats(1e-6, 1e6)
 share = st.floats(0, 1)

@@ -15,7 +15,7 @@ from bundles import write_tiny_bundle
 from typer.testing import CliRunner
 
 from mmccd_cli.cli.app import app
-from mmccd_cli.phantom import Phantom
+from mmccd_cli.inputs.phantom import Phantom
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.sh"))

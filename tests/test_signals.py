@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmccd_cli.bundle import Bundle, BundleConfig, TemplateConfig
 from mmccd_cli.config import (
     CycleConfig,
     DiffusionConfig,
@@ -23,10 +22,11 @@ from mmccd_cli.config import (
     UNetConfig,
 )
 from mmccd_cli.errors import DeviceMemoryError, UsageError
-from mmccd_cli.inference import Execution
 from mmccd_cli.signals import SUSPICION_MARGIN_PX, SignalModel
 from mmccd_cli.template import Template
-from mmccd_cli.translation import Cycle
+from mmccd_cli.translation.engine import Execution
+from mmccd_cli.translation.translators import Cycle
+from mmccd_cli.weights.bundle import Bundle, BundleConfig, TemplateConfig
 
 SHAPE = (24, 28, 6)
 SCALE = 0.5
@@ -265,7 +265,7 @@ def full_device(monkeypatch: pytest.MonkeyPatch, *, fits: int) -> list[str]:
     monkeypatch.setattr("mmccd_cli.signals.choose_precision", lambda name, device: "fp16")
     monkeypatch.setattr("mmccd_cli.signals.describe_device", str)
     monkeypatch.setattr("mmccd_cli.signals.release_memory", lambda device: None)
-    monkeypatch.setattr("mmccd_cli.inference.release_memory", lambda device: None)
+    monkeypatch.setattr("mmccd_cli.translation.engine.release_memory", lambda device: None)
     tried: list[str] = []
 
     def compute(x: Tensor, *_: Any, execution: Execution, **__: Any) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 from bundles import write_tiny_bundle
 
 from mmccd_cli.config import UNetConfig
-from mmccd_cli.phantom import Phantom
+from mmccd_cli.inputs.phantom import Phantom
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

@@ -89,7 +89,7 @@ def _leave_now(code: str | int | None) -> None:
 
     The interpreter would tear down libraries under that thread, which can crash them.
     """
-    ahead = sys.modules.get("mmccd_cli.cohort_ahead")
+    ahead = sys.modules.get("mmccd_cli.cohort.prefetch")
     if ahead is None or not ahead.is_anything_running():
         return
     for stream in (sys.stdout, sys.stderr):

@@ -14,7 +14,7 @@ from mmccd_cli.cli.console import Console, command
 from mmccd_cli.cli.loading import Loading
 
 if TYPE_CHECKING:
-    from mmccd_cli.benchmark import BenchmarkResult, Workplace
+    from mmccd_cli.evaluation.benchmark import BenchmarkResult, Workplace
 
 _LABEL, _CELL = 42, 11
 
@@ -60,8 +60,8 @@ def benchmark(
         precision=precision,
     )
     with console.computing(), tempfile.TemporaryDirectory(prefix="mmccd-") as folder:
-        from mmccd_cli.benchmark import run_benchmark
-        from mmccd_cli.outputs import to_json
+        from mmccd_cli.evaluation.benchmark import run_benchmark
+        from mmccd_cli.outputs.images import to_json
 
         place = _workplace(subject, loading, Path(folder))
         with console.progress() as progress:
@@ -74,9 +74,9 @@ def benchmark(
 
 
 def _workplace(subject: Path | None, loading: Loading, folder: Path) -> Workplace:
-    from mmccd_cli.benchmark import Workplace
-    from mmccd_cli.demo import plan_demo, write_scans
-    from mmccd_cli.subjects import find_subject
+    from mmccd_cli.cohort.demo import plan_demo, write_scans
+    from mmccd_cli.evaluation.benchmark import Workplace
+    from mmccd_cli.inputs.subjects import find_subject
 
     if subject is None:
         files = plan_demo(folder)

@@ -31,8 +31,8 @@ def demo(
     console = Console(-1 if quiet else verbose)
     loading = Loading(weights, offline, device, batch_size, threads, preset, cache_dir=cache_dir)
     with console.computing():
-        from mmccd_cli.demo import plan_demo, segment_demo, write_scans
-        from mmccd_cli.outputs import to_json
+        from mmccd_cli.cohort.demo import plan_demo, segment_demo, write_scans
+        from mmccd_cli.outputs.images import to_json
 
         files = plan_demo(out_dir, force=force)
         with console.progress() as progress:

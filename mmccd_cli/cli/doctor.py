@@ -11,7 +11,7 @@ from mmccd_cli.cli import options
 from mmccd_cli.cli.console import Console, command
 
 if TYPE_CHECKING:
-    from mmccd_cli.doctor import Finding
+    from mmccd_cli.cli.doctor_checks import Finding
 
 _SIGNS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
@@ -32,7 +32,7 @@ def doctor(
     """
     console = Console()
     with console.computing():
-        from mmccd_cli.doctor import examine, verdict
+        from mmccd_cli.cli.doctor_checks import examine, verdict
 
         findings: list[Finding] = []
         for finding in examine(offline=offline, cache_dir=cache_dir):

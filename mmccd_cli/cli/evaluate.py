@@ -17,10 +17,10 @@ from mmccd_cli.cli.loading import Loading
 from mmccd_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.evaluation import CaseRow, Method
-    from mmccd_cli.evaluation_methods import Scorer
-    from mmccd_cli.evaluation_runs import ChosenConstants, Report
-    from mmccd_cli.subjects import Subject
+    from mmccd_cli.evaluation.cases import CaseRow, Method
+    from mmccd_cli.evaluation.folds import ChosenConstants, Report
+    from mmccd_cli.evaluation.methods import Scorer
+    from mmccd_cli.inputs.subjects import Subject
 
 PROTOCOLS = ("deployed", "published", "both")
 RESIDUALS = ("signed", "absolute")
@@ -204,7 +204,7 @@ class _Compared:
         """One method for each name and set of modalities."""
         from dataclasses import replace
 
-        from mmccd_cli.evaluation_methods import BundleMethod
+        from mmccd_cli.evaluation.methods import BundleMethod
 
         methods: list[Method] = []
         for name in self.names:
@@ -218,10 +218,10 @@ class _Compared:
 
     def scorers(self) -> list[Scorer]:
         """The scores that need a threshold: intensities and rivals."""
-        from mmccd_cli.baselines import BASELINES
-        from mmccd_cli.devices import choose_device
-        from mmccd_cli.evaluation_methods import IntensityScorer, RivalScorer
-        from mmccd_cli.rival_files import find_rivals, load_rival
+        from mmccd_cli.evaluation.baselines import BASELINES
+        from mmccd_cli.evaluation.comparison.files import find_rivals, load_rival
+        from mmccd_cli.evaluation.methods import IntensityScorer, RivalScorer
+        from mmccd_cli.translation.devices import choose_device
 
         scorers: list[Scorer] = []
         if self.thresholds:
@@ -248,7 +248,7 @@ class _Subjects:
     @cached_property
     def found(self) -> list[Subject]:
         """All subjects of the folder."""
-        from mmccd_cli.subjects import find_subjects
+        from mmccd_cli.inputs.subjects import find_subjects
 
         return find_subjects(self.data_dir)
 
@@ -263,7 +263,7 @@ class _Subjects:
             UsageError: There is no such split.
             DataError: One of its subjects is not there.
         """
-        from mmccd_cli.prepare import read_split
+        from mmccd_cli.training.dataset import read_split
 
         if self.split_file is None:
             raise UsageError(f"{option} {name} needs --split.")
@@ -301,7 +301,7 @@ class _Subjects:
 
     def healthy(self) -> list[Subject]:
         """The healthy subjects: a folder of them, or a single one's folder."""
-        from mmccd_cli.subjects import find_subject, find_subjects
+        from mmccd_cli.inputs.subjects import find_subject, find_subjects
 
         if self.healthy_dir is None:
             return []
@@ -334,7 +334,7 @@ def _constants(
     constants_from: str,
     progress: Progress,
 ) -> ChosenConstants:
-    from mmccd_cli.evaluation_runs import measure_curves, read_constants, shipped_constants
+    from mmccd_cli.evaluation.folds import measure_curves, read_constants, shipped_constants
 
     if constants_from == "shipped":
         return shipped_constants(scorers)
@@ -358,7 +358,7 @@ def _constants(
 
 def _plan_folds(path: Path, subjects: _Subjects, compared: _Compared, progress: Progress) -> _Plan:
     """Each fold's subjects by its bundle, with thresholds from the other folds."""
-    from mmccd_cli.evaluation_runs import (
+    from mmccd_cli.evaluation.folds import (
         check_unseen,
         constants_by_fold,
         measure_curves,
@@ -394,10 +394,10 @@ def _run(
     plan: _Plan, protocol: str, out: Path | None, console: Console, progress: Progress
 ) -> None:
     """Score, write after every subject what is there, and show the tables."""
-    from mmccd_cli.baselines import SHARED_CLEANING
-    from mmccd_cli.evaluation import evaluate_cases
-    from mmccd_cli.evaluation_tables import write_rows, write_summary
-    from mmccd_cli.published_protocol import PublishedProtocol
+    from mmccd_cli.evaluation.baselines import SHARED_CLEANING
+    from mmccd_cli.evaluation.cases import evaluate_cases
+    from mmccd_cli.evaluation.published_protocol import PublishedProtocol
+    from mmccd_cli.evaluation.tables import write_rows, write_summary
 
     published = PublishedProtocol()
     further = {} if protocol == "deployed" else {"observe": published}

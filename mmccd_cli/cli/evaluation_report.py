@@ -11,8 +11,8 @@ from mmccd_cli.cli.console import Console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mmccd_cli.evaluation import CaseRow
-    from mmccd_cli.metrics import Summary
+    from mmccd_cli.anomaly.metrics import Summary
+    from mmccd_cli.evaluation.cases import CaseRow
 
 COLUMNS = (
     ("jaccard", "Jaccard", "{:.3f}"),
@@ -40,7 +40,7 @@ NARROW = ("precision", "recall", "auprc", "false_positive_ml", "passes", "second
 
 def show_tables(rows: Sequence[CaseRow], console: Console, remarks: Sequence[str]) -> None:
     """Write one table a protocol to stdout, and with -v mean, SD and interval of every score."""
-    from mmccd_cli.evaluation_tables import (
+    from mmccd_cli.evaluation.tables import (
         CONVENTIONS,
         dice_above_unlearned,
         group_rows,

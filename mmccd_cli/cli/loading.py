@@ -62,7 +62,7 @@ class Loading:
         import torch
 
         from mmccd_cli.api import Segmenter
-        from mmccd_cli.devices import available_threads
+        from mmccd_cli.translation.devices import available_threads
 
         torch.set_num_threads(self._threads or available_threads())
         return Segmenter.from_pretrained(

@@ -13,8 +13,8 @@ from mmccd_cli.cli.console import Console
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort import Job, Outcome
-    from mmccd_cli.cohort_shards import Shard
+    from mmccd_cli.cohort.jobs import Job, Outcome
+    from mmccd_cli.cohort.shards import Shard
 
 SUFFIX_OF_EXTRA = {"picture": ".png", "report": ".html", "dicom_seg": ".dcm", "dicom_map": ".dcm"}
 
@@ -123,9 +123,9 @@ class Wish:
         Raises:
             DataError: The only subject is not usable.
         """
-        from mmccd_cli.cohort import Job, find_all_subjects, plan_job
-        from mmccd_cli.outputs import output_paths
-        from mmccd_cli.subjects import find_subject, subject_from_files
+        from mmccd_cli.cohort.jobs import Job, find_all_subjects, plan_job
+        from mmccd_cli.inputs.subjects import find_subject, subject_from_files
+        from mmccd_cli.outputs.images import output_paths
 
         failures: list[Outcome] = []
         if self.has_files:
@@ -140,7 +140,7 @@ class Wish:
         assert self.out_dir is not None  # __post_init__ has seen to it
         names = {kind: path.name for kind, path in self.extras.items()}
         if self.as_bids:
-            from mmccd_cli.bids_derivatives import plan_derivatives
+            from mmccd_cli.outputs.bids import plan_derivatives
 
             jobs = plan_derivatives(
                 subjects, self.out_dir, extras=names, brain_mask=self.brain_mask
@@ -155,7 +155,7 @@ class Wish:
     def _with_report(self, job: Job) -> Job:
         if self.report_dir is None:
             return job
-        from mmccd_cli.report_cohort import report_path
+        from mmccd_cli.outputs.report.cohort import report_path
 
         report = report_path(self.report_dir, job.subject.id)
         return replace(job, extras={**job.extras, "report": report})
@@ -163,7 +163,7 @@ class Wish:
 
 def choose_shard(text: str, folders: Sequence[Path], console: Console) -> Shard | None:
     """Read --shard, and say what it means; an array's task with one subject does all of it."""
-    from mmccd_cli.cohort_shards import parse_shard
+    from mmccd_cli.cohort.shards import parse_shard
 
     if text == "auto" and len(folders) < 2:
         return None

@@ -13,8 +13,8 @@ from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.config import TrainingConfig
-    from mmccd_cli.rivals import RivalConfig
-    from mmccd_cli.training import Runtime
+    from mmccd_cli.evaluation.comparison.networks import RivalConfig
+    from mmccd_cli.training.trainer import Runtime
 
 
 @command
@@ -54,8 +54,8 @@ def train_rivals(
     with console.computing(), console.progress() as progress:
         import torch
 
-        from mmccd_cli.devices import available_threads
-        from mmccd_cli.train_bundle import make_runtime
+        from mmccd_cli.training.networks import make_runtime
+        from mmccd_cli.translation.devices import available_threads
 
         torch.set_num_threads(options.parse_count(threads, "--threads") or available_threads())
         wanted = _wanted(prepared, kind, modality)
@@ -74,9 +74,9 @@ def train_rivals(
 
 def _wanted(prepared: Path, kinds: list[str] | None, sources: list[str] | None) -> list[Any]:
     """One configuration for each kind and modality, on the grid of the prepared slices."""
+    from mmccd_cli.evaluation.comparison.networks import KINDS, RivalConfig
     from mmccd_cli.modalities import MODALITIES
-    from mmccd_cli.rivals import KINDS, RivalConfig
-    from mmccd_cli.shards import read_index
+    from mmccd_cli.training.slices import read_index
 
     for option, given, known in (("--kind", kinds, KINDS), ("--modality", sources, MODALITIES)):
         for word in given or ():
@@ -95,7 +95,7 @@ def _wanted(prepared: Path, kinds: list[str] | None, sources: list[str] | None) 
 def _training(changes: dict[str, Any]) -> TrainingConfig:
     from dataclasses import replace
 
-    from mmccd_cli.rival_training import DEFAULT_TRAINING
+    from mmccd_cli.evaluation.comparison.training import DEFAULT_TRAINING
 
     try:
         return replace(
@@ -118,12 +118,12 @@ def _train(
     import numpy as np
 
     from mmccd_cli.config import PreprocessingConfig, from_dict, to_dict
-    from mmccd_cli.datasets import load_dataset
-    from mmccd_cli.rival_files import Rival, save_rival
-    from mmccd_cli.rival_training import choose_thresholds, train_rival
-    from mmccd_cli.rivals import build_network
-    from mmccd_cli.shards import read_index, read_template
+    from mmccd_cli.evaluation.comparison.files import Rival, save_rival
+    from mmccd_cli.evaluation.comparison.networks import build_network
+    from mmccd_cli.evaluation.comparison.training import choose_thresholds, train_rival
     from mmccd_cli.template import Template
+    from mmccd_cli.training.samples import load_dataset
+    from mmccd_cli.training.slices import read_index, read_template
 
     def report(state: Any) -> None:
         progress.begin(f"{state.network}: loss {state.loss:.4f}")

@@ -16,9 +16,9 @@ from mmccd_cli.cli.loading import Loading
 from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort import Job, Outcome, RunSettings
-    from mmccd_cli.cohort_shards import Shard
-    from mmccd_cli.cohort_summary import Summary
+    from mmccd_cli.cohort.jobs import Job, Outcome, RunSettings
+    from mmccd_cli.cohort.shards import Shard
+    from mmccd_cli.cohort.summary import Summary
     from mmccd_cli.pipeline import Segmenter
 
 
@@ -53,14 +53,14 @@ class Run:
 
     def summarise_in(self, out_dir: Path, shard: Shard | None = None) -> None:
         """Keep a table of all subjects in a folder; a share of a cohort has one of its own."""
-        from mmccd_cli.cohort_summary import Summary
+        from mmccd_cli.cohort.summary import Summary
 
         self.summary = Summary(out_dir, str(shard) if shard else None)
 
     def check(self) -> None:
         """Refuse what cannot be written, before anything is computed."""
-        from mmccd_cli.cohort import check_targets
-        from mmccd_cli.cohort_extras import check_extras
+        from mmccd_cli.cohort.jobs import check_targets
+        from mmccd_cli.outputs.extras import check_extras
 
         if self.force and self.resume:
             raise UsageError(
@@ -70,14 +70,14 @@ class Run:
         if self.summary:
             self.summary.check()
         if self.report_dir:
-            from mmccd_cli.report_cohort import check_cohort_page
+            from mmccd_cli.outputs.report.cohort import check_cohort_page
 
             check_cohort_page(self.report_dir)
         check_extras(self.jobs, self.settings)
 
     def execute(self, failures: Sequence[Outcome]) -> None:
         """Segment all subjects and report on each as it finishes."""
-        from mmccd_cli.cohort_run import run_jobs
+        from mmccd_cli.cohort.run import run_jobs
 
         outcomes: list[Outcome] = []
         for failure in failures:
@@ -103,7 +103,7 @@ class Run:
 
     def show_plan(self, failures: Sequence[Outcome]) -> None:
         """Say what each file was taken for and what would be written."""
-        from mmccd_cli.cohort_run import plan_outcome
+        from mmccd_cli.cohort.run import plan_outcome
 
         outcomes: list[Outcome] = []
         for failure in failures:
@@ -117,7 +117,7 @@ class Run:
         self._finish(outcomes)
 
     def _load(self) -> Segmenter:
-        from mmccd_cli.devices import describe_device
+        from mmccd_cli.translation.devices import describe_device
 
         segmenter = self.loading.load()
         weights, device = segmenter.bundle.config, describe_device(segmenter.device)
@@ -141,7 +141,7 @@ class Run:
     def _write_cohort_page(self, outcomes: Sequence[Outcome]) -> None:
         if self.report_dir is None:
             return
-        from mmccd_cli.report_cohort import write_cohort_page
+        from mmccd_cli.outputs.report.cohort import write_cohort_page
 
         tables = self.summary.path.parent.glob("summary*.tsv") if self.summary else ()
         inputs = [path for job in self.jobs for path in job.input_files]
@@ -157,7 +157,7 @@ class Run:
             self._report_failure(outcome.name, as_mmccd_error(outcome.error))
             return
         if self.as_json:
-            from mmccd_cli.outputs import to_json
+            from mmccd_cli.outputs.images import to_json
 
             self.console.result(to_json(outcome.record))
         now = time.perf_counter()
@@ -175,8 +175,8 @@ class Run:
         if not self.many:
             raise error
         if self.as_json:
-            from mmccd_cli.outputs import to_json
-            from mmccd_cli.records import describe_failure
+            from mmccd_cli.outputs.images import to_json
+            from mmccd_cli.outputs.record import describe_failure
 
             self.console.result(to_json(describe_failure(name, error)))
         self.console.error(error, about=name)

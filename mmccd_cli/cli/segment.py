@@ -15,7 +15,7 @@ from mmccd_cli.cli.running import Run
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort import RunSettings
+    from mmccd_cli.cohort.jobs import RunSettings
 
 INPUT, OUTPUT = "Input", "Output"
 
@@ -244,7 +244,7 @@ def segment(
             run.show_plan(failures)
             return
         if bids_out is not None and jobs:
-            from mmccd_cli.bids_derivatives import write_root
+            from mmccd_cli.outputs.bids import write_root
 
             write_root(bids_out, [job.subject for job in jobs])
         run.execute(failures)
@@ -263,7 +263,7 @@ def _check_bids(out: Path | None, out_dir: Path | None, space: str) -> None:
 
 
 def _settings(threshold: str, min_lesion: str, skull_strip: str, space: str) -> RunSettings:
-    from mmccd_cli.cohort import RunSettings
+    from mmccd_cli.cohort.jobs import RunSettings
 
     if space not in ("native", "template"):
         raise UsageError(f"--space {space} is not known.", next_step="Use native or template.")

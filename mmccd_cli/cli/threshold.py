@@ -13,8 +13,8 @@ from mmccd_cli.cli.console import Console, as_mmccd_error, command
 from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort_threshold import MaskJob
-    from mmccd_cli.rethreshold import MaskOptions
+    from mmccd_cli.anomaly.mask import MaskOptions
+    from mmccd_cli.cohort.threshold import MaskJob
 
 FILLS = ("none", "volume", "planes")
 
@@ -85,8 +85,8 @@ def threshold(
             f"--fill-holes {fill_holes} is not known.", next_step=f"Use {', '.join(FILLS)}."
         )
     with console.computing():
-        from mmccd_cli.cohort_threshold import plan_masks
-        from mmccd_cli.rethreshold import MaskOptions
+        from mmccd_cli.anomaly.mask import MaskOptions
+        from mmccd_cli.cohort.threshold import plan_masks
 
         chosen = MaskOptions(
             options.parse_threshold(value),
@@ -123,8 +123,8 @@ class _Run:
             raise typer.Exit(SomeSubjectsFailed.exit_code)
 
     def _do(self, job: MaskJob) -> None:
-        from mmccd_cli.cohort_threshold import make_mask
-        from mmccd_cli.outputs import to_json
+        from mmccd_cli.cohort.threshold import make_mask
+        from mmccd_cli.outputs.images import to_json
 
         record, stale = make_mask(job, self.chosen, force=self.force)
         if self.as_json:

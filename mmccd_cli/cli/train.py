@@ -12,7 +12,7 @@ from mmccd_cli.cli.console import Console, Progress, command
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.recipes import Recipe
+    from mmccd_cli.training.recipes import Recipe
 
 DATA_KINDS = ("brats2021", "brats", "folder")
 
@@ -142,9 +142,9 @@ def train(
     with console.computing(), console.progress() as progress:
         import torch
 
-        from mmccd_cli.devices import available_threads
-        from mmccd_cli.train_bundle import BundleText, make_runtime
-        from mmccd_cli.train_run import Training
+        from mmccd_cli.training.networks import BundleText, make_runtime
+        from mmccd_cli.training.run import Training
+        from mmccd_cli.translation.devices import available_threads
 
         torch.set_num_threads(options.parse_count(threads, "--threads") or available_threads())
         shards = prepared or work / "slices"
@@ -182,7 +182,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _recipe(name: str) -> Recipe:
-    from mmccd_cli.recipes import RECIPES
+    from mmccd_cli.training.recipes import RECIPES
 
     if name not in RECIPES:
         raise UsageError(
@@ -226,7 +226,7 @@ def _prepare(
     console: Console,
     progress: Progress,
 ) -> None:
-    from mmccd_cli.prepare import PrepareSettings, prepare_dataset, read_split
+    from mmccd_cli.training.dataset import PrepareSettings, prepare_dataset, read_split
 
     if data not in DATA_KINDS:
         raise UsageError(f"--data {data} is not known.", next_step=f"Use {', '.join(DATA_KINDS)}.")
@@ -255,8 +255,8 @@ def _prepare(
 def _template(weights: str | None) -> Any:
     if weights is None:
         return None
-    from mmccd_cli.bundle import load_bundle
-    from mmccd_cli.weights import resolve_weights
+    from mmccd_cli.weights.bundle import load_bundle
+    from mmccd_cli.weights.resolve import resolve_weights
 
     return load_bundle(resolve_weights(weights)).template
 

@@ -13,8 +13,8 @@ from mmccd_cli.cli.console import Console, command
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.bundle_files import BundleIndex
-    from mmccd_cli.weights import LocalBundle, Target
+    from mmccd_cli.weights.index import BundleIndex
+    from mmccd_cli.weights.resolve import LocalBundle, Target
 
 app = typer.Typer(
     name="weights",
@@ -53,7 +53,7 @@ def list_weights(
     cache_dir: CacheDir = None, as_json: Json = False, verbose: options.Verbose = 0
 ) -> None:
     """List the bundles that can be used by name, and those in the cache; never uses the network."""
-    from mmccd_cli.weights import list_bundles
+    from mmccd_cli.weights.resolve import list_bundles
 
     console = Console(verbose)
     rows = [_row(target, index) for target, index in list_bundles(cache_dir)]
@@ -79,7 +79,7 @@ def info(
     verbose: options.Verbose = 0,
 ) -> None:
     """Show what a bundle is: networks, licence, training, calibration, files and their hashes."""
-    from mmccd_cli.weights import resolve
+    from mmccd_cli.weights.resolve import resolve
 
     console = Console(verbose)
     bundle = resolve(weights, offline=offline, cache_dir=cache_dir)
@@ -108,7 +108,7 @@ def path(
     verbose: options.Verbose = 0,
 ) -> None:
     """Print the folder of a bundle, after downloading it where it is not here yet."""
-    from mmccd_cli.weights import resolve
+    from mmccd_cli.weights.resolve import resolve
 
     folder = str(resolve(weights, offline=offline, cache_dir=cache_dir).folder)
     Console(verbose).result(json.dumps({"folder": folder}) if as_json else folder)
@@ -127,7 +127,7 @@ def download(
 
     A branch is looked up again, so this is also how weights are brought up to date.
     """
-    from mmccd_cli.weights import resolve
+    from mmccd_cli.weights.resolve import resolve
 
     console = Console(-1 if quiet else verbose)
 
@@ -156,8 +156,8 @@ def verify(
     verbose: options.Verbose = 0,
 ) -> None:
     """Compare every file with its hash and every network with its architecture; offline."""
-    from mmccd_cli.bundle import load_bundle, verify_bundle
-    from mmccd_cli.weights import resolve
+    from mmccd_cli.weights.bundle import load_bundle, verify_bundle
+    from mmccd_cli.weights.resolve import resolve
 
     console = Console(-1 if quiet else verbose)
     bundle = resolve(weights, offline=True, cache_dir=cache_dir)
@@ -180,7 +180,7 @@ def remove(
     verbose: options.Verbose = 0,
 ) -> None:
     """Remove a downloaded bundle from the cache; your own folders are never touched."""
-    from mmccd_cli.weights import remove as remove_weights
+    from mmccd_cli.weights.resolve import remove as remove_weights
 
     folder, freed = remove_weights(weights, cache_dir=cache_dir)
     console = Console(-1 if quiet else verbose)
@@ -205,10 +205,10 @@ def push(
 
     Uses the token of `hf auth login` or HF_TOKEN, which must be allowed to write.
     """
-    from mmccd_cli import hub
-    from mmccd_cli.bundle import load_bundle, verify_bundle
-    from mmccd_cli.registry import make_entry
-    from mmccd_cli.weights import resolve
+    from mmccd_cli.weights import hub
+    from mmccd_cli.weights.bundle import load_bundle, verify_bundle
+    from mmccd_cli.weights.registry import make_entry
+    from mmccd_cli.weights.resolve import resolve
 
     console = Console(-1 if quiet else verbose)
     bundle = resolve(folder, offline=True)
@@ -227,7 +227,7 @@ def push(
 
 
 def _row(target: Target, index: BundleIndex | None) -> dict[str, Any]:
-    from mmccd_cli.registry import make_entry
+    from mmccd_cli.weights.registry import make_entry
 
     entry = target.entry or (make_entry(index) if index else None)
     where = "embedded" if target.origin == "embedded" else "cached" if index else "on the Hub"
@@ -246,7 +246,7 @@ def _row(target: Target, index: BundleIndex | None) -> dict[str, Any]:
 
 
 def _about(bundle: LocalBundle) -> dict[str, Any]:
-    from mmccd_cli.registry import make_entry
+    from mmccd_cli.weights.registry import make_entry
 
     index = bundle.index
     entry = bundle.entry or make_entry(index, repo=bundle.repo, revision=bundle.commit)

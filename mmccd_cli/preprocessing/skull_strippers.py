@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.errors import DataError
-from mmccd_cli.volume import Volume
+from mmccd_cli.inputs.volume import Volume
 
 _DEEPBET_BOX_SIZE = 128
 _DEEPBET_SIZE = 256

@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
 
 from mmccd_cli.errors import DataError
-from mmccd_cli.volume import Volume
+from mmccd_cli.inputs.volume import Volume
 
 Interpolation = Literal["nearest", "linear", "bspline"]
 

@@ -1,0 +1,477 @@
+"""How well a mask or a map agrees with a reference, in millimetres and millilitres.
+
+Conventions for empty masks, so that a mean over subjects is always defined and never flattered:
+
+- both empty: a perfect answer; overlaps are 1, distances 0.
+- only one of them empty: a complete miss; overlaps (also a ratio whose denominator is 0) are 0 and
+  distances the diagonal of the volume, the largest that could have been measured.
+- AUROC and AUPRC need both classes: NaN otherwise, and `summarise` leaves NaN out and counts it.
+- a healthy subject without a reference has false positives and nothing else: the rest is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from mmccd_cli.anomaly.components import BoolArray, FloatArray, bounding_box, label_components
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Voxel-wise agreement of two masks, each value in [0, 1]."""
+
+    dice: float
+    jaccard: float
+    precision: float
+    recall: float
+
+
+@dataclass(frozen=True)
+class SurfaceDistance:
+    """Distance between the surfaces of two masks, mm.
+
+    Attributes:
+        assd_mm: Average symmetric surface distance: the mean over the voxels of both surfaces.
+        hd95_mm: The larger of the 95th percentiles of the two directions.
+    """
+
+    assd_mm: float
+    hd95_mm: float
+
+
+@dataclass(frozen=True)
+class LesionOverlap:
+    """Agreement counted by lesion instead of by voxel.
+
+    Attributes:
+        f1: Harmonic mean of sensitivity and precision.
+        sensitivity: Found reference lesions / reference lesions.
+        precision: Predicted components that lie on a lesion / predicted components.
+        reference_lesions: Number of lesions in the reference.
+        predicted_lesions: Number of components predicted.
+    """
+
+    f1: float
+    sensitivity: float
+    precision: float
+    reference_lesions: int
+    predicted_lesions: int
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """All that is reported for one subject; the field names are the columns of the table."""
+
+    dice: float
+    jaccard: float
+    precision: float
+    recall: float
+    auroc: float
+    auprc: float
+    assd_mm: float
+    hd95_mm: float
+    lesion_f1: float
+    lesion_sensitivity: float
+    lesion_precision: float
+    predicted_ml: float
+    reference_ml: float
+    false_positive_ml: float
+    false_positive_healthy_slices_ml: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, spread and confidence interval of one score over subjects.
+
+    Attributes:
+        mean: Mean over the subjects with a value.
+        sd: Sample standard deviation (n - 1); 0 for a single subject.
+        low: Lower end of the bootstrap interval of the mean.
+        high: Upper end.
+        n: Subjects with a value.
+        undefined: Subjects left out because the score is NaN for them.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    n: int
+    undefined: int
+
+
+def overlap(mask: BoolArray, reference: BoolArray) -> Overlap:
+    """Compare two masks voxel by voxel.
+
+    Args:
+        mask: (I, J, K) bool, the prediction.
+        reference: (I, J, K) bool.
+
+    Returns:
+        Dice, Jaccard, precision and recall.
+    """
+    predicted, actual = int(mask.sum()), int(reference.sum())
+    shared = int(np.count_nonzero(mask & reference))
+    if predicted == 0 and actual == 0:
+        return Overlap(1.0, 1.0, 1.0, 1.0)
+    return Overlap(
+        dice=2 * shared / (predicted + actual),
+        jaccard=shared / (predicted + actual - shared),
+        precision=_ratio(shared, predicted),
+        recall=_ratio(shared, actual),
+    )
+
+
+def auroc(scores: FloatArray, reference: BoolArray) -> float:
+    """Compute the area under the ROC curve, exactly and with ties counted half.
+
+    Args:
+        scores: Any shape; pass only the voxels of the brain, for the background is no success.
+        reference: Same shape, bool.
+
+    Returns:
+        In [0, 1]; NaN without both classes.
+    """
+    true_positives, false_positives = _ranked_counts(scores, reference)
+    if true_positives[-1] == 0 or false_positives[-1] == 0:
+        return float("nan")
+    heights = (true_positives[1:] + true_positives[:-1]) / 2
+    area = float(np.sum(np.diff(false_positives) * heights))
+    return area / float(true_positives[-1] * false_positives[-1])
+
+
+def auprc(scores: FloatArray, reference: BoolArray) -> float:
+    """Compute the average precision: precision summed over the steps of recall.
+
+    Args:
+        scores: Any shape; pass only the voxels of the brain.
+        reference: Same shape, bool.
+
+    Returns:
+        In [0, 1]; NaN without both classes.
+    """
+    true_positives, false_positives = _ranked_counts(scores, reference)
+    if true_positives[-1] == 0 or false_positives[-1] == 0:
+        return float("nan")
+    precision = true_positives[1:] / (true_positives[1:] + false_positives[1:])
+    return float(np.sum(precision * np.diff(true_positives)) / true_positives[-1])
+
+
+def surface_distance(
+    mask: BoolArray, reference: BoolArray, spacing_mm: Sequence[float]
+) -> SurfaceDistance:
+    """Measure how far the surfaces of two masks are apart.
+
+    The surface is every voxel of a mask that has a face neighbour outside it; the edge of the
+    volume is an outside. In a volume of a single slice, surfaces are the contours in that slice.
+
+    Args:
+        mask: (I, J, K) bool.
+        reference: (I, J, K) bool.
+        spacing_mm: Voxel size, mm; need not be the same along the axes.
+
+    Returns:
+        ASSD and HD95, mm.
+    """
+    if not mask.any() and not reference.any():
+        return SurfaceDistance(0.0, 0.0)
+    spacing = tuple(float(s) for s in spacing_mm)
+    if not mask.any() or not reference.any():
+        diagonal = float(np.linalg.norm(np.array(mask.shape) * spacing))
+        return SurfaceDistance(diagonal, diagonal)
+    box = bounding_box(mask | reference)
+    faces = _faces(mask.shape)
+    first, second = _surface(mask[box], faces), _surface(reference[box], faces)
+    to_second = ndimage.distance_transform_edt(~second, sampling=spacing)[first]
+    to_first = ndimage.distance_transform_edt(~first, sampling=spacing)[second]
+    return SurfaceDistance(
+        assd_mm=float((to_second.sum() + to_first.sum()) / (to_second.size + to_first.size)),
+        hd95_mm=float(max(np.percentile(to_second, 95), np.percentile(to_first, 95))),
+    )
+
+
+def lesion_overlap(
+    mask: BoolArray,
+    reference: BoolArray,
+    spacing_mm: Sequence[float],
+    *,
+    min_overlap: float = 0.1,
+    min_volume_mm3: float = 0.0,
+) -> LesionOverlap:
+    """Count lesions that were found and components that are lesions.
+
+    A lesion is a 26-connected component. A reference lesion is found when at least `min_overlap` of
+    its voxels are in the mask; a predicted component is right when at least `min_overlap` of its
+    voxels are in the reference. One component may find several lesions, and several one.
+
+    Args:
+        mask: (I, J, K) bool.
+        reference: (I, J, K) bool.
+        spacing_mm: Voxel size, mm.
+        min_overlap: In (0, 1]; touching by a voxel is not finding.
+        min_volume_mm3: Components smaller than this are not counted on either side (they still
+            count as voxels to overlap with).
+
+    Returns:
+        F1, sensitivity, precision and the two counts.
+    """
+    least = min_volume_mm3 / float(np.prod(np.asarray(spacing_mm, dtype=float)))
+    found, actual = _covered_components(reference, mask, min_overlap, least)
+    right, predicted = _covered_components(mask, reference, min_overlap, least)
+    if actual == 0 and predicted == 0:
+        return LesionOverlap(1.0, 1.0, 1.0, 0, 0)
+    sensitivity, precision = _ratio(found, actual), _ratio(right, predicted)
+    f1 = _ratio(2 * sensitivity * precision, sensitivity + precision)
+    return LesionOverlap(f1, sensitivity, precision, actual, predicted)
+
+
+def false_positive_ml(mask: BoolArray, reference: BoolArray, spacing_mm: Sequence[float]) -> float:
+    """Measure the volume that is in the mask and not in the reference, ml."""
+    return volume_ml(mask & ~reference, spacing_mm)
+
+
+def false_positive_healthy_slices_ml(
+    mask: BoolArray, reference: BoolArray, spacing_mm: Sequence[float], axial_axis: int = 2
+) -> float:
+    """Measure the volume of the mask in the axial slices without any lesion, ml.
+
+    Args:
+        mask: (I, J, K) bool.
+        reference: (I, J, K) bool.
+        spacing_mm: Voxel size, mm.
+        axial_axis: The axis across axial slices.
+
+    Returns:
+        ml; NaN where every slice holds a lesion.
+    """
+    healthy = ~np.moveaxis(reference, axial_axis, 0).any(axis=(1, 2))
+    if not healthy.any():
+        return float("nan")
+    return volume_ml(np.moveaxis(mask, axial_axis, 0)[healthy], spacing_mm)
+
+
+def volume_ml(mask: BoolArray, spacing_mm: Sequence[float]) -> float:
+    """Measure the volume of a mask, ml."""
+    return int(np.count_nonzero(mask)) * float(np.prod(np.asarray(spacing_mm, dtype=float))) / 1000
+
+
+def score_case(
+    mask: BoolArray,
+    reference: BoolArray,
+    spacing_mm: Sequence[float],
+    *,
+    anomaly_map: FloatArray | None = None,
+    brain: BoolArray | None = None,
+    axial_axis: int = 2,
+) -> CaseScores:
+    """Compute every score of one subject.
+
+    Args:
+        mask: (I, J, K) bool, as written.
+        reference: (I, J, K) bool.
+        spacing_mm: Voxel size, mm.
+        anomaly_map: (I, J, K) float for AUROC and AUPRC; NaN without it.
+        brain: (I, J, K) bool, where the map is judged; required with a map.
+        axial_axis: The axis across axial slices.
+
+    Returns:
+        The scores.
+
+    Raises:
+        ValueError: For arrays of different shapes, or a map without a brain.
+    """
+    shapes = {a.shape for a in (mask, reference, anomaly_map, brain) if a is not None}
+    if len(shapes) > 1:
+        raise ValueError(f"The arrays differ in shape: {sorted(shapes)}.")
+    if anomaly_map is not None and brain is None:
+        raise ValueError("An anomaly map is judged inside the brain: pass `brain`.")
+    mask, reference = mask.astype(bool), reference.astype(bool)
+    voxels = overlap(mask, reference)
+    surfaces = surface_distance(mask, reference, spacing_mm)
+    lesions = lesion_overlap(mask, reference, spacing_mm)
+    areas = (float("nan"), float("nan"))
+    if anomaly_map is not None and brain is not None:
+        inside, truth = anomaly_map[brain], reference[brain]
+        areas = (auroc(inside, truth), auprc(inside, truth))
+    return CaseScores(
+        dice=voxels.dice,
+        jaccard=voxels.jaccard,
+        precision=voxels.precision,
+        recall=voxels.recall,
+        auroc=areas[0],
+        auprc=areas[1],
+        assd_mm=surfaces.assd_mm,
+        hd95_mm=surfaces.hd95_mm,
+        lesion_f1=lesions.f1,
+        lesion_sensitivity=lesions.sensitivity,
+        lesion_precision=lesions.precision,
+        predicted_ml=volume_ml(mask, spacing_mm),
+        reference_ml=volume_ml(reference, spacing_mm),
+        false_positive_ml=false_positive_ml(mask, reference, spacing_mm),
+        false_positive_healthy_slices_ml=false_positive_healthy_slices_ml(
+            mask, reference, spacing_mm, axial_axis
+        ),
+    )
+
+
+def score_healthy(mask: BoolArray, spacing_mm: Sequence[float]) -> CaseScores:
+    """Measure the false positives of a healthy subject; every other score is NaN.
+
+    Args:
+        mask: (I, J, K) bool, as written.
+        spacing_mm: Voxel size, mm.
+    """
+    wrong = volume_ml(mask, spacing_mm)
+    known = {
+        "predicted_ml": wrong,
+        "reference_ml": 0.0,
+        "false_positive_ml": wrong,
+        "false_positive_healthy_slices_ml": wrong,
+    }
+    return CaseScores(**{f.name: known.get(f.name, float("nan")) for f in fields(CaseScores)})
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Find the percentile bootstrap interval of a mean over subjects.
+
+    Args:
+        values: One value a subject; NaN is left out.
+        confidence: In (0, 1).
+        resamples: Number of resampled means.
+        seed: Of the resampling, so that the interval is reproducible.
+
+    Returns:
+        (low, high); NaN for no values.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    data = data[~np.isnan(data)]
+    if data.size == 0:
+        return (float("nan"), float("nan"))
+    generator = np.random.default_rng(seed)
+    means = data[generator.integers(0, data.size, size=(resamples, data.size))].mean(axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return (float(low), float(high))
+
+
+def summarise(values: Sequence[float], *, seed: int = 0) -> Summary:
+    """Summarise one score over subjects: mean, SD and the bootstrap 95 % interval of the mean."""
+    data = np.asarray(values, dtype=np.float64)
+    defined = data[~np.isnan(data)]
+    low, high = bootstrap_interval(values, seed=seed)
+    return Summary(
+        mean=float(defined.mean()) if defined.size else float("nan"),
+        sd=float(defined.std(ddof=1)) if defined.size > 1 else 0.0,
+        low=low,
+        high=high,
+        n=int(defined.size),
+        undefined=int(data.size - defined.size),
+    )
+
+
+def summarise_cases(cases: Sequence[CaseScores], *, seed: int = 0) -> dict[str, Summary]:
+    """Summarise every column of a table of subjects, by column name."""
+    return {
+        field.name: summarise([getattr(case, field.name) for case in cases], seed=seed)
+        for field in fields(CaseScores)
+    }
+
+
+def dice_by_threshold(
+    scores: FloatArray,
+    reference: BoolArray,
+    thresholds: Sequence[float],
+    *,
+    missed_voxels: int = 0,
+) -> NDArray[np.float64]:
+    """Compute the Dice of `score > threshold` for many thresholds at once, without cleaning.
+
+    Args:
+        scores: Scores of the voxels that can be marked, any shape.
+        reference: Same shape, bool.
+        thresholds: (T,).
+        missed_voxels: Reference voxels that lie outside `scores` and so can never be marked.
+
+    Returns:
+        (T,) float64.
+    """
+    flat = np.asarray(scores).ravel()
+    cuts = np.asarray(thresholds, dtype=np.float64)
+    every, lesion = np.sort(flat), np.sort(flat[np.asarray(reference).ravel()])
+    predicted = every.size - np.searchsorted(every, cuts, side="right")
+    shared = lesion.size - np.searchsorted(lesion, cuts, side="right")
+    total = predicted + lesion.size + missed_voxels
+    return np.divide(2.0 * shared, total, out=np.ones(cuts.size), where=total > 0)
+
+
+def oracle_threshold(
+    scores: Sequence[FloatArray], references: Sequence[BoolArray], thresholds: Sequence[float]
+) -> tuple[float, float]:
+    """Find the threshold of the highest mean Dice over a set, with the labels of that very set.
+
+    What published tables report; it flatters, so name it "oracle" wherever it is shown.
+
+    Args:
+        scores: One array a subject, inside the brain.
+        references: One bool array a subject, same shapes.
+        thresholds: (T,) candidates.
+
+    Returns:
+        (threshold, mean Dice); the lowest threshold of several that are equally good.
+    """
+    dice = np.mean(
+        [dice_by_threshold(s, r, thresholds) for s, r in zip(scores, references, strict=True)],
+        axis=0,
+    )
+    best = int(np.argmax(dice))
+    return float(thresholds[best]), float(dice[best])
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return float(numerator / denominator) if denominator else 0.0
+
+
+def _ranked_counts(
+    scores: FloatArray, reference: BoolArray
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Count true and false positives at every distinct threshold, from none to all marked."""
+    flat = np.asarray(scores).ravel()
+    order = np.argsort(-flat, kind="stable")
+    ranked, truth = flat[order], np.asarray(reference, dtype=bool).ravel()[order]
+    is_end = np.append(np.diff(ranked) != 0, True)[: ranked.size]
+    true_positives = np.cumsum(truth, dtype=np.float64)[is_end]
+    false_positives = np.flatnonzero(is_end) + 1 - true_positives
+    return np.concatenate([[0.0], true_positives]), np.concatenate([[0.0], false_positives])
+
+
+def _faces(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """The neighbours of a voxel through its faces; none along an axis of a single voxel."""
+    faces = ndimage.generate_binary_structure(3, 1)
+    for axis, length in enumerate(shape):
+        if length == 1:
+            np.moveaxis(faces, axis, 0)[::2] = False
+    return faces
+
+
+def _surface(mask: BoolArray, faces: NDArray[np.bool_]) -> NDArray[Any]:
+    inner = ndimage.binary_erosion(np.pad(mask, 1), faces)[1:-1, 1:-1, 1:-1]
+    return mask & ~inner
+
+
+def _covered_components(
+    components: BoolArray, cover: BoolArray, min_overlap: float, least_voxels: float
+) -> tuple[int, int]:
+    """Count the components that a second mask covers far enough, and all components."""
+    labels, voxels, _ = label_components(components)
+    shared = np.bincount(labels[cover], minlength=voxels.size + 1)[1:]
+    counted = voxels >= least_voxels * (1 - 1e-6)
+    covered = counted & (shared >= min_overlap * voxels) & (shared > 0)
+    return int(covered.sum()), int(counted.sum())

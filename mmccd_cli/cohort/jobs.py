@@ -1,0 +1,267 @@
+"""One subject or many: what is to be done, and what became of it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mmccd_cli.anomaly.mask import MaskOptions
+from mmccd_cli.cohort.shards import Shard
+from mmccd_cli.config import SamplingConfig, to_dict
+from mmccd_cli.errors import MmccdError, UsageError
+from mmccd_cli.inputs.subjects import Subject, find_subject
+from mmccd_cli.outputs.images import OutputPaths, check_outputs, output_paths
+
+BRAIN_MASK = "brain_mask"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One subject and where its result goes.
+
+    Attributes:
+        subject: The files to read.
+        outputs: Map, mask and sidecar.
+        extras: Kind -> path of what is written beside them, such as "picture"; each kind has a
+            maker in `mmccd_cli.outputs.extras`.
+        brain_mask: A brain mask that was given, or None.
+        makes_folder: Whether the outputs' folders are made where they are missing.
+        sidecar_fields: What the sidecar says beside the record.
+    """
+
+    subject: Subject
+    outputs: OutputPaths
+    extras: Mapping[str, Path] = field(default_factory=dict)
+    brain_mask: Path | None = None
+    makes_folder: bool = False
+    sidecar_fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Everything that is read."""
+        mask = {BRAIN_MASK: self.brain_mask} if self.brain_mask else {}
+        return {**self.subject.paths, **mask}
+
+    @property
+    def input_files(self) -> list[Path]:
+        """Every file that is read, each of a DICOM series too."""
+        return [*self.subject.files, *([self.brain_mask] if self.brain_mask else [])]
+
+    @property
+    def targets(self) -> dict[str, Path]:
+        """Everything that is written, by kind."""
+        core = {
+            "map": self.outputs.map,
+            "mask": self.outputs.mask,
+            "sidecar": self.outputs.sidecar,
+        }
+        return {**core, **self.extras}
+
+    @property
+    def exists(self) -> bool:
+        """Whether any of the outputs is there already."""
+        return any(path.exists() for path in self.targets.values())
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a user can ask for beside the sampling, and that changes a number.
+
+    Attributes:
+        threshold: Value of the map above which a voxel belongs to the mask; None as calibrated.
+        min_lesion_mm3: Smallest lesion; None as calibrated.
+        skull_strip: "auto", "never" or a method's name.
+        space: Whether the map lies on the reference's grid or on the template's.
+    """
+
+    threshold: float | None = None
+    min_lesion_mm3: float | None = None
+    skull_strip: str = "auto"
+    space: Literal["native", "template"] = "native"
+
+    @property
+    def mask_options(self) -> MaskOptions:
+        """The part of them that changes the mask and not the map."""
+        return MaskOptions(threshold=self.threshold, min_lesion_mm3=self.min_lesion_mm3)
+
+    def describe(self, sampling: SamplingConfig, precision: str = "auto") -> dict[str, Any]:
+        """Return all settings as the record holds them and --resume compares them.
+
+        Args:
+            sampling: How slices are imagined.
+            precision: The precision that was asked for; it is named where it was chosen, so that
+                results of different devices may stand side by side where it was not.
+        """
+        return {
+            "sampling": to_dict(sampling),
+            **({} if precision == "auto" else {"precision": precision}),
+            "skull_strip": self.skull_strip,
+            "space": self.space,
+            **describe_mask_options(self.mask_options),
+        }
+
+
+def describe_mask_options(options: MaskOptions) -> dict[str, Any]:
+    """Return what was asked for of the mask; choices that few make are named only when made."""
+    described: dict[str, Any] = {
+        "threshold": "auto" if options.threshold is None else options.threshold,
+        "min_lesion_mm3": "auto" if options.min_lesion_mm3 is None else options.min_lesion_mm3,
+    }
+    rare = ("min_fraction_of_largest", "min_seed_mm3", "fill_holes")
+    chosen = {name: getattr(options, name) for name in rare}
+    return described | {name: value for name, value in chosen.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one subject.
+
+    Attributes:
+        name: The subject's id, or the path that should have been one.
+        status: "done", "skipped" because its result was there already, "failed", or "planned".
+        record: See `mmccd_cli.outputs.record`; empty where it failed.
+        error: Why it failed: an `MmccdError`, or anything else where there is a bug.
+        from_map: Whether only the mask was made anew, from the map that was there.
+    """
+
+    name: str
+    status: Literal["done", "skipped", "failed", "planned"]
+    record: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+    from_map: bool = False
+
+
+def find_all_subjects(
+    folders: Iterable[Path], shard: Shard | None = None
+) -> tuple[list[Subject], list[Outcome]]:
+    """Find the subject in each folder; a folder without one stops none of the others.
+
+    Args:
+        folders: Subjects' folders; one that is named twice counts once.
+        shard: The share of them that is wanted; None for all. All are looked at even so, because
+            two shares must not write to one name.
+
+    Returns:
+        The subjects of the share, and what became of its folders without one, which are called by
+        their names, or by their paths where names are not unique.
+
+    Raises:
+        UsageError: Two folders hold subjects of one name, so that their results would collide.
+    """
+    subjects: list[Subject] = []
+    failures: list[Outcome] = []
+    folder_of_name: dict[str, Path] = {}
+    # The first mention of a folder keeps its place.
+    unique = list({path.resolve(): path for path in reversed(list(folders))}.values())[::-1]
+    wanted = set(shard.pick(unique) if shard else unique)
+    namesakes = Counter(folder.name.casefold() for folder in unique)
+    for folder in unique:
+        try:
+            subject = find_subject(folder)
+        except (MmccdError, OSError) as error:
+            if folder in wanted:
+                alone = folder.name and namesakes[folder.name.casefold()] == 1
+                called = folder.name if alone else str(folder)
+                failures.append(Outcome(called, "failed", error=error))
+            continue
+        name = subject.id.casefold()  # file systems may not tell upper from lower case
+        if name in folder_of_name:
+            raise UsageError(
+                f"{folder_of_name[name]} and {folder} are both the subject {subject.id}.",
+                cause="Results are named after subjects, so one would overwrite the other.",
+                next_step="Run them separately, with an --out-dir each.",
+            )
+        folder_of_name[name] = folder
+        if folder in wanted:
+            subjects.append(subject)
+    return subjects, failures
+
+
+def plan_job(
+    subject: Subject,
+    out_dir: Path,
+    *,
+    extras: Mapping[str, str] | None = None,
+    brain_mask: Path | None = None,
+) -> Job:
+    """Name the outputs of a subject: ID.nii.gz, ID_mask.nii.gz, ID.json and ID_NAME of extras.
+
+    Args:
+        subject: The subject.
+        out_dir: Folder of the outputs; made where it is missing.
+        extras: Kind -> name, such as {"picture": "look.png"}.
+        brain_mask: A brain mask that was given.
+    """
+    named = {kind: out_dir / f"{subject.id}_{name}" for kind, name in (extras or {}).items()}
+    outputs = output_paths(out_dir / f"{subject.id}.nii.gz")
+    return Job(subject, outputs, named, brain_mask, makes_folder=True)
+
+
+def check_targets(jobs: Sequence[Job], *, force: bool, resume: bool) -> None:
+    """Refuse, before anything is computed, what would collide or overwrite.
+
+    Args:
+        jobs: All of them, because no job may overwrite another's input.
+        force: Whether existing outputs may be overwritten.
+        resume: Whether they are looked at later, one by one.
+
+    Raises:
+        UsageError: Naming the first file in the way.
+    """
+    targets = [path for job in jobs for path in job.targets.values()]
+    twice = [path for path, count in Counter(targets).items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"Two results would be written to {twice[0]}.",
+            cause="One subject is named like another one's mask, or the picture like the map.",
+            next_step="Give another name, or run the subjects with an --out-dir each.",
+        )
+    _refuse_inputs(targets, [path for job in jobs for path in job.input_files])
+    for job in jobs:
+        missing = [path for path in job.targets.values() if not path.parent.is_dir()]
+        there = [path for path in job.targets.values() if path not in missing]
+        for folder in dict.fromkeys(path.parent for path in missing if job.makes_folder):
+            _check_can_be_made(folder)
+        to_check = there if job.makes_folder else job.targets.values()
+        check_outputs(to_check, inputs=job.input_files, force=True)
+    existing = [path for path in targets if path.exists()]
+    if existing and not force and not resume:
+        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UsageError(
+            f"The output {existing[0]}{others} exists already.",
+            next_step="Add --resume to keep what is up to date, or --force to overwrite.",
+        )
+
+
+def _refuse_inputs(targets: Sequence[Path], inputs: Sequence[Path]) -> None:
+    known = {_identity(path): path for path in inputs if path.exists()}
+    for path in targets:
+        if path.exists() and (same := known.get(_identity(path))):
+            raise UsageError(
+                f"The output {path} is the input {same}; an input is never overwritten.",
+                next_step="Give another --out or --out-dir.",
+            )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _check_can_be_made(folder: Path) -> None:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UsageError(
+            f"The output folder {folder} cannot be made: {existing} is a file.",
+            next_step="Give another --out-dir.",
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"The output folder {folder} cannot be written.",
+            cause=f"The permissions of {existing} do not allow it.",
+            next_step="Give a folder of your own.",
+        )

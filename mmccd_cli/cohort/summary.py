@@ -1,0 +1,153 @@
+"""The table of a cohort: one row a subject, also of those that failed, in a file for R or Excel."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmccd_cli.cohort.jobs import BRAIN_MASK, Outcome
+from mmccd_cli.errors import MmccdError, UsageError
+from mmccd_cli.files import write_atomically
+
+COLUMNS = (
+    "subject",
+    "status",
+    "lesion_volume_ml",
+    "lesions",
+    "largest_lesion_ml",
+    "peak",
+    "threshold",
+    "modalities",
+    "reference",
+    "warnings",
+    "exit_code",
+    "error",
+    "map",
+    "mask",
+)
+EMPTY = "n/a"
+_NAME = re.compile(r"summary(_shard-(?P<shard>[0-9]+-of-[0-9]+))?\.tsv")
+_UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]+")
+
+
+class Summary:
+    """`summary.tsv` of an output folder, written anew with every outcome.
+
+    It holds the subjects of this call, and from the file that was there before those whose map
+    still lies in the folder. It is written whole each time, so a reader, or a run that takes over
+    after this one was killed, finds a whole table.
+
+    Args:
+        out_dir: The folder of the results.
+        shard: Name of this share of the cohort; each share has a table of its own, because several
+            tasks cannot write one file.
+    """
+
+    def __init__(self, out_dir: Path, shard: str | None = None) -> None:
+        name = f"summary_shard-{shard}.tsv" if shard else "summary.tsv"
+        self.path = out_dir / name
+        self._rows: dict[str, dict[str, str]] = {}
+
+    def check(self) -> None:
+        """Refuse to replace a file that is no such table.
+
+        Raises:
+            UsageError: There is one.
+        """
+        self._earlier()
+
+    def add(self, *outcomes: Outcome) -> None:
+        """Write the rows of subjects.
+
+        Raises:
+            UsageError: The table cannot be written.
+        """
+        self._rows |= {_cell(outcome.name): _row(outcome) for outcome in outcomes}
+        kept = [
+            row
+            for name, row in self._earlier().items()
+            if name not in self._rows and (self.path.parent / row["map"]).is_file()
+        ]
+        self._write([*kept, *self._rows.values()])
+
+    def replace(self, outcome: Outcome) -> None:
+        """Write the row of a subject anew where the table has one, and leave all others.
+
+        Raises:
+            UsageError: The table cannot be written, or is somebody else's.
+        """
+        rows = self._earlier()
+        if _cell(outcome.name) in rows:
+            rows[_cell(outcome.name)] = _row(outcome)
+            self._write(rows.values())
+
+    def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, _table(rows))
+        except OSError as cause:
+            raise UsageError(
+                f"The table {self.path} could not be written.",
+                cause=f"The system says: {cause.strerror or cause}.",
+                next_step="Check the free space (df -h) and the permissions.",
+            ) from cause
+
+    def _earlier(self) -> dict[str, dict[str, str]]:
+        try:
+            lines = self.path.read_bytes().decode("utf-8", "replace").split("\n")
+        except OSError:
+            return {}
+        if lines[0] != "\t".join(COLUMNS):
+            raise UsageError(
+                f"{self.path} exists already and is no table of mmccd's results.",
+                next_step="Move it away, or give another --out-dir.",
+            )
+        cells = [line.split("\t") for line in lines[1:]]
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in cells if len(row) == len(COLUMNS)]
+        return {row["subject"]: row for row in rows}
+
+
+def update_summaries(folder: Path, outcome: Outcome) -> None:
+    """Write a subject's row anew in every table of a folder that has one."""
+    for path in sorted(folder.glob("summary*.tsv")):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            continue
+        with contextlib.suppress(UsageError):  # somebody else's table is none of ours
+            Summary(folder, match["shard"]).replace(outcome)
+
+
+def _table(rows: Iterable[Mapping[str, str]]) -> bytes:
+    lines = ["\t".join(COLUMNS), *("\t".join(row[name] for name in COLUMNS) for row in rows)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _row(outcome: Outcome) -> dict[str, str]:
+    record, error = outcome.record, outcome.error
+    values: dict[str, Any] = {"subject": outcome.name, "status": outcome.status}
+    if error is not None:
+        values |= {"exit_code": getattr(error, "exit_code", MmccdError.exit_code), "error": error}
+    elif record:
+        lesions = record["lesions"]
+        values |= {
+            "lesion_volume_ml": round(record["lesion_volume_ml"], 3),
+            "lesions": len(lesions),
+            "largest_lesion_ml": round(lesions[0]["volume_ml"], 3) if lesions else None,
+            "peak": round(max(lesion["peak"] for lesion in lesions), 4) if lesions else None,
+            "threshold": record["threshold"],
+            "modalities": "+".join(name for name in record["inputs"] if name != BRAIN_MASK),
+            "reference": record["reference"],
+            "warnings": "; ".join(record["warnings"]),
+            "exit_code": 0,
+            "map": record["outputs"]["map"],
+            "mask": record["outputs"]["mask"],
+        }
+    return {name: _cell(values.get(name)) for name in COLUMNS}
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else str(value)
+    return _UNWRITABLE.sub(" ", text).strip() or EMPTY

@@ -1,0 +1,161 @@
+"""New masks from maps that are there, each with its record; neither weights nor torch needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmccd_cli.anomaly.mask import MASK_SETTINGS, MaskOptions
+from mmccd_cli.cohort.jobs import Outcome, describe_mask_options
+from mmccd_cli.cohort.resume import make_new_mask, read_record, with_new_mask
+from mmccd_cli.cohort.summary import update_summaries
+from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.files import sha256_of_file
+from mmccd_cli.outputs.bids import MAKERS_OF_BIDS, with_mask_anew
+from mmccd_cli.outputs.images import (
+    OutputPaths,
+    check_outputs,
+    encode_mask,
+    encode_record,
+    output_paths,
+    plain,
+    write_outputs,
+)
+
+CORE = ("map", "mask", "sidecar")
+
+
+@dataclass(frozen=True)
+class MaskJob:
+    """One map and where its new mask goes.
+
+    Attributes:
+        map: The map.
+        record: Its record.
+        mask: The new mask.
+        sidecar: The new record.
+    """
+
+    map: Path
+    record: Path
+    mask: Path
+    sidecar: Path
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the map's own mask is replaced."""
+        return self.sidecar == self.record
+
+    @property
+    def inputs(self) -> list[Path]:
+        """What must not be overwritten."""
+        return [self.map] if self.in_place else [self.map, self.record]
+
+
+def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) -> list[MaskJob]:
+    """Name the new masks, and refuse what would overwrite something.
+
+    Args:
+        maps: Anomaly maps; masks of the same names among them are left out.
+        out: The new mask of the only map; None for the one beside each map.
+        force: Whether existing masks and records may be replaced.
+
+    Raises:
+        UsageError: Two maps for one mask, or something exists that must stay.
+    """
+    own = {path: _own_outputs(path) for path in maps}
+    masks = {paths.mask for paths in own.values()}
+    chosen = [paths for path, paths in own.items() if path not in masks] or list(own.values())
+    if out is not None and len(chosen) > 1:
+        raise UsageError(
+            f"--out names one mask, but there are {len(chosen)} maps.",
+            next_step="Leave --out away to replace the masks beside the maps, with --force.",
+        )
+    jobs = []
+    for paths in chosen:
+        new = OutputPaths(out, out, output_paths(out).sidecar) if out is not None else paths
+        job = MaskJob(paths.map, paths.sidecar, new.mask, new.sidecar)
+        check_outputs([job.mask, job.sidecar], inputs=job.inputs, force=force)
+        jobs.append(job)
+    return jobs
+
+
+def _own_outputs(path: Path) -> OutputPaths:
+    """Return the files of a map's result; in BIDS, the mask is not named after the map."""
+    paths = output_paths(path)
+    record = read_record(paths.sidecar) or {}
+    name = record.get("outputs", {}).get("mask", paths.mask.name)
+    return replace(paths, mask=path.with_name(Path(name).name))
+
+
+def make_mask(
+    job: MaskJob, options: MaskOptions, *, force: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """Make a new mask and write it with its record; both or none.
+
+    Args:
+        job: See `plan_masks`.
+        options: Threshold and cleaning; what is None is as calibrated.
+        force: Whether existing files may be replaced.
+
+    Returns:
+        The record, and the names of files beside the map that show its mask of before.
+
+    Raises:
+        DataError: There is no map, no record, or they do not belong together.
+        UsageError: Something would be overwritten, or the disk is full.
+    """
+    record = _record_of(job)
+    new = make_new_mask(job.map, record, options)
+    contents = {job.mask: encode_mask(job.mask, new.mask, new.grid)}
+    settings = record["settings"]["requested"]
+    kept = {name: value for name, value in settings.items() if name not in MASK_SETTINGS}
+    others = _others(job, record)
+    contents |= {others[kind]: made for kind, made in with_mask_anew(others, new).items()}
+    files = {"map": job.map, "mask": job.mask, "sidecar": job.sidecar}
+    files |= {kind: path for kind, path in others.items() if kind in MAKERS_OF_BIDS}
+    outputs = {kind: path.name for kind, path in files.items()}
+    changed = with_new_mask(
+        record, new, requested=kept | describe_mask_options(options), outputs=outputs
+    )
+    changed["output_sha256"] = {
+        **record["output_sha256"],
+        "mask": hashlib.sha256(contents[job.mask]).hexdigest(),
+    }
+    changed = plain(changed)
+    contents[job.sidecar] = encode_record(changed)
+    write_outputs(contents, inputs=job.inputs, force=force)
+    if job.in_place:
+        update_summaries(job.map.parent, Outcome(changed["subject"], "done", changed))
+    return changed, [path.name for kind, path in others.items() if kind not in files]
+
+
+def _others(job: MaskJob, record: dict[str, Any]) -> dict[str, Path]:
+    """What else was written for a map whose mask is replaced: kind of output -> file."""
+    if not job.in_place:
+        return {}
+    named = {kind: name for kind, name in record["outputs"].items() if kind not in CORE}
+    return {kind: job.map.parent / name for kind, name in named.items()}
+
+
+def _record_of(job: MaskJob) -> dict[str, Any]:
+    if not job.map.is_file():
+        raise DataError(f"There is no map {job.map}.", next_step="Check the name.")
+    record = read_record(job.record)
+    if record is None:
+        raise DataError(
+            f"There is no record {job.record} beside the map.",
+            cause="The mask needs the scan's threshold and the calibrated settings, which are in "
+            "it; or the file is no anomaly map.",
+            next_step="Keep NAME.json beside NAME.nii.gz, or segment the subject anew.",
+        )
+    if record.get("output_sha256", {}).get("map") != sha256_of_file(job.map):
+        raise DataError(
+            f"{job.map} is not the map that {job.record} speaks of.",
+            cause="One of them was changed or replaced.",
+            next_step="Segment the subject anew.",
+        )
+    return record

@@ -1,0 +1,240 @@
+"""Evaluation: methods x subjects -> rows of scores, as deployed and by the published protocol.
+
+*Deployed*: whole volumes on their own grid, every number fixed before the subject is seen.
+*Published*: one slice a subject and the best threshold for the very set that is scored, see
+`published_protocol`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli.anomaly.components import BoolArray
+from mmccd_cli.anomaly.metrics import CaseScores, score_case, score_healthy
+from mmccd_cli.errors import DataError
+from mmccd_cli.inputs.scans import read_image
+from mmccd_cli.inputs.subjects import Subject
+from mmccd_cli.inputs.volume import Volume, read_nifti, spacing_of
+
+T = TypeVar("T")
+
+DEPLOYED = "deployed"
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One subject in memory.
+
+    Attributes:
+        subject: Id.
+        volumes: Modality -> scan.
+        reference: (I, J, K) bool, the lesions; None for a healthy subject.
+    """
+
+    subject: str
+    volumes: Mapping[str, Volume]
+    reference: BoolArray | None
+    _shared: dict[Hashable, tuple[Any, float]] = field(default_factory=dict, repr=False)
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> tuple[T, float]:
+        """Make once what several methods need, such as the brain mask.
+
+        Args:
+            key: Names it.
+            make: Makes it.
+
+        Returns:
+            It, and the seconds it took when it was made, which count for every method alike.
+        """
+        if key not in self._shared:
+            began = time.perf_counter()
+            made = make()
+            self._shared[key] = made, time.perf_counter() - began
+        return self._shared[key]
+
+    @property
+    def grid(self) -> Volume:
+        """The first scan, on whose grid the reference lies."""
+        return next(iter(self.volumes.values()))
+
+    @property
+    def axial_axis(self) -> int:
+        """The axis across axial slices."""
+        return int(np.abs(self.grid.affine[2, :3]).argmax())
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What one row of the table says about one subject.
+
+    Attributes:
+        method: Name of the row.
+        score: Name of the map, which rows that differ in their threshold share.
+        rule: The threshold in words.
+        mask: (I, J, K) bool.
+        values: (I, J, K) float32, higher where more anomalous, before any threshold.
+        brain: (I, J, K) bool.
+        affine: (4, 4) of their grid.
+        seconds: From volumes in memory to the mask.
+        passes: Slices that went through a network, each time counted.
+    """
+
+    method: str
+    score: str
+    rule: str
+    mask: BoolArray
+    values: NDArray[np.float32]
+    brain: BoolArray
+    affine: NDArray[np.float64]
+    seconds: float
+    passes: int
+
+
+class Method(Protocol):
+    """Something that can be evaluated."""
+
+    @property
+    def weights(self) -> str:
+        """Name of its weights; empty where nothing is learned."""
+
+    @property
+    def seen(self) -> frozenset[str]:
+        """Ids of the subjects that its weights or constants were made with."""
+
+    def predict(self, case: Case) -> Iterator[Prediction]:
+        """Yield one prediction for each of its rows; none where the case lacks a modality."""
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One method on one subject.
+
+    Attributes:
+        protocol: `DEPLOYED` or `published_protocol.PUBLISHED`.
+        method: Name of the row.
+        rule: The threshold in words.
+        weights: Name of the weights.
+        subject: Id.
+        healthy: Whether the subject has no lesion, so that only false positives count.
+        seen: Whether the weights or constants were made with this subject: such rows flatter.
+        passes: Slices through a network for the whole volume.
+        seconds: For the whole volume.
+        scores: All scores.
+    """
+
+    protocol: str
+    method: str
+    rule: str
+    weights: str
+    subject: str
+    healthy: bool
+    seen: bool
+    passes: int
+    seconds: float
+    scores: CaseScores = field(repr=False)
+
+
+class Observer(Protocol):
+    """Looks at every prediction while it is in memory."""
+
+    def __call__(self, case: Case, prediction: Prediction, row: CaseRow) -> None:
+        """Look at a prediction and its row."""
+
+
+def load_case(subject: Subject, *, healthy: bool = False) -> Case:
+    """Read a subject's scans and reference.
+
+    Args:
+        subject: Its files.
+        healthy: Whether it has no lesion; a reference is then not needed, nor read.
+
+    Raises:
+        DataError: There is no reference, or it does not lie on the grid of the first scan.
+    """
+    volumes = {m: read_image(subject, m)[0] for m in subject.paths}
+    reference = None if healthy else _reference(subject, next(iter(volumes.values())))
+    return Case(subject.id, volumes, reference)
+
+
+def evaluate_cases(
+    cases: Sequence[tuple[Subject, bool]],
+    methods_of: Callable[[str], Sequence[Method]],
+    *,
+    observe: Observer = lambda case, prediction, row: None,
+    report: Callable[[str, int, int], None] = lambda subject, done, total: None,
+) -> Iterator[list[CaseRow]]:
+    """Score every method on every subject, as deployed.
+
+    Args:
+        cases: Subjects, each with whether it is healthy.
+        methods_of: Subject's id -> what is compared on it.
+        observe: Called with every prediction.
+        report: Called with each subject's id, its number and the number of all.
+
+    Yields:
+        The rows of one subject after the other.
+
+    Raises:
+        DataError: A subject has no reference, or a result does not lie on its grid. Nobody is left
+            out silently: what cannot be scored stops the evaluation.
+    """
+    for number, (subject, healthy) in enumerate(cases, start=1):
+        report(subject.id, number, len(cases))
+        case = load_case(subject, healthy=healthy)
+        rows = []
+        for method in methods_of(subject.id):
+            for prediction in method.predict(case):
+                row = _score(case, method, prediction)
+                observe(case, prediction, row)
+                rows.append(row)
+        yield rows
+
+
+def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
+    spacing = spacing_of(prediction.affine)
+    if case.reference is None:
+        scores = score_healthy(prediction.mask, spacing)
+    elif case.reference.shape != prediction.mask.shape:
+        raise DataError(
+            f"the reference of {case.subject} is not on the grid of {prediction.method}'s result",
+            next_step="evaluate on scans that share the grid of their segmentation",
+        )
+    else:
+        scores = score_case(
+            prediction.mask,
+            case.reference,
+            spacing,
+            anomaly_map=prediction.values,
+            brain=prediction.brain,
+            axial_axis=case.axial_axis,
+        )
+    return CaseRow(
+        DEPLOYED,
+        prediction.method,
+        prediction.rule,
+        method.weights,
+        case.subject,
+        case.reference is None,
+        case.subject in method.seen,
+        prediction.passes,
+        prediction.seconds,
+        scores,
+    )
+
+
+def _reference(subject: Subject, grid: Volume) -> BoolArray:
+    if subject.segmentation is None:
+        raise DataError(
+            f"{subject.id} has no segmentation to compare with",
+            next_step="give healthy subjects by --healthy, others with a *_seg.nii.gz",
+        )
+    labels, _ = read_nifti(subject.segmentation, allow_constant=True)
+    if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
+        raise DataError(f"{subject.segmentation} does not lie on the grid of its images")
+    return np.asarray(labels.data > 0)

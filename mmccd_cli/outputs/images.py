@@ -1,0 +1,218 @@
+"""The files of a result: map, mask and sidecar, all of them or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mmccd_cli.errors import UsageError
+from mmccd_cli.files import write_all_atomically
+from mmccd_cli.inputs.volume import NiftiGrid, encode_nifti, is_compressed_name
+
+MAP_DESCRIPTION = "mmccd anomaly map"
+MASK_DESCRIPTION = "mmccd anomaly mask"
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class OutputPaths:
+    """Where one subject's result goes.
+
+    Args:
+        map: Anomaly map, float32 in [0, 1].
+        mask: Mask, uint8.
+        sidecar: JSON with inputs, settings and lesions.
+    """
+
+    map: Path
+    mask: Path
+    sidecar: Path
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter((self.map, self.mask, self.sidecar))
+
+
+def output_paths(out: Path) -> OutputPaths:
+    """Derive the names of mask and sidecar from the map's: map_mask.nii.gz and map.json.
+
+    Raises:
+        UsageError: The name ends in neither .nii.gz nor .nii.
+    """
+    out = Path(out)
+    suffix = ".nii.gz" if is_compressed_name(out) else ".nii"
+    stem, suffix = out.name[: -len(suffix)], out.name[-len(suffix) :]
+    return OutputPaths(out, out.with_name(f"{stem}_mask{suffix}"), out.with_name(f"{stem}.json"))
+
+
+def check_outputs(
+    paths: Iterable[Path], *, inputs: Iterable[Path] = (), force: bool = False
+) -> None:
+    """Refuse outputs that cannot or must not be written, before anything is computed.
+
+    Args:
+        paths: All files that are going to be written.
+        inputs: All files that are read; none of them is ever overwritten.
+        force: Whether other existing files may be overwritten.
+
+    Raises:
+        UsageError: An output exists, is an input or a folder, or its folder is unusable.
+    """
+    paths, inputs = list(paths), list(inputs)
+    for path in paths:
+        if other := next((known for known in inputs if _same_file(path, known)), None):
+            raise UsageError(
+                f"The output {path} is the input {other}; an input is never overwritten.",
+                next_step="Give --out another name.",
+            )
+        if path.is_dir():
+            raise UsageError(f"The output {path} is a folder.", next_step="Give a file name.")
+    for folder in dict.fromkeys(path.parent for path in paths):
+        _check_folder(folder)
+    existing = [path for path in paths if path.exists()]
+    if existing and not force:
+        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UsageError(
+            f"The output {existing[0]}{others} exists already.",
+            next_step="Add --force to overwrite, or give --out another name.",
+        )
+
+
+def encode_images(
+    paths: OutputPaths, anomaly_map: ArrayLike, mask: ArrayLike, grid: NiftiGrid
+) -> dict[Path, bytes]:
+    """Return the bytes of map and mask; equal arrays on one grid give equal bytes.
+
+    Args:
+        paths: Where they will go; see `output_paths`.
+        anomaly_map: (I, J, K) finite values in [0, 1].
+        mask: (I, J, K) bool or integers from 0 to 255.
+        grid: The grid of both.
+
+    Raises:
+        ValueError: The map is not finite or leaves [0, 1], or the mask does not fit uint8.
+    """
+    return {
+        paths.map: encode_nifti(
+            _checked_map(anomaly_map),
+            grid,
+            compress=is_compressed_name(paths.map),
+            intent="estimate",
+            description=MAP_DESCRIPTION,
+            display_range=(0.0, 1.0),
+        ),
+        paths.mask: encode_mask(paths.mask, mask, grid),
+    }
+
+
+def encode_mask(path: Path, mask: ArrayLike, grid: NiftiGrid) -> bytes:
+    """Return the bytes of a mask's file; see `encode_images`."""
+    return encode_nifti(
+        _checked_mask(mask),
+        grid,
+        compress=is_compressed_name(path),
+        intent="label",
+        description=MASK_DESCRIPTION,
+    )
+
+
+def write_outputs(
+    contents: Mapping[Path, bytes], *, inputs: Iterable[Path] = (), force: bool = False
+) -> None:
+    """Write all files of a result so that none of them appears unless all could be written.
+
+    Args:
+        contents: Path to bytes; the sidecar last, so that it never speaks of a file to come.
+        inputs: Files that must not be overwritten.
+        force: Whether existing outputs may be overwritten.
+
+    Raises:
+        UsageError: See `check_outputs`; or the disk is full.
+    """
+    check_outputs(contents, inputs=inputs, force=force)
+    try:
+        write_all_atomically(contents)
+    except OSError as error:
+        raise UsageError(
+            f"The outputs could not be written to {next(iter(contents)).parent}.",
+            cause=f"The system says: {error.strerror or error}.",
+            next_step="Check the free space (df -h) and the permissions; nothing was written.",
+        ) from error
+
+
+def to_json(record: Any, *, indent: int | None = None) -> str:
+    """Return a record as strict JSON; a float that is not finite becomes null."""
+    text = json.dumps(_reduced(record), indent=indent, allow_nan=False, ensure_ascii=False)
+    # Names of files need not be valid in any encoding; what is not becomes U+FFFD.
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def plain(record: Any) -> Any:
+    """Return a record as it would be read back from JSON."""
+    return json.loads(to_json(record))
+
+
+def encode_record(record: Any) -> bytes:
+    """Return a sidecar's bytes."""
+    return to_json(record, indent=2).encode() + b"\n"
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UsageError(
+            f"The output folder {folder} does not exist.", next_step=f"Make it: mkdir -p '{folder}'"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"The output folder {folder} cannot be written.",
+            cause="Its permissions do not allow it.",
+            next_step="Give --out a folder of your own.",
+        )
+
+
+def _same_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)  # sees through symbolic and hard links
+    except OSError:
+        return path.resolve() == other.resolve()
+
+
+def _checked_map(anomaly_map: ArrayLike) -> np.ndarray:
+    values = np.asarray(anomaly_map, dtype=np.float32)
+    if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() > 1:
+        raise ValueError("the anomaly map must be finite and in [0, 1]")
+    return values
+
+
+def _checked_mask(mask: ArrayLike) -> np.ndarray:
+    labels = np.asarray(mask)
+    if labels.dtype.kind not in "bui" or labels.min() < 0 or labels.max() > 255:
+        raise ValueError("the mask must hold integers from 0 to 255")
+    return labels.astype(np.uint8)
+
+
+def _reduced(value: Any) -> Any:
+    """Reduce a value to what JSON knows."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _reduced(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _reduced(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _reduced(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_reduced(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

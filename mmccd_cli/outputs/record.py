@@ -1,0 +1,139 @@
+"""The record of one run that the sidecar holds and that --json prints.
+
+It says all that changed a number, and neither the date nor any folder: both can say more about a
+person than a result should carry.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from mmccd_cli import __version__
+from mmccd_cli.errors import MmccdError
+from mmccd_cli.weights.hub import cached_id
+
+if TYPE_CHECKING:
+    from mmccd_cli.inputs.subjects import Subject
+    from mmccd_cli.pipeline import SegmentationResult
+    from mmccd_cli.weights.bundle import Bundle
+
+RECORD_VERSION = 1
+
+_DISTRIBUTIONS = (
+    "torch",
+    "numpy",
+    "scipy",
+    "nibabel",
+    "SimpleITK",
+    "connected-components-3d",
+    "deepbet",
+    "pydicom",
+)
+
+
+def describe_result(
+    subject: Subject,
+    result: SegmentationResult,
+    bundle: Bundle,
+    *,
+    inputs: Mapping[str, Mapping[str, str]],
+    requested: Mapping[str, Any],
+    outputs: Mapping[str, str],
+    notes: list[str],
+    seconds: Mapping[str, float],
+    threads: int,
+) -> dict[str, Any]:
+    """Return the record of a finished subject.
+
+    Args:
+        subject: Whose files were read.
+        result: What the pipeline returned.
+        bundle: The weights.
+        inputs: Name and SHA-256 of each file that was read.
+        requested: The settings that were asked for, which --resume compares.
+        outputs: Kind -> name of the files that are written with this record.
+        notes: Sentences from reading the files.
+        seconds: Seconds of stages outside the pipeline.
+        threads: Threads of the CPU that were used.
+    """
+    settings = dict(result.settings)
+    device = settings.pop("device", None)
+    return {
+        "record_version": RECORD_VERSION,
+        "subject": subject.id,
+        "status": "done",
+        "lesion_volume_ml": round(sum(lesion.volume_ml for lesion in result.lesions), 6),
+        "threshold": result.threshold,
+        "lesions": result.lesions,
+        "reference": result.reference,
+        "outputs": outputs,
+        "output_sha256": {},
+        "inputs": inputs,
+        "ignored": describe_ignored(subject),
+        "bundle": describe_bundle(bundle),
+        "settings": {**settings, "requested": requested},
+        "seed": requested["sampling"]["seed"],
+        "device": device,
+        "threads": threads,
+        "versions": versions(),
+        "seconds": {
+            stage: round(value, 3) for stage, value in {**seconds, **result.seconds}.items()
+        },
+        "peak_memory_mib": peak_memory_mib(),
+        "warnings": [*notes, *result.notes],
+    }
+
+
+def describe_failure(name: str, error: MmccdError) -> dict[str, Any]:
+    """Return the record of a subject that could not be done."""
+    return {
+        "record_version": RECORD_VERSION,
+        "subject": name,
+        "status": "failed",
+        "error": {
+            "message": error.message,
+            "cause": error.cause,
+            "next_step": error.next_step,
+            "exit_code": error.exit_code,
+        },
+    }
+
+
+def describe_bundle(bundle: Bundle) -> dict[str, str | None]:
+    """Return name, version and hash of the weights, and their commit if they are the Hub's."""
+    return {
+        "name": bundle.config.name,
+        "version": bundle.config.version,
+        "sha256": bundle.sha256,
+        "hub": cached_id(bundle.folder),
+    }
+
+
+def describe_ignored(subject: Subject) -> list[dict[str, str]]:
+    """Return the files that were left out, each with its reason."""
+    return [{"file": path.name, "reason": reason} for path, reason in subject.ignored]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that computes."""
+    found = {"mmccd": __version__, "python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_mib() -> float | None:
+    """Return the largest resident memory of this process so far, None where nobody counts it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -1,0 +1,278 @@
+"""The page over all reports of a folder: sortable, with what failed and why."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mmccd_cli.errors import UsageError
+from mmccd_cli.files import write_atomically
+from mmccd_cli.outputs.report.html import Markup, data_block, element, join, page, read_data_block
+from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION
+
+if TYPE_CHECKING:
+    from mmccd_cli.cohort.jobs import Outcome
+
+COHORT_PAGE = "index.html"
+REPORT_SUFFIX = "_report.html"
+
+_MARK = "mmccd-cohort"
+_HEAD_BYTES = 200_000  # a report's summary, with its thumbnail, lies within
+_ANY_FOLDERS = re.compile(r"[/\\].*[/\\]")
+_FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
+_EXPLAINED = (
+    "Suspicion is 1 − (1 − a)(1 − b)…, where a, b, … are the signs of failure that a report’s "
+    "checks measure, each between 0 (as expected) and 1 (clearly unusual): brain volume outside "
+    "the human range, brain mask at the edge of the scan, poor overlap or likeness with the "
+    "template, a modality that matches better when shifted, a modality that shows only part of "
+    "the brain, a large share of lesions, high values of the map everywhere, warnings. It orders "
+    "subjects for a closer look and is no probability."
+)
+
+
+def report_path(report_dir: Path, subject: str) -> Path:
+    """Return where a subject's report goes."""
+    return report_dir / f"{subject}{REPORT_SUFFIX}"
+
+
+def check_cohort_page(report_dir: Path) -> None:
+    """Refuse to replace a page that is none of ours.
+
+    Raises:
+        UsageError: There is one.
+    """
+    path = report_dir / COHORT_PAGE
+    if path.exists() and _read_summary(path, _MARK) is None:
+        raise UsageError(
+            f"{path} exists already and is no page of mmccd's.",
+            next_step="Give another --report-dir.",
+        )
+
+
+def write_cohort_page(
+    report_dir: Path,
+    outcomes: Sequence[Outcome],
+    *,
+    inputs: Iterable[Path] = (),
+    tables: Iterable[Path] = (),
+) -> None:
+    """Write `index.html` over all reports that lie in a folder, of this run and of earlier ones.
+
+    Args:
+        report_dir: The folder; made where it is missing.
+        outcomes: What became of this run's subjects.
+        inputs: Files that messages may name, whose folders must not be told.
+        tables: `summary*.tsv` of the results' folder: what failed in other shares of the cohort.
+
+    Raises:
+        UsageError: The page cannot be written.
+    """
+    summaries = [
+        {**summary, "file": path.name}
+        for path in sorted(report_dir.glob(f"*{REPORT_SUFFIX}"))
+        if (summary := _read_summary(path, SUMMARY)) is not None
+    ]
+    failures = _failures(outcomes, [str(path) for path in inputs], tables)
+    try:
+        report_dir.mkdir(parents=True, exist_ok=True)
+        write_atomically(report_dir / COHORT_PAGE, cohort_page(summaries, failures))
+    except OSError as error:
+        raise UsageError(
+            f"The page {report_dir / COHORT_PAGE} could not be written.",
+            cause=f"The system says: {error.strerror or error}.",
+            next_step="Check the free space (df -h) and the permissions.",
+        ) from error
+
+
+def cohort_page(
+    summaries: Sequence[Mapping[str, Any]], failures: Sequence[tuple[str, str, str]]
+) -> bytes:
+    """Return the page.
+
+    Args:
+        summaries: The data block of each report, with the report's name under "file".
+        failures: Name, reason and next step of each subject that failed.
+    """
+    ordered = sorted(summaries, key=lambda summary: -summary["lesion_volume_ml"])
+    counts = f"{len(ordered)} subjects with a report"
+    if failures:
+        counts += f", {len(failures)} without a result"
+    body = [
+        element(
+            "header",
+            element("h1", "Anomalies in a cohort"),
+            element("p", f"{counts}. Research use only, not for diagnosis.", class_="faint"),
+        ),
+        element("h2", "Failed") if failures else None,
+        _failure_table(failures) if failures else None,
+        element("h2", "Subjects"),
+        element("p", _EXPLAINED),
+        element("p", "Press a column’s name to sort by it.", class_="faint screen"),
+        _subject_table(ordered),
+    ]
+    return page(
+        "mmccd: reports of a cohort",
+        data_block(_MARK, {"summary_version": SUMMARY_VERSION}),
+        join(body),
+        script="cohort.js",
+    )
+
+
+def without_folders(text: str, known: Sequence[str] = ()) -> str:
+    """Return a message in which paths have lost their folders: those may name a person.
+
+    Args:
+        text: The message.
+        known: Paths that may occur in it, with or without blanks.
+    """
+    for path in sorted(known, key=len, reverse=True):
+        parent = os.path.dirname(path.rstrip("/\\"))
+        if parent not in ("", "/", "."):
+            text = text.replace(parent + os.sep, "")
+    return _FOLDERS.sub("", text)
+
+
+def _subject_table(summaries: Sequence[Mapping[str, Any]]) -> Markup:
+    columns = (
+        ("Largest lesion", None),
+        ("Subject", "text"),
+        ("Lesions, ml", "number"),
+        ("Number", "number"),
+        ("Suspicion", "number"),
+        ("Signs of failure", None),
+        ("Brain, l", "number"),
+        ("Notes", "number"),
+    )
+    headers = [
+        element(
+            "th",
+            name if kind is None else element("button", name, type="button"),
+            scope="col",
+            data_type=kind,
+            aria_sort=None if kind is None else "descending" if name == "Lesions, ml" else "none",
+            class_="number" if kind == "number" else None,
+        )
+        for name, kind in columns
+    ]
+    whole = element(
+        "table",
+        element("thead", element("tr", headers)),
+        element("tbody", [_subject_row(summary) for summary in summaries]),
+        id="subjects",
+        class_="cohort",
+    )
+    return element(
+        "div", whole, class_="scroll", tabindex=0, role="region", aria_label="Table of subjects"
+    )
+
+
+def _subject_row(summary: Mapping[str, Any]) -> Markup:
+    subject = summary["subject"]
+    picture = element(
+        "img",
+        src=f"data:image/jpeg;base64,{summary['thumbnail']}",
+        alt=f"Largest lesion of {subject}",
+        loading="lazy",
+    )
+    link = element("a", subject, href=quote(os.fsencode(summary["file"])))
+    doubt = float(summary["suspicion"])
+    verdict = "good" if doubt < 0.25 else "look" if doubt < 0.75 else "bad"
+    signs = [element("li", f"{sign['name']}: {sign['value']}") for sign in summary["signs"]]
+    return element(
+        "tr",
+        element("td", picture),
+        element("th", link, scope="row", class_="name", data_key=subject),
+        _number(summary["lesion_volume_ml"], ".2f"),
+        _number(summary["lesions"], "d"),
+        element(
+            "td",
+            element("span", f"{doubt:.2f}", class_=verdict),
+            class_="number",
+            data_key=doubt,
+        ),
+        element("td", element("ul", signs, class_="notes") if signs else "none"),
+        _number(summary["brain_litres"], ".2f"),
+        _number(summary["warnings"], "d"),
+    )
+
+
+def _number(value: float, form: str) -> Markup:
+    return element("td", format(value, form), class_="number", data_key=value)
+
+
+def _failure_table(failures: Sequence[tuple[str, str, str]]) -> Markup:
+    rows = [
+        element(
+            "tr",
+            element("th", name, scope="row", class_="name"),
+            element("td", reason),
+            element("td", step),
+        )
+        for name, reason, step in failures
+    ]
+    headers = [element("th", name, scope="col") for name in ("Subject", "Reason", "What helps")]
+    return element(
+        "div",
+        element("table", element("thead", element("tr", headers)), element("tbody", rows)),
+        class_="scroll",
+        tabindex=0,
+        role="region",
+        aria_label="Table of failed subjects",
+    )
+
+
+def _failures(
+    outcomes: Sequence[Outcome], inputs: Sequence[str], tables: Iterable[Path]
+) -> list[tuple[str, str, str]]:
+    """What failed, in this run and according to the tables of others."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for table in tables:
+        for name, message in _failed_rows(table):
+            # Where its paths end is not known here: take away too much rather than too little.
+            found[name] = (_last_part(name), _ANY_FOLDERS.sub("", message), "")
+    for outcome in outcomes:
+        found.pop(outcome.name, None)
+        if outcome.error is None:
+            continue
+        error = outcome.error
+        parts = [getattr(error, "message", None) or f"{type(error).__name__}: {error}"]
+        parts += [getattr(error, "cause", None) or ""]
+        known = [outcome.name, *inputs]
+        reason = without_folders(" ".join(part for part in parts if part), known)
+        step = without_folders(getattr(error, "next_step", None) or "", known)
+        found[outcome.name] = (_last_part(outcome.name), reason, step)
+    return list(found.values())
+
+
+def _failed_rows(table: Path) -> list[tuple[str, str]]:
+    try:
+        with table.open(encoding="utf-8", errors="replace", newline="") as stream:
+            rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    except OSError:
+        return []
+    return [
+        (row["subject"], row.get("error") or "")
+        for row in rows
+        if row.get("status") == "failed" and row.get("subject")
+    ]
+
+
+def _last_part(name: str) -> str:
+    return os.path.basename(name.rstrip("/\\")) or name
+
+
+def _read_summary(path: Path, id: str) -> dict[str, Any] | None:
+    """Return a page's data block, None where it is not there or of another version."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD_BYTES).decode("utf-8", "replace")
+        summary = read_data_block(head, id)
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(summary, dict) and summary.get("summary_version") == SUMMARY_VERSION
+    return summary if ours else None

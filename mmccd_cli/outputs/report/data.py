@@ -1,0 +1,180 @@
+"""All that a report shows of one subject, brought to one grid and one order of axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from mmccd_cli.anomaly.components import Lesion
+from mmccd_cli.inputs.volume import Volume, reorient, transform_points
+from mmccd_cli.modalities import MODALITIES
+from mmccd_cli.outputs.pictures import BoolArray, FloatArray
+from mmccd_cli.preprocessing.spatial import resample, same_grid
+from mmccd_cli.preprocessing.subject import PreparedSubject
+from mmccd_cli.template import Template
+
+if TYPE_CHECKING:
+    from mmccd_cli.pipeline import SegmentationResult
+
+_MARGIN_MM = 25.0  # around the brain mask: wide enough to see what the mask has missed
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """A subject on the grid of its map, in RAS order, cut to the brain's surroundings.
+
+    Args:
+        affine: (4, 4) from the indices of all arrays to RAS+ mm.
+        reference: Modality of the reference scan.
+        images: Modality -> (I, J, K) float32, moved to the reference; the reference is the first.
+        brain: (I, J, K) bool.
+        at_edge: Share of the brain's surface that lies on the edge of the scan, [0, 1].
+        anomaly_map: (I, J, K) float32 in [0, 1].
+        mask: (I, J, K) bool.
+        threshold: Value of the map above which a voxel belongs to the mask.
+        lesions: As the result lists them; their boxes are indices of the file, not of this grid.
+        points: (I, J, K) indices on this grid of the cuts that show each lesion.
+        template_image: (I, J, K) float32, the template's mean image; None where it has none.
+        template_mask: (I, J, K) bool, the template's brain.
+        prepared: The subject in template space.
+        template: The template.
+    """
+
+    affine: NDArray[np.float64]
+    reference: str
+    images: dict[str, FloatArray]
+    brain: BoolArray
+    at_edge: float
+    anomaly_map: FloatArray
+    mask: BoolArray
+    threshold: float
+    lesions: list[Lesion]
+    points: list[tuple[int, int, int]]
+    template_image: FloatArray | None
+    template_mask: BoolArray
+    prepared: PreparedSubject
+    template: Template
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along each axis."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def brain_litres(self) -> float:
+        """Volume of the brain mask."""
+        return float(self.brain.sum() * abs(np.linalg.det(self.affine[:3, :3]))) / 1e6
+
+
+def gather(
+    result: SegmentationResult, volumes: Mapping[str, Volume], template: Template
+) -> Material:
+    """Bring a result, its scans and the template to the grid of the map.
+
+    Args:
+        result: With its prepared subject.
+        volumes: Modality -> scan, as it was read.
+        template: The bundle's template.
+
+    Raises:
+        ValueError: The result has no prepared subject.
+    """
+    prepared = result.prepared
+    if prepared is None:
+        raise ValueError("a report needs the prepared subject")
+    crop = _Crop.around(result.brain, result.shown)
+    in_template_space = result.shown is not prepared.reference_volume
+    to_template = np.eye(4) if in_template_space else prepared.to_reference
+    images = {result.reference: crop.of(result.shown.data)}
+    for name in prepared.images:
+        if name == result.reference:
+            continue
+        if in_template_space:
+            images[name] = crop.of(prepared.images[name])
+        elif same_grid(volumes[name], result.shown):
+            images[name] = crop.of(volumes[name].data)
+        else:
+            images[name] = crop.resampled(volumes[name], prepared.matrices[name])
+    names = [result.reference, *MODALITIES]
+    chosen = next((name for name in names if name in template.images), None)
+    return Material(
+        affine=crop.affine,
+        reference=result.reference,
+        images=images,
+        brain=crop.of(result.brain) > 0,
+        at_edge=_share_at_edge(result.brain),
+        anomaly_map=crop.of(result.anomaly_map),
+        mask=crop.of(result.mask) > 0,
+        threshold=result.threshold,
+        lesions=list(result.lesions),
+        points=[crop.point_of(lesion, result.mask) for lesion in result.lesions],
+        template_image=crop.resampled(Volume(template.images[chosen], template.affine), to_template)
+        if chosen
+        else None,
+        template_mask=crop.resampled(
+            Volume(template.mask.astype(np.float32), template.affine), to_template
+        )
+        > 0.5,
+        prepared=prepared,
+        template=template,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Crop:
+    """The part of a volume's grid around its brain, and that part's affine in RAS order."""
+
+    box: tuple[slice, ...]
+    cut: Volume
+    affine: NDArray[np.float64]
+
+    @classmethod
+    def around(cls, brain: BoolArray, shown: Volume) -> _Crop:
+        (tight,) = ndimage.find_objects(brain.astype(np.uint8))
+        box = tuple(
+            slice(max(0, part.start - round(_MARGIN_MM / mm)), part.stop + round(_MARGIN_MM / mm))
+            for part, mm in zip(tight, shown.spacing_mm, strict=True)
+        )
+        affine = shown.affine.copy()
+        affine[:3, 3] = transform_points(shown.affine, [part.start for part in box])
+        cut = Volume(shown.data[box], affine)
+        return cls(box, cut, reorient(cut, "RAS").affine)
+
+    def of(self, data: ArrayLike) -> FloatArray:
+        """An array on the whole grid."""
+        part = np.asarray(data)[self.box].astype(np.float32)
+        return reorient(replace(self.cut, data=part), "RAS").data
+
+    def resampled(self, volume: Volume, matrix: NDArray[np.float64]) -> FloatArray:
+        """Another volume; the matrix leads from this grid's world to the volume's."""
+        lowest = float(volume.data.min())
+        moved = resample(volume, self.cut.shape, self.cut.affine, matrix=matrix, fill=lowest)
+        return reorient(moved, "RAS").data
+
+    def point_of(self, lesion: Lesion, mask: BoolArray) -> tuple[int, int, int]:
+        """Index of the cuts, one a plane, that show most of a lesion."""
+        box = tuple(slice(*limits) for limits in lesion.box)
+        inside = mask[box]
+        largest = [
+            int(inside.sum(axis=axes).argmax()) + part.start - crop.start
+            for axes, part, crop in zip(((1, 2), (0, 2), (0, 1)), box, self.box, strict=True)
+        ]
+        world = transform_points(self.cut.affine, largest)
+        i, j, k = np.rint(
+            transform_points(np.asarray(np.linalg.inv(self.affine), dtype=np.float64), world)
+        ).astype(int)
+        return int(i), int(j), int(k)
+
+
+def _share_at_edge(brain: BoolArray) -> float:
+    """Share of the mask's surface voxels that lie on the six faces of the grid."""
+    surface = brain & ~ndimage.binary_erosion(brain, border_value=0)
+    inner = surface[1:-1, 1:-1, 1:-1].sum()
+    total = int(surface.sum())
+    return float(total - inner) / max(1, total)

@@ -1,0 +1,388 @@
+"""From a data set of scans to slice shards: what `mmccd prepare` does."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli import __version__
+from mmccd_cli.anomaly.components import bounding_box
+from mmccd_cli.config import PreprocessingConfig, to_dict
+from mmccd_cli.errors import DataError, MmccdError
+from mmccd_cli.files import sha256_of_file
+from mmccd_cli.inputs.scans import read_image, sha256_of_image
+from mmccd_cli.inputs.subjects import Subject, find_subjects
+from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.modalities import MODALITIES
+from mmccd_cli.preprocessing.brain import find_brain
+from mmccd_cli.preprocessing.spatial import resample
+from mmccd_cli.preprocessing.subject import PreparedSubject, prepare_subject
+from mmccd_cli.template import Template
+from mmccd_cli.training.slices import (
+    TEMPLATE,
+    Quantisation,
+    SubjectShard,
+    write_index,
+    write_shard,
+    write_template,
+)
+
+GRID_MULTIPLE = 16
+GRID_MARGIN_MM = 2.0
+SUBJECTS_FOR_GRID = 32
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """How a data set becomes shards.
+
+    Attributes:
+        spacing_mm: Voxel size of the training grid.
+        preprocessing: Normalisation and registration.
+        modalities: What every subject must have.
+        require_segmentation: Whether subjects without a segmentation are left out; a folder of
+            healthy subjects has none.
+        strict: Whether the first unusable subject stops everything.
+    """
+
+    spacing_mm: float = 2.0
+    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    modalities: tuple[str, ...] = MODALITIES
+    require_segmentation: bool = False
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """What `prepare_dataset` did.
+
+    Attributes:
+        folder: Where the shards are.
+        subjects: Ids of the subjects that were written.
+        skipped: (name, reason) of those that were not.
+    """
+
+    folder: Path
+    subjects: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def prepare_dataset(
+    data_dir: Path,
+    folder: Path,
+    settings: PrepareSettings,
+    *,
+    split: dict[str, list[str]] | None = None,
+    only: Sequence[str] | None = None,
+    template: Template | None = None,
+    report: Callable[[str, int, int], None] = lambda subject, done, total: None,
+) -> PreparedDataset:
+    """Turn every subject of a data set into slices on one grid.
+
+    Subjects that already share a space (as all BraTS releases do) define the grid themselves and
+    their mean becomes the template; with a template, every subject is registered to it instead.
+
+    Args:
+        data_dir: Folder of subjects.
+        folder: Where shards go; created where missing.
+        settings: Grid, normalisation, modalities.
+        split: Name of a split -> ids; None draws a deterministic one by id.
+        only: Only these splits are prepared.
+        template: Space to register to; None for data in a common space.
+        report: Called with each subject's id, its number and the number of all.
+
+    Raises:
+        DataError: No usable subject; or, with `strict`, the first unusable one.
+    """
+    skipped: list[tuple[Path, str]] = []
+    found = find_subjects(data_dir, skipped=skipped)
+    problems = [(path.name, reason) for path, reason in skipped]
+    usable = _with_all_modalities(found, settings, problems)
+    assigned = assign_splits([s.id for s in usable], split)
+    if only is not None:
+        usable = [s for s in usable if assigned[s.id] in only]
+    if not usable or (settings.strict and problems):
+        raise _nothing_usable(data_dir, settings, problems)
+    registers = template is not None
+    template = template or _common_space(usable, settings)
+    preprocessing = settings.preprocessing if registers else _trusting(settings.preprocessing)
+    folder.mkdir(parents=True, exist_ok=True)
+    mean = _MeanTemplate(template, settings.preprocessing.intensity.background)
+    entries: list[dict[str, Any]] = []
+    for number, subject in enumerate(usable, start=1):
+        report(subject.id, number, len(usable))
+        try:
+            entry, prepared = _write_subject(subject, template, preprocessing, settings, folder)
+        except MmccdError as error:
+            if settings.strict:
+                raise
+            problems.append((subject.id, error.message))
+            continue
+        entries.append({**entry, "split": assigned[subject.id]})
+        if assigned[subject.id] == "train":
+            mean.add(prepared)
+    if not entries:
+        raise _nothing_usable(data_dir, settings, problems)
+    final = template if registers else mean.template()
+    write_template(folder, dict(final.images), final.mask)
+    write_index(folder, _index(entries, final, settings, problems))
+    return PreparedDataset(folder, tuple(e["id"] for e in entries), tuple(problems))
+
+
+def assign_splits(ids: Sequence[str], split: dict[str, list[str]] | None) -> dict[str, str]:
+    """Name the split of every subject.
+
+    Args:
+        ids: Subjects.
+        split: Name -> ids; a subject that is in none belongs to "unused". None: by a hash of the
+            id, 80 % train, 10 % val, 10 % test, so that a subject stays where it is when others
+            join.
+
+    Raises:
+        DataError: A subject stands in two splits.
+    """
+    if split is not None:
+        owner: dict[str, str] = {}
+        for name, members in split.items():
+            for member in members:
+                if member in owner:
+                    raise DataError(f"{member} stands in the splits {owner[member]} and {name}")
+                owner[member] = name
+        return {subject: owner.get(subject, "unused") for subject in ids}
+    drawn = {s: int(hashlib.sha256(s.encode()).hexdigest()[:8], 16) % 100 for s in ids}
+    return {s: "train" if n < 80 else "val" if n < 90 else "test" for s, n in drawn.items()}
+
+
+def read_split(path: Path) -> dict[str, list[str]]:
+    """Read a split file: JSON, name of a split -> list of subject ids.
+
+    Raises:
+        DataError: Not such a file.
+    """
+    try:
+        split = json.loads(path.read_text(encoding="utf-8"))
+        good = isinstance(split, dict) and all(
+            isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in split.values()
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the split file {path}", cause=str(error)) from error
+    if not good:
+        raise DataError(
+            f"{path} is not a split file", cause='expected {"train": ["id", ...], "val": [...]}'
+        )
+    return split
+
+
+def _with_all_modalities(
+    subjects: list[Subject], settings: PrepareSettings, problems: list[tuple[str, str]]
+) -> list[Subject]:
+    usable = []
+    for subject in subjects:
+        missing = [m for m in settings.modalities if m not in subject.paths]
+        if f"{subject.id}.safetensors" == TEMPLATE:
+            problems.append((subject.id, "has a name that the prepared folder needs for itself"))
+        elif missing:
+            problems.append((subject.id, f"lacks {', '.join(missing)}"))
+        elif settings.require_segmentation and subject.segmentation is None:
+            problems.append((subject.id, "lacks a segmentation"))
+        else:
+            usable.append(subject)
+    return usable
+
+
+def _trusting(preprocessing: PreprocessingConfig) -> PreprocessingConfig:
+    return PreprocessingConfig(
+        preprocessing.intensity, preprocessing.bias_correction, template_registration="none"
+    )
+
+
+def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Template:
+    """A RAS+ grid around the brains of subjects that share a space.
+
+    Raises:
+        DataError: Their brains lie so differently that they cannot share one, or none can be read.
+    """
+    corners: list[NDArray] = []
+    last_error: MmccdError | None = None
+    for subject in subjects:
+        if len(corners) == SUBJECTS_FOR_GRID:
+            break
+        try:
+            corners.append(_brain_corners(subject, settings))
+        except MmccdError as error:
+            if settings.strict:
+                raise
+            last_error = error  # the subject is left out, with its reason, when its turn comes
+    if not corners:
+        raise last_error or DataError("there is no subject to take the grid from")
+    stacked = np.stack(corners)
+    centres = stacked.mean(axis=2)
+    if float(np.ptp(centres, axis=0).max()) > 40:
+        raise DataError(
+            "the subjects do not share a space",
+            cause="the centres of their brains lie up to "
+            f"{np.ptp(centres, axis=0).max():.0f} mm apart",
+            next_step="give --template BUNDLE to register them to its template",
+        )
+    low = stacked[:, :, 0].min(axis=0) - GRID_MARGIN_MM
+    high = stacked[:, :, 1].max(axis=0) + GRID_MARGIN_MM
+    return _empty_template(low, high, settings.spacing_mm)
+
+
+def _brain_corners(subject: Subject, settings: PrepareSettings) -> NDArray:
+    """(3, 2) lowest and highest position of a subject's brain along each axis, RAS+ mm."""
+    reference = next(m for m in MODALITIES if m in settings.modalities)
+    volume, _ = read_image(subject, reference)
+    box = bounding_box(find_brain({reference: volume}).mask)
+    ends = itertools.product(*((s.start, s.stop - 1) for s in box))
+    world = np.array([volume.affine @ np.array([*end, 1.0]) for end in ends])[:, :3]
+    return np.stack([world.min(axis=0), world.max(axis=0)], axis=1)
+
+
+def _empty_template(low: NDArray, high: NDArray, spacing: float) -> Template:
+    voxels = np.ceil((high - low) / spacing).astype(int) + 1
+    multiples = (GRID_MULTIPLE, GRID_MULTIPLE, 1)
+    size = [int(-(-n // m) * m) for n, m in zip(voxels, multiples, strict=True)]
+    # Whole millimetres, so that grids made from slightly different subjects are comparable.
+    origin = np.round((low + high) / 2 - (np.array(size) - 1) / 2 * spacing)
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    affine[:3, 3] = origin
+    return Template({}, np.ones(tuple(size), dtype=bool), affine)
+
+
+class _MeanTemplate:
+    """Running mean of prepared training subjects."""
+
+    def __init__(self, grid: Template, background: float) -> None:
+        self.grid, self.background = grid, background
+        self.sums: dict[str, NDArray[np.float64]] = {}
+        self.brain = np.zeros(grid.shape)
+        self.count = 0
+
+    def add(self, prepared: PreparedSubject) -> None:
+        """Count one subject in."""
+        for name, image in prepared.images.items():
+            self.sums.setdefault(name, np.zeros(self.grid.shape))
+            self.sums[name] += np.where(prepared.brain, image, 0.0)
+        self.brain += prepared.brain
+        self.count += 1
+
+    def template(self) -> Template:
+        """The mean image over the subjects that have brain at a voxel, and the majority's brain.
+
+        Raises:
+            DataError: No training subject was counted in.
+        """
+        if not self.count:
+            raise DataError("no subject of the split `train` could be prepared")
+        mask = self.brain >= self.count / 2
+        images = {
+            name: np.where(mask, total / np.maximum(self.brain, 1), self.background).astype(
+                np.float32
+            )
+            for name, total in self.sums.items()
+        }
+        return Template(images, mask, self.grid.affine)
+
+
+def _write_subject(
+    subject: Subject,
+    template: Template,
+    preprocessing: PreprocessingConfig,
+    settings: PrepareSettings,
+    folder: Path,
+) -> tuple[dict[str, Any], PreparedSubject]:
+    """Prepare one subject, write its shard, and describe it."""
+    volumes = {m: read_image(subject, m)[0] for m in settings.modalities}
+    prepared = prepare_subject(volumes, template, preprocessing)
+    lesion = lesion_on_template(subject, prepared, template)
+    quantisation = Quantisation()
+    shard = SubjectShard(
+        {m: quantisation.encode(_as_slices(prepared.images[m])) for m in settings.modalities},
+        _as_slices(prepared.brain),
+        _as_slices(lesion & prepared.brain),
+    )
+    write_shard(folder, subject.id, shard)
+    healthy_levels = int((prepared.brain.any((0, 1)) & ~lesion.any((0, 1))).sum())
+    entry = {
+        "id": subject.id,
+        "files": {m: sha256_of_image(subject, m) for m in settings.modalities},
+        "segmentation": sha256_of_file(subject.segmentation) if subject.segmentation else None,
+        "slices": int(prepared.brain.any((0, 1)).sum()),
+        "healthy_slices": healthy_levels,
+        "notes": list(prepared.notes),
+    }
+    return entry, prepared
+
+
+def lesion_on_template(
+    subject: Subject, prepared: PreparedSubject, template: Template
+) -> NDArray[np.bool_]:
+    """Bring a subject's segmentation, any label of it, to the template's grid.
+
+    Returns:
+        (I, J, K) bool, where at least half of a voxel is labelled; nowhere without a segmentation.
+
+    Raises:
+        DataError: The segmentation cannot be read, or lies on another grid than the reference.
+    """
+    if subject.segmentation is None:
+        return np.zeros(template.shape, dtype=bool)
+    labels, _ = read_nifti(subject.segmentation, allow_constant=True)
+    grid = prepared.reference_volume
+    if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
+        raise DataError(f"{subject.segmentation} does not lie on the grid of its images")
+    matrix = np.linalg.inv(prepared.to_reference)
+    share = Volume((labels.data > 0).astype(np.float32), grid.affine)
+    sampled = resample(share, template.shape, template.affine, matrix=matrix, smooth=True)
+    return sampled.data >= 0.5
+
+
+def _as_slices(volume: NDArray) -> NDArray:
+    """(I, J, K) to (K, I, J)."""
+    return np.ascontiguousarray(np.moveaxis(volume, 2, 0))
+
+
+def _index(
+    entries: list[dict[str, Any]],
+    template: Template,
+    settings: PrepareSettings,
+    problems: list[tuple[str, str]],
+) -> dict[str, Any]:
+    return {
+        "modalities": list(settings.modalities),
+        "spacing_mm": list(template.spacing_mm),
+        "affine": template.affine.ravel().tolist(),
+        "shape": list(template.shape),
+        "background": settings.preprocessing.intensity.background,
+        "preprocessing": to_dict(settings.preprocessing),
+        "quantisation": asdict(Quantisation()),
+        "subjects": entries,
+        "skipped": [{"id": name, "reason": reason} for name, reason in problems],
+        "made": {
+            "version": __version__,
+            "date": datetime.now(timezone.utc).date().isoformat(),
+        },
+    }
+
+
+def _nothing_usable(
+    data_dir: Path, settings: PrepareSettings, problems: list[tuple[str, str]]
+) -> DataError:
+    first = "; ".join(f"{name}: {reason}" for name, reason in problems[:3])
+    if settings.strict and problems:
+        return DataError(f"{len(problems)} subjects of {data_dir} cannot be used", cause=first)
+    return DataError(
+        f"no subject of {data_dir} can be used",
+        cause=first or None,
+        next_step=f"each needs {', '.join(settings.modalities)}; see also --split",
+    )

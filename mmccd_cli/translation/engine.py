@@ -1,0 +1,234 @@
+"""The streaming engine: slices x bands through a cycle in batches, into running sum and count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmccd_cli.config import SamplingConfig
+from mmccd_cli.errors import DeviceMemoryError
+from mmccd_cli.translation.masking import band_masks
+from mmccd_cli.translation.translators import Cycle
+
+Residual = Literal["signed", "absolute", "squared"]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and how networks run.
+
+    Attributes:
+        device: The device.
+        batch_size: Slices a pass; halved on the way where memory does not suffice.
+        autocast: Type of the convolutions, None for float32 throughout, without TF32.
+        advance: Called with the number of (slice, band) pairs just done.
+    """
+
+    device: torch.device
+    batch_size: int = 32
+    autocast: torch.dtype | None = None
+    advance: Callable[[int], None] = lambda count: None
+
+    def passing(self) -> ExitStack:
+        """The context of a forward pass: no gradients, and the precision that was asked for."""
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        if self.autocast is not None:
+            stack.enter_context(torch.autocast(self.device.type, dtype=self.autocast))
+        elif self.device.type == "cuda":
+            # cuDNN rounds the inputs of float32 convolutions to ten bits unless told not to.
+            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        return stack
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor from the CPU to the device without waiting for the copy.
+
+        The device works on one batch while the CPU draws the noise of the next.
+        """
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be imagined: pairs of a slice and a mask.
+
+    Attributes:
+        pairs: (P, 2) int64, index of the slice and of the mask.
+        masks: (M, 1, H, W) bool, True = seen.
+    """
+
+    pairs: Tensor
+    masks: Tensor
+
+
+def band_work(brain: Tensor, sampling: SamplingConfig) -> Work:
+    """List the pairs of slice and band in which the band hides any brain.
+
+    Args:
+        brain: (N, 1, H, W) bool.
+        sampling: Width, stride and axes of the bands.
+    """
+    masks = band_masks(
+        *brain.shape[-2:],
+        band_width=sampling.band_width,
+        stride=sampling.band_stride,
+        axes=sampling.band_axes,
+    )
+    inside = brain.flatten(1).float()
+    hidden = (~masks).flatten(1).float()
+    return Work((inside @ hidden.T > 0).nonzero(), masks)
+
+
+def suspicion_work(suspected: Tensor) -> Work:
+    """List every slice with a suspected region, hidden by a mask of its own.
+
+    Args:
+        suspected: (N, 1, H, W) bool.
+    """
+    slices = suspected.flatten(1).any(dim=1).nonzero()
+    return Work(torch.cat([slices, slices], dim=1), ~suspected)
+
+
+def masked_residual(
+    x: Tensor,
+    numbers: Tensor,
+    work: Work,
+    cycle: Cycle,
+    *,
+    seed: int,
+    residual: Residual,
+    execution: Execution,
+) -> tuple[Tensor, Tensor]:
+    """Imagine what is hidden, go back to the source, and average the error where it was hidden.
+
+    Args:
+        x: (N, 1, H, W) float32 source slices on the CPU.
+        numbers: (N,) int64, each slice's number in the template, which seeds its noise.
+        work: Which mask is laid over which slice.
+        cycle: The networks, on the device.
+        seed: Seed of all noise.
+        residual: "signed" is x - imagined.
+        execution: Device, batch size and precision.
+
+    Returns:
+        The sum of errors and the number of times a pixel was hidden, (N, 1, H, W) float32 each, on
+        the CPU. Memory does not grow with the number of masks.
+
+    Source: the paper, Section 3: a = sum_r m_r (g(f(x_r)) - x)^2 / sum_r m_r.
+    """
+    if cycle.imagine is None:
+        raise ValueError("this cycle has no masked translator")
+    total = torch.zeros(x.shape, device=execution.device)
+    count = torch.zeros(x.shape, device=execution.device)
+    on_device, masks = execution.take(x), execution.take(work.masks)
+    for batch in work.pairs.split(execution.batch_size):
+        index, mask = execution.take(batch.T.contiguous())
+        drawn = _noise(numbers[batch[:, 0]], batch[:, 1], x.shape[-2:], seed)
+        noise = execution.take(drawn)
+        truth, seen = on_device[index], masks[mask]
+        with execution.passing():
+            imagined = cycle.backward(cycle.imagine(truth, seen, noise[:, :1], noise[:, 1:]))
+        error = _error(truth, imagined.float(), residual)
+        total.index_add_(0, index, error * ~seen)
+        count.index_add_(0, index, (~seen).float())
+        execution.advance(len(batch))
+    return total.cpu(), count.cpu()
+
+
+def plain_residual(x: Tensor, cycle: Cycle, *, residual: Residual, execution: Execution) -> Tensor:
+    """Translate there and back without hiding anything ("Cyclic U-Net").
+
+    Args:
+        x: (N, 1, H, W) float32 on the CPU.
+        cycle: The networks, on the device.
+        residual: "signed" is x - translated.
+        execution: Device, batch size and precision.
+
+    Returns:
+        (N, 1, H, W) float32 on the CPU.
+    """
+    if cycle.forward is None:
+        raise ValueError("this cycle has no plain translator")
+    errors = []
+    for truth in execution.take(x).split(execution.batch_size):
+        with execution.passing():
+            imagined = cycle.backward(cycle.forward(truth))
+        errors.append(_error(truth, imagined.float(), residual))
+        execution.advance(len(truth))
+    return torch.cat(errors).cpu()
+
+
+def _error(truth: Tensor, imagined: Tensor, residual: Residual) -> Tensor:
+    difference = truth - imagined
+    if residual == "signed":
+        return difference
+    return difference.abs() if residual == "absolute" else difference.square()
+
+
+def _noise(numbers: Tensor, masks: Tensor, shape: torch.Size, seed: int) -> Tensor:
+    """(P, 2, H, W) standard normal: every pair of slice and mask has a generator of its own.
+
+    So neither the batch size nor the order nor the device changes what is drawn.
+    """
+    noise = torch.empty(len(numbers), 2, *shape)
+    for row, (number, mask) in enumerate(zip(numbers.tolist(), masks.tolist(), strict=True)):
+        state = (seed * 1_000_003 + number) * 65_537 + mask
+        torch.randn(2, *shape, generator=torch.Generator().manual_seed(state), out=noise[row])
+    return noise
+
+
+def run_within_memory(compute: Callable[[Execution], Result], execution: Execution) -> Result:
+    """Run, halving the batch as long as the device's memory does not suffice.
+
+    Progress is reported once: what a failed attempt had done does not count again.
+
+    Raises:
+        DeviceMemoryError: Not even one slice at a time fits.
+    """
+    size, reported = execution.batch_size, 0
+    while True:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, reported
+            done += count
+            if done > reported:
+                execution.advance(done - reported)
+                reported = done
+
+        try:
+            return compute(replace(execution, batch_size=size, advance=advance))
+        except (RuntimeError, MemoryError) as error:
+            if not _is_memory_exhausted(error):
+                raise
+            if size == 1:
+                raise DeviceMemoryError(
+                    f"the memory of {execution.device} does not suffice for a single slice",
+                    cause="other programs occupy the device",
+                    next_step="free it, or use --device cpu",
+                ) from error
+            size //= 2
+        release_memory(execution.device)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what the allocator keeps after a failed attempt."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def _is_memory_exhausted(error: Exception) -> bool:
+    """Whether memory ran out: only CUDA has an exception of its own for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )

@@ -1,0 +1,392 @@
+"""Bundles: networks, template, calibration and provenance in one folder of safetensors and JSON.
+
+| file                        | holds                                                          |
+|-----------------------------|----------------------------------------------------------------|
+| `bundle.json`               | `BundleConfig`, and size and SHA-256 of every other file       |
+| `SOURCE-TARGET.KIND.safetensors` | one network's weights (float16 or float32)                |
+| `template.safetensors`      | brain mask; mean image, and `normal.mean.M` and                |
+|                             | `normal.spread.M`, a modality; all (I, J, K) uint8             |
+| `README.md`                 | the model card                                                 |
+
+Nothing in a bundle is ever executed, and nothing that is not listed is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from mmccd_cli.config import (
+    CycleConfig,
+    DiffusionConfig,
+    PreprocessingConfig,
+    SamplingConfig,
+    ScoreConfig,
+    UNetConfig,
+    from_dict,
+    to_dict,
+)
+from mmccd_cli.errors import DataError, UsageError, WeightsError
+from mmccd_cli.files import write_all_atomically
+from mmccd_cli.template import NormalRange, Template
+from mmccd_cli.training.slices import Quantisation
+from mmccd_cli.translation.schedule import Schedule
+from mmccd_cli.translation.translators import Cycle, MaskedTranslator, network_name
+from mmccd_cli.translation.unet import UNet
+from mmccd_cli.weights.index import CARD, FORMAT, INDEX, not_a_bundle, read_checked, read_index
+
+TEMPLATE = "template.safetensors"
+MEAN, SPREAD = "normal.mean", "normal.spread"
+SPREADS = Quantisation(minimum=0.0, step=4.0 / 255)
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """Where the template lies and how its images are stored.
+
+    Attributes:
+        affine: 16 numbers, row by row: voxel index to RAS+ mm; axis aligned, RAS+.
+        shape: Voxels along each axis.
+        space: Name of the space.
+    """
+
+    affine: tuple[float, ...]
+    shape: tuple[int, int, int]
+    space: str = "unknown"
+
+    def __post_init__(self) -> None:
+        if len(self.affine) != 16 or not all(1 <= n <= 1024 for n in self.shape):
+            raise ValueError("template.affine needs 16 numbers and template.shape 1..1024 voxels")
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """All of a bundle but its arrays.
+
+    Attributes:
+        name: Name of the bundle.
+        version: Version of these weights.
+        cycles: One cycle for each source modality.
+        unet: Architecture of the plain networks.
+        denoiser: Architecture of the masked conditional diffusion networks.
+        diffusion: Their noise schedule.
+        preprocessing: How scans become slices.
+        sampling: Default sampling.
+        scores: Calibrated score of each set of modalities and method, the preferred first.
+        template: Geometry of the training space.
+        training: Recipe and provenance of the training, for people.
+        calibration: How and on whom the scores were calibrated, for people.
+        licence: Licence of the weights.
+        intended_use: What the weights are for.
+    """
+
+    name: str
+    version: str
+    cycles: tuple[CycleConfig, ...]
+    unet: UNetConfig
+    denoiser: UNetConfig
+    diffusion: DiffusionConfig
+    preprocessing: PreprocessingConfig
+    sampling: SamplingConfig
+    scores: dict[str, tuple[ScoreConfig, ...]]
+    template: TemplateConfig
+    training: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    licence: str = "unknown"
+    intended_use: str = "Research use only."
+
+    def __post_init__(self) -> None:
+        sources = [cycle.source for cycle in self.cycles]
+        if not sources or len(set(sources)) != len(sources):
+            raise ValueError("a bundle needs cycles, one for each source modality")
+        for method, scores in self.scores.items():
+            if method not in ("mmccd", "cyclic-unet") or not scores:
+                raise ValueError(f"scores holds an unknown or empty method {method!r}")
+            for score in scores:
+                missing = sorted(set(score.sources) - set(sources))
+                if missing:
+                    raise ValueError(f"a score needs the cycle of {missing}, which is not there")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded and checked bundle.
+
+    Attributes:
+        config: Its configuration.
+        template: Its template.
+        sha256: Hash of `bundle.json`, which holds the hashes of all other files.
+        folder: Where it was loaded from.
+    """
+
+    config: BundleConfig
+    template: Template
+    sha256: str
+    folder: Path
+    files: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Modalities that the bundle has a cycle for."""
+        return tuple(cycle.source for cycle in self.config.cycles)
+
+    def choose_score(self, method: str, modalities: tuple[str, ...]) -> ScoreConfig:
+        """The first calibrated score of a method that fits the modalities at hand.
+
+        Raises:
+            DataError: There is none for them.
+        """
+        scores = self.config.scores.get(method, ())
+        for candidate in scores:
+            if set(candidate.modalities) <= set(modalities):
+                return candidate
+        known = " or ".join("+".join(c.modalities) for c in scores) or "nothing"
+        raise DataError(
+            f"the modalities {', '.join(modalities) or '(none)'} do not suffice",
+            cause=f"the bundle {self.config.name} is calibrated for {known}",
+            next_step="add one of these modalities, or choose other --weights",
+        )
+
+    def cycle(self, source: str, sampling: SamplingConfig, device: torch.device) -> Cycle:
+        """Load the networks of one source's cycle that a method needs.
+
+        Args:
+            source: The source modality.
+            sampling: Method and number of steps.
+            device: Where the networks go.
+
+        Raises:
+            WeightsError: The bundle has no such cycle or network, or a file is damaged.
+            UsageError: More steps than its schedule has.
+        """
+        limit = self.config.diffusion.num_train_timesteps
+        if sampling.method == "mmccd" and sampling.num_inference_steps > limit:
+            raise UsageError(
+                f"{sampling.num_inference_steps} steps are more than the {limit} of the "
+                f"schedule of the bundle {self.config.name}",
+                next_step=f"use 1 to {limit} steps",
+            )
+        config = next((c for c in self.config.cycles if c.source == source), None)
+        if config is None:
+            raise WeightsError(
+                f"the bundle {self.config.name} has no cycle for {source}",
+                cause=f"it has cycles for {', '.join(self.sources)}",
+            )
+        backward = self._network("unet", config.target, source, device)
+        if sampling.method == "cyclic-unet":
+            return Cycle(backward, forward=self._network("unet", source, config.target, device))
+        denoiser = self._network("diffusion", source, config.target, device)
+        schedule = Schedule.from_config(self.config.diffusion)
+        translator = MaskedTranslator(denoiser, schedule, sampling.num_inference_steps)
+        return Cycle(backward, imagine=translator)
+
+    def _network(self, kind: str, source: str, target: str, device: torch.device) -> UNet:
+        name = network_name(kind, source, target)
+        file = f"{name}.safetensors"
+        if file not in self.files:
+            raise WeightsError(f"the bundle {self.config.name} has no network {name}")
+        architecture = self.config.denoiser if kind == "diffusion" else self.config.unet
+        raw = read_checked(self.folder, file, self.files[file])
+        network = _load_strictly(architecture, raw, self.folder / file)
+        network.eval().to(device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
+        return network
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read a bundle's configuration and template; networks are read when a cycle is asked for.
+
+    Raises:
+        WeightsError: Not a bundle, or any of its parts is damaged, unknown or contradictory.
+    """
+    index = read_index(folder)
+    try:
+        config = from_dict(BundleConfig, index.bundle, where="bundle")
+        _check_architectures(config)
+    except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError) as error:
+        raise not_a_bundle(folder, str(error)) from error
+    if TEMPLATE not in index.files:
+        raise not_a_bundle(folder, "it has no template")
+    template = _load_template(folder, index.files[TEMPLATE], config.template)
+    wanted = {m for scores in config.scores.values() for s in scores for m in s.compared}
+    if missing := sorted(wanted - set(template.normal)):
+        raise not_a_bundle(folder, f"its template lacks the normal range of {missing[0]}")
+    return Bundle(config, template, index.sha256, folder, index.files)
+
+
+def verify_bundle(bundle: Bundle) -> None:
+    """Read every file of a bundle and compare size, hash and network shapes.
+
+    Raises:
+        WeightsError: The first file that does not fit.
+    """
+    for name, entry in bundle.files.items():
+        raw = read_checked(bundle.folder, name, entry)
+        if name.endswith((".unet.safetensors", ".diffusion.safetensors")):
+            kind = name.split(".")[-2]
+            config = bundle.config.denoiser if kind == "diffusion" else bundle.config.unet
+            _load_strictly(config, raw, bundle.folder / name)
+
+
+def save_bundle(
+    folder: Path,
+    config: BundleConfig,
+    template: Template,
+    networks: dict[str, dict[str, Tensor]],
+    card: str,
+    *,
+    half_precision: bool = True,
+) -> None:
+    """Write a bundle, all of it or nothing.
+
+    Args:
+        folder: Where to write; created where missing.
+        config: The configuration.
+        template: The template.
+        networks: Network name -> weights.
+        card: The model card, Markdown.
+        half_precision: Whether weights are stored as float16.
+    """
+    contents: dict[str, bytes] = {
+        f"{name}.safetensors": save_tensors(
+            {
+                key: (value.half() if half_precision else value.float()).contiguous()
+                for key, value in weights.items()
+            }
+        )
+        for name, weights in networks.items()
+    }
+    contents[TEMPLATE] = save_arrays(_template_arrays(template))
+    contents[CARD] = card.encode()
+    write_index(folder, config, contents)
+
+
+def write_index(folder: Path, config: BundleConfig, contents: dict[str, bytes]) -> None:
+    """Write files of a bundle together with an index that lists them and only them."""
+    files = {
+        name: {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+        for name, raw in sorted(contents.items())
+    }
+    document = {"format": FORMAT, "bundle": to_dict(config), "files": files}
+    index = (json.dumps(document, indent=1) + "\n").encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {folder / name: raw for name, raw in contents.items()}
+    write_all_atomically({**paths, folder / INDEX: index})
+
+
+def rewrite_bundle(bundle: Bundle, config: BundleConfig, card: str) -> None:
+    """Replace configuration and model card of a bundle, keeping networks and template."""
+    kept = [name for name in bundle.files if name != CARD]
+    contents = {name: read_checked(bundle.folder, name, bundle.files[name]) for name in kept}
+    write_index(bundle.folder, config, {**contents, CARD: card.encode()})
+
+
+def _check_architectures(config: BundleConfig) -> None:
+    """Refuse architectures that could not be theirs or would exhaust the memory."""
+    for unet, channels, timed in ((config.unet, 1, False), (config.denoiser, 2, True)):
+        if (unet.in_channels, unet.out_channels, unet.time_conditioned) != (channels, 1, timed):
+            raise ValueError(f"a network of {channels} input channels has the wrong shape")
+        widest = unet.base_channels * max(unet.channel_multipliers)
+        if widest > 4096 or unet.residual_blocks > 16 or len(unet.channel_multipliers) > 8:
+            raise ValueError("an architecture is too large")
+        try:
+            _shapes(unet)
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError) as error:
+            raise ValueError(f"an architecture cannot be built: {error}") from error
+
+
+def _shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every weight of an architecture, without allocating any."""
+    with torch.device("meta"):
+        network = UNet(config)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+def _load_strictly(config: UNetConfig, raw: bytes, path: Path) -> UNet:
+    """Build a network from weights of exactly its names and shapes, all finite.
+
+    The network is built only once the file holds all of it, so that a small file that claims a
+    large architecture costs no memory.
+    """
+    try:
+        tensors = load_tensors(raw)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{path} is not a safetensors file", cause=str(error)) from error
+    expected = _shapes(config)
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if expected != found:
+        different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+        raise WeightsError(
+            f"{path} does not fit the architecture of its bundle",
+            cause=f"missing, unknown or of another shape: {', '.join(different[:4])}",
+        )
+    if any(value.dtype not in (torch.float16, torch.float32) for value in tensors.values()):
+        raise WeightsError(f"{path} holds weights that are neither float16 nor float32")
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise WeightsError(f"{path} holds weights that are not finite numbers")
+    network = UNet(config)
+    network.load_state_dict({name: value.float() for name, value in tensors.items()})
+    return network
+
+
+def _template_arrays(template: Template) -> dict[str, NDArray[np.uint8]]:
+    quantisation = Quantisation()
+    arrays = {name: quantisation.encode(image) for name, image in template.images.items()}
+    for modality, normal in template.normal.items():
+        arrays[f"{MEAN}.{modality}"] = quantisation.encode(normal.mean)
+        arrays[f"{SPREAD}.{modality}"] = SPREADS.encode(normal.spread)
+    arrays["mask"] = template.mask.astype(np.uint8)
+    return arrays
+
+
+def _take_normal_ranges(arrays: dict[str, NDArray[np.uint8]]) -> dict[str, NormalRange]:
+    """Move the normal ranges out of a template's arrays.
+
+    Raises:
+        KeyError: A mean without a spread.
+    """
+    means = [name for name in arrays if name.startswith(f"{MEAN}.")]
+    ranges = {}
+    for name in means:
+        modality = name.removeprefix(f"{MEAN}.")
+        spread = SPREADS.decode(arrays.pop(f"{SPREAD}.{modality}"))
+        ranges[modality] = NormalRange(Quantisation().decode(arrays.pop(name)), spread)
+    return ranges
+
+
+def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) -> Template:
+    raw = read_checked(folder, TEMPLATE, entry)
+    try:
+        arrays = load_arrays(raw)
+        mask = arrays.pop("mask").astype(bool)
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise not_a_bundle(folder, f"its template cannot be read: {error}") from error
+    affine = np.array(config.affine, dtype=np.float64).reshape(4, 4)
+    spacing = np.diag(affine)[:3]
+    straight = np.allclose(affine[:3, :3], np.diag(spacing)) and bool((spacing > 0.05).all())
+    fits = all(a.shape == config.shape and a.dtype == np.uint8 for a in arrays.values())
+    if not straight or mask.shape != config.shape or not fits or not arrays or not mask.any():
+        raise not_a_bundle(folder, "its template's arrays do not fit its geometry")
+    if not math.isfinite(float(np.abs(affine).sum())):
+        raise not_a_bundle(folder, "its template's affine is not finite")
+    try:
+        normal = _take_normal_ranges(arrays)
+    except KeyError as error:
+        raise not_a_bundle(folder, f"its template lacks {error}") from error
+    quantisation = Quantisation()
+    images = {name: quantisation.decode(levels) for name, levels in arrays.items()}
+    return Template(images, mask, affine, normal)

@@ -1,0 +1,76 @@
+"""The contour goes to where the scan changes, and no farther than allowed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmccd_cli.anomaly.contour import refine_contour
+
+SHAPE = (48, 48, 40)
+
+
+def ball(radius: float, centre: tuple[float, float, float] = (24, 24, 20)) -> np.ndarray:
+    axes = np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij")
+    return np.asarray(sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) <= radius**2)
+
+
+def scan(lesion: np.ndarray, contrast: float = 300.0) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, 40, SHAPE)
+    return (1000 + noise + contrast * lesion).astype(np.float32)
+
+
+def refined_mask(mask: np.ndarray, image: np.ndarray, reach: float = 3.0) -> np.ndarray:
+    values = np.where(mask, 0.9, 0.1).astype(np.float32)
+    brain = ball(21)
+    result = refine_contour(values, mask, image, brain, (1, 1, 1), reach_mm=reach)
+    assert result.dtype == np.float32
+    assert 0 <= result.min() <= result.max() <= 1
+    return result > 0.5
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.mark.parametrize("contrast", [300.0, -300.0])
+@pytest.mark.parametrize("radius", [8, 12])
+def test_a_contour_that_is_off_by_two_voxels_is_mended(radius: int, contrast: float) -> None:
+    lesion, mask = ball(10), ball(radius)
+    better = refined_mask(mask, scan(lesion, contrast))
+    assert dice(better, lesion) > dice(mask, lesion) + 0.04
+
+
+def test_nothing_changes_out_of_reach() -> None:
+    mask, elsewhere = ball(8), ball(4, (24, 8, 20))
+    image = scan(ball(10) | elsewhere)
+    result = refined_mask(mask, image)
+    assert not result[elsewhere].any()
+    assert (result & ~ball(11.5)).sum() == 0
+
+
+def test_without_contrast_the_contour_stays() -> None:
+    mask = ball(10)
+    assert dice(refined_mask(mask, scan(mask, 0.0)), mask) > 0.97
+
+
+@pytest.mark.parametrize("radius", [0.5, 3])
+def test_what_is_too_small_to_learn_from_is_left_alone(radius: float) -> None:
+    mask = ball(radius)
+    np.testing.assert_array_equal(refined_mask(mask, scan(ball(6))), mask)
+
+
+def test_no_reach_and_no_mask_change_nothing() -> None:
+    image, nothing = scan(ball(10)), np.zeros(SHAPE, dtype=bool)
+    np.testing.assert_array_equal(refined_mask(ball(8), image, reach=0.0), ball(8))
+    assert not refined_mask(nothing, image).any()
+
+
+def test_the_threshold_stays_where_both_sides_are_equally_likely() -> None:
+    mask, image, brain = ball(8), scan(ball(10)), ball(21)
+    values = np.where(mask, 0.9, 0.1).astype(np.float32)
+    half, high = (
+        refine_contour(values, mask, image, brain, (1, 1, 1), reach_mm=3.0, threshold=t) > t
+        for t in (0.5, 0.8)
+    )
+    np.testing.assert_array_equal(half, high)

@@ -1,0 +1,269 @@
+"""`mmccd bids` and `mmccd segment --bids-out` on a tiny data set, checked by the BIDS validator."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from bundles import write_tiny_bundle
+from typer.testing import CliRunner, Result
+
+from mmccd_cli.cli.app import app
+from mmccd_cli.cli.bids import repeat_options
+from mmccd_cli.inputs.phantom import Phantom
+from mmccd_cli.inputs.volume import make_grid, write_nifti
+
+Call = Callable[..., Result]
+_MAP = "space-orig_desc-anomaly_probseg"
+
+
+@pytest.fixture(scope="module")
+def call(tmp_path_factory: pytest.TempPathFactory) -> Call:
+    """Run a command with tiny weights on the CPU."""
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
+
+    def call(*words: object) -> Result:
+        weights = ["--weights", str(bundle), "--device", "cpu", "--threads", "1"]
+        return CliRunner().invoke(app, [*map(str, words), *weights])
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory, tiny_phantom: Phantom) -> Path:
+    """A BIDS data set: runs and contrast agent in sub-01, two sessions in sub-02, sub-03 broken."""
+    root = tmp_path_factory.mktemp("study") / "raw"
+    grid = make_grid(tiny_phantom.brain.shape, tiny_phantom.affine)
+    names = {
+        "sub-01/anat/sub-01_run-1_FLAIR": "FLAIR",
+        "sub-01/anat/sub-01_run-2_FLAIR": "FLAIR",
+        "sub-01/anat/sub-01_T2w": "T2w",
+        "sub-01/anat/sub-01_ce-gd_T1w": "T1w",
+        "sub-02/ses-a/anat/sub-02_ses-a_FLAIR": "FLAIR",
+        "sub-02/ses-b/anat/sub-02_ses-b_T2w": "T2w",
+        "sub-03/anat/sub-03_FLAIR": "FLAIR",
+    }
+    for name, modality in names.items():
+        path = root / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_nifti(path, tiny_phantom.volumes[modality].data, grid)
+    path.write_bytes(path.read_bytes()[:2000])
+    description = {"Name": "Tiny", "BIDSVersion": "1.10.0", "Authors": ["A. Uthor", "B. Uthor"]}
+    (root / "dataset_description.json").write_text(json.dumps(description))
+    return root
+
+
+@pytest.fixture(scope="module")
+def first_run(call: Call, data_set: Path) -> tuple[Result, Path]:
+    """What a run over all participants said, and where it wrote."""
+    out = data_set.parent / "out"
+    return call("bids", data_set, out, "participant", "--json"), out
+
+
+def _issues(root: Path) -> list[str]:
+    """Everything that the BIDS validator has to say about a data set, warnings too."""
+    beside = Path(sys.executable).parent  # of an environment that was not activated
+    program = shutil.which("bids-validator-deno", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("no bids-validator-deno; pip install bids-validator-deno")
+    done = subprocess.run(
+        [program, str(root), "--format", "json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if not done.stdout.startswith("{"):
+        pytest.skip(f"bids-validator-deno does not run here: {done.stderr[:200]}")
+    found = json.loads(done.stdout)["issues"]["issues"]
+    return [f"{i['severity']} {i['code']} {i.get('location')}" for i in found]
+
+
+def _image(path: Path) -> np.ndarray:
+    return np.asanyarray(nib.load(path).dataobj)
+
+
+def _lesion_rows(anat: Path) -> list[list[str]]:
+    (table,) = anat.glob("*_dseg.tsv")
+    return [line.split("\t") for line in table.read_text().splitlines()]
+
+
+def test_a_broken_participant_stops_none_of_the_others(first_run: tuple[Result, Path]) -> None:
+    result, out = first_run
+    assert result.exit_code == 6, result.stderr
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {record["subject"]: record["status"] for record in records} == {
+        "sub-01": "done",
+        "sub-02_ses-a": "done",
+        "sub-02_ses-b": "done",
+        "sub-03": "failed",
+    }
+    assert not (out / "sub-03").exists()
+
+
+def test_the_derivatives_are_valid(first_run: tuple[Result, Path]) -> None:
+    assert _issues(first_run[1]) == []
+
+
+def test_the_validator_would_object(first_run: tuple[Result, Path], tmp_path: Path) -> None:
+    spoilt = shutil.copytree(first_run[1], tmp_path / "spoilt")
+    (map_file,) = (spoilt / "sub-01").glob("anat/*_probseg.nii.gz")
+    map_file.rename(map_file.with_name("sub-01_anomaly.nii.gz"))
+    assert any("error" in issue for issue in _issues(spoilt))
+
+
+def test_sidecars_say_what_was_used(first_run: tuple[Result, Path]) -> None:
+    anat = first_run[1] / "sub-01" / "anat"
+    record = json.loads((anat / f"sub-01_{_MAP}.json").read_text())
+    flair = "bids:raw:sub-01/anat/sub-01_run-1_FLAIR.nii.gz"
+    assert record["Sources"] == [flair, "bids:raw:sub-01/anat/sub-01_T2w.nii.gz"]
+    assert record["SpatialReference"] == flair
+    ignored = {entry["file"]: entry["reason"] for entry in record["ignored"]}
+    assert "another run" in ignored["sub-01_run-2_FLAIR.nii.gz"]
+    assert "contrast-enhanced" in ignored["sub-01_ce-gd_T1w.nii.gz"]
+    mask = json.loads((anat / "sub-01_space-orig_label-L_desc-mmccd_mask.json").read_text())
+    assert mask["Type"] == "Lesion"
+    assert mask["Sources"] == [f"bids::sub-01/anat/sub-01_{_MAP}.nii.gz"]
+
+
+def test_numbered_lesions_are_those_of_the_table(first_run: tuple[Result, Path]) -> None:
+    anat = first_run[1] / "sub-01" / "anat"
+    numbers = _image(anat / "sub-01_space-orig_desc-lesions_dseg.nii.gz")
+    mask = _image(anat / "sub-01_space-orig_label-L_desc-mmccd_mask.nii.gz")
+    np.testing.assert_array_equal(numbers > 0, mask > 0)
+    header, *rows = _lesion_rows(anat)
+    assert header[:3] == ["index", "name", "volume_ml"]
+    assert rows
+    for row in rows:
+        assert float(row[2]) == pytest.approx((numbers == int(row[0])).sum() * 0.064, rel=1e-4)
+
+
+def test_resume_keeps_results_and_a_new_threshold_makes_new_masks(
+    first_run: tuple[Result, Path], call: Call, data_set: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(first_run[1], tmp_path / "out")
+    (out / "dataset_description.json").unlink()  # its links are relative to where it was
+    words = ("bids", data_set, out, "participant", "--participant_label", "sub-01")
+    assert "exists already" in call(*words).stderr
+    again = call(*words, "--resume")
+    assert again.exit_code == 0, again.stderr
+    assert "up to date" in again.stderr
+    anat = out / "sub-01" / "anat"
+    numbers = _image(anat / "sub-01_space-orig_desc-lesions_dseg.nii.gz")
+    higher = call(*words, "--resume", "--threshold", "0.9")
+    assert higher.exit_code == 0, higher.stderr
+    assert "new mask" in higher.stderr
+    fewer = _image(anat / "sub-01_space-orig_desc-lesions_dseg.nii.gz")
+    assert 0 < (fewer > 0).sum() < (numbers > 0).sum()
+    assert len(_lesion_rows(anat)) == fewer.max() + 1
+    assert json.loads(next(anat.glob("*_mask.json")).read_text())["Threshold"] == 0.9
+
+
+def test_a_new_threshold_without_inference_renews_all_that_shows_the_mask(
+    first_run: tuple[Result, Path], call: Call, data_set: Path, tmp_path: Path
+) -> None:
+    """`mmccd threshold` leaves what `--resume` with that threshold leaves."""
+    outs = [shutil.copytree(first_run[1], tmp_path / name) for name in ("resumed", "cut")]
+    (outs[0] / "dataset_description.json").unlink()  # its links are relative to where it was
+    words = ("bids", data_set, outs[0], "participant", "--participant_label", "sub-01")
+    assert call(*words, "--resume", "--threshold", "0.9").exit_code == 0
+    resumed, cut = (out / "sub-01" / "anat" for out in outs)
+    (map_file,) = cut.glob("*_probseg.nii.gz")
+    result = CliRunner().invoke(app, ["threshold", str(map_file), "--threshold", "0.9", "-f"])
+    assert result.exit_code == 0, result.stderr
+    assert "still shows" not in result.stderr
+    for kind in ("_mask.nii.gz", "_mask.json", "_dseg.nii.gz", "_dseg.tsv", "_dseg.json"):
+        (one,), (other,) = resumed.glob(f"*{kind}"), cut.glob(f"*{kind}")
+        assert one.read_bytes() == other.read_bytes(), kind
+    records = [json.loads(next(a.glob("*_probseg.json")).read_text()) for a in (resumed, cut)]
+    assert records[0]["outputs"] == records[1]["outputs"]
+    assert records[0]["output_sha256"] == records[1]["output_sha256"]
+    assert _issues(outs[1]) == []
+
+
+def test_group_writes_one_table(first_run: tuple[Result, Path], call: Call, tmp_path: Path) -> None:
+    out = shutil.copytree(first_run[1], tmp_path / "out")
+    assert call("bids", "unused", out, "group").exit_code == 0
+    header, *rows = [row.split("\t") for row in (out / "summary.tsv").read_text().splitlines()]
+    assert [row[0] for row in rows] == ["sub-01", "sub-02_ses-a", "sub-02_ses-b"]
+    assert header[2] == "lesion_volume_ml"
+    assert _issues(out) == []
+    nothing = call("bids", "unused", tmp_path / "nothing", "group")
+    assert nothing.exit_code == 3
+
+
+def test_a_dry_run_says_which_files_are_meant_and_writes_nothing(
+    call: Call, data_set: Path, tmp_path: Path
+) -> None:
+    words = ("bids", data_set, tmp_path / "out", "participant", "--dry-run", "--run", 2)
+    result = call(*words, "--participant-label", "01", "02", "--quiet", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [json.loads(line)["subject"] for line in result.stdout.splitlines()] == [
+        "sub-01",
+        "sub-02_ses-a",
+        "sub-02_ses-b",
+    ]
+    result = call(*words, "--participant-label", "sub-01")
+    assert "sub-01_run-2_FLAIR.nii.gz" in result.stderr
+    assert "sub-01_run-2_space-orig" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["study"], 2, "analysis level"),
+        (["participant", "--skull-strip", "mask.nii.gz"], 2, "one brain mask"),
+        (["participant", "--participant-label", "77"], 3, "no participant sub-77"),
+        (["participant", "--bids-filter-file", "missing.json"], 2, "missing.json"),
+    ],
+)
+def test_faults_of_the_call(
+    call: Call, data_set: Path, tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    result = call("bids", data_set, tmp_path / "out", *words)
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_shares_are_whole_and_do_not_overlap(call: Call, data_set: Path, tmp_path: Path) -> None:
+    said = [
+        call("bids", data_set, tmp_path / "out", "participant", "--dry-run", "--shard", f"{i}/2")
+        for i in (1, 2)
+    ]
+    names = ("sub-01:", "sub-02_ses-a:", "sub-02_ses-b:", "sub-03:")
+    for name in names:
+        assert sum(f"\n{name}" in f"\n{result.stderr}" for result in said) == 1
+
+
+def test_segment_writes_derivatives_of_any_folder(
+    call: Call, data_set: Path, tmp_path: Path
+) -> None:
+    case = tmp_path / "data" / "case_7"
+    case.mkdir(parents=True)
+    shutil.copy(data_set / "sub-02/ses-b/anat/sub-02_ses-b_T2w.nii.gz", case / "t2.nii.gz")
+    out = tmp_path / "out"
+    for contradiction in (["--out-dir", out], ["--space", "template"]):
+        assert call("segment", case, "--bids-out", out, *contradiction).exit_code == 2
+    result = call("segment", case, data_set / "sub-02" / "ses-a", "--bids-out", out, "-q")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads((out / "sub-case7" / "anat" / f"sub-case7_{_MAP}.json").read_text())
+    assert record["Sources"] == ["bids:data:case_7/t2.nii.gz"]
+    assert (out / "sub-02" / "ses-a" / "anat" / f"sub-02_ses-a_{_MAP}.nii.gz").is_file()
+    assert not (out / "summary.tsv").exists()
+    assert _issues(out) == []
+
+
+def test_labels_may_follow_their_option_in_a_row() -> None:
+    words = ["in", "participant", "--label", "01", "02", "-v", "--label", "03", "--other", "4"]
+    expected = [*words[:4], "--label", *words[4:]]
+    assert repeat_options(words, ["--label"]) == expected

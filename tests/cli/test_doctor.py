@@ -1,0 +1,136 @@
+"""What `mmccd doctor` says of an installation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mmccd_cli.cli import doctor_checks as doctor
+from mmccd_cli.cli.app import app
+from mmccd_cli.errors import ComputeError
+from mmccd_cli.weights.registry import embedded_root
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _said(*words: str) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    result = CliRunner().invoke(app, ["doctor", "--json", *words])
+    said = json.loads(result.stdout)
+    assert said["exit_code"] == result.exit_code
+    by_check: dict[str, list[dict[str, str]]] = {}
+    for finding in said["findings"]:
+        by_check.setdefault(finding["check"], []).append(finding)
+    return result.exit_code, by_check
+
+
+def test_it_says_what_works_here() -> None:
+    code, found = _said("--offline")
+    assert code == 0
+    assert set(found) == {
+        "program", "packages", "processor", "memory", "torch", "device", "weights", "cache",
+        "network", "extras",
+    }  # fmt: skip
+    assert "convolution right to" in found["device"][0]["text"]
+    assert "sha256" in found["weights"][0]["text"]
+    assert str(Path.home()) not in json.dumps(found)
+    shown = CliRunner().invoke(app, ["doctor", "--offline"])
+    assert shown.exit_code == 0
+    assert "\x1b" not in shown.stdout
+    assert all(line[:4] in ("ok  ", "note", "    ") for line in shown.stdout.splitlines())
+
+
+def test_a_device_that_does_not_compute_ends_with_5(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise ComputeError(f"the device {name} cannot be used", cause="no kernel image")
+
+    monkeypatch.setattr("mmccd_cli.translation.devices.choose_device", refuse)
+    code, found = _said("--offline")
+    assert code == 5
+    assert "no kernel image" in found["device"][0]["text"]
+
+
+def test_a_damaged_bundle_ends_with_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = embedded_root()
+    if root is None or not any(root.glob("*/bundle.json")):
+        pytest.skip("no embedded bundle in this checkout")
+    shutil.copytree(root, tmp_path / "weights")
+    damaged = next(tmp_path.glob("weights/*/template.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0\0")
+    monkeypatch.setattr("mmccd_cli.weights.registry.embedded_root", lambda: tmp_path / "weights")
+    code, found = _said("--offline")
+    assert code == 4
+    assert [f["status"] for f in found["weights"]].count("fail") == 1
+
+
+def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("x")
+
+    monkeypatch.setattr("mmccd_cli.weights.hub.list_cached", broken)
+    code, found = _said("--offline")
+    assert code == 1
+    assert "ZeroDivisionError" in found["cache"][0]["text"]
+    assert "extras" in found
+
+
+def test_missing_packages_fail_and_missing_extras_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setattr(doctor, "EXTRAS", {"magic": ("wonders", ("no-such-package",))})
+    code, found = _said("--offline")
+    assert code == 1
+    assert found["packages"][0]["next_step"] == "pip install no-such-package"
+    assert found["extras"][0]["status"] == "note"
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """The address of a server that answers everything with 403."""
+    with HTTPServer(("127.0.0.1", 0), _Refusing) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def test_any_answer_shows_that_the_hub_can_be_reached(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert [f.status for f in doctor._network(False)] == ["ok"]
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    (finding,) = doctor._network(False)
+    assert finding.status == "note"
+    assert finding.exit_code == 0
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    tomllib = pytest.importorskip("tomllib")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {
+        name: [line.split(">")[0] for line in lines]
+        for name, lines in declared["optional-dependencies"].items()
+        if name not in ("test", "dev")
+    }
+    assert {name: list(packages) for name, (_, packages) in doctor.EXTRAS.items()} == extras
+    required = {line.split(">")[0] for line in declared["dependencies"]}
+    assert set(doctor.PACKAGES) <= required

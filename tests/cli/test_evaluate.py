@@ -1,0 +1,204 @@
+"""`mmccd evaluate` and `mmccd train-rivals` as users meet them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from bundles import write_tiny_bundle
+from typer.testing import CliRunner, Result
+
+from mmccd_cli.cli.app import app
+from mmccd_cli.inputs.phantom import Phantom, make_phantom
+from mmccd_cli.weights.bundle import load_bundle, rewrite_bundle
+
+Write = Callable[..., Path]
+SPLIT = {"train": ["a", "b"], "val": ["c"]}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle that knows FLAIR and T2w."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@cache
+def head(seed: int, lesion: bool = True) -> Phantom:
+    return make_phantom(seed, shape=(50, 56, 46), spacing_mm=(4, 4, 4), lesion=lesion)
+
+
+@pytest.fixture
+def data(tmp_path: Path, write_subject: Write) -> Path:
+    """Three labelled subjects, a split file, and a healthy subject elsewhere."""
+    for seed, name in enumerate("abc"):
+        write_subject(tmp_path / "data", head(seed), id=name, lesion=True)
+    write_subject(tmp_path / "calm", head(7, False), id="well")
+    (tmp_path / "split.json").write_text(json.dumps(SPLIT))
+    return tmp_path / "data"
+
+
+def evaluate(*words: object) -> Result:
+    return CliRunner().invoke(app, ["evaluate", *map(str, words), "--device", "cpu"])
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_rows_in_csv_summary_and_table(data: Path, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    split = tmp_path / "split.json"
+    words = [data, "--split", split, "--healthy", tmp_path / "calm", "--weights", bundle]
+    only = ["--method", "cyclic-unet", "--modalities", "all", "--constants-from", "train"]
+    result = evaluate(*words, *only, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    rows = read(out)
+    labelled = {row["method"]: row for row in rows if row["subject"] == "c"}
+    assert set(labelled) == {
+        "cyclic-unet (all)",
+        *(
+            f"{b} ({rule})"
+            for b in ("flair-z", "t2w-z", "t1w-z", "flair-t2w-z")
+            for rule in ("fixed", "adaptive")
+        ),
+        "flair-z (edge)",
+    }
+    assert {row["subject"] for row in rows} == {"c", "well"}
+    assert all(row["protocol"] == "deployed" for row in rows)
+    assert int(labelled["cyclic-unet (all)"]["passes"]) > 2
+    assert labelled["flair-z (fixed)"]["passes"] == "0"
+    assert float(labelled["flair-z (fixed)"]["dice"]) > 0.5
+    calm = [row for row in rows if row["subject"] == "well"]
+    assert all(row["healthy"] == "1" and row["dice"] == "nan" for row in calm)
+    summary = json.loads((tmp_path / "rows.summary.json").read_text())
+    assert summary["constants_subjects"] == ["a", "b"]
+    assert "2 subjects of the split train" in summary["constants_source"]
+    assert "Both masks empty" in summary["conventions"]
+    one = next(t for t in summary["table"] if t["method"] == "flair-z (fixed)")
+    assert one["rules"] == [f"fixed {summary['constants']['flair-z']['fixed']:g}"]
+    assert set(one["scores"]["dice"]) == {"mean", "sd", "low", "high", "n", "undefined"}
+    assert "95 % interval" in result.stdout
+    assert "the best row that learns nothing" in result.stdout
+    assert "cyclic-unet (all)" in summary["dice_above_best_unlearned"]["deployed"]
+    assert "healthy subjects" in result.stdout
+    assert "holes filled" in result.stderr
+    again = evaluate(
+        *words, "--method", "none", "--constants-from", tmp_path / "rows.summary.json", "-v"
+    )
+    assert again.exit_code == 0, again.stderr
+    assert "read from rows.summary.json" in again.stderr
+    assert re.search(r"flair-z \(fixed\) +hd95_mm", again.stdout)
+
+
+def test_folds_score_every_subject_by_a_bundle_that_has_not_seen_it(
+    data: Path, tmp_path: Path
+) -> None:
+    trained_on = {"one": ["c"], "two": ["a", "b"]}
+    for name, ids in trained_on.items():
+        write_tiny_bundle(tmp_path / name, name=name)
+        loaded = load_bundle(tmp_path / name)
+        training = {"subjects": [{"id": i, "files": {}} for i in ids]}
+        rewrite_bundle(loaded, _with(loaded.config, training=training), "# card\n")
+    folds = tmp_path / "folds.json"
+    folds.write_text(json.dumps({"one": ["a", "b"], "two": ["c"]}))
+    out = tmp_path / "folds.csv"
+    only = ["--method", "cyclic-unet", "--modalities", "FLAIR"]
+    result = evaluate(data, "--folds", folds, *only, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    ours = {row["subject"]: row for row in read(out) if row["method"] == "cyclic-unet (FLAIR)"}
+    assert {i: row["weights"].split()[0] for i, row in ours.items()} == {
+        "a": "one",
+        "b": "one",
+        "c": "two",
+    }
+    assert all(row["seen"] == "0" for row in read(out))
+    summary = json.loads((tmp_path / "folds.summary.json").read_text())
+    assert set(summary["constants"]) == {"one", "two"}
+    folds.write_text(json.dumps({"one": ["a", "c"], "two": ["b"]}))
+    leaking = evaluate(data, "--folds", folds, *only)
+    assert leaking.exit_code == 3
+    assert "trained or calibrated on c" in leaking.stderr
+
+
+def _with(config: object, **changes: object) -> object:
+    from dataclasses import replace
+
+    return replace(config, **changes)  # type: ignore[type-var]  # a bundle's configuration
+
+
+def test_rivals_are_trained_and_compared(data: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    split = tmp_path / "split.json"
+    prepared, trained = tmp_path / "prepared", tmp_path / "rivals"
+    words = ["prepare", "--data-dir", data, "--out", prepared, "--split", split]
+    assert runner.invoke(app, [str(w) for w in words]).exit_code == 0
+    train = ["train-rivals", "--prepared", prepared, "--out", trained, "--iterations", 2]
+    train += ["--kind", "ae", "--kind", "vae", "--device", "cpu"]
+    result = runner.invoke(app, [str(w) for w in train])
+    assert result.exit_code == 0, result.stderr
+    assert runner.invoke(app, [str(w) for w in train]).exit_code == 2  # they are there already
+    for index in trained.glob("*/rival.json"):  # the phantoms lie in one space: nothing to register
+        document = json.loads(index.read_text())
+        assert set(document["constants"]) == {"signed", "absolute"}
+        document["preprocessing"]["template_registration"] = "none"
+        index.write_text(json.dumps(document))
+    only = ["--method", "none", "--no-thresholds", "--rival", trained, "--split", split]
+    residuals = ["--rival-residual", "signed", "--rival-residual", "absolute"]
+    out = tmp_path / "rivals.csv"
+    result = evaluate(data, *only, *residuals, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    rows = {row["method"]: row for row in read(out)}
+    assert len(rows) == 8
+    ae, vae = rows["ae-FLAIR (fixed)"], rows["vae-FLAIR (fixed)"]
+    assert int(vae["passes"]) == int(ae["passes"]) > 10  # slices with brain
+    assert rows["ae-FLAIR, absolute (fixed)"]["auroc"] != ae["auroc"]
+    assert ae["seen"] == "0"
+    alone = ["--rival", trained / "ae-FLAIR", "--split", split, "--on", "train"]
+    known = evaluate(data, *only[:3], *alone)
+    assert known.exit_code == 0, known.stderr
+    assert "ae-FLAIR was trained or calibrated on 2 of these subjects" in known.stderr
+
+
+def test_subjects_without_a_segmentation_are_left_out_and_named(data: Path) -> None:
+    next((data / "a").glob("*seg*")).unlink()
+    result = evaluate(data, "--method", "none")
+    assert result.exit_code == 0, result.stderr
+    assert "1 without a segmentation are left out (a)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--protocol", "mine"], 2, "deployed or published or both"),
+        (["--rival-residual", "squared"], 2, "signed or absolute"),
+        (["--modalities", "PET"], 2, "PET"),
+        (["--on", "test", "--split", "{split}"], 2, "--on test"),
+        (["--constants-from", "train"], 2, "needs --split"),
+        (["--constants-from", "val", "--split", "{split}"], 2, "themselves"),
+        (["--constants-from", "{split}"], 3, "cannot read the constants"),
+        (["--folds", "{split}", "--split", "{split}"], 2, "Leave out"),
+        (["--folds", "{missing}"], 3, "cannot read the folds"),
+        (["--rival", "{missing}"], 4, "no trained rival"),
+        (["--protocol", "published"], 3, "--protocol deployed"),
+        (["--out", "{split}"], 2, "--force"),
+        (["--split", "{odd}"], 3, "nobody"),
+    ],
+)
+def test_misuse_is_explained(
+    data: Path, tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    (tmp_path / "odd.json").write_text(json.dumps({"val": ["nobody"]}))
+    places = {
+        "split": str(tmp_path / "split.json"),
+        "missing": str(tmp_path / "missing"),
+        "odd": str(tmp_path / "odd.json"),
+    }
+    result = evaluate(data, "--method", "none", *(word.format(**places) for word in words))
+    assert result.exit_code == code, result.stderr
+    assert said in " ".join(result.stderr.split())

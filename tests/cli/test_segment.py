@@ -1,0 +1,544 @@
+"""The program as users meet it: outputs, messages and exit codes."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from bundles import write_tiny_bundle
+from typer.testing import CliRunner, Result
+
+from mmccd_cli import __version__
+from mmccd_cli.cli.app import app
+from mmccd_cli.cli.options import parse_volume_mm3
+from mmccd_cli.config import SamplingConfig
+from mmccd_cli.errors import UsageError
+from mmccd_cli.inputs.phantom import Phantom, make_phantom
+from mmccd_cli.presets import PRESETS, choose_sampling
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Write = Callable[..., Path]
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle that knows FLAIR and T2w."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture
+def run(bundle: Path) -> Run:
+    """Run `mmccd segment` with the tiny bundle on the CPU."""
+
+    def run(*words: object, stdin: str = "", command: str = "segment") -> Result:
+        given = [str(word) for word in words]
+        weights = [] if "--weights" in given else ["--weights", str(bundle)]
+        device = [] if "--device" in given else ["--device", "cpu"]
+        return CliRunner().invoke(app, [command, *given, *weights, *device], input=stdin)
+
+    return run
+
+
+@pytest.fixture
+def subject(tmp_path: Path, write_subject: Write, tiny_phantom: Phantom) -> Path:
+    """A folder of FLAIR, T2w and T1w."""
+    return write_subject(tmp_path / "data", tiny_phantom, "brats", lesion=True)
+
+
+def _files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"mmccd {__version__}\n")
+
+
+def test_segment_writes_map_mask_and_record(run: Run, subject: Path, tmp_path: Path) -> None:
+    result = run(subject, "--out", tmp_path / "map.nii.gz", "--picture", tmp_path / "look.png")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+    assert "map.nii.gz" in result.stderr
+    reference = nib.load(next(subject.glob("*flair.nii.gz")))
+    values, mask = (nib.load(tmp_path / name) for name in ("map.nii.gz", "map_mask.nii.gz"))
+    for image in (values, mask):
+        assert image.shape == reference.shape
+        np.testing.assert_array_equal(image.affine, reference.affine)
+    data = np.asanyarray(values.dataobj)
+    assert data.dtype == np.float32
+    assert data.min() >= 0
+    assert data.max() <= 1
+    assert mask.get_data_dtype() == np.uint8
+    assert (tmp_path / "look.png").read_bytes()[:4] == b"\x89PNG"
+    record = json.loads((tmp_path / "map.json").read_text())
+    voxels = np.asanyarray(mask.dataobj).sum()
+    assert record["lesion_volume_ml"] == pytest.approx(voxels * 0.064, rel=1e-6)
+    assert record["outputs"]["picture"] == "look.png"
+    assert set(record["inputs"]) == {"FLAIR", "T2w", "T1w"}
+    assert record["bundle"]["name"] == "tiny"
+    assert record["settings"]["requested"]["threshold"] == "auto"
+
+
+def test_the_record_holds_no_folder_and_no_date(run: Run, subject: Path, tmp_path: Path) -> None:
+    assert run(subject, "--out", tmp_path / "map.nii.gz").exit_code == 0
+    text = (tmp_path / "map.json").read_text()
+    assert str(tmp_path) not in text
+    assert "/data/" not in text
+    assert "date" not in text
+
+
+def test_separate_files(run: Run, subject: Path, tmp_path: Path) -> None:
+    flair = next(subject.glob("*flair.nii.gz"))
+    result = run("--flair", flair, "--out", tmp_path / "map.nii")
+    assert result.exit_code == 0, result.stderr
+    record = json.loads((tmp_path / "map.json").read_text())
+    assert list(record["inputs"]) == ["FLAIR"]
+    assert record["settings"]["score"]["modalities"] == ["FLAIR"]
+    assert (tmp_path / "map_mask.nii").is_file()
+
+
+def test_json_is_all_of_stdout(run: Run, subject: Path, tmp_path: Path) -> None:
+    result = run(subject, "--out", tmp_path / "map.nii.gz", "--json", "-vv")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.count("\n") == 1
+    assert json.loads(result.stdout) == json.loads((tmp_path / "map.json").read_text())
+
+
+def test_quiet_says_nothing(run: Run, subject: Path, tmp_path: Path) -> None:
+    result = run(subject, "--out", tmp_path / "map.nii.gz", "-q")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_settings_reach_the_result(run: Run, subject: Path, tmp_path: Path) -> None:
+    result = run(
+        subject, "--out", tmp_path / "map.nii.gz", "--preset", "fast", "--seed", 7,
+        "--threshold", "0.9", "--min-lesion", "0.5ml", "--threads", 1, "--batch-size", 3,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    record = json.loads((tmp_path / "map.json").read_text())
+    assert record["settings"]["sampling"]["method"] == "cyclic-unet"
+    assert record["seed"] == 7
+    assert record["threshold"] == 0.9
+    assert record["settings"]["score"]["min_lesion_mm3"] == 500
+    assert record["threads"] == 1
+    values, mask = (
+        np.asanyarray(nib.load(tmp_path / name).dataobj)
+        for name in ("map.nii.gz", "map_mask.nii.gz")
+    )
+    assert (values[mask > 0] > 0.9).mean() > 0.9  # filled holes may lie below
+
+
+def test_a_given_brain_mask_is_used(
+    run: Run, subject: Path, tmp_path: Path, tiny_phantom: Phantom
+) -> None:
+    half = tiny_phantom.brain.copy()
+    half[: half.shape[0] // 2] = False
+    mask = tmp_path / "brain.nii.gz"
+    nib.save(nib.Nifti1Image(half.astype(np.uint8), tiny_phantom.affine), mask)
+    result = run(subject, "--out", tmp_path / "map.nii.gz", "--skull-strip", mask)
+    assert result.exit_code == 0, result.stderr
+    data = np.asanyarray(nib.load(tmp_path / "map.nii.gz").dataobj)
+    assert data[~half].max() == 0
+    assert data[half].max() > 0
+    assert json.loads((tmp_path / "map.json").read_text())["inputs"]["brain_mask"]["file"]
+
+
+# Input data that cannot be used: exit 3, one message, nothing written.
+
+
+def _only_t1(folder: Path) -> None:
+    for name in ("flair", "t2"):
+        next(folder.glob(f"*_{name}.nii.gz")).unlink()
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _truncated(folder: Path) -> None:
+    path = next(folder.glob("*flair.nii.gz"))
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _text(folder: Path) -> None:
+    next(folder.glob("*flair.nii.gz")).write_text("this is no image\n")
+
+
+def _compressed_text(folder: Path) -> None:
+    next(folder.glob("*flair.nii.gz")).write_bytes(gzip.compress(b"this is no image\n" * 99))
+
+
+def _rewritten(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    path = next(folder.glob("*flair.nii.gz"))
+    image = nib.load(path)
+    data = np.asanyarray(image.dataobj).copy()
+    nib.save(nib.Nifti1Image(change(data), image.affine), path)
+
+
+def _zero_spacing(folder: Path) -> None:
+    path = next(folder.glob("*flair.nii.gz"))
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[80:92] = bytes(12)  # pixdim[1..3]
+    content[252:256] = bytes(4)  # qform and sform codes
+    path.write_bytes(gzip.compress(bytes(content)))
+
+
+def _second_flair(folder: Path) -> None:
+    path = next(folder.glob("*flair.nii.gz"))
+    path.with_name("other_flair.nii.gz").write_bytes(path.read_bytes())
+
+
+BAD_INPUTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing modality": (_only_t1, "T1w"),
+    "empty folder": (_empty, "empty"),
+    "truncated": (_truncated, "flair.nii.gz"),
+    "text": (_text, "flair.nii.gz"),
+    "compressed text": (_compressed_text, "flair.nii.gz"),
+    "several volumes": (
+        partial(_rewritten, change=lambda data: np.stack([data] * 3, axis=-1)),
+        "flair.nii.gz",
+    ),
+    "only NaN": (
+        partial(_rewritten, change=lambda data: np.full_like(data, np.nan)),
+        "flair.nii.gz",
+    ),
+    "constant": (partial(_rewritten, change=lambda data: np.full_like(data, 7)), "flair.nii.gz"),
+    "zero spacing": (_zero_spacing, "flair.nii.gz"),
+    "two files for one modality": (_second_flair, "FLAIR"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INPUTS)
+def test_bad_input_exits_3_with_one_message_and_writes_nothing(
+    run: Run, subject: Path, tmp_path: Path, kind: str
+) -> None:
+    spoil, named = BAD_INPUTS[kind]
+    spoil(subject)
+    before = _files(tmp_path)
+    result = run(subject, "--out", tmp_path / "map.nii.gz", "--json")
+    assert result.exit_code == 3, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("error:") == 1
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
+    assert _files(tmp_path) == before
+
+
+def test_no_such_folder_is_bad_input(run: Run, tmp_path: Path) -> None:
+    assert run(tmp_path / "nowhere", "--out", tmp_path / "map.nii.gz").exit_code == 3
+
+
+# Usage: exit 2, nothing written.
+
+USAGE = {
+    "no subject": ["--out", "map.nii.gz"],
+    "no output": ["SUBJECT"],
+    "two outputs": ["SUBJECT", "--out", "map.nii.gz", "--out-dir", "out"],
+    "many subjects, one output": ["SUBJECT", "SUBJECT", "--out", "map.nii.gz"],
+    "folder and files": ["SUBJECT", "--t1", "a.nii.gz", "--out", "map.nii.gz"],
+    "not a NIfTI name": ["SUBJECT", "--out", "map.png"],
+    "no such output folder": ["SUBJECT", "--out", "nowhere/map.nii.gz"],
+    "threshold": ["SUBJECT", "--out", "map.nii.gz", "--threshold", "2"],
+    "volume": ["SUBJECT", "--out", "map.nii.gz", "--min-lesion", "10kg"],
+    "preset": ["SUBJECT", "--out", "map.nii.gz", "--preset", "best"],
+    "method": ["SUBJECT", "--out", "map.nii.gz", "--method", "magic"],
+    "bands": ["SUBJECT", "--out", "map.nii.gz", "--band-stride", "7"],
+    "batch": ["SUBJECT", "--out", "map.nii.gz", "--batch-size", "0"],
+    "device": ["SUBJECT", "--out", "map.nii.gz", "--device", "abacus"],
+    "stripper": ["SUBJECT", "--out", "map.nii.gz", "--skull-strip", "knife"],
+    "null without list": ["SUBJECT", "--out", "map.nii.gz", "--null"],
+    "picture": ["SUBJECT", "--out", "map.nii.gz", "--picture", "look.jpg"],
+    "force and resume": ["SUBJECT", "--out", "map.nii.gz", "--force", "--resume"],
+    "unknown option": ["SUBJECT", "--out", "map.nii.gz", "--magic"],
+    "picture is the map's mask": ["SUBJECT", "--out-dir", "out", "--picture", "a/b.png"],
+}
+
+
+@pytest.mark.parametrize("kind", USAGE)
+def test_usage_errors_exit_2(
+    run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = _files(tmp_path)
+    result = run(*(str(subject) if word == "SUBJECT" else word for word in USAGE[kind]))
+    assert result.exit_code == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr
+    assert _files(tmp_path) == before
+
+
+def test_existing_output_needs_force(run: Run, subject: Path, tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text("mine")
+    result = run(subject, "--out", tmp_path / "map.nii.gz")
+    assert result.exit_code == 2
+    assert (tmp_path / "map.json").read_text() == "mine"
+    assert not (tmp_path / "map.nii.gz").exists()
+    assert run(subject, "--out", tmp_path / "map.nii.gz", "-f").exit_code == 0
+    assert json.loads((tmp_path / "map.json").read_text())["status"] == "done"
+
+
+def test_an_input_is_never_overwritten(run: Run, subject: Path) -> None:
+    flair = next(subject.glob("*flair.nii.gz"))
+    content = flair.read_bytes()
+    assert run(subject, "--out", flair, "--force").exit_code == 2
+    assert flair.read_bytes() == content
+
+
+def test_not_a_bundle_exits_4(run: Run, subject: Path, tmp_path: Path) -> None:
+    result = run(subject, "--out", tmp_path / "map.nii.gz", "--weights", subject)
+    assert result.exit_code == 4
+    assert not (tmp_path / "map.nii.gz").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this computer has CUDA")
+def test_unusable_device_exits_5(run: Run, subject: Path, tmp_path: Path) -> None:
+    result = run(subject, "--out", tmp_path / "map.nii.gz", "--device", "cuda")
+    assert result.exit_code == 5
+    assert "cuda" in result.stderr
+
+
+def test_a_bug_is_one_sentence_and_a_traceback_only_with_vv(
+    run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmccd_cli.cohort.run.finish_job", lambda *_, **__: 1 / 0)
+    result = run(subject, "--out", tmp_path / "map.nii.gz")
+    assert result.exit_code == 1
+    assert "ZeroDivisionError" in result.stderr
+    assert "-vv" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Traceback" in run(subject, "--out", tmp_path / "map.nii.gz", "-vv").stderr
+
+
+def test_interruption_exits_130(
+    run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmccd_cli.cohort.run.finish_job", interrupt)
+    assert run(subject, "--out", tmp_path / "map.nii.gz").exit_code == 130
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = _files(tmp_path)
+    monkeypatch.setattr("mmccd_cli.files.os.fsync", refuse)
+    result = run(subject, "--out", tmp_path / "map.nii.gz")
+    assert result.exit_code == 2
+    assert "No space left" in result.stderr
+    assert _files(tmp_path) == before
+
+
+def test_dry_run_says_what_each_file_is_and_writes_nothing(
+    run: Run, subject: Path, tmp_path: Path
+) -> None:
+    before = _files(tmp_path)
+    result = run(subject, "--out", tmp_path / "map.nii.gz", "--dry-run", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert _files(tmp_path) == before
+    plan = json.loads(result.stdout)
+    assert plan["status"] == "planned"
+    assert plan["modalities"] == ["FLAIR", "T2w"]
+    assert plan["inputs"]["T1w"]["file"].endswith("t1.nii.gz")
+
+
+# Many subjects.
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, write_subject: Write, tiny_phantom: Phantom) -> list[Path]:
+    """Three subjects of which the second cannot be read."""
+    folders = [
+        write_subject(tmp_path / "data", tiny_phantom, "brats", id=f"case-{n}") for n in "abc"
+    ]
+    _truncated(folders[1])
+    return folders
+
+
+def test_one_bad_subject_stops_none_of_the_others(
+    run: Run, cohort: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = run(*cohort, tmp_path / "nowhere", "--out-dir", out, "--json")
+    assert result.exit_code == 6, result.stderr
+    records = {item["subject"]: item for item in map(json.loads, result.stdout.splitlines())}
+    assert {name: item["status"] for name, item in records.items()} == {
+        "nowhere": "failed",
+        "case-a": "done",
+        "case-b": "failed",
+        "case-c": "done",
+    }
+    assert records["case-b"]["error"]["exit_code"] == 3
+    assert _files(out) == {
+        f"case-{n}{end}" for n in "ac" for end in (".nii.gz", "_mask.nii.gz", ".json")
+    } | {"summary.tsv"}
+    assert "2 done, 2 failed" in result.stderr
+
+
+def test_a_batch_gives_what_single_runs_give(run: Run, cohort: list[Path], tmp_path: Path) -> None:
+    assert run(cohort[2], cohort[0], "--out-dir", tmp_path / "out").exit_code == 0
+    assert run(cohort[0], "--out", tmp_path / "map.nii.gz", "--batch-size", 5).exit_code == 0
+    both = (
+        np.asanyarray(nib.load(path).dataobj)
+        for path in (tmp_path / "out" / "case-a.nii.gz", tmp_path / "map.nii.gz")
+    )
+    np.testing.assert_allclose(*both, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["-", "--null", "--from"])
+def test_lists_of_subjects(run: Run, cohort: list[Path], tmp_path: Path, way: str) -> None:
+    folders = [str(cohort[0]), str(cohort[2])]
+    text = "".join(f"{path}\0" if way == "--null" else f"{path}\n" for path in folders)
+    (tmp_path / "list").write_text(text)
+    words = ["--from", tmp_path / "list"] if way == "--from" else ["-"]
+    words += ["--null"] if way == "--null" else []
+    result = run(*words, "--out-dir", tmp_path / "out", "--dry-run", "--json", stdin=text)
+    assert result.exit_code == 0, result.stderr
+    names = [json.loads(line)["subject"] for line in result.stdout.splitlines()]
+    assert names == ["case-a", "case-c"]
+
+
+def test_an_empty_list_is_an_error(run: Run, tmp_path: Path) -> None:
+    assert run("-", "--out-dir", tmp_path / "out", stdin="\n").exit_code == 2
+
+
+def test_two_subjects_of_one_name_are_refused(
+    run: Run, subject: Path, tmp_path: Path, write_subject: Write, tiny_phantom: Phantom
+) -> None:
+    other = write_subject(tmp_path / "other", tiny_phantom, "brats")
+    result = run(subject, other, "--out-dir", tmp_path / "out")
+    assert result.exit_code == 2
+    assert str(other) in result.stderr
+    assert not (tmp_path / "out").exists()
+    # The same folder twice is no contradiction.
+    assert run(subject, subject, "--out-dir", tmp_path / "out", "--dry-run").exit_code == 0
+
+
+def test_resume_skips_what_is_up_to_date(run: Run, subject: Path, tmp_path: Path) -> None:
+    words = (subject, "--out", tmp_path / "map.nii.gz", "--resume", "--json")
+    assert json.loads(run(*words).stdout)["status"] == "done"
+    assert json.loads(run(*words).stdout)["status"] == "skipped"
+    again = json.loads(run(*words, "--threshold", "0.7").stdout)
+    assert (again["status"], again["threshold"]) == ("done", 0.7)
+    (tmp_path / "map_mask.nii.gz").unlink()
+    assert json.loads(run(*words, "--threshold", "0.7").stdout)["status"] == "done"
+
+
+def test_resume_compares_the_precision_that_was_asked_for(
+    run: Run, subject: Path, tmp_path: Path
+) -> None:
+    words = (subject, "--out", tmp_path / "map.nii.gz", "--resume", "--json")
+    runs = [run(*words, "--precision", p) for p in ("auto", "bf16", "bf16", "auto")]
+    statuses = [json.loads(result.stdout)["status"] for result in runs]
+    assert statuses == ["done", "done", "skipped", "done"]
+
+
+def test_resume_overwrites_nothing_that_is_not_ours(
+    run: Run, subject: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "map.json").write_text('{"my": "thesis"}')
+    assert run(subject, "--out", tmp_path / "map.nii.gz", "--resume").exit_code == 2
+    assert (tmp_path / "map.json").read_text() == '{"my": "thesis"}'
+
+
+# The program as a process.
+
+
+def test_a_closed_pipe_ends_quietly(bundle: Path, subject: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = ["segment", subject, "--out", tmp_path / "map.nii.gz", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mmccd_cli", *words, "--weights", bundle, "--device", "cpu"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 141, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
+    assert (tmp_path / "map.json").is_file()
+
+
+def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = partial(make_phantom, shape=(50, 56, 46), spacing_mm=(4, 4, 4))
+    monkeypatch.setattr("mmccd_cli.cohort.demo.make_phantom", small)
+    result = run("--out-dir", tmp_path / "demo", command="demo")
+    assert result.exit_code == 0, result.stderr
+    assert "Dice" in result.stdout
+    assert {"anomaly.nii.gz", "anomaly_mask.nii.gz", "anomaly.json", "anomaly.png"} < _files(
+        tmp_path / "demo"
+    )
+    assert run("--out-dir", tmp_path / "demo", command="demo").exit_code == 2
+
+
+# Values of options.
+
+
+@pytest.mark.parametrize(
+    ("text", "mm3"),
+    [("10mm3", 10), ("10", 10), ("0.01ml", 10), ("0.01 mL", 10), ("1cc", 1000), ("5µl", 5),
+     ("1e1", 10), ("0", 0)],
+)  # fmt: skip
+def test_volumes(text: str, mm3: float) -> None:
+    assert parse_volume_mm3(text) == pytest.approx(mm3)
+
+
+@pytest.mark.parametrize("text", ["", "ml", "-1", "1..2", "10 kg", "nan", "inf"])
+def test_not_volumes(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_volume_mm3(text)
+
+
+def test_presets() -> None:
+    default = SamplingConfig(num_inference_steps=2, seed=3)
+    assert choose_sampling(default) == default
+    assert choose_sampling(default, "fast").method == "cyclic-unet"
+    paper = choose_sampling(default, "paper", num_inference_steps=50, band_width=None)
+    assert (paper.num_inference_steps, paper.band_width, paper.band_stride) == (50, 16, 2)
+    assert paper.seed == 3
+    assert set(PRESETS) == {"fast", "balanced", "paper"}
+
+
+# What is written about the program.
+
+
+def test_the_readme_names_every_option() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = CliRunner().invoke(app, ["segment", "--help"], env={"COLUMNS": "200"}).stdout
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", shown)) - {"--help"}
+    assert len(options) > 20
+    assert {option for option in options if not re.search(rf"{option}[` ]", text)} == set()
+
+
+def test_the_example_runs(
+    bundle: Path, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["x", subject, tmp_path / "map.nii.gz", "--weights", bundle, "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "examples" / "segment_subject.py"), run_name="__main__")
+    assert ended.value.code == 0
+    assert {"map.nii.gz", "map_mask.nii.gz", "map.json"} < _files(tmp_path)

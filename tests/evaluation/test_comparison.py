@@ -1,0 +1,200 @@
+"""Rivals reconstruct slices, forget what they cannot know, and survive the way to disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_data import make_dataset
+
+from mmccd_cli.config import PreprocessingConfig, TrainingConfig
+from mmccd_cli.errors import ComputeError, WeightsError
+from mmccd_cli.evaluation.comparison.files import Rival, find_rivals, load_rival, save_rival
+from mmccd_cli.evaluation.comparison.networks import (
+    KINDS,
+    AutoEncoder,
+    Kind,
+    RivalConfig,
+    build_network,
+    coarse_noise,
+    reconstruct,
+    residual_of_volume,
+    timesteps_back,
+)
+from mmccd_cli.evaluation.comparison.training import train_rival
+from mmccd_cli.template import Template
+from mmccd_cli.training.trainer import Progress, Runtime
+
+RUNTIME = Runtime(torch.device("cpu"), report_every=5)
+TRAINING = TrainingConfig(
+    iterations=20, batch_size=4, learning_rate=1e-2, warmup_iterations=2, augment=False
+)
+
+
+def small(kind: Kind, shape: tuple[int, int] = (16, 16)) -> RivalConfig:
+    return RivalConfig(kind, "FLAIR", shape, width=4, latent=8, base_channels=8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reconstruction_keeps_shape_and_does_not_depend_on_the_batch(kind: Kind) -> None:
+    torch.manual_seed(0)
+    config = small(kind, (32, 48))
+    network = build_network(config).eval()
+    for parameter in network.parameters():  # heads start at zero
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, noise = torch.randn(2, 3, 1, 32, 48)
+    whole = reconstruct(network, config, x, noise)
+    assert whole.shape == x.shape
+    assert not torch.allclose(whole[0], whole[1])
+    alone = reconstruct(network, config, x[1:2], noise[1:2])
+    torch.testing.assert_close(alone, whole[1:2], rtol=1e-4, atol=1e-4)
+
+
+def test_diffusion_that_knows_the_answer_gives_it_back() -> None:
+    config = small("ddpm")
+    x, noise = torch.randn(2, 2, 1, 16, 16)
+    times: list[int] = []
+
+    class Knows(torch.nn.Module):
+        def forward(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            times.append(int(t[0]))
+            assert not torch.allclose(noisy, x)
+            return x
+
+    torch.testing.assert_close(reconstruct(Knows(), config, x, noise), x)
+    assert times == timesteps_back(config) == [250, 200, 150, 100, 50]
+    assert config.passes == 5
+
+
+def test_coarse_noise_is_coarse_and_of_its_size() -> None:
+    config = RivalConfig("dae", "FLAIR", (128, 128), noise_std=0.8)
+    noise = coarse_noise(config, 64, torch.Generator().manual_seed(0))
+    assert noise.shape == (64, 1, 128, 128)
+    # Bilinear interpolation between independent values keeps 4/9 of their variance on average.
+    assert float(noise.std()) == pytest.approx(0.8 * 2 / 3, rel=0.05)
+    step = (noise[..., 1:] - noise[..., :-1]).abs().mean()
+    assert float(step) < 0.25 * float(noise.abs().mean())
+
+
+def test_a_variational_autoencoder_draws_only_when_told() -> None:
+    network = build_network(small("vae"))
+    assert isinstance(network, AutoEncoder)
+    x = torch.randn(2, 1, 16, 16)
+    calm, divergence = network(x)
+    torch.testing.assert_close(network(x)[0], calm)
+    assert not torch.allclose(network(x, torch.randn(2, 8))[0], calm)
+    assert divergence.shape == (2,)
+    assert (divergence > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_lowers_the_loss_and_is_repeatable(kind: Kind) -> None:
+    losses: list[float] = []
+
+    def note(progress: Progress) -> None:
+        losses.append(progress.loss)
+
+    data = make_dataset()
+    data.images["FLAIR"][:] = torch.where(data.healthy | data.hidden, 180, 32)  # easy to learn
+    first = train_rival(small(kind), data, TRAINING, RUNTIME, report=note)
+    assert losses[-1] < 0.5 * losses[0]
+    short = replace(TRAINING, iterations=3)
+    again = [train_rival(small(kind), data, short, RUNTIME) for _ in range(2)]
+    assert all(torch.equal(again[0][name], again[1][name]) for name in first)
+    assert all(value.isfinite().all() for value in first.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_lesion_reaches_neither_input_nor_loss(kind: Kind) -> None:
+    short = replace(TRAINING, iterations=3)
+    data = make_dataset()
+    other = make_dataset()
+    lesion = other.hidden
+    other.images["FLAIR"][lesion] = 255 - other.images["FLAIR"][lesion]
+    one, two = (train_rival(small(kind), d, short, RUNTIME) for d in (data, other))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_residuals_of_a_volume(tmp_path: Path) -> None:
+    config = small("ddpm")
+    image = np.random.default_rng(0).normal(size=(16, 16, 40)).astype(np.float32)
+    brain = np.zeros(image.shape, dtype=bool)
+    brain[2:14, 2:14, 5:35] = True
+
+    class Zero(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(x)
+
+    signed = residual_of_volume(Zero(), config, image, brain, 0.5, "signed")
+    np.testing.assert_allclose(signed, np.where(brain, image / 0.5, 0), atol=1e-6)
+    both = residual_of_volume(Zero(), config, image, brain, 0.5, "absolute")
+    np.testing.assert_array_equal(both, np.abs(signed))
+    dark = residual_of_volume(Zero(), replace(config, modality="T1w"), image, brain, 0.5, "signed")
+    np.testing.assert_array_equal(dark, -signed)
+
+
+def test_training_that_diverges_stops() -> None:
+    wild = replace(TRAINING, learning_rate=1e30, gradient_clip=0.0)
+    with pytest.raises(ComputeError, match="dae-FLAIR"):
+        train_rival(small("dae"), make_dataset(), wild, RUNTIME)
+
+
+def save(folder: Path, kind: Kind = "dae") -> RivalConfig:
+    config = small(kind)
+    mask = np.ones((16, 16, 4), dtype=bool)
+    images = {"FLAIR": np.zeros(mask.shape, dtype=np.float32)}
+    template = Template(images, mask, np.diag([2.0, 2.0, 2.0, 1.0]))
+    network, training = build_network(config), {"subjects": ["a", "b"]}
+    constants = {"signed": {"fixed": 1.5, "adaptive": 0.5}}
+    save_rival(folder, Rival(config, network, template, PreprocessingConfig(), training, constants))
+    return config
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rival_survives_the_way_to_disk(tmp_path: Path, kind: Kind) -> None:
+    config = save(tmp_path / kind, kind)
+    rival = load_rival(tmp_path / kind)
+    assert rival.config == config
+    assert rival.subjects == {"a", "b"}
+    assert rival.constants == {"signed": {"fixed": 1.5, "adaptive": 0.5}}
+    assert rival.template.spacing_mm == (2.0, 2.0, 2.0)
+    assert not rival.network.training
+    assert find_rivals(tmp_path) == find_rivals(tmp_path / kind) == [tmp_path / kind]
+
+
+@pytest.mark.parametrize("damage", ["absent", "json", "format", "key", "weights", "template"])
+def test_a_damaged_rival_is_named(tmp_path: Path, damage: str) -> None:
+    save(tmp_path)
+    index = tmp_path / "rival.json"
+    document = json.loads(index.read_text())
+    if damage == "absent":
+        index.unlink()
+    elif damage == "json":
+        index.write_text("{")
+    elif damage == "format":
+        index.write_text(json.dumps({**document, "format": 99}))
+    elif damage == "key":
+        index.write_text(json.dumps({**document, "rival": {**document["rival"], "odd": 1}}))
+    else:
+        (tmp_path / f"{damage}.safetensors").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match=str(tmp_path)) as caught:
+        load_rival(tmp_path)
+    assert "train-rivals" in str(caught.value.next_step)
+
+
+def test_a_folder_without_rivals_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no trained rival"):
+        find_rivals(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shape": (20, 16)}, {"kind": "gan"}, {"denoising_steps": 0}, {"start_timestep": 1000}],
+)
+def test_impossible_configurations_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"must|beyond"):
+        replace(small("ddpm"), **change)  # type: ignore[arg-type]  # wrong on purpose

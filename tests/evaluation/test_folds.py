@@ -1,0 +1,121 @@
+"""Folds and constants: nobody is scored by what has seen him."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mmccd_cli.config import UNetConfig
+from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.evaluation.baselines import BASELINES
+from mmccd_cli.evaluation.cases import Case
+from mmccd_cli.evaluation.folds import (
+    CurveBook,
+    check_unseen,
+    constants_by_fold,
+    read_constants,
+    read_folds,
+    shipped_constants,
+)
+from mmccd_cli.evaluation.methods import IntensityScorer, counted_passes
+from mmccd_cli.evaluation.thresholds import SHIPPED_CONSTANTS, THRESHOLDS, DiceCurve
+from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.translation.unet import UNet
+
+FLAIR = IntensityScorer(BASELINES["flair-z"])
+
+
+def peak(subject: str, at: float) -> DiceCurve:
+    return DiceCurve(subject, tuple(max(0.0, 1 - abs(t - at)) for t in THRESHOLDS), 0.0)
+
+
+def test_a_folds_constants_come_from_the_other_folds_only() -> None:
+    curves = {"a": peak("a", 1.0), "b": peak("b", 2.0), "c": peak("c", 3.0)}
+    chosen = constants_by_fold(CurveBook({"flair-z": curves}), {"x": ["a", "b"], "y": ["c"]})
+    assert chosen["x"].values["flair-z"]["fixed"] == 3.0
+    assert 1.0 <= chosen["y"].values["flair-z"]["fixed"] <= 2.0
+    assert chosen["x"].subjects == {"c"}
+    (method,) = chosen["x"].methods([FLAIR])
+    assert method.seen == {"c"}
+    with pytest.raises(UsageError, match="t2w-z"):
+        chosen["x"].methods([IntensityScorer(BASELINES["t2w-z"])])
+
+
+def test_a_case_is_measured_by_every_score_it_has_the_scans_for() -> None:
+    i, j, k = np.mgrid[:24, :24, :24]
+    brain = (i - 12) ** 2 + (j - 12) ** 2 + (k - 12) ** 2 < 11**2
+    lesion = (i - 12) ** 2 + (j - 12) ** 2 + (k - 13) ** 2 < 5**2
+    noise = np.random.default_rng(0).normal(size=brain.shape)
+    data = np.where(brain, 100 + 5 * noise + 30 * lesion, 0).astype(np.float32)
+    volumes: Mapping[str, Volume] = {"FLAIR": Volume(data, np.diag([6.0, 6.0, 6.0, 1.0]))}
+    book = CurveBook()
+    book.add(Case("a", volumes, lesion), [FLAIR, IntensityScorer(BASELINES["t2w-z"])])
+    assert list(book.curves) == ["flair-z"]
+    assert max(book.curves["flair-z"]["a"].dice) > 0.8
+    with pytest.raises(DataError, match="no lesion"):
+        book.add(Case("b", volumes, None), [FLAIR])
+
+
+def test_shipped_constants_are_those_of_the_scorers() -> None:
+    assert shipped_constants([FLAIR]).values == {"flair-z": SHIPPED_CONSTANTS["flair-z"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"one": ["a"]}', '{"one": ["a"], "two": []}', '{"one": ["a"], "two": [1]}'],
+)
+def test_odd_folds_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "folds.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match="folds"):
+        read_folds(path)
+
+
+def test_folds_are_relative_to_their_file_and_disjoint(tmp_path: Path) -> None:
+    path = tmp_path / "folds.json"
+    path.write_text(json.dumps({"one": ["a"], "/abs/two": ["b"]}))
+    assert read_folds(path) == {str(tmp_path / "one"): ["a"], "/abs/two": ["b"]}
+    path.write_text(json.dumps({"one": ["a", "b"], "two": ["b"]}))
+    with pytest.raises(DataError, match="b in"):
+        read_folds(path)
+    with pytest.raises(DataError, match="calibrated on b"):
+        check_unseen("one", ["a", "b"], frozenset({"b", "c"}))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"constants": {"m": {"fixed": 1}}}'])
+def test_odd_constants_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match="constants"):
+        read_constants(path, [])
+
+
+def test_scores_that_an_earlier_run_did_not_have_use_their_own_constants(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    numbers = {"fixed": 1.25, "adaptive": 0.5}
+    earlier = {
+        "constants": {"t2w-z": numbers},
+        "constants_source": "there",
+        "constants_subjects": ["a"],
+    }
+    path.write_text(json.dumps(earlier))
+    chosen = read_constants(path, [FLAIR, IntensityScorer(BASELINES["t2w-z"])])
+    assert chosen.values == {"t2w-z": numbers, "flair-z": SHIPPED_CONSTANTS["flair-z"]}
+    assert chosen.subjects == {"a"}
+    assert "there" in chosen.source
+    assert "flair-z: their own" in chosen.source
+
+
+def test_passes_count_slices_only_while_counting() -> None:
+    network = UNet(UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2))
+    x = torch.zeros(3, 1, 8, 8)
+    with counted_passes() as counter:
+        network(x)
+        network(x[:1])
+    network(x)
+    assert counter.passes == 4

@@ -1,0 +1,268 @@
+"""From names of files to modalities; the files of these tests are empty."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.inputs.subjects import find_subject, find_subjects, subject_from_files
+from mmccd_cli.modalities import MODALITIES
+
+
+def folder_with(parent: Path, *names: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = parent / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return parent
+
+
+def names(subject) -> dict[str, str]:
+    return {modality: path.name for modality, path in subject.paths.items()}
+
+
+@pytest.mark.parametrize(
+    ("id", "pattern"),
+    [
+        ("Brats18_2013_11_1", "{id}_{m}.nii.gz"),
+        ("BraTS20_Training_001", "{id}_{m}.nii"),
+        ("BraTS2021_00000", "{id}_{m}.nii.gz"),
+    ],
+)
+def test_brats_until_2021(tmp_path, id, pattern):
+    files = {m: pattern.format(id=id, m=m) for m in ("flair", "t1", "t1ce", "t2", "seg")}
+    subject = find_subject(folder_with(tmp_path / id, *files.values()))
+    assert names(subject) == {"FLAIR": files["flair"], "T2w": files["t2"], "T1w": files["t1"]}
+    assert subject.segmentation.name == files["seg"]
+    assert [path.name for path, _ in subject.ignored] == [files["t1ce"]]
+    assert "contrast" in subject.ignored[0][1]
+    assert (subject.id, subject.layout) == (id, "brats")
+
+
+def test_brats_2023(tmp_path):
+    id = "BraTS-GLI-00005-100"
+    files = [f"{id}-{m}.nii.gz" for m in ("t1c", "t1n", "t2f", "t2w", "seg")]
+    subject = find_subject(folder_with(tmp_path / id, *files))
+    assert names(subject) == {
+        "FLAIR": f"{id}-t2f.nii.gz",
+        "T2w": f"{id}-t2w.nii.gz",
+        "T1w": f"{id}-t1n.nii.gz",
+    }
+    assert tuple(subject.paths) == MODALITIES
+    assert subject.segmentation is not None
+
+
+@pytest.mark.parametrize("session", ["", "ses-01"])
+@pytest.mark.parametrize("point_at", ["subject", "anat"])
+def test_bids(tmp_path, session, point_at):
+    subject_folder = tmp_path / "sub-01"
+    id = "_".join(filter(None, ["sub-01", session]))
+    anat = folder_with(
+        subject_folder / session / "anat",
+        f"{id}_T1w.nii.gz",
+        f"{id}_T1w.json",
+        f"{id}_ce-gadolinium_T1w.nii.gz",
+        f"{id}_acq-space_T2w.nii.gz",
+        f"{id}_FLAIR.nii.gz",
+        f"{id}_T1map.nii.gz",
+        f"{id}_label-L_desc-manual_mask.nii.gz",
+    )
+    subject = find_subject(subject_folder if point_at == "subject" else anat)
+    assert names(subject) == {
+        "FLAIR": f"{id}_FLAIR.nii.gz",
+        "T2w": f"{id}_acq-space_T2w.nii.gz",
+        "T1w": f"{id}_T1w.nii.gz",
+    }
+    reasons = {path.name: reason for path, reason in subject.ignored}
+    assert "contrast" in reasons[f"{id}_ce-gadolinium_T1w.nii.gz"]
+    assert (subject.id, subject.layout) == (id, "bids")
+
+
+def test_several_bids_sessions_have_to_be_given_one_by_one(tmp_path):
+    for session in ("ses-01", "ses-02"):
+        folder_with(tmp_path / "sub-01" / session / "anat", f"sub-01_{session}_T1w.nii.gz")
+    with pytest.raises(DataError, match="2 sessions") as caught:
+        find_subject(tmp_path / "sub-01")
+    assert "ses-01" in caught.value.next_step
+    assert [subject.id for subject in find_subjects(tmp_path)] == [
+        "sub-01_ses-01",
+        "sub-01_ses-02",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("T1.nii", "T1w"),
+        ("t1.NII.GZ", "T1w"),
+        ("T1w.nii.gz", "T1w"),
+        ("t1_mprage_sag.nii.gz", "T1w"),
+        ("3DT1.nii.gz", "T1w"),
+        ("MPRAGE.nii.gz", "T1w"),
+        ("T1_native.nii.gz", "T1w"),
+        ("t1_pre_contrast.nii.gz", "T1w"),
+        ("AX_T1_FLAIR.nii.gz", "T1w"),
+        ("T1_to_FLAIR.nii.gz", "T1w"),
+        ("T1w_post_surgery_FLAIR_space.nii.gz", None),
+        ("x_T2_SPACE.nii.gz", "T2w"),
+        ("t2tse.nii.gz", "T2w"),
+        ("T2_in_FLAIR.nii.gz", "T2w"),
+        ("sub_T2_FLAIR.nii.gz", "FLAIR"),
+        ("t2flair.nii.gz", "FLAIR"),
+        ("Flair-3D.nii", "FLAIR"),
+        ("sag3dflair.nii.gz", "FLAIR"),
+        ("t1ce.nii.gz", None),
+        ("x-t1c.nii.gz", None),
+        ("t1gd.nii.gz", None),
+        ("T1_gado.nii.gz", None),
+        ("T1post.nii.gz", None),
+        ("T1 post.nii.gz", None),
+        ("t1+c.nii.gz", None),
+        ("ce-T1w.nii.gz", None),
+        ("T1_km.nii.gz", None),
+        ("MPRAGE_Gd.nii.gz", None),
+        ("T2star.nii.gz", None),
+        ("T2*.nii.gz", None),
+        ("T1map.nii.gz", None),
+        ("dwi.nii.gz", None),
+        ("pd.nii.gz", None),
+        ("t1_t2_ratio.nii.gz", None),
+        ("flair_lesion_mask.nii.gz", None),
+        ("t1_brain_mask.nii.gz", None),
+        ("map_mask.nii.gz", None),
+    ],
+)
+def test_plain_names(tmp_path, name, modality):
+    # A second file lets the first be ignored; ids that look like words must not confuse.
+    other = "t2.nii.gz" if modality != "T2w" else "flair.nii.gz"
+    subject = find_subject(folder_with(tmp_path / "case", name, other))
+    expected = {name: modality} if modality else {}
+    found = {path.name: m for m, path in subject.paths.items() if path.name != other}
+    assert found == expected
+
+
+def test_words_in_the_own_name_of_a_subject_do_not_count(tmp_path):
+    id = "TCGA-FA-T2-0001"
+    files = [f"{id}_{m}.nii.gz" for m in ("t1", "flair")]
+    assert len(find_subject(folder_with(tmp_path / id, *files)).paths) == 2
+    # Nor do the tokens that all files share, when the folder is named otherwise.
+    assert len(find_subject(folder_with(tmp_path / "x", "PD_07_t1.nii", "PD_07_t2.nii")).paths) == 2
+
+
+def test_segmentations_and_brain_masks(tmp_path):
+    folder = folder_with(
+        tmp_path / "UCSF-1",
+        "UCSF-1_FLAIR.nii.gz",
+        "UCSF-1_brain_segmentation.nii.gz",
+        "UCSF-1_tumor_segmentation.nii.gz",
+        "brainmask_common_space.nii.gz",
+    )
+    subject = find_subject(folder)
+    assert subject.segmentation.name == "UCSF-1_tumor_segmentation.nii.gz"
+    assert len(subject.ignored) == 2
+
+
+def test_two_segmentations_are_both_left_out(tmp_path):
+    subject = find_subject(folder_with(tmp_path, "t1.nii", "seg_a.nii", "seg_b.nii"))
+    assert subject.segmentation is None
+    assert len(subject.ignored) == 2
+
+
+@pytest.mark.parametrize("pair", [("t1.nii.gz", "T1w.nii.gz"), ("a_t1.nii.gz", "b_t1.nii.gz")])
+def test_two_files_for_one_modality_are_an_error_that_names_both(tmp_path, pair):
+    with pytest.raises(DataError, match="2 files for T1w") as caught:
+        find_subject(folder_with(tmp_path / "case", *pair, "flair.nii.gz"))
+    assert all(name in caught.value.message for name in pair)
+    assert "--t1" in caught.value.next_step
+    assert caught.value.exit_code == 3
+
+
+def test_no_modality_is_an_error_that_says_how_each_name_was_read(tmp_path):
+    with pytest.raises(DataError, match="No FLAIR, T2w or T1w") as caught:
+        find_subject(folder_with(tmp_path, "t1ce.nii.gz", "scan.nii.gz"))
+    assert "t1ce" in caught.value.cause
+    assert "--flair" in caught.value.next_step
+
+
+def test_folders_that_are_no_subject(tmp_path):
+    with pytest.raises(DataError, match="no folder"):
+        find_subject(tmp_path / "none")
+    with pytest.raises(DataError, match="is empty"):
+        find_subject(folder_with(tmp_path / "empty"))
+    with pytest.raises(DataError, match="is a file"):
+        find_subject(folder_with(tmp_path / "file", "t1.nii") / "t1.nii")
+    with pytest.raises(DataError, match="holds no image") as caught:
+        find_subject(folder_with(tmp_path / "dicom", "IM0001.dcm"))
+    assert "DICOM" in caught.value.next_step
+    with pytest.raises(DataError, match="no image itself"):
+        find_subject(tmp_path)
+
+
+def test_separate_files(tmp_path):
+    folder_with(tmp_path, "P7_T1.nii.gz", "b.nii.gz")
+    subject = subject_from_files(t1=tmp_path / "P7_T1.nii.gz", flair=tmp_path / "b.nii.gz")
+    assert tuple(subject.paths) == ("FLAIR", "T1w")
+    assert subject.layout == "files"
+    assert subject_from_files(t1=tmp_path / "P7_T1.nii.gz").id == "P7"
+    assert subject_from_files(t1=tmp_path / "P7_T1.nii.gz", id="me").id == "me"
+    folder_with(tmp_path / "case", "flair.nii.gz")
+    assert subject_from_files(flair=tmp_path / "case" / "flair.nii.gz").id == "case"
+
+
+def test_separate_files_that_contradict(tmp_path):
+    folder_with(tmp_path, "a.nii.gz")
+    with pytest.raises(UsageError, match="No image"):
+        subject_from_files()
+    with pytest.raises(UsageError, match="--t1"):
+        subject_from_files(t1=tmp_path / "a.nii.gz", t2=tmp_path / "a.nii.gz")
+    with pytest.raises(DataError, match="--t2"):
+        subject_from_files(t2=tmp_path / "none.nii.gz")
+
+
+def test_a_grouped_data_set_with_folders_that_are_no_subject(tmp_path):
+    folder_with(tmp_path / "HGG" / "a", "a_t1.nii.gz")
+    folder_with(tmp_path / "LGG" / "b", "b_t1.nii.gz", "b2_t1.nii.gz")
+    folder_with(tmp_path / "LGG" / "c", "c_flair.nii.gz")
+    folder_with(tmp_path / "docs", "readme.txt")
+    skipped: list[tuple[Path, str]] = []
+    assert [subject.id for subject in find_subjects(tmp_path, skipped=skipped)] == ["a", "c"]
+    assert {path.name for path, _ in skipped} == {"b", "docs"}
+
+
+def test_a_data_set_without_subjects_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="No subject"):
+        find_subjects(folder_with(tmp_path / "empty"))
+    with pytest.raises(DataError, match="directly"):
+        find_subjects(folder_with(tmp_path / "subject", "t1.nii.gz"))
+
+
+@pytest.mark.parametrize("layout", ["brats", "brats2023", "bids", "plain"])
+def test_written_phantoms_are_found(tmp_path, tiny_phantom, write_subject, layout):
+    subject = find_subject(write_subject(tmp_path, tiny_phantom, layout, lesion=True))
+    assert set(subject.paths) == set(MODALITIES)
+    assert subject.segmentation is not None
+    assert subject.ignored == ()
+
+
+@pytest.mark.realdata
+def test_every_real_subject_has_all_modalities(real_data):
+    groups = ("glioma", "metastasis", "ms", "healthy", "raw")
+    subjects = [subject for group in groups for subject in find_subjects(real_data / group)]
+    assert len(subjects) == 29
+    for subject in subjects:
+        assert set(subject.paths) == set(MODALITIES)
+        assert not any("t1c" in path.name for path in subject.paths.values())
+
+
+def test_a_name_that_is_no_text_becomes_one_that_can_be_written(tmp_path):
+    folder = tmp_path / os.fsdecode(b"M\xfcller\t1")
+    try:
+        folder_with(folder, "t1.nii.gz")
+    except OSError:
+        pytest.skip("this file system only takes names in UTF-8")
+    assert find_subject(folder).id == "M_ller_1"
+    assert find_subject(folder).paths["T1w"].is_file()

@@ -1,0 +1,191 @@
+"""The page over a folder of reports: sorted, linked, with what failed; kept over runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from bundles import write_tiny_bundle
+from typer.testing import CliRunner, Result
+
+from mmccd_cli.cli.app import app
+from mmccd_cli.cohort.jobs import Outcome
+from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.inputs.phantom import Phantom
+from mmccd_cli.outputs.report.cohort import (
+    check_cohort_page,
+    report_path,
+    without_folders,
+    write_cohort_page,
+)
+from mmccd_cli.outputs.report.html import Markup, data_block, page
+from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION
+
+HOSTILE = '<script>alert(1)</script>"'
+Run = Callable[..., Result]
+
+
+def write_report(folder: Path, subject: str, **changes: Any) -> None:
+    """A report that holds nothing but its summary."""
+    summary: dict[str, Any] = {
+        "summary_version": SUMMARY_VERSION,
+        "subject": subject,
+        "lesion_volume_ml": 1.0,
+        "lesions": 1,
+        "brain_litres": 1.4,
+        "suspicion": 0.0,
+        "signs": [],
+        "warnings": 0,
+        "thumbnail": "",
+    }
+    content = page("x", data_block(SUMMARY, summary | changes), Markup(), script="report.js")
+    report_path(folder, subject).write_bytes(content)
+
+
+def shown(folder: Path) -> str:
+    return (folder / "index.html").read_text("utf-8")
+
+
+def rows(text: str) -> list[str]:
+    """Subjects in the order of the table."""
+    return re.findall(r'<a href="[^"]*">([^<]*)</a>', text)
+
+
+def test_subjects_are_sorted_by_lesion_volume_and_every_column_has_its_key(tmp_path):
+    for name, volume in (("a", 2.0), ("b", 30.0), ("c", 0.5)):
+        write_report(tmp_path, name, lesion_volume_ml=volume, suspicion=volume / 60)
+    write_cohort_page(tmp_path, [])
+    assert rows(shown(tmp_path)) == ["b", "a", "c"]
+    for key in ('data-key="30.0"', 'data-key="0.5"', 'aria-sort="descending"'):
+        assert key in shown(tmp_path)
+
+
+def test_signs_of_failure_are_named(tmp_path):
+    sign = {"name": "Brain volume", "value": "0.40 l", "suspicion": 1.0}
+    write_report(tmp_path, "a", suspicion=1.0, signs=[sign])
+    write_cohort_page(tmp_path, [])
+    assert "Brain volume: 0.40 l" in shown(tmp_path)
+    assert '<span class="bad">1.00</span>' in shown(tmp_path)
+
+
+def test_names_are_escaped_and_links_lead_to_the_files(tmp_path):
+    names = ["a b#c?d%e", os.fsdecode(b"caf\xe9"), "ünï", "<i>"]
+    for name in names:
+        write_report(tmp_path, name)
+    error = DataError(HOSTILE, cause=HOSTILE, next_step=HOSTILE)
+    write_cohort_page(tmp_path, [Outcome(HOSTILE, "failed", error=error)])
+    text = shown(tmp_path)
+    assert HOSTILE not in text
+    assert "<i>" not in text
+    links = {os.fsencode(unquote(href, errors="surrogateescape")) for href in hrefs(text)}
+    assert links == {os.fsencode(report_path(tmp_path, name).name) for name in names}
+
+
+def hrefs(text: str) -> list[str]:
+    return re.findall(r'<a href="([^"]*)">', text)
+
+
+def test_failures_come_with_their_reasons_and_without_folders(tmp_path):
+    folder = tmp_path / "Jane Doe 1970" / "sub 1"
+    error = DataError(
+        f"{folder} is empty: no image in it.",
+        cause=f"Or {folder}/flair.nii.gz is damaged.",
+        next_step=f"gzip -t '{folder}/flair.nii.gz'",
+    )
+    bug = ValueError("array of /srv/data/x/y.nii is odd")
+    write_cohort_page(
+        tmp_path / "reports",
+        [Outcome(str(folder), "failed", error=error), Outcome("s2", "failed", error=bug)],
+    )
+    text = shown(tmp_path / "reports")
+    for part in ("sub 1 is empty: no image", "flair.nii.gz is damaged", "gzip -t", "ValueError"):
+        assert part in text
+    assert "y.nii is odd" in text
+    for part in ("Jane", "/srv", str(tmp_path)):
+        assert part not in text
+
+
+def test_paths_lose_their_folders_and_other_text_stays():
+    assert without_folders("a/b of 3 1/2 mm") == "a/b of 3 1/2 mm"
+    assert without_folders("see /a/b/c.nii and 'C:\\x\\y.nii'") == "see c.nii and 'y.nii'"
+
+
+def test_other_shares_failures_are_kept_until_they_are_done(tmp_path):
+    table = tmp_path / "summary_shard-2-of-2.tsv"
+    lines = (
+        "subject\tstatus\terror",
+        "/Jane Doe/s1\tfailed\t/Jane Doe/s1/a.nii: no brain",
+        "s2\tfailed\tcut",
+        "s3\tdone\t",
+    )
+    table.write_text("\n".join(lines) + "\n")
+    write_cohort_page(tmp_path, [Outcome("s2", "done")], tables=[table, tmp_path / "absent.tsv"])
+    assert "a.nii: no brain" in shown(tmp_path)
+    assert "Jane" not in shown(tmp_path)
+    assert ">s1<" in shown(tmp_path)
+    assert ">s2<" not in shown(tmp_path)
+
+
+def test_only_pages_of_ours_are_replaced_and_read(tmp_path):
+    check_cohort_page(tmp_path / "absent")
+    (tmp_path / "a_report.html").write_bytes(b"\xff<p>not ours")
+    write_cohort_page(tmp_path, [])
+    check_cohort_page(tmp_path)
+    assert rows(shown(tmp_path)) == []
+    (tmp_path / "index.html").write_text("my homepage")
+    with pytest.raises(UsageError, match=r"index\.html exists"):
+        check_cohort_page(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run `mmccd segment` with a tiny bundle on the CPU."""
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
+
+    def run(*words: object) -> Result:
+        fixed = ["--weights", str(bundle), "--device", "cpu"]
+        return CliRunner().invoke(app, ["segment", *map(str, words), *fixed])
+
+    return run
+
+
+def test_a_cohort_with_a_broken_subject_resumed(
+    run: Run, tmp_path: Path, write_subject: Callable[..., Path], tiny_phantom: Phantom
+) -> None:
+    good = write_subject(tmp_path / "Jane Doe", tiny_phantom, "brats", id="good")
+    broken = write_subject(tmp_path / "Jane Doe", tiny_phantom, "brats", id="broken")
+    for file in broken.iterdir():
+        file.write_bytes(file.read_bytes()[:500])
+    places = ["--out-dir", tmp_path / "out", "--report-dir", tmp_path / "reports"]
+    first = run(good, broken, *places)
+    assert first.exit_code == 6, first.output
+    text = shown(tmp_path / "reports")
+    assert rows(text) == ["good"]
+    assert "damaged" in text
+    for path in (tmp_path / "reports").iterdir():
+        assert "Jane Doe" not in path.read_text("utf-8")  # "Jane" alone may occur in base64
+        assert str(tmp_path) not in path.read_text("utf-8")
+    before = report_path(tmp_path / "reports", "good").stat().st_mtime_ns
+    write_subject(tmp_path / "Jane Doe", tiny_phantom, "brats", id="broken")
+    second = run(good, broken, *places, "--resume")
+    assert second.exit_code == 0, second.output
+    assert sorted(rows(shown(tmp_path / "reports"))) == ["broken", "good"]
+    assert "Failed" not in shown(tmp_path / "reports")
+    assert report_path(tmp_path / "reports", "good").stat().st_mtime_ns == before
+
+
+def test_report_options_that_cannot_be(run: Run, tmp_path: Path) -> None:
+    subject = tmp_path / "s"
+    for words, part in (
+        (["--out", "m.nii.gz", "--report", "r.txt"], "not named .html"),
+        (["--out", "m.nii.gz", "--report-dir", "r"], "any number of subjects"),
+        (["--out-dir", "o", "--report-dir", "r", "--report", "r.html"], "both given"),
+    ):
+        result = run(subject, *words)
+        assert result.exit_code == 2
+        assert part in result.output

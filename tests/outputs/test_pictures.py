@@ -1,0 +1,84 @@
+"""The overview picture: upright, to scale, and the same whatever the orientation of the file."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmccd_cli.inputs.phantom import make_affine
+from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.outputs.pictures import overview_png, render_overview
+
+SHAPE = (30, 40, 20)
+AFFINE = make_affine(SHAPE, (2, 2, 4), "RAS")
+
+
+def opened(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+
+
+@pytest.fixture
+def scene() -> tuple[Volume, Volume, Volume]:
+    """A box-shaped head, with an anomaly on its right, in front, above."""
+    head, score = np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.float32)
+    head[3:27, 4:36, 2:18] = 100 + np.indices((24, 32, 16)).sum(axis=0)
+    score[20:24, 26:32, 12:15] = 1
+    return Volume(head, AFFINE), Volume(score, AFFINE), Volume(score > 0.5, AFFINE)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "LAS", "PIR", "SAL"])
+def test_the_picture_does_not_depend_on_the_order_of_the_voxels(scene, codes):
+    head, score, mask = scene
+    turned = [reorient(volume, codes) for volume in scene]
+    assert overview_png(head, score.data, mask.data) == overview_png(
+        turned[0], turned[1].data, turned[2].data
+    )
+
+
+def test_sides_are_right_and_the_scale_is_in_mm(scene):
+    head, score, mask = scene
+    picture = opened(overview_png(head, score.data, mask.data))
+    colored = np.ptp(picture, axis=2) > 60
+    colored[:, -50:] = False  # colour bar
+    rows, columns = np.nonzero(colored)
+    axial = columns < 130
+    # The head is 24 x 2 mm wide, plus margins of 6 mm, at 2 pixels a mm.
+    assert columns[axial].mean() > 8 + 2 * (6 + 24 * 2) / 2
+    assert rows.min() > picture.shape[0] / 2
+    width, height = np.ptp(columns[axial]) + 1, np.ptp(rows[axial]) + 1
+    assert width == pytest.approx(4 * 2 * 2, abs=5)
+    assert height == pytest.approx(6 * 2 * 2, abs=5)
+
+
+def test_without_a_lesion_and_with_a_brain(scene, tmp_path):
+    head, score, mask = scene
+    path = tmp_path / "a.png"
+    render_overview(head, score.data * 0, mask.data * 0, path, brain=head.data > 0, title="Case 1")
+    assert Image.open(path).format == "PNG"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_extreme_images_still_give_a_picture():
+    for data in (np.zeros(SHAPE), np.ones(SHAPE)):
+        assert overview_png(Volume(data, AFFINE), np.zeros(SHAPE), np.zeros(SHAPE, bool))
+
+
+def test_a_phantom_as_a_whole(tiny_phantom):
+    content = overview_png(
+        tiny_phantom.volumes["FLAIR"],
+        tiny_phantom.lesion.astype(np.float32),
+        tiny_phantom.lesion,
+        brain=tiny_phantom.brain,
+    )
+    height, width, _ = opened(content).shape
+    assert 600 < height < 900
+    assert 800 < width < 1200
+
+
+def test_shapes_have_to_agree(scene):
+    head, score, mask = scene
+    with pytest.raises(ValueError, match="shape"):
+        overview_png(head, score.data[1:], mask.data)

@@ -1,0 +1,125 @@
+"""Raw and stripped scans are told apart, and the brain is found in both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.inputs.phantom import Phantom, make_phantom
+from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.preprocessing.brain import find_brain, imaged, is_skull_stripped
+from mmccd_cli.preprocessing.skull_strippers import STRIPPERS, SkullStripper, deepbet
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.fixture(scope="module")
+def head() -> Phantom:
+    return make_phantom(0, shape=(60, 60, 46), spacing_mm=(4, 4, 4), skull=True)
+
+
+def test_stripped_and_raw_phantoms_are_told_apart(tiny_phantom: Phantom, head: Phantom) -> None:
+    assert is_skull_stripped(tiny_phantom.volumes)[0]
+    answer, reason = is_skull_stripped(head.volumes)
+    assert not answer
+    assert "litres" in reason
+
+
+def test_stripped_scan_is_left_alone(tiny_phantom: Phantom) -> None:
+    found = find_brain(tiny_phantom.volumes)
+    assert found.method == "stripped"
+    assert _dice(found.mask, tiny_phantom.brain) > 0.99
+
+
+def test_small_negative_values_are_brain(tiny_phantom: Phantom) -> None:
+    scan = tiny_phantom.volumes["FLAIR"]
+    data = scan.data.copy()
+    data[tiny_phantom.brain & (np.random.default_rng(0).random(data.shape) < 0.05)] = -3
+    found = find_brain({"FLAIR": Volume(data, scan.affine)})
+    assert _dice(found.mask, tiny_phantom.brain) > 0.99
+
+
+def test_cut_field_of_view_is_seen_and_does_not_cut_the_brain(tiny_phantom: Phantom) -> None:
+    flair = tiny_phantom.volumes["FLAIR"]
+    data = flair.data.copy()
+    data[:, :, :20] = 0
+    volumes = {**tiny_phantom.volumes, "FLAIR": Volume(data, flair.affine)}
+    found = find_brain(volumes)
+    assert _dice(found.mask, tiny_phantom.brain) > 0.99
+    seen = imaged(volumes["FLAIR"], found.mask)
+    assert not seen[:, :, :20].any()
+    assert (seen[:, :, 20:] == found.mask[:, :, 20:]).all()
+    assert imaged(volumes["T2w"], found.mask).sum() == found.mask.sum()
+
+
+def test_given_mask_wins_and_may_lie_on_another_grid(head: Phantom) -> None:
+    flair = head.volumes["FLAIR"]
+    flipped = flair.affine @ np.array(
+        [[-1, 0, 0, 59], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], float
+    )
+    found = find_brain(head.volumes, given=Volume(head.brain[::-1], flipped))
+    assert found.method == "given"
+    assert (found.mask == head.brain).all()
+
+
+def test_raw_head_goes_to_the_stripper(head: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def fake(volume: Volume, threads: int) -> np.ndarray:
+        calls.append(volume)
+        return head.brain
+
+    monkeypatch.setitem(STRIPPERS, "deepbet", SkullStripper(fake, ("T1w", "FLAIR")))
+    found = find_brain(head.volumes)
+    assert calls[0] is head.volumes["T1w"]
+    assert found.method == "deepbet"
+    assert any("Raw head" in note for note in found.notes)
+    found = find_brain({"FLAIR": head.volumes["FLAIR"]})
+    assert any("made for T1w" in note for note in found.notes)
+
+
+def test_missing_stripper_names_what_to_install(
+    head: Phantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib.metadata import PackageNotFoundError
+
+    def absent(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("mmccd_cli.preprocessing.skull_strippers.distribution", absent)
+    with pytest.raises(DataError) as caught:
+        deepbet(head.volumes["T1w"])
+    assert "pip install deepbet" in str(caught.value.next_step)
+
+
+def test_no_brain_and_unknown_methods_are_errors(tiny_phantom: Phantom) -> None:
+    with pytest.raises(UsageError, match="never"):
+        find_brain(tiny_phantom.volumes, method="magic")
+    nothing = Volume(np.zeros((20, 20, 20)), np.eye(4))
+    with pytest.raises(DataError, match="no brain"):
+        find_brain({"FLAIR": nothing}, method="never")
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_detection_on_all_real_scans(real_data: Path) -> None:
+    wrong = []
+    for path in sorted(real_data.glob("*/*/*flair.nii.gz")):
+        stripped, reason = is_skull_stripped({"FLAIR": read_nifti(path)[0]})
+        if stripped == (path.parent.parent.name == "raw"):
+            wrong.append(f"{path}: {reason}")
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["t1", "flair"])
+def test_deepbet_agrees_with_the_mask_of_the_data_set(real_data: Path, name: str) -> None:
+    volume, _ = read_nifti(real_data / "raw" / "openms_patient12" / f"{name}.nii.gz")
+    litres = deepbet(volume).sum() * volume.voxel_volume_mm3 / 1e6
+    assert 1.3 < litres < 1.7

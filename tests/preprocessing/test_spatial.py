@@ -1,0 +1,179 @@
+"""Resampling is exact and registration comes back."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from mmccd_cli.errors import DataError
+from mmccd_cli.inputs.phantom import make_phantom
+from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.preprocessing.spatial import (
+    correct_bias,
+    register,
+    resample,
+    same_grid,
+)
+
+_YARDSTICKS = runpy.run_path(
+    str(Path(__file__).resolve().parents[2] / "examples" / "registration_yardsticks.py")
+)
+SHEARED = np.array([[0.9, 0.2, 0.1, -7], [0.0, -1.1, 0.3, 12], [0.1, 0.0, 1.5, -9], [0, 0, 0, 1]])
+
+
+def _ramp(affine: np.ndarray, shape: tuple[int, int, int] = (24, 24, 24)) -> Volume:
+    """A volume whose value is x + 2 y + 3 z of its world."""
+    index = np.stack([*np.indices(shape), np.ones(shape)])
+    world = np.einsum("ab,bijk->aijk", affine, index)
+    return Volume(world[0] + 2 * world[1] + 3 * world[2], affine)
+
+
+def _pose(degrees: tuple[float, float, float], shift_mm: tuple[float, float, float]) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    centre = np.array([-118.0, 104.0, 72.0])
+    pose[:3, 3] = centre - pose[:3, :3] @ centre + shift_mm
+    return pose
+
+
+def _error_mm(ours: np.ndarray, true: np.ndarray) -> float:
+    points = np.random.default_rng(0).uniform(-60, 60, size=(500, 3)) + np.array([-118, 104, 72])
+    points = np.c_[points, np.ones(500)]
+    return float(np.linalg.norm((points @ (ours - true).T)[:, :3], axis=1).mean())
+
+
+@pytest.mark.parametrize("affine", [np.diag([1.0, 1, 1, 1]), np.diag([-1.0, -2, 1, 1]), SHEARED])
+def test_linear_resampling_is_exact_under_any_affine(affine: np.ndarray) -> None:
+    volume = _ramp(affine)
+    middle = affine @ np.array([11.5, 11.5, 11.5, 1])
+    target = np.diag([0.5, 0.5, 0.5, 1.0])
+    target[:3, 3] = middle[:3] - 1
+    moved = resample(volume, (5, 5, 5), target)
+    assert moved.data == pytest.approx(_ramp(target, (5, 5, 5)).data, abs=1e-3)
+    assert (moved.affine == target).all()
+
+
+def test_matrix_leads_from_the_new_world_to_the_old() -> None:
+    shift = np.eye(4)
+    shift[0, 3] = 4
+    volume = _ramp(np.eye(4))
+    moved = resample(volume, volume.shape, volume.affine, matrix=shift, fill=-1)
+    assert moved.data[:20] == pytest.approx(volume.data[:20] + 4, abs=1e-4)
+    assert (moved.data[20:] == -1).all()
+
+
+def test_same_grid() -> None:
+    volume = _ramp(SHEARED)
+    moved = SHEARED.copy()
+    moved[0, 3] += 0.005
+    assert same_grid(volume, Volume(volume.data, moved))
+    moved[0, 3] += 0.02
+    assert not same_grid(volume, Volume(volume.data, moved))
+    assert not same_grid(volume, Volume(volume.data[:-1], SHEARED))
+
+
+def test_smoothing_only_along_axes_that_get_coarser() -> None:
+    data = np.random.default_rng(0).normal(size=(16, 16, 16))
+    volume = Volume(data, np.diag([1.0, 1, 3, 1]))
+
+    def sampled(values: Volume, spacing_mm: float, smooth: bool) -> np.ndarray:
+        # The same voxel centres as those of the volume, taken for a coarser grid's.
+        affine = np.diag([spacing_mm, spacing_mm, 3, 1])
+        shape = (16 if spacing_mm == 1 else 5,) * 2 + (16,)
+        return resample(values, shape, affine, smooth=smooth).data
+
+    np.testing.assert_array_equal(sampled(volume, 1.0, True), sampled(volume, 1.0, False))
+    assert sampled(volume, 3.0, True).std() < 0.5 * sampled(volume, 3.0, False).std()
+    along_z = np.zeros((16, 16, 16))
+    along_z[:, :, 8] = 1
+    kept = sampled(Volume(along_z, volume.affine), 3.0, True)
+    assert kept == pytest.approx(along_z[:5, :5], abs=1e-5)
+
+
+def test_a_resampled_volume_owns_its_values() -> None:
+    """The image that it was copied from is gone by then."""
+    volume = Volume(np.random.default_rng(0).normal(size=(40, 40, 40)), np.eye(4))
+    first = resample(volume, (40, 40, 40), np.eye(4))
+    for _ in range(5):
+        resample(Volume(np.zeros((40, 40, 40)), np.eye(4)), (40, 40, 40), np.eye(4), smooth=True)
+    np.testing.assert_allclose(first.data, volume.data, atol=1e-6)
+
+
+def test_rigid_registration_of_another_contrast_comes_back() -> None:
+    pose = _pose((8, -6, 10), (12, -9, 10))
+    fixed = make_phantom(0, shape=(64, 72, 60), spacing_mm=(3, 3, 3), modalities=["FLAIR"])
+    moving = make_phantom(
+        0,
+        shape=(72, 60, 72),
+        spacing_mm=(3, 3, 3),
+        orientation="PIR",
+        pose=pose,
+        modalities=["T1w"],
+    )
+    result = register(fixed.volumes["FLAIR"], moving.volumes["T1w"])
+    assert _error_mm(result.matrix, pose) < 1.0
+    assert result.matrix[:3, :3].T @ result.matrix[:3, :3] == pytest.approx(np.eye(3), abs=1e-9)
+
+
+def test_affine_registration_finds_size_and_repeats_bit_for_bit() -> None:
+    pose = _pose((4, 3, -5), (8, 5, -6)) @ _scaled_about_brain(1.08)
+    fixed = make_phantom(0, shape=(50, 56, 46), spacing_mm=(4, 4, 4), modalities=["FLAIR"])
+    moving = make_phantom(
+        0, shape=(56, 60, 50), spacing_mm=(4, 4, 4), pose=pose, modalities=["FLAIR"]
+    )
+    results = [
+        register(fixed.volumes["FLAIR"], moving.volumes["FLAIR"], kind="affine", seed=3)
+        for _ in range(2)
+    ]
+    assert _error_mm(results[0].matrix, pose) < 1.5
+    assert (results[0].matrix == results[1].matrix).all()
+
+
+def _scaled_about_brain(factor: float) -> np.ndarray:
+    matrix = np.diag([factor, factor, factor, 1.0])
+    matrix[:3, 3] = (1 - factor) * np.array([-118.0, 104.0, 72.0])
+    return matrix
+
+
+def test_images_without_content_are_refused() -> None:
+    empty = Volume(np.zeros((8, 8, 8)), np.eye(4))
+    with pytest.raises(DataError, match="empty"):
+        register(empty, empty)
+    with pytest.raises(DataError, match="constant"):
+        register(Volume(np.ones((8, 8, 8)), np.eye(4)), empty)
+
+
+def test_bias_correction_flattens_a_shading() -> None:
+    phantom = make_phantom(
+        0, shape=(50, 56, 46), spacing_mm=(4, 4, 4), bias=0.0, lesion=False, modalities=["T1w"]
+    )
+    scan, brain = phantom.volumes["T1w"], phantom.brain
+    shading = np.exp(np.linspace(-0.4, 0.4, scan.shape[0]))[:, None, None]
+    corrected = correct_bias(Volume(scan.data * shading, scan.affine), brain)
+
+    def slope(data: np.ndarray) -> float:
+        ratio = np.log(data[brain] / scan.data[brain])
+        return float(np.polyfit(np.nonzero(brain)[0], ratio, 1)[0])
+
+    assert abs(slope(corrected.data)) < 0.35 * abs(slope(scan.data * shading))
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_moved_brain_comes_back_to_under_a_millimetre(real_data: Path, seed: int) -> None:
+    subject = ("Brats18_CBICA_ABM_1", "Brats18_TCIA10_639_1", "Brats18_2013_2_1")[seed]
+    suffix = ("t1", "t2", "flair")[seed]
+    row = _YARDSTICKS["known_motion"](real_data / "glioma", subject, suffix, seed)
+    assert row[1] < 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_close_to_the_transforms_of_the_data_set(real_data: Path) -> None:
+    rows = _YARDSTICKS["against_data_set"](real_data / "raw" / "openms_patient12")
+    assert max(row[1] for row in rows) < 1.2  # theirs are affine, ours rigid; slices have 3 mm

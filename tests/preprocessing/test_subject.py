@@ -1,0 +1,152 @@
+"""One head, however its grid lies, becomes one image on the template's grid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmccd_cli.config import PreprocessingConfig
+from mmccd_cli.errors import DataError
+from mmccd_cli.inputs.phantom import Phantom, make_phantom
+from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.preprocessing.subject import (
+    PreparedSubject,
+    prepare_subject,
+    to_reference_grid,
+)
+from mmccd_cli.template import Template
+
+TEMPLATE_AFFINE = np.diag([4.0, 4, 4, 1])
+TEMPLATE_AFFINE[:3, 3] = [-206, 4, -10]
+SHAPE = (46, 52, 44)
+TRUST = PreprocessingConfig(template_registration="none")
+
+
+@pytest.fixture(scope="module")
+def template() -> Template:
+    healthy = make_phantom(1, shape=(120, 130, 100), spacing_mm=(1.8, 1.8, 1.8), lesion=False)
+    empty = Template({}, np.zeros(SHAPE, bool), TEMPLATE_AFFINE)
+    prepared = prepare_subject(healthy.volumes, empty, TRUST)
+    return Template(prepared.images, prepared.brain, TEMPLATE_AFFINE)
+
+
+def _subject(**changes: object) -> Phantom:
+    settings: dict = {"shape": (100, 110, 90), "spacing_mm": (2, 2, 2), "noise": 0.0}
+    return make_phantom(0, **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def prepared(template: Template) -> PreparedSubject:
+    return prepare_subject(_subject().volumes, template, PreprocessingConfig())
+
+
+def test_images_lie_on_the_template(prepared: PreparedSubject, template: Template) -> None:
+    assert set(prepared.images) == {"FLAIR", "T2w", "T1w"}
+    assert prepared.reference == "FLAIR"
+    brain = prepared.brain
+    assert 2 * (brain & template.mask).sum() / (brain.sum() + template.mask.sum()) > 0.93
+    for image in prepared.images.values():
+        assert image.shape == SHAPE
+        assert image.dtype == np.float32
+        assert (image[~brain] == -3).all()
+        assert abs(np.median(image[brain])) < 1e-3
+    assert not prepared.notes
+    assert {"brain_mask", "template_registration", "resampling"} <= set(prepared.seconds)
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "PIR", "oblique"])
+def test_any_orientation_gives_the_same_images(
+    prepared: PreparedSubject, template: Template, orientation: str
+) -> None:
+    if orientation == "oblique":
+        same = _subject(shape=(112, 118, 100), rotation_deg=(8, -12, 15))
+    else:
+        shape = {"RAS": (100, 110, 90), "PIR": (110, 90, 100)}[orientation]
+        same = _subject(orientation=orientation, shape=shape)
+    again = prepare_subject(same.volumes, template, PreprocessingConfig())
+    both = prepared.brain & again.brain
+    assert both.sum() > 0.97 * prepared.brain.sum()
+    for name, image in prepared.images.items():
+        # The oblique phantom is blurred and shaded along other axes.
+        least = 0.97 if orientation == "oblique" else 0.995
+        assert np.corrcoef(image[both], again.images[name][both])[0, 1] > least
+
+
+def test_way_back_to_the_reference_grid(prepared: PreparedSubject) -> None:
+    scan, brain = prepared.reference_volume, prepared.reference_brain
+    back = to_reference_grid(prepared.images["FLAIR"], prepared)
+    assert back.shape == scan.shape
+    assert (back[~brain] == 0).all()
+    assert np.corrcoef(back[brain], scan.data[brain])[0, 1] > 0.8
+    ones = to_reference_grid(np.ones(SHAPE, np.float32), prepared)
+    assert np.median(ones[brain]) == pytest.approx(1, abs=1e-5)
+    assert (ones[brain] > 0.99).mean() > 0.98
+
+
+def test_modality_on_another_grid_is_aligned(template: Template) -> None:
+    pose = np.eye(4)
+    pose[:3, 3] = [7, -5, 6]
+    moved = _subject(pose=pose, shape=(98, 108, 94), modalities=["T1w"])
+    volumes = {**_subject(modalities=["FLAIR"]).volumes, **moved.volumes}
+    result = prepare_subject(volumes, template, PreprocessingConfig())
+    assert result.matrices["T1w"][:3, 3] + result.matrices["T1w"][:3, :3] @ [
+        -118,
+        104,
+        72,
+    ] == pytest.approx([-111, 99, 78], abs=0.8)
+    assert (result.matrices["FLAIR"] == np.eye(4)).all()
+    assert any("T1w lies on another grid" in note for note in result.notes)
+
+
+def test_missing_part_is_noted_and_left_out(template: Template) -> None:
+    volumes = dict(_subject().volumes)
+    data = volumes["FLAIR"].data.copy()
+    data[:, :, :40] = 0
+    volumes["FLAIR"] = Volume(data, volumes["FLAIR"].affine)
+    result = prepare_subject(volumes, template, TRUST)
+    assert any("FLAIR shows only" in note for note in result.notes)
+    hidden = result.brain & ~result.covered["FLAIR"]
+    assert hidden.any()
+    assert (result.images["FLAIR"][hidden] == -3).all()
+    assert (result.covered["T2w"] == result.brain).all()
+
+
+def test_given_mask_and_bias_correction(template: Template) -> None:
+    head = _subject(skull=True, modalities=["T2w"])
+    mask = Volume(head.brain, head.volumes["T2w"].affine)
+    config = PreprocessingConfig(bias_correction=True, template_registration="rigid")
+    result = prepare_subject(head.volumes, template, config, brain_mask=mask)
+    assert result.brain_method == "given"
+    assert result.reference == "T2w"
+    assert (result.reference_brain == head.brain).all()
+
+
+def test_no_known_modality_is_an_error(template: Template) -> None:
+    with pytest.raises(DataError, match="none of the modalities"):
+        prepare_subject({}, template, TRUST)
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+@pytest.mark.parametrize("case", ["TCGA-FG-6692", "openms_patient12"])
+def test_raw_patients_reach_the_template(real_data: Path, case: str) -> None:
+    empty = Template({}, np.zeros((82, 98, 78), bool), np.diag([2.0, 2, 2, 1]))
+    empty.affine[:3, 3] = [-200, 22, 0]
+    subject = "Brats18_CBICA_AME_1"
+    glioma = real_data / "glioma" / subject
+    volumes = {
+        name: read_nifti(glioma / f"{subject}_{suffix}.nii.gz")[0]
+        for name, suffix in (("FLAIR", "flair"), ("T2w", "t2"), ("T1w", "t1"))
+    }
+    first = prepare_subject(volumes, empty, TRUST)
+    template = Template(first.images, first.brain, empty.affine)
+    raw = {
+        name: read_nifti(real_data / "raw" / case / f"{suffix}.nii.gz")[0]
+        for name, suffix in (("FLAIR", "flair"), ("T2w", "t2"), ("T1w", "t1"))
+    }
+    result = prepare_subject(raw, template, PreprocessingConfig())
+    dice = 2 * (result.brain & template.mask).sum() / (result.brain.sum() + template.mask.sum())
+    assert dice > 0.88
+    assert result.brain_method == "deepbet"

@@ -1,0 +1,397 @@
+"""From NIfTI files to shards to a trained bundle to signals, on three phantoms."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmccd_cli.config import UNetConfig
+from mmccd_cli.errors import DataError
+from mmccd_cli.inputs.phantom import Phantom, make_phantom
+from mmccd_cli.inputs.volume import make_grid, read_nifti, write_nifti
+from mmccd_cli.signals import SignalModel
+from mmccd_cli.template import Template
+from mmccd_cli.training.dataset import (
+    PreparedDataset,
+    PrepareSettings,
+    assign_splits,
+    prepare_dataset,
+    read_split,
+)
+from mmccd_cli.training.networks import BundleText, make_runtime, train_networks, write_bundle
+from mmccd_cli.training.recipes import RECIPES, Recipe
+from mmccd_cli.training.samples import load_dataset
+from mmccd_cli.training.slices import Quantisation, read_index, read_shard, read_template
+from mmccd_cli.weights.bundle import load_bundle, verify_bundle
+
+SPLIT = {"train": ["BraTS2021_00000", "BraTS2021_00002"], "val": ["BraTS2021_00003"]}
+SETTINGS = PrepareSettings(spacing_mm=6.0)
+WriteSubject = Callable[..., Path]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Three phantoms on the way through `prepare`, made once for all tests."""
+
+    data: Path
+    shards: Path
+    phantoms: dict[str, Phantom]
+    result: PreparedDataset
+
+
+def write_brats(folder: Path, name: str, phantom: Phantom) -> None:
+    """Write a subject as the BraTS 2021 release does."""
+    (folder / name).mkdir(parents=True)
+    grid = make_grid(phantom.brain.shape, phantom.affine)
+    endings = {"FLAIR": "flair", "T2w": "t2", "T1w": "t1"}
+    for modality, volume in phantom.volumes.items():
+        write_nifti(folder / name / f"{name}_{endings[modality]}.nii.gz", volume.data, grid)
+    write_nifti(folder / name / f"{name}_seg.nii.gz", 4 * phantom.lesion.astype(np.uint8), grid)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    root = tmp_path_factory.mktemp("brats")
+    phantoms = {}
+    for seed, name in enumerate(sorted(i for ids in SPLIT.values() for i in ids)):
+        phantoms[name] = make_phantom(seed, shape=(50, 56, 46), spacing_mm=(4, 4, 4))
+        write_brats(root / "data", name, phantoms[name])
+    result = prepare_dataset(root / "data", root / "shards", SETTINGS, split=SPLIT)
+    return Prepared(root / "data", root / "shards", phantoms, result)
+
+
+# What is written
+
+
+def test_every_subject_is_written_with_its_split(prepared: Prepared) -> None:
+    assert prepared.result.subjects == tuple(sorted(prepared.phantoms))
+    assert prepared.result.skipped == ()
+    index = read_index(prepared.shards)
+    splits = {entry["id"]: entry["split"] for entry in index["subjects"]}
+    assert splits == {i: name for name, ids in SPLIT.items() for i in ids}
+    assert index["modalities"] == ["FLAIR", "T2w", "T1w"]
+    for entry in index["subjects"]:
+        assert set(entry["files"]) == {"FLAIR", "T2w", "T1w"}
+        assert all(len(digest) == 64 for digest in entry["files"].values())
+        assert 0 < entry["healthy_slices"] < entry["slices"]
+    names = {path.name for path in prepared.shards.iterdir()}
+    assert names == {f"{i}.safetensors" for i in prepared.phantoms} | {
+        "dataset.json",
+        "template.safetensors",
+    }
+
+
+def test_the_grid_is_straight_and_holds_every_brain(prepared: Prepared) -> None:
+    index = read_index(prepared.shards)
+    affine, shape = np.array(index["affine"]).reshape(4, 4), index["shape"]
+    np.testing.assert_array_equal(affine[:3, :3], 6 * np.eye(3))
+    assert index["spacing_mm"] == [6.0, 6.0, 6.0]
+    assert shape[0] % 16 == shape[1] % 16 == 0
+    for phantom in prepared.phantoms.values():
+        points = np.argwhere(phantom.brain) @ phantom.affine[:3, :3].T + phantom.affine[:3, 3]
+        at = (points - affine[:3, 3]) / 6
+        assert (at > -0.5).all()
+        assert (at < np.array(shape) - 0.5).all()
+
+
+def test_brain_and_lesion_keep_volume_and_place(prepared: Prepared) -> None:
+    """Labels go to the new grid by at least half of a voxel, so they do not grow."""
+    affine = np.array(read_index(prepared.shards)["affine"]).reshape(4, 4)
+    for name, phantom in prepared.phantoms.items():
+        shard = read_shard(prepared.shards, name)
+        for mask, truth, tolerance in (
+            (shard.brain, phantom.brain, 0.03),
+            (shard.lesion, phantom.lesion & phantom.brain, 0.15),
+        ):
+            assert mask.sum() * 6**3 == pytest.approx(truth.sum() * 4**3, rel=tolerance)
+            k, i, j = np.argwhere(mask).mean(axis=0)
+            there = phantom.affine @ [*np.argwhere(truth).mean(axis=0), 1]
+            np.testing.assert_allclose(affine @ [i, j, k, 1], there, atol=1.5)
+        assert not (shard.lesion & ~shard.brain).any()
+
+
+def test_images_are_normalised_and_the_outside_is_background(prepared: Prepared) -> None:
+    intensity = SETTINGS.preprocessing.intensity
+    quantisation = Quantisation()
+    for name in prepared.phantoms:
+        shard = read_shard(prepared.shards, name)
+        for levels in shard.images.values():
+            values = quantisation.decode(levels)
+            assert abs(np.median(values[shard.brain])) < 0.1
+            spread = np.quantile(np.abs(values[shard.brain]), 0.68)
+            assert spread == pytest.approx(intensity.scale, rel=0.1)
+            outside = values[~shard.brain]
+            np.testing.assert_allclose(outside, intensity.background, atol=4 / 255 + 1e-6)
+
+
+def test_modalities_are_not_swapped(prepared: Prepared) -> None:
+    """The lesion is bright on FLAIR and T2w only, and fluid on T2w only."""
+    shard = read_shard(prepared.shards, "BraTS2021_00000")
+    healthy = shard.brain & ~shard.lesion
+    fluid = healthy & (shard.images["T2w"] > np.quantile(shard.images["T2w"][healthy], 0.95))
+    lesion_contrast, fluid_contrast = (
+        {m: np.median(v[where]) - np.median(v[healthy]) for m, v in shard.images.items()}
+        for where in (shard.lesion, fluid)
+    )
+    assert min(lesion_contrast["FLAIR"], lesion_contrast["T2w"]) > lesion_contrast["T1w"] + 10
+    assert fluid_contrast["T2w"] > 20
+    assert max(fluid_contrast["FLAIR"], fluid_contrast["T1w"]) < -10
+
+
+def test_the_template_is_the_mean_of_the_training_subjects(prepared: Prepared) -> None:
+    images, mask = read_template(prepared.shards)
+    quantisation = Quantisation()
+    shards = [read_shard(prepared.shards, name) for name in SPLIT["train"]]
+    everywhere = np.logical_and.reduce([s.brain for s in shards])
+    np.testing.assert_array_equal(
+        np.moveaxis(mask, 2, 0), np.logical_or.reduce([s.brain for s in shards])
+    )
+    for name, image in images.items():
+        mean = np.mean([quantisation.decode(s.images[name]) for s in shards], axis=0)
+        difference = np.abs(np.moveaxis(image, 2, 0) - mean)[everywhere]
+        assert difference.max() < 8 / 255
+
+
+def test_nobody_is_warned_about_a_template_that_does_not_exist_yet(prepared: Prepared) -> None:
+    for entry in read_index(prepared.shards)["subjects"]:
+        assert not [note for note in entry["notes"] if "template" in note]
+
+
+# Files that are odd
+
+
+@pytest.fixture
+def odd_data(prepared: Prepared, tmp_path: Path) -> Path:
+    """A copy of the data in which the first subject is unreadable and another lacks T1w."""
+    folder = tmp_path / "odd"
+    shutil.copytree(prepared.data, folder)
+    shutil.copytree(folder / "BraTS2021_00003", folder / "BraTS2021_00009")
+    for path in (folder / "BraTS2021_00009").iterdir():
+        path.rename(path.with_name(path.name.replace("00003", "00009")))
+    (folder / "BraTS2021_00009" / "BraTS2021_00009_t1.nii.gz").unlink()
+    cut = folder / "BraTS2021_00000" / "BraTS2021_00000_flair.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:2000])
+    return folder
+
+
+def test_odd_subjects_are_named_and_left_out(odd_data: Path, tmp_path: Path) -> None:
+    split = {"train": ["BraTS2021_00000", "BraTS2021_00002", "BraTS2021_00009"]}
+    result = prepare_dataset(odd_data, tmp_path / "shards", SETTINGS, split=split, only=["train"])
+    assert result.subjects == ("BraTS2021_00002",)
+    reasons = dict(result.skipped)
+    assert reasons["BraTS2021_00009"] == "lacks T1w"
+    assert "BraTS2021_00000_flair.nii.gz" in reasons["BraTS2021_00000"]
+    index = json.loads((tmp_path / "shards" / "dataset.json").read_text())
+    assert {entry["id"] for entry in index["skipped"]} == set(reasons)
+
+
+def test_strict_stops_at_the_first_odd_subject(odd_data: Path, tmp_path: Path) -> None:
+    strict = replace(SETTINGS, strict=True)
+    with pytest.raises(DataError) as caught:
+        prepare_dataset(odd_data, tmp_path / "shards", strict, split=SPLIT)
+    assert "BraTS2021_00009: lacks T1w" in (caught.value.cause or "")
+    shutil.rmtree(odd_data / "BraTS2021_00009")
+    with pytest.raises(DataError, match=r"BraTS2021_00000_flair\.nii\.gz"):
+        prepare_dataset(odd_data, tmp_path / "shards", strict, split=SPLIT)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_no_usable_subject(
+    tmp_path: Path, tiny_phantom: Phantom, write_subject: WriteSubject
+) -> None:
+    write_subject(tmp_path / "data", tiny_phantom, id="BraTS-001")
+    with pytest.raises(DataError, match=r"no subject of .* can be used") as caught:
+        prepare_dataset(
+            tmp_path / "data", tmp_path / "out", replace(SETTINGS, require_segmentation=True)
+        )
+    assert "BraTS-001: lacks a segmentation" in (caught.value.cause or "")
+    with pytest.raises(DataError, match="no subject of"):
+        prepare_dataset(tmp_path / "data", tmp_path / "out", SETTINGS, only=["elsewhere"])
+
+
+def test_a_segmentation_on_another_grid_is_refused(
+    tmp_path: Path, tiny_phantom: Phantom, write_subject: WriteSubject
+) -> None:
+    folder = write_subject(tmp_path / "data", tiny_phantom, id="BraTS-001", lesion=True)
+    path = folder / "BraTS-001_seg.nii.gz"
+    moved = tiny_phantom.affine.copy()
+    moved[0, 3] += 8
+    write_nifti(
+        path, tiny_phantom.lesion.astype(np.uint8), make_grid(tiny_phantom.lesion.shape, moved)
+    )
+    with pytest.raises(DataError) as caught:
+        prepare_dataset(
+            tmp_path / "data", tmp_path / "out", SETTINGS, split={"train": ["BraTS-001"]}
+        )
+    assert "does not lie on the grid" in (caught.value.cause or "")
+
+
+def test_subjects_that_share_no_space_are_refused(
+    tmp_path: Path, write_subject: WriteSubject
+) -> None:
+    for number, offset in enumerate((0.0, 90.0)):
+        phantom = make_phantom(
+            0,
+            shape=(50, 56, 46),
+            spacing_mm=(4, 4, 4),
+            center_mm=(-119.5 + offset, 119.5, 77.0),
+            pose=[[1, 0, 0, offset], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
+        )
+        write_subject(tmp_path / "data", phantom, id=f"BraTS-{number:03d}")
+    with pytest.raises(DataError, match="do not share a space") as caught:
+        prepare_dataset(tmp_path / "data", tmp_path / "out", SETTINGS)
+    assert "--template" in (caught.value.next_step or "")
+
+
+# Splits
+
+names = st.lists(st.text("abcdef0123456789_", min_size=1, max_size=8), unique=True, max_size=12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(names, names)
+def test_a_subject_stays_in_its_split_when_others_join(some: list[str], more: list[str]) -> None:
+    first = assign_splits(some, None)
+    second = assign_splits([*more, *some], None)
+    assert all(second[subject] == split for subject, split in first.items())
+
+
+def test_default_splits_are_pinned() -> None:
+    """These assignments are part of what a published evaluation means."""
+    ids = [f"BraTS2021_{n:05d}" for n in range(1251)]
+    split = assign_splits(ids, None)
+    counts = {name: list(split.values()).count(name) for name in ("train", "val", "test")}
+    assert counts == {"train": 1007, "val": 115, "test": 129}
+    assert [split[i] for i in ids[:4]] == ["train", "val", "train", "train"]
+
+
+def test_a_given_split_decides_and_others_are_unused() -> None:
+    split = assign_splits(["a", "b", "c"], {"train": ["b"], "val": ["a", "z"]})
+    assert split == {"a": "val", "b": "train", "c": "unused"}
+    with pytest.raises(DataError, match="a stands in the splits train and val"):
+        assign_splits(["a"], {"train": ["a"], "val": ["a"]})
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"train": "a"}', '{"train": [1]}', "{"])
+def test_another_split_file_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=r"split\.json"):
+        read_split(path)
+
+
+def test_a_split_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(SPLIT))
+    assert read_split(path) == SPLIT
+
+
+# Through to a bundle
+
+
+def tiny_recipe() -> Recipe:
+    compact = RECIPES["compact"]
+    shape = {"base_channels": 4, "channel_multipliers": (1, 2), "norm_groups": 2}
+    return replace(
+        compact,
+        name="tiny",
+        unet=UNetConfig(**shape),  # type: ignore[arg-type]
+        denoiser=UNetConfig(in_channels=2, time_conditioned=True, **shape),  # type: ignore[arg-type]
+        training=replace(compact.training, iterations=2, batch_size=2),
+        spacing_mm=6.0,
+        cycles=compact.cycles[:2],
+    )
+
+
+def test_from_shards_to_bundle_to_signals(prepared: Prepared, tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    lines: list[str] = []
+    networks = train_networks(
+        prepared.shards,
+        tmp_path / "work",
+        recipe,
+        make_runtime("cpu", "fp32"),
+        report=lambda progress: lines.append(progress.network),
+    )
+    assert set(networks) == set(lines)
+    assert len(networks) == 4
+    write_bundle(prepared.shards, tmp_path / "bundle", recipe, networks, BundleText("tiny"))
+    bundle = load_bundle(tmp_path / "bundle")
+    verify_bundle(bundle)
+    assert bundle.sources == ("FLAIR", "T2w")
+    subjects = [entry["id"] for entry in bundle.config.training["subjects"]]
+    assert subjects == SPLIT["train"], "validation subjects are no training data"
+    images, _ = read_template(prepared.shards)
+    np.testing.assert_array_equal(bundle.template.images["FLAIR"], images["FLAIR"])
+
+    shard = read_shard(prepared.shards, "BraTS2021_00003")
+    volumes = {
+        name: np.moveaxis(Quantisation().decode(levels), 0, 2)
+        for name, levels in shard.images.items()
+    }
+    brain = np.moveaxis(shard.brain, 0, 2)
+    config = bundle.choose_score("mmccd", ("FLAIR",))
+    for method in ("mmccd", "cyclic-unet"):
+        sampling = replace(bundle.config.sampling, method=method)
+        model = SignalModel(bundle, sampling, torch.device("cpu"))
+        signal = model.signals(volumes, brain, config)["cycle:FLAIR"]
+        assert signal.shape == brain.shape
+        assert np.isfinite(signal).all()
+        assert signal[brain].std() > 0
+        assert not signal[~brain].any()
+
+
+def test_shards_of_another_recipe_are_refused(prepared: Prepared, tmp_path: Path) -> None:
+    runtime = make_runtime("cpu", "fp32")
+    with pytest.raises(DataError, match="another recipe than paper"):
+        train_networks(prepared.shards, tmp_path, RECIPES["paper"], runtime)
+    index = json.loads((prepared.shards / "dataset.json").read_text())
+    folder = tmp_path / "two"
+    shutil.copytree(prepared.shards, folder)
+    (folder / "dataset.json").write_text(json.dumps({**index, "modalities": ["FLAIR", "T1w"]}))
+    with pytest.raises(DataError, match="lack T2w"):
+        train_networks(folder, tmp_path, tiny_recipe(), runtime)
+
+
+def test_only_the_training_split_teaches(prepared: Prepared) -> None:
+    dataset = load_dataset(prepared.shards, tiny_recipe().training)
+    assert dataset.subjects == tuple(SPLIT["train"])
+
+
+def test_with_a_template_its_grid_is_used(prepared: Prepared, tmp_path: Path) -> None:
+    """And subjects are registered to it: here they lie right already."""
+    images, mask = read_template(prepared.shards)
+    affine = np.array(read_index(prepared.shards)["affine"]).reshape(4, 4)
+    untouched = replace(
+        SETTINGS, preprocessing=replace(SETTINGS.preprocessing, template_registration="none")
+    )
+    result = prepare_dataset(
+        prepared.data,
+        tmp_path / "out",
+        untouched,
+        split=SPLIT,
+        only=["val"],
+        template=Template(images, mask, affine),
+    )
+    assert result.subjects == ("BraTS2021_00003",)
+    index = read_index(tmp_path / "out")
+    assert index["affine"] == affine.ravel().tolist()
+    assert index["spacing_mm"] == [6.0, 6.0, 6.0]
+    ours, theirs = (read_shard(f, "BraTS2021_00003") for f in (tmp_path / "out", prepared.shards))
+    np.testing.assert_array_equal(ours.images["FLAIR"], theirs.images["FLAIR"])
+
+
+def test_the_phantom_files_are_what_the_release_would_hold(prepared: Prepared) -> None:
+    """Guards the other tests: BraTS names, and a label that is not 1."""
+    name = "BraTS2021_00000"
+    seg, _ = read_nifti(prepared.data / name / f"{name}_seg.nii.gz")
+    assert sorted(np.unique(seg.data).tolist()) == [0.0, 4.0]

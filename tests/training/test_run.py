@@ -1,0 +1,189 @@
+"""A whole training with folds: nobody is calibrated on by networks that know them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from mmccd_cli.config import CycleConfig, ScoreConfig, UNetConfig, to_dict
+from mmccd_cli.errors import DataError, WeightsError
+from mmccd_cli.training.calibration import Calibration, Fold, _choose, _Trial, calibrate
+from mmccd_cli.training.networks import BundleText, fit_normal_ranges, split_folds
+from mmccd_cli.training.recipes import RECIPES, Recipe
+from mmccd_cli.training.run import FOLD_BUNDLE, Training
+from mmccd_cli.training.slices import (
+    Quantisation,
+    SubjectShard,
+    write_index,
+    write_shard,
+    write_template,
+)
+from mmccd_cli.training.trainer import Runtime
+from mmccd_cli.weights.bundle import load_bundle, save_bundle, verify_bundle
+
+SHAPE = (24, 24, 12)  # I, J, K
+SUBJECTS = ["s0", "s1", "s2", "s3"]
+LESION_LEVEL = 3.5
+
+
+def recipe() -> Recipe:
+    unet = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
+    compact = RECIPES["compact"]
+    return replace(
+        compact,
+        unet=unet,
+        denoiser=replace(unet, in_channels=2, time_conditioned=True),
+        training=replace(compact.training, iterations=2, batch_size=2, warmup_iterations=1),
+        cycles=(CycleConfig("FLAIR", "T2w", sign=1),),
+    )
+
+
+def brain() -> np.ndarray:
+    centre = (np.array(SHAPE) - 1) / 2
+    axes = np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij")
+    distance = sum(((a - c) / (0.45 * n)) ** 2 for a, c, n in zip(axes, centre, SHAPE, strict=True))
+    return np.asarray(distance < 1)
+
+
+def lesion_of(number: int) -> np.ndarray:
+    lesion = np.zeros(SHAPE, dtype=bool)
+    lesion[5 + number : 10 + number, 7:13, 4:8] = True
+    return lesion & brain()
+
+
+def shard(number: int, *, lesion: bool = True) -> SubjectShard:
+    generator = np.random.default_rng(number)
+    inside, where = brain(), lesion_of(number) & lesion
+    images = {}
+    for modality in ("FLAIR", "T2w"):
+        values = np.where(inside, 0.3 * generator.standard_normal(SHAPE), -3.0)
+        values = np.where(where, LESION_LEVEL, values).astype(np.float32)
+        images[modality] = Quantisation().encode(np.moveaxis(values, 2, 0))
+    return SubjectShard(images, np.moveaxis(inside, 2, 0), np.moveaxis(where, 2, 0))
+
+
+def write_shards(folder: Path, *, lesions: bool = True) -> Path:
+    folder.mkdir()
+    entries = []
+    for number, subject in enumerate(SUBJECTS):
+        item = shard(number, lesion=lesions)
+        write_shard(folder, subject, item)
+        counts = {"slices": SHAPE[2], "healthy_slices": 6}
+        entries.append({"id": subject, "split": "train", "files": {}, **counts})
+    flat = np.where(brain(), 0.0, -3.0).astype(np.float32)
+    write_template(folder, {"FLAIR": flat, "T2w": flat}, brain())
+    index = {
+        "modalities": ["FLAIR", "T2w"],
+        "spacing_mm": [2.0, 2.0, 2.0],
+        "affine": np.diag([2.0, 2.0, 2.0, 1.0]).ravel().tolist(),
+        "shape": list(SHAPE),
+        "background": -3.0,
+        "preprocessing": to_dict(recipe().preprocessing),
+        "quantisation": {"minimum": Quantisation().minimum, "step": Quantisation().step},
+        "subjects": entries,
+    }
+    write_index(folder, index)
+    return folder
+
+
+class Trained(NamedTuple):
+    training: Training
+    out: Path
+    calibration: Calibration
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("run")
+    shards = write_shards(folder / "shards")
+    runtime = Runtime(torch.device("cpu"))
+    training = Training(shards, folder / "work", recipe(), runtime, BundleText("small"), folds=2)
+    bundle = training.write(folder / "out", training.train())
+    lines: list[str] = []
+    training.calibrate(bundle, report=lines.append)
+    assert any("left out" in line for line in lines)
+    folds = [
+        Fold(load_bundle(training.work / f"fold-{n}" / FOLD_BUNDLE), ids)
+        for n, ids in enumerate(split_folds(SUBJECTS, 2))
+    ]
+    found = calibrate(bundle, shards, methods=("cyclic-unet",), folds=folds)
+    return Trained(training, folder / "out", found)
+
+
+def test_the_bundle_is_whole_and_calibrated_on_everybody(trained: Trained) -> None:
+    bundle = load_bundle(trained.out)
+    verify_bundle(bundle)
+    assert set(bundle.config.scores) == {"mmccd", "cyclic-unet"}
+    assert sorted(bundle.config.calibration["subjects"]) == SUBJECTS
+    assert sorted(map(sorted, bundle.config.calibration["folds"])) == [["s0", "s2"], ["s1", "s3"]]
+    assert set(bundle.template.normal) == {"FLAIR", "T2w"}
+    card = (trained.out / "README.md").read_text()
+    assert card.count("| new |") == 2
+    assert "| known |" not in card
+
+
+def test_folds_know_nothing_of_their_own_subjects(trained: Trained) -> None:
+    training = trained.training
+    for number, left_out in enumerate(split_folds(SUBJECTS, 2)):
+        fold = load_bundle(training.work / f"fold-{number}" / FOLD_BUNDLE)
+        seen = [entry["id"] for entry in fold.config.training["subjects"]]
+        assert sorted(seen + left_out) == SUBJECTS
+        others = fit_normal_ranges(training.shards, seen, 5.0)["FLAIR"].mean
+        np.testing.assert_allclose(fold.template.normal["FLAIR"].mean, others, atol=0.02)
+
+
+def test_a_bright_lesion_is_found_by_what_was_chosen(trained: Trained) -> None:
+    row = trained.calibration.rows[0]
+    assert row.dice > 0.8
+    assert row.left_out_dice > 0.8
+    assert row.left_out_dice <= row.dice + 1e-9
+    tried = [tuple(trial["weights"]) for trial in row.trials]
+    assert ("cycle:FLAIR",) in tried
+    assert any("atlas:FLAIR" in weights for weights in tried)
+
+
+def test_settings_are_chosen_by_the_given_subjects_alone() -> None:
+    low, high = (
+        ScoreConfig(("FLAIR",), {"cycle:FLAIR": 1.0}, threshold_rule="fixed", threshold_offset=t)
+        for t in (1.0, 2.0)
+    )
+    # The first subject alone is best at the lower threshold.
+    trial = _Trial([low, high], np.array([[1.0, 0.0], [0.6, 0.7], [0.6, 0.7]]))
+    worse = _Trial([low, high], np.array([[0.9, 0.9], [0.1, 0.1], [0.1, 0.1]]))
+    everyone, others = np.array([True, True, True]), np.array([False, True, True])
+    assert _choose([worse, trial], everyone) == (trial, low)
+    assert _choose([worse, trial], others) == (trial, high)
+    # Left out: the first is scored at the others' choice (0.0), the others at the lower one (0.6).
+    assert trial.left_out_dice(everyone) == pytest.approx((0.0 + 0.6 + 0.6) / 3)
+
+
+def test_healthy_subjects_calibrate_by_a_budget(trained: Trained, tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "healthy", lesions=False)
+    found = calibrate(load_bundle(trained.out), shards, methods=("cyclic-unet",))
+    assert "false positives" in found.config.calibration["criterion"]
+    (score,) = found.config.scores["cyclic-unet"]
+    assert score.threshold_rule == "otsu"
+    assert found.rows[0].trials[0]["false_positive_ml"] <= 1.0
+
+
+def test_folds_need_subjects() -> None:
+    assert split_folds(["a", "b", "c"], 2) == [["a", "c"], ["b"]]
+    with pytest.raises(DataError, match="3 folds"):
+        split_folds(["a", "b"], 3)
+
+
+def test_a_score_without_its_atlas_is_not_a_bundle(trained: Trained, tmp_path: Path) -> None:
+    bundle = load_bundle(trained.out)
+    bare = replace(bundle.template, normal={})
+    (score, *_) = bundle.config.scores["cyclic-unet"]
+    score = replace(score, weights={**score.weights, "atlas:FLAIR": 1.0})
+    config = replace(bundle.config, scores={"cyclic-unet": (score,)})
+    save_bundle(tmp_path / "bare", config, bare, {}, "# card\n")
+    with pytest.raises(WeightsError) as raised:
+        load_bundle(tmp_path / "bare")
+    assert "normal range of FLAIR" in str(raised.value.cause)

@@ -1,0 +1,384 @@
+"""Shards and samples: pairs stay pairs, lesions stay hidden, and each sample stands alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmccd_cli.config import DiffusionConfig, TrainingConfig, UNetConfig
+from mmccd_cli.errors import DataError
+from mmccd_cli.training.samples import Sample, SliceDataset, draw_sample, load_dataset
+from mmccd_cli.training.slices import (
+    Quantisation,
+    SubjectShard,
+    read_index,
+    read_shard,
+    read_template,
+    write_index,
+    write_shard,
+    write_template,
+)
+from mmccd_cli.training.trainer import NetworkSpec, Runtime, _Step
+from mmccd_cli.translation.schedule import Schedule
+
+PLAIN = TrainingConfig(lesion_dilation_mm=0.0, augment=False)
+K, H, W = 4, 24, 32
+LESION = (slice(2, 4), slice(10, 14), slice(12, 18))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def subject_shard(number: int, *, lesion: bool = True) -> SubjectShard:
+    """A subject whose levels tell subject, slice and modality: 60 n + 10 k, T2w one more."""
+    brain = np.zeros((K, H, W), dtype=bool)
+    brain[:, 4:20, 6:26] = True
+    base = np.full((K, H, W), 32, dtype=np.uint8)
+    for k in range(K):
+        base[k][brain[k]] = 60 * number + 10 * k + 40
+    mask = np.zeros((K, H, W), dtype=bool)
+    mask[LESION] = lesion
+    images = {"FLAIR": base, "T2w": np.where(brain, base + 1, base)}
+    images["FLAIR"] = np.where(mask, 255, base).astype(np.uint8)
+    return SubjectShard(images, brain, mask)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three subjects, the second without a lesion, the third in `val`."""
+    for number, subject in enumerate(("a", "b", "c")):
+        write_shard(tmp_path, subject, subject_shard(number, lesion=subject != "b"))
+    index: dict[str, Any] = {
+        "modalities": ["FLAIR", "T2w"],
+        "spacing_mm": [2.0, 2.0, 2.0],
+        "background": -3.0,
+        "quantisation": asdict(Quantisation()),
+        "subjects": [
+            {"id": "a", "split": "train"},
+            {"id": "b", "split": "train"},
+            {"id": "c", "split": "val"},
+        ],
+    }
+    write_index(tmp_path, index)
+    return tmp_path
+
+
+# Shards
+
+
+@given(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_eight_bits_err_by_half_a_step_at_most(values: list[float]) -> None:
+    quantisation = Quantisation()
+    array = np.array(values, dtype=np.float32)
+    error = np.abs(quantisation.decode(quantisation.encode(array)) - array)
+    assert error.max() <= 4 / 255 + 1e-6
+
+
+def test_values_beyond_the_range_take_the_last_level() -> None:
+    quantisation = Quantisation()
+    ends = quantisation.encode(np.array([-9.0, -4.0, 4.0, 99.0], dtype=np.float32))
+    assert ends.tolist() == [0, 0, 255, 255]
+    assert quantisation.decode(ends).tolist() == pytest.approx([-4, -4, 4, 4])
+
+
+def test_a_shard_comes_back_as_it_was(tmp_path: Path) -> None:
+    shard = subject_shard(1)
+    write_shard(tmp_path, "x", shard)
+    found = read_shard(tmp_path, "x")
+    assert found.images.keys() == shard.images.keys()
+    for name, levels in shard.images.items():
+        np.testing.assert_array_equal(found.images[name], levels)
+        assert found.images[name].dtype == np.uint8
+    np.testing.assert_array_equal(found.brain, shard.brain)
+    np.testing.assert_array_equal(found.lesion, shard.lesion)
+    assert found.lesion.dtype == bool
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.safetensors"):
+        read_shard(tmp_path, "gone")
+    write_shard(tmp_path, "cut", subject_shard(0))
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"cut\.safetensors"):
+        read_shard(tmp_path, "cut")
+    with pytest.raises(DataError, match="template"):
+        read_template(tmp_path)
+
+
+def test_template_comes_back(tmp_path: Path) -> None:
+    image = np.linspace(-3, 3, 60, dtype=np.float32).reshape(3, 4, 5)
+    write_template(tmp_path, {"FLAIR": image}, image > 0)
+    images, mask = read_template(tmp_path)
+    np.testing.assert_allclose(images["FLAIR"], image, atol=4 / 255 + 1e-6)
+    np.testing.assert_array_equal(mask, image > 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "not a prepared data set"),
+        ("{", "not a prepared data set"),
+        ("[]", "another format"),
+        ('{"format": 99}', "another format"),
+        ('{"format": 1, "modalities": [], "subjects": []}', "lacks quantisation, spacing_mm"),
+    ],
+)
+def test_another_index_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_index(tmp_path)
+
+
+# Choice of slices and tissue
+
+
+def test_modalities_are_paired_by_subject_and_slice(shards: Path) -> None:
+    dataset = load_dataset(shards, PLAIN)
+    assert dataset.subjects == ("a", "b")
+    middle = dataset.images["FLAIR"][:, 0, 6, 8].tolist()
+    assert middle == [60 * n + 10 * k + 40 for n in (0, 1) for k in range(K)]
+    assert dataset.images["T2w"][:, 0, 6, 8].tolist() == [level + 1 for level in middle]
+    assert dataset.subject.tolist() == [0] * K + [1] * K
+
+
+def test_the_order_of_the_index_decides_nothing_about_the_pairs(shards: Path) -> None:
+    index = json.loads((shards / "dataset.json").read_text())
+    index["subjects"].reverse()
+    index["modalities"].reverse()
+    (shards / "dataset.json").write_text(json.dumps(index))
+    dataset = load_dataset(shards, PLAIN)
+    assert dataset.subjects == ("b", "a")
+    difference = dataset.images["T2w"].int() - dataset.images["FLAIR"].int()
+    assert (difference[dataset.healthy] == 1).all()
+
+
+def test_splits_and_chosen_subjects(shards: Path) -> None:
+    assert load_dataset(shards, PLAIN, split="val").subjects == ("c",)
+    assert load_dataset(shards, PLAIN, split=None).subjects == ("a", "b", "c")
+    assert load_dataset(shards, PLAIN, subjects=["c", "a"]).subjects == ("c", "a")
+    with pytest.raises(DataError, match="not among the prepared subjects: d"):
+        load_dataset(shards, PLAIN, subjects=["a", "d"])
+    with pytest.raises(DataError, match="no healthy slice"):
+        load_dataset(shards, PLAIN, split="test")
+
+
+def test_healthy_by_pixel_keeps_the_slice_and_leaves_out_the_lesion(shards: Path) -> None:
+    dataset = load_dataset(shards, PLAIN, subjects=["a"])
+    shard = subject_shard(0)
+    np.testing.assert_array_equal(dataset.hidden[:, 0], shard.lesion)
+    np.testing.assert_array_equal(dataset.healthy[:, 0], shard.brain & ~shard.lesion)
+
+
+def test_healthy_by_slice_leaves_out_every_slice_with_a_lesion(shards: Path) -> None:
+    dataset = load_dataset(shards, replace(PLAIN, healthy_by="slice"))
+    assert dataset.subject.tolist() == [0, 0, 1, 1, 1, 1]
+    assert not dataset.hidden.any()
+
+
+def test_the_lesion_is_grown_by_millimetres(shards: Path) -> None:
+    config = replace(PLAIN, lesion_dilation_mm=5.0)  # two pixels of 2 mm
+    dataset = load_dataset(shards, config, subjects=["a"])
+    expected = np.zeros((K, H, W), dtype=bool)
+    expected[2:4, 8:16, 10:20] = True
+    np.testing.assert_array_equal(dataset.hidden[:, 0], expected)
+    assert not (dataset.healthy & dataset.hidden).any()
+
+
+def test_slices_with_hardly_any_healthy_brain_are_left_out(shards: Path) -> None:
+    pixels = 16 * 20
+    kept = load_dataset(shards, PLAIN, subjects=["a"], minimal_healthy_pixels=pixels)
+    assert len(kept) == 2
+    with pytest.raises(DataError, match="no healthy slice"):
+        load_dataset(shards, PLAIN, subjects=["a"], minimal_healthy_pixels=pixels + 1)
+
+
+# Samples
+
+
+def test_without_augmentation_a_sample_is_its_slice(shards: Path) -> None:
+    dataset = load_dataset(shards, PLAIN)
+    sample = draw_sample(dataset, "FLAIR", "T2w", seeded(3), augment=False)
+    difference = (sample.target - sample.source)[sample.healthy]
+    torch.testing.assert_close(difference, torch.full_like(difference, 8 / 255))
+    assert sample.source.shape == (1, 1, H, W)
+
+
+def test_a_sample_is_decided_by_its_generator(shards: Path) -> None:
+    dataset = load_dataset(shards, PLAIN)
+    first, again, other = (
+        draw_sample(dataset, "FLAIR", "T2w", seeded(s), augment=True) for s in (3, 3, 4)
+    )
+    assert torch.equal(first.source, again.source)
+    assert torch.equal(first.healthy, again.healthy)
+    assert not torch.equal(first.source, other.source)
+
+
+def test_every_slice_is_drawn(shards: Path) -> None:
+    dataset = load_dataset(shards, PLAIN)
+    drawn = {
+        int(
+            draw_sample(dataset, "FLAIR", "T2w", seeded(s), augment=False).target[0, 0, 6, 8] * 1000
+        )
+        for s in range(100)
+    }
+    assert len(drawn) == len(dataset)
+
+
+def augmented(dataset: SliceDataset, count: int = 40) -> Sample:
+    drawn = [draw_sample(dataset, "FLAIR", "T2w", seeded(s), augment=True) for s in range(count)]
+    return Sample.stack(drawn)
+
+
+def textured() -> SliceDataset:
+    """One slice with the same texture in both modalities, and a lesion."""
+    rows, columns = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    brain = (rows - 32) ** 2 + (columns - 32) ** 2 < 24**2
+    texture = 128 + 60 * torch.sin(rows / 4) * torch.cos(columns / 5)
+    image = torch.where(brain, texture, torch.tensor(32.0)).to(torch.uint8)[None, None]
+    hidden = ((rows - 26) ** 2 + (columns - 30) ** 2 < 36)[None, None]
+    return SliceDataset(
+        images={"FLAIR": image, "T2w": image.clone()},
+        healthy=brain[None, None] & ~hidden,
+        hidden=hidden,
+        subject=torch.zeros(1, dtype=torch.long),
+        subjects=("a",),
+        quantisation=Quantisation(),
+        background=-3.0,
+    )
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a, b]))[0, 1])
+
+
+def test_augmentation_moves_both_modalities_and_masks_alike() -> None:
+    sample = augmented(textured())
+    found = [
+        correlation(source[healthy], target[healthy])
+        for source, target, healthy in zip(
+            sample.source, sample.target, sample.healthy, strict=True
+        )
+    ]
+    assert min(found) > 0.9, "the texture of both still coincides, whatever the shading"
+    assert not (sample.healthy & sample.hidden).any()
+    assert sample.hidden.flatten(1).any(dim=1).all()
+    assert len({int(h.sum()) for h in sample.healthy}) > 20, "each is deformed in its own way"
+
+
+def test_augmentation_keeps_contrasts_true() -> None:
+    """Tissue that is brighter stays brighter: intensities change smoothly and monotonically."""
+    dataset = textured()
+    sample = augmented(dataset)
+    inside = sample.source[sample.healthy]
+    original = dataset.values("FLAIR", 0)[dataset.healthy[0]]
+    assert inside.std() == pytest.approx(float(original.std()), rel=0.15)
+    assert inside.mean() == pytest.approx(float(original.mean()), abs=0.1)
+    gains = [
+        s[h].std() / original.std() for s, h in zip(sample.source, sample.healthy, strict=True)
+    ]
+    assert 0.03 < float(torch.stack(gains).std()) < 0.2
+
+
+def test_augmentation_leaves_the_background_alone() -> None:
+    """At test time it is one constant; a shaded one tells which gain was drawn."""
+    dataset = textured()
+    sample = augmented(dataset, 5)
+    corner = sample.source[:, 0, :2, :2]
+    torch.testing.assert_close(corner, torch.full_like(corner, -3.0), atol=4 / 255, rtol=0)
+
+
+# What the networks get to see
+
+
+def step_for(kind: str, config: TrainingConfig) -> _Step:
+    unet = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
+    if kind == "diffusion":
+        unet = replace(unet, in_channels=2, time_conditioned=True)
+    spec = NetworkSpec(kind, "FLAIR", "T2w", unet)
+    runtime = Runtime(torch.device("cpu"))
+    return _Step(spec, Schedule.from_config(DiffusionConfig()), config, runtime)
+
+
+def with_lesion_levels(dataset: SliceDataset, level: int) -> SliceDataset:
+    images = {
+        name: torch.where(dataset.hidden, torch.tensor(level, dtype=torch.uint8), levels)
+        for name, levels in dataset.images.items()
+    }
+    return replace(dataset, images=images)
+
+
+@pytest.mark.parametrize("kind", ["unet", "diffusion"])
+@pytest.mark.parametrize("blobs", [0.0, 8.0])
+def test_the_lesion_never_reaches_input_or_loss(shards: Path, kind: str, blobs: float) -> None:
+    """Whatever the lesion looks like, in either modality, the network cannot tell."""
+    config = replace(PLAIN, blob_radius_px=blobs)
+    dataset = load_dataset(shards, config, subjects=["a"])
+    step = step_for(kind, config)
+    bright, dark = with_lesion_levels(dataset, 255), with_lesion_levels(dataset, 0)
+    touched = 0
+    for index in range(16):
+        first = step._draw(bright, 0, index, augment=False)
+        second = step._draw(dark, 0, index, augment=False)
+        assert torch.equal(first[0], second[0]), "input"
+        assert torch.equal(first[2], second[2]), "region"
+        target, other, region = first[1], second[1], first[2]
+        touched += int(not torch.equal(target, other))
+        assert torch.equal(target * region, other * region), "loss"
+    assert touched, "some of the slices hold the lesion"
+
+
+def test_the_published_loss_region_leaves_out_the_lesion_only(shards: Path) -> None:
+    config = replace(PLAIN, loss_region="image")
+    dataset = load_dataset(shards, config, subjects=["a"])
+    step = step_for("diffusion", config)
+    for index in range(8):
+        region = step._draw(dataset, 0, index, augment=False)[2]
+        assert int((region == 0).sum()) in (0, 4 * 6)
+    config = replace(config, loss_region="brain")
+    region = step_for("diffusion", config)._draw(dataset, 0, 0, augment=False)[2]
+    assert region.sum() <= 16 * 20
+
+
+def test_every_sample_has_its_own_band_and_time_step(shards: Path) -> None:
+    dataset = load_dataset(shards, PLAIN, subjects=["b"])
+    config = replace(PLAIN, band_width=8)
+    step = step_for("diffusion", config)
+    drawn = [step._draw(dataset, 0, index, augment=False) for index in range(24)]
+    hidden = []
+    for inputs, _, _, _ in drawn:
+        levels = (inputs[:, 1:] + 4) / (8 / 255)
+        hidden.append((levels - levels.round()).abs() > 1e-3)  # noise is on no level
+    masks = torch.cat(hidden)
+    assert len(masks.unique(dim=0)) > 15
+    assert ((masks.any(dim=3).sum(dim=(1, 2)) <= 8) | (masks.any(dim=2).sum(dim=(1, 2)) <= 8)).all()
+    assert len({int(t) for *_, t in drawn}) > 15
+
+
+def test_the_last_time_step_can_be_preferred(shards: Path) -> None:
+    dataset = load_dataset(shards, PLAIN, subjects=["b"])
+    step = step_for("diffusion", replace(PLAIN, last_timestep_fraction=0.5))
+    last = [int(step._draw(dataset, 0, i, augment=False)[3]) == 999 for i in range(60)]
+    assert 15 < sum(last) < 45
+
+
+def test_without_hiding_the_published_condition_is_the_slice_itself(shards: Path) -> None:
+    """The plain network sees all of a healthy slice, and noise nowhere."""
+    dataset = load_dataset(shards, PLAIN, subjects=["b"])
+    inputs, target, _, _ = step_for("unet", PLAIN)._draw(dataset, 0, 0, augment=False)
+    inside = dataset.healthy[:1]
+    difference = (target - inputs)[inside]
+    torch.testing.assert_close(difference, torch.full_like(difference, 8 / 255))

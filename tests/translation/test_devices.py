@@ -1,0 +1,163 @@
+"""Words become devices that work, or an error that says what to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmccd_cli.errors import ComputeError, UsageError
+from mmccd_cli.translation import devices
+
+
+def test_cpu_and_auto_work_everywhere() -> None:
+    assert devices.choose_device("cpu") == torch.device("cpu")
+    torch.zeros(1, device=devices.choose_device("auto"))
+
+
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "CPU", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "mps:0", "cuda:0:1", "meta"]
+)
+def test_other_words_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="unknown device"):
+        devices.choose_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:7", "cuda:200", "mps"])
+def test_a_device_that_fails_is_named_with_a_way_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, device: torch.device, **kwargs: object) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available\nand much more")
+
+    monkeypatch.setattr(devices.torch, "ones", broken)
+    with pytest.raises(ComputeError, match=name) as caught:
+        devices.choose_device(name)
+    assert "much more" not in (caught.value.cause or "")
+    assert "--device cpu" in (caught.value.next_step or "")
+
+
+def test_auto_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> torch.Tensor:
+        raise RuntimeError("driver too old")
+
+    monkeypatch.setattr(devices.torch, "ones", broken)
+    assert devices.choose_device("auto") == torch.device("cpu")
+
+
+def test_threads_obey_the_smallest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    monkeypatch.setattr(devices, "_cgroup_quota", lambda: 12)
+    for variable in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(variable, raising=False)
+    assert devices.available_threads() == 12
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
+    assert devices.available_threads() == 6
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert devices.available_threads() == 2
+    for nonsense in ("0", "4,2", "many", "-3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
+        assert devices.available_threads() == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("max 100000", None), ("250000 100000", 3), ("50000 100000", 1), ("", None), ("x y", None)],
+)
+def test_quota_of_a_container(
+    text: str, cores: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: text)
+    assert devices._cgroup_quota() == cores
+
+
+def test_batch_size_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = iter((0, 1 << 30, 4 << 30, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 80 << 30))
+    sizes = [devices.choose_batch_size(torch.device("cuda"), 128 * 128, 32) for _ in range(4)]
+    assert sizes[0] == 1
+    assert sizes == sorted(sizes)
+    assert 4 * sizes[1] == pytest.approx(sizes[2], abs=4)
+    assert sizes[3] == devices.ACCELERATOR_BATCH_MAX
+
+
+def test_the_cpu_takes_its_best_batch_unless_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    8388608 kB\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: answers[str(self)])
+    monkeypatch.setattr(devices, "_cgroup_memory", lambda: None)
+    cpu = torch.device("cpu")
+    assert devices.choose_batch_size(cpu, 128 * 128, 32) == devices.CPU_BATCH
+    monkeypatch.setattr(devices, "_cgroup_memory", lambda: 256 << 20)
+    assert devices.choose_batch_size(cpu, 128 * 128, 32) == 4
+    answers["/proc/meminfo"] = "MemAvailable: 5 kB\n"
+    assert devices.choose_batch_size(cpu, 128 * 128, 32) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "left"), [("max", "5", None), ("100", "30", 70), ("100", "130", 0)]
+)
+def test_memory_of_a_container(
+    limit: str, used: str, left: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"memory.max": f"{limit}\n", "memory.current": f"{used}\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: texts[self.name])
+    assert devices._cgroup_memory() == left
+
+
+# Precision
+
+
+CUDA, CPU, MPS = (torch.device(name) for name in ("cuda", "cpu", "mps"))
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((6, 1), "fp32"), ((9, 0), "fp16")])
+def test_halves_are_chosen_where_they_are_fast(
+    capability: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert devices.choose_precision("auto", CUDA) == chosen
+
+
+@pytest.mark.parametrize("device", [CPU, MPS])
+def test_elsewhere_auto_is_full_precision(device: torch.device) -> None:
+    assert devices.choose_precision("auto", device) == "fp32"
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_needs_a_cpu_that_has_it(supported: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "cpu_computes_bf16", lambda: supported)
+    if supported:
+        assert devices.choose_precision("bf16", CPU) == "bf16"
+    else:
+        with pytest.raises(ComputeError, match="bf16") as caught:
+            devices.choose_precision("bf16", CPU)
+        assert "--precision" in (caught.value.next_step or "")
+
+
+@pytest.mark.parametrize(("name", "device"), [("fp16", CPU), ("fp16", MPS), ("bf16", MPS)])
+def test_halves_that_a_device_lacks_are_refused(name: str, device: torch.device) -> None:
+    with pytest.raises(ComputeError, match=name):
+        devices.choose_precision(name, device)
+
+
+def test_other_precisions_are_refused() -> None:
+    with pytest.raises(UsageError, match="unknown precision"):
+        devices.choose_precision("int8", CPU)
+
+
+def test_native_bf16_is_told_from_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.platform, "machine", lambda: "x86_64")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert not devices.cpu_computes_bf16()
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert devices.cpu_computes_bf16()
+
+
+def test_the_cpu_is_described_with_its_threads() -> None:
+    text = devices.describe_device(torch.device("cpu"))
+    assert text == f"cpu ({torch.get_num_threads()} threads)"

@@ -1,0 +1,513 @@
+"""Weights from a server that speaks the Hub's API, through the real huggingface_hub client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bundles import write_tiny_bundle
+from hub_server import TOKEN, Fault, LoopbackHub, Repo, loopback_hub
+
+from mmccd_cli.errors import WeightsError
+from mmccd_cli.weights import hub as hub_module
+from mmccd_cli.weights import resolve as weights
+from mmccd_cli.weights.bundle import load_bundle, verify_bundle
+from mmccd_cli.weights.index import INDEX, check_folder, read_index
+from mmccd_cli.weights.registry import embedded_bundles, make_entry
+from mmccd_cli.weights.resolve import LocalBundle, resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+REPO = "lab/tiny"
+LARGE = "FLAIR-T2w.diffusion.safetensors"
+
+Use = Callable[..., LocalBundle]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bundle(tmp_path_factory.mktemp("hub") / "tiny")
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    with loopback_hub() as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep the tests away from the user's proxies, tokens and caches."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import close_session
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MMCCD_WEIGHTS", "MMCCD_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    close_session()
+
+
+@pytest.fixture
+def use(hub: LoopbackHub, tmp_path: Path) -> Use:
+    """Resolve weights against the server with a cache of the test's own."""
+
+    def run(spec: str, **options: object) -> LocalBundle:
+        defaults = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint}
+        return resolve(spec, **{**defaults, **options})
+
+    return run
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.iterdir()
+        if not p.name.startswith(".")
+    }
+
+
+def test_first_use_downloads_and_second_use_needs_no_server(
+    hub: LoopbackHub, bundle: Path, use: Use
+) -> None:
+    commit = hub.publish(REPO, bundle)
+    first = use(REPO)
+    assert (first.origin, first.commit, first.revision) == ("hub", commit, "main")
+    assert files_of(first.folder) == files_of(bundle)
+    verify_bundle(load_bundle(first.folder))
+    assert set(hub.transfers().values()) == {1}
+    hub.close()
+    seen = len(hub.log)
+    for spec in (REPO, f"{REPO}@{commit}", f"hf://{REPO}@main"):
+        again = use(spec)
+        assert (again.origin, again.commit) == ("cache", commit)
+    assert len(hub.log) == seen
+
+
+def test_a_cache_hit_writes_nothing(
+    hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
+) -> None:
+    hub.publish(REPO, bundle)
+    use(REPO)
+    cache = tmp_path / "cache"
+
+    def state() -> dict[str, int]:
+        return {str(p): p.lstat().st_mtime_ns for p in cache.rglob("*")}
+
+    before = state()
+    use(REPO, offline=True)
+    use(REPO)
+    assert state() == before
+
+
+def test_offline_uses_the_cache_and_otherwise_says_how_to_fill_it(
+    hub: LoopbackHub, bundle: Path, use: Use
+) -> None:
+    hub.publish(REPO, bundle)
+    with pytest.raises(WeightsError) as caught:
+        use(REPO, offline=True)
+    assert "--offline" in str(caught.value.cause)
+    assert f"mmccd weights download {REPO}" in str(caught.value.next_step)
+    assert "--weights FOLDER" in str(caught.value.next_step)
+    assert not hub.log
+    use(REPO)
+    seen = len(hub.log)
+    assert use(REPO, offline=True).origin == "cache"
+    assert len(hub.log) == seen
+
+
+def test_the_hubs_own_offline_variable_is_honoured(
+    hub: LoopbackHub, bundle: Path, use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    hub.publish(REPO, bundle)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="not in the cache"):
+        use(REPO)
+    assert not hub.log
+
+
+def test_a_branch_stays_what_it_is_until_it_is_refreshed(
+    hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
+) -> None:
+    old = hub.publish(REPO, bundle)
+    assert use(REPO).commit == old
+    changed = shutil.copytree(bundle, tmp_path / "changed")
+    new = hub.publish(REPO, write_tiny_bundle(changed, seed=1))
+    assert new != old
+    assert use(REPO).commit == old
+    assert use(REPO, refresh=True).commit == new
+    assert use(REPO, offline=True).commit == new
+    assert use(f"{REPO}@{old}", offline=True).commit == old
+
+
+def test_only_listed_files_are_downloaded(hub: LoopbackHub, bundle: Path, use: Use) -> None:
+    hub.publish(REPO, bundle)
+    files = hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]
+    hub.repos[REPO].commit({**files, "model.pkl": b"\x80\x04.", "setup.py": b"raise SystemExit"})
+    folder = use(REPO).folder
+    assert files_of(folder) == files_of(bundle)
+    assert not hub.requests("GET", "model.pkl")
+    assert not hub.requests("HEAD", "setup.py")
+
+
+@pytest.mark.parametrize(
+    ("spec", "kinds", "token", "cause", "next_step"),
+    [
+        (REPO, {"private": True}, None, "private and you are not logged in (HTTP 401)", "HF_TOKEN"),
+        (REPO, {}, "hf_wrong", "HTTP 401", "hf auth login"),
+        (REPO, {"gated": True}, None, "gated", "accept them at"),
+        (REPO, {"gated": True}, TOKEN, "is gated: its owner asks you to accept the terms first "
+         "(HTTP 403)", "accept them at"),
+        ("lab/nothing", {}, TOKEN, "there is no", "correct the name"),
+        ("lab/nothing", {}, None, "no folder lab/nothing here either", "correct the name"),
+        (f"{REPO}@v9", {}, None, "no branch, tag or commit v9 (HTTP 404)", "/commits/main"),
+        (f"{REPO}@{'0' * 40}", {}, None, f"no branch, tag or commit {'0' * 40}", "/commits/main"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_refuses_is_explained(
+    hub: LoopbackHub,
+    bundle: Path,
+    use: Use,
+    monkeypatch: pytest.MonkeyPatch,
+    spec: str,
+    kinds: dict[str, bool],
+    token: str | None,
+    cause: str,
+    next_step: str,
+) -> None:
+    hub.publish(REPO, bundle, **kinds)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(WeightsError) as caught:
+        use(spec)
+    assert cause in str(caught.value.cause)
+    assert next_step in str(caught.value.next_step)
+
+
+def test_a_repository_without_a_bundle_is_refused(hub: LoopbackHub, use: Use) -> None:
+    hub.repos[REPO] = Repo()
+    hub.repos[REPO].commit({"README.md": b"# A model of another kind\n"})
+    with pytest.raises(WeightsError) as caught:
+        use(REPO)
+    assert "not a whole mmccd bundle" in str(caught.value.cause)
+
+
+def test_a_listed_file_that_is_not_there_is_named(hub: LoopbackHub, bundle: Path, use: Use) -> None:
+    hub.publish(REPO, bundle)
+    files = dict(hub.repos[REPO].commits[hub.repos[REPO].refs["main"]])
+    del files[LARGE]
+    commit = hub.repos[REPO].commit(files)
+    with pytest.raises(WeightsError, match=LARGE):
+        use(REPO)
+    with pytest.raises(WeightsError, match="damaged"):
+        use(f"{REPO}@{commit}", offline=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [("/api/models", "GET"), (INDEX, "HEAD"), (INDEX, "GET"), (LARGE, "HEAD"), ("/cdn/", "GET")],
+)
+def test_a_server_that_fails_once_is_asked_again(
+    hub: LoopbackHub, bundle: Path, use: Use, path: str, method: str
+) -> None:
+    hub.publish(REPO, bundle)
+    hub.faults.append(Fault(path, "status:503", 1, method))
+    assert files_of(use(REPO).folder) == files_of(bundle)
+    assert hub.faults[0].times == 0
+
+
+def test_a_server_that_keeps_failing_is_named(hub: LoopbackHub, bundle: Path, use: Use) -> None:
+    hub.publish(REPO, bundle)
+    hub.faults.append(Fault("/api/models", "status:500", 99))
+    with pytest.raises(WeightsError) as caught:
+        use(REPO)
+    assert f"{hub.endpoint} answered HTTP 500" in str(caught.value.cause)
+    assert "--weights FOLDER" in str(caught.value.next_step)
+
+
+@pytest.mark.parametrize("path", [INDEX, "/cdn/"])
+def test_a_connection_cut_half_way_is_resumed(
+    hub: LoopbackHub, bundle: Path, use: Use, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
+    hub.publish(REPO, bundle)
+    hub.faults.append(Fault(path, "cut"))
+    assert files_of(use(REPO).folder) == files_of(bundle)
+    assert hub.faults[0].times == 0
+    assert any("range" in request.headers for request in hub.requests("GET", path))
+
+
+def test_a_connection_that_is_always_cut_is_never_accepted(
+    hub: LoopbackHub, bundle: Path, use: Use, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    commit = hub.publish(REPO, bundle)
+    hub.faults.append(Fault("/cdn/", "cut", 999))
+    with pytest.raises(WeightsError) as caught:
+        use(REPO)
+    assert "cut off" in str(caught.value.cause)
+    for spec in (REPO, f"{REPO}@{commit}"):
+        with pytest.raises(WeightsError):
+            use(spec, offline=True)
+
+
+@pytest.mark.parametrize("path", [INDEX, "/cdn/"])
+def test_a_wrong_file_of_the_right_size_is_fetched_again(
+    hub: LoopbackHub, bundle: Path, use: Use, path: str
+) -> None:
+    hub.publish(REPO, bundle)
+    hub.faults.append(Fault(path, "corrupt"))
+    assert files_of(use(REPO).folder) == files_of(bundle)
+    assert hub.faults[0].times == 0
+
+
+@pytest.mark.parametrize("name", [INDEX, LARGE])
+def test_a_file_that_stays_wrong_is_never_accepted(
+    hub: LoopbackHub, bundle: Path, use: Use, name: str
+) -> None:
+    hub.publish(REPO, bundle)
+    digest = read_index(bundle).files.get(name, {}).get("sha256", "")
+    hub.faults.append(Fault(f"/cdn/{digest}" if digest else name, "corrupt", 99))
+    with pytest.raises(WeightsError) as caught:
+        use(REPO)
+    assert name in str(caught.value)
+    assert digest in str(caught.value.cause)
+    if digest:
+        assert hub.endpoint in str(caught.value)
+    with pytest.raises(WeightsError):
+        use(REPO, offline=True)
+    hub.faults.clear()
+    assert files_of(use(REPO).folder) == files_of(bundle)
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [("/api/models", "GET"), (INDEX, "HEAD"), (INDEX, "GET"), ("/cdn/", "GET")]
+)
+def test_a_login_page_instead_of_weights_is_refused(
+    hub: LoopbackHub, bundle: Path, use: Use, path: str, method: str
+) -> None:
+    hub.publish(REPO, bundle)
+    hub.faults.append(Fault(path, "html", 99, method))
+    with pytest.raises(WeightsError) as caught:
+        use(REPO)
+    assert "login page or a proxy" in str(caught.value.cause)
+    assert "HTTPS_PROXY" in str(caught.value.next_step)
+    with pytest.raises(WeightsError):
+        use(REPO, offline=True)
+
+
+def test_a_server_that_is_not_there_is_noticed_quickly(hub: LoopbackHub, use: Use) -> None:
+    hub.close()
+    start = time.monotonic()
+    with pytest.raises(WeightsError) as caught:
+        use(f"{REPO}@{'a' * 40}")
+    assert time.monotonic() - start < 5
+    assert "cannot be reached" in str(caught.value.cause)
+    assert all(name in str(caught.value.next_step) for name in ("HTTPS_PROXY", "SSL_CERT_FILE"))
+
+
+def test_a_damaged_file_in_the_cache_is_refused_offline_and_replaced_online(
+    hub: LoopbackHub, bundle: Path, use: Use
+) -> None:
+    hub.publish(REPO, bundle)
+    path = use(REPO).folder / LARGE
+    blob = path.resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"\0")
+    with pytest.raises(WeightsError, match="damaged"):
+        use(REPO, offline=True)
+    assert files_of(use(REPO).folder) == files_of(bundle)
+    use(REPO, offline=True)
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
+) -> None:
+    hub.publish(REPO, bundle)
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    with pytest.raises(WeightsError) as caught:
+        use(REPO, cache_dir=blocked / "cache")
+    assert str(blocked / "cache") in str(caught.value.cause)
+    assert "--cache-dir" in str(caught.value.next_step)
+
+
+def test_the_registry_outweighs_the_repository(
+    hub: LoopbackHub, bundle: Path, use: Use, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commit = hub.publish(REPO, bundle)
+    entry = make_entry(check_folder(bundle), repo=REPO, revision=commit)
+    monkeypatch.setattr(weights, "read_registry", lambda: {"tiny": entry})
+    found = use("tiny")
+    assert (found.origin, found.commit, found.entry) == ("hub", commit, entry)
+    assert use("tiny", offline=True).origin == "cache"
+    other = check_folder(write_tiny_bundle(tmp_path / "other", seed=2))
+    forged = make_entry(other, repo=REPO, revision=commit)
+    monkeypatch.setattr(weights, "read_registry", lambda: {"tiny": forged})
+    with pytest.raises(WeightsError) as caught:
+        use("tiny")
+    assert other.sha256 in str(caught.value.cause)
+
+
+def test_push_is_private_whole_and_usable(
+    hub: LoopbackHub, bundle: Path, use: Use, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    source = shutil.copytree(bundle, tmp_path / "source")
+    (source / "notes.txt").write_text("not listed, so not published")
+    pushed = hub_module.push(source, REPO, endpoint=hub.endpoint)
+    assert pushed.private
+    assert hub.repos[REPO].private
+    published = hub.repos[REPO].commits[pushed.hub_id.revision]
+    assert set(published) == set(files_of(bundle))
+    assert published["README.md"].startswith(b"---\nlibrary_name: mmccd")
+    assert files_of(source).keys() - {"notes.txt"} == files_of(bundle).keys()
+    found = use(str(pushed.hub_id))
+    assert found.index.sha256 == pushed.index.sha256
+    verify_bundle(load_bundle(found.folder))
+    # The token never leaves the Hub for its storage.
+    assert all("authorization" not in r.headers for r in hub.log if r.server == "storage")
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(WeightsError):
+        use(str(pushed.hub_id), cache_dir=tmp_path / "of somebody else")
+
+
+def test_push_keeps_a_card_that_has_front_matter(
+    hub: LoopbackHub, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    first = hub_module.push(bundle, REPO, private=False, endpoint=hub.endpoint)
+    assert not first.private
+    folder = tmp_path / "again"
+    folder.mkdir()
+    for name, raw in hub.repos[REPO].commits[first.hub_id.revision].items():
+        (folder / name).write_bytes(raw)
+    second = hub_module.push(folder, "lab/again", endpoint=hub.endpoint)
+    assert second.index.sha256 == first.index.sha256 == check_folder(folder).sha256
+
+
+def test_push_without_permission_is_explained(
+    hub: LoopbackHub, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WeightsError) as caught:
+        hub_module.push(bundle, REPO, endpoint=hub.endpoint)
+    assert "HF_TOKEN" in str(caught.value.next_step)
+    with pytest.raises(WeightsError, match="no repository"):
+        hub_module.push(bundle, "no-slash", endpoint=hub.endpoint)
+
+
+def test_remove_frees_what_no_other_revision_uses(
+    hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    old = hub.publish(REPO, bundle)
+    use(REPO)
+    files = hub.repos[REPO].commits[old]
+    new = hub.repos[REPO].commit(files)
+    use(REPO, refresh=True)
+    embedded = len(embedded_bundles())
+    assert len(weights.list_bundles(cache)) == embedded + 2
+    _, freed = weights.remove(f"{REPO}@{old}", cache_dir=cache)
+    assert freed == 0
+    assert use(REPO, offline=True).commit == new
+    _, freed = weights.remove(REPO, cache_dir=cache)
+    assert freed == sum(map(len, files.values()))
+    assert len(weights.list_bundles(cache)) == embedded
+    with pytest.raises(WeightsError, match="not in the cache"):
+        weights.remove(REPO, cache_dir=cache)
+
+
+# Whole processes
+
+SCRIPT = (
+    "import sys; from mmccd_cli.weights.resolve import resolve; print(resolve(sys.argv[1]).folder)"
+)
+
+
+def start(hub: LoopbackHub, tmp_path: Path, *command: str, **extra: str) -> subprocess.Popen[str]:
+    """Start Python with an environment in which the Hub is the loopback server."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "MMCCD_"))}
+    environment |= {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "NO_PROXY": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        **extra,
+    }
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_eight_processes_on_an_empty_cache_download_once(
+    hub: LoopbackHub, bundle: Path, tmp_path: Path
+) -> None:
+    commit = hub.publish(REPO, bundle)
+    hub.faults.append(Fault("/cdn/", "slow", 99))
+    processes = [start(hub, tmp_path, "-c", SCRIPT, REPO) for _ in range(8)]
+    answers = [process.communicate(timeout=60) for process in processes]
+    assert [p.returncode for p in processes] == [0] * 8, answers
+    assert not any("%|" in err for _, err in answers)  # no bars where there is no terminal
+    assert len({out for out, _ in answers}) == 1
+    assert files_of(Path(answers[0][0].strip())) == files_of(bundle)
+    assert set(hub.transfers().values()) == {1}
+    assert commit in answers[0][0]
+
+
+def test_a_process_killed_half_way_leaves_nothing_that_is_accepted(
+    hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
+) -> None:
+    hub.publish(REPO, bundle)
+    hub.faults.append(Fault("/cdn/", "stall"))
+    cache = tmp_path / "cache"
+    process = start(hub, tmp_path, "-c", SCRIPT, REPO, MMCCD_CACHE_DIR=str(cache))
+    deadline = time.monotonic() + 30
+    while not hub.requests("GET", "/cdn/") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGKILL
+    with pytest.raises(WeightsError):
+        use(REPO, offline=True)
+    assert files_of(use(REPO).folder) == files_of(bundle)
+
+
+@pytest.mark.slow
+def test_segment_with_weights_that_were_pushed(
+    hub: LoopbackHub, bundle: Path, tmp_path: Path, tiny_phantom, write_subject
+) -> None:
+    def run(*arguments: str, **extra: str) -> tuple[str, str]:
+        process = start(hub, tmp_path, "-m", "mmccd_cli", *arguments, **extra)
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == 0, err
+        return out, err
+
+    subject = write_subject(tmp_path, tiny_phantom)
+    out, _ = run("weights", "push", str(bundle), REPO, "--json", HF_TOKEN=TOKEN)
+    spec = json.loads(out)["weights"]
+    out, err = run("weights", "download", spec, HF_TOKEN=TOKEN)
+    assert "licence: CC0-1.0" in err
+    assert files_of(Path(out.strip())).keys() == files_of(bundle).keys()
+    seen = len(hub.log)
+    run("segment", str(subject), "--out", str(tmp_path / "map.nii.gz"), "--weights", spec)
+    assert len(hub.log) == seen
+    assert (tmp_path / "map.nii.gz").is_file()
