@@ -11,19 +11,20 @@ from typing import Any
 from mmccd_cli import pipeline
 from mmccd_cli.cohort.jobs import (
     Job,
-    Outcome,
     RunSettings,
+    check_extras,
     check_targets,
     find_all_subjects,
     plan_job,
 )
 from mmccd_cli.cohort.run import finish_job, infer_job, prepare_job, run_jobs
 from mmccd_cli.cohort.summary import Summary
+from mmccd_cli.config import METHODS, PRESETS, choose_sampling
 from mmccd_cli.errors import UsageError
 from mmccd_cli.inputs.subjects import Subject, find_subject, subject_from_files
-from mmccd_cli.outputs.extras import Finished, check_extras
 from mmccd_cli.outputs.images import output_paths
-from mmccd_cli.presets import METHODS, PRESETS, choose_sampling
+from mmccd_cli.outputs.record import Outcome
+from mmccd_cli.outputs.segmented import SegmentedSubject
 from mmccd_cli.weights.bundle import load_bundle
 from mmccd_cli.weights.resolve import resolve_weights
 
@@ -105,7 +106,7 @@ class Segmenter(pipeline.Segmenter):
         settings: RunSettings = RunSettings(),  # noqa: B008  # frozen
         force: bool = False,
         advance: Callable[[int, int], None] = lambda done, total: None,
-    ) -> Finished:
+    ) -> SegmentedSubject:
         """Segment the files of one subject.
 
         Args:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from mmccd_cli.modalities import MODALITIES
+from mmccd_cli.errors import UsageError
 
 T = TypeVar("T")
+
+MODALITIES = ("FLAIR", "T2w", "T1w")
+"""All modalities, in the order in which one is preferred as the reference image."""
 
 MAX_SEED = 2**27
 """Seeds lie below; the generator of every sample and slice is seeded with about 2^36 times that."""
@@ -506,3 +510,81 @@ def _require_choices(config: Any, where: str) -> None:
 def _require_seed(seed: int, where: str) -> None:
     """Check that seeds derived from this one, for every slice, fit into 64 bits."""
     _require(0 <= seed < MAX_SEED, f"{where}.seed must lie in 0..{MAX_SEED - 1}", seed)
+
+
+def describe_rule(config: ScoreConfig) -> str:
+    """A score's threshold rule in words."""
+    return {
+        "fixed": f"{config.threshold_offset:g}",
+        "otsu": f"{config.threshold_offset:g} + {config.otsu_weight:g} Otsu",
+        "edge": f"strongest edge in {config.edge_low:g}..{config.edge_high:g}",
+    }[config.threshold_rule]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named choice of sampling settings.
+
+    Attributes:
+        summary: What it does, for people.
+        changes: Fields of `SamplingConfig` that differ from the bundle's default.
+    """
+
+    summary: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: dict[str, Preset] = {
+    "fast": Preset(
+        "one plain translation there and back (Cyclic U-Net)",
+        {"method": "cyclic-unet"},
+    ),
+    "balanced": Preset(
+        "masked conditional diffusion, sampled as the bundle proposes",
+        {"method": "mmccd"},
+    ),
+    "paper": Preset(
+        "masked conditional diffusion as published: 128 bands of 16 pixels, 100 DDIM steps",
+        {
+            "method": "mmccd",
+            "band_width": 16,
+            "band_stride": 2,
+            "band_axes": "both",
+            "num_inference_steps": 100,
+            "second_pass": False,
+        },
+    ),
+}
+
+DIFFUSION_ONLY = {"num_inference_steps", "band_width", "band_stride", "band_axes", "second_pass"}
+"""Fields of `SamplingConfig` that mean nothing to a plain translation."""
+
+METHODS: tuple[str, ...] = get_args(get_type_hints(SamplingConfig)["method"])
+
+
+def choose_sampling(
+    default: SamplingConfig, preset: str | None = None, **changes: Any
+) -> SamplingConfig:
+    """Derive the sampling of a run: the bundle's default, then the preset, then single settings.
+
+    Args:
+        default: The bundle's own sampling.
+        preset: A key of `PRESETS`, or None for the bundle's default as it is.
+        **changes: Fields of `SamplingConfig`; None leaves a field as it is.
+
+    Raises:
+        UsageError: The settings do not fit together.
+    """
+    chosen = dict(PRESETS[preset].changes) if preset else {}
+    given = {name: value for name, value in changes.items() if value is not None}
+    chosen.update(given)
+    if DIFFUSION_ONLY & set(given) and "method" not in chosen:
+        # Whoever sets steps or bands means the method that has them.
+        chosen["method"] = "mmccd"
+    try:
+        return replace(default, **chosen)
+    except ValueError as error:
+        raise UsageError(
+            f"The sampling settings do not fit together: {error}.",
+            next_step="Change --steps, --band-width or --band-stride, or give --preset alone.",
+        ) from error

@@ -17,13 +17,14 @@ from mmccd_cli.anomaly.contour import refine_contour
 from mmccd_cli.anomaly.mask import AS_CALIBRATED, MaskOptions, cut, mask_settings
 from mmccd_cli.anomaly.score import Score, anomaly_map, score, segment
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
-from mmccd_cli.inputs.volume import Volume, make_grid, spacing_of
+from mmccd_cli.inputs.volume import Volume, make_grid
 from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
     prepare_subject,
     to_reference_grid,
 )
 from mmccd_cli.signals import SignalModel
+from mmccd_cli.template import spacing_of
 from mmccd_cli.translation.devices import choose_device, describe_device
 from mmccd_cli.weights.bundle import Bundle
 

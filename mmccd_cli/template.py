@@ -1,4 +1,7 @@
-"""The space in which the networks see brains, shared by the image side and the model side."""
+"""The space in which the networks see brains, and what an affine says.
+
+Shared by the image side and the model side, so nothing here knows files or networks.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,3 +52,35 @@ class Template:
         """Voxel size along each axis."""
         x, y, z = np.diag(self.affine)[:3]
         return float(x), float(y), float(z)
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """Eight-bit storage of normalised intensities: value = minimum + step * level.
+
+    Attributes:
+        minimum: Value of level 0.
+        step: Distance between levels.
+    """
+
+    minimum: float = -4.0
+    step: float = 8.0 / 255
+
+    def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Round values to levels; what lies beyond the range takes the last level."""
+        return np.clip(np.rint((values - self.minimum) / self.step), 0, 255).astype(np.uint8)
+
+    def decode(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turn levels into values."""
+        return (levels * np.float32(self.step) + np.float32(self.minimum)).astype(np.float32)
+
+
+def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return the distance in mm between neighbouring voxel centres along each axis."""
+    i, j, k = np.linalg.norm(affine[:3, :3], axis=0)
+    return (float(i), float(j), float(k))
+
+
+def transform_points(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:
+    """Apply a (4, 4) matrix to (..., 3) points: voxel indices to RAS mm, or any such map."""
+    return np.asarray(points, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]

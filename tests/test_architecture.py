@@ -6,69 +6,35 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from bundles import write_tiny_bundle
 
 PACKAGE = Path(__file__).resolve().parent.parent / "mmccd_cli"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-IMAGE_SIDE = (
-    "anomaly",
-    "baselines",
-    "bids",
-    "bids_derivatives",
-    "cohort",
-    "cohort_resume",
-    "cohort_shards",
-    "cohort_summary",
-    "cohort_threshold",
-    "dicom",
-    "image_names",
-    "metrics",
-    "modalities",
-    "outputs",
-    "phantom",
-    "pictures",
-    "postprocessing",
-    "preprocessing",
-    "report",
-    "report_checks",
-    "report_cohort",
-    "report_html",
-    "report_material",
-    "report_pictures",
-    "report_tables",
-    "report_viewer",
-    "rethreshold",
-    "scans",
-    "slices",
-    "subjects",
-    "symmetry",
-    "threshold_choice",
-    "thresholding",
-    "volume",
-)
-MODEL_SIDE = (
-    "benchmark_costs",
-    "bundle",
-    "bundle_files",
-    "calibration",
-    "datasets",
-    "devices",
-    "diffusion",
-    "inference",
-    "networks",
-    "rival_files",
-    "rival_training",
-    "rivals",
-    "shards",
+LAYERS = (
+    "errors",
+    "files config template",
+    "inputs anomaly translation",
+    "preprocessing weights",
     "signals",
-    "train_bundle",
-    "training",
-    "translation",
+    "pipeline",
+    "outputs training",
+    "cohort evaluation",
+    "api",
+    "cli",
 )
-LIGHT = ("config", "errors", "files", "modalities", "presets", "cli")
+"""From the ground up: a package imports only from layers below its own."""
+
+IMAGE_SIDE = ("inputs", "anomaly", "preprocessing", "outputs")
+MODEL_SIDE = ("translation", "signals", "weights", "training")
+READS_SCANS = ("dataset.py",)
+"""Of the model side: what turns a data set of scans into slices, before training."""
+
+LIGHT = ("config", "errors", "files", "cli")
 """What `mmccd --help` imports."""
 
 IMAGE_LIBRARIES = {"nibabel", "SimpleITK"}
@@ -111,8 +77,11 @@ def _packages(names: set[str]) -> set[str]:
 
 def _reached(*names: str) -> dict[str, set[str]]:
     """Imports of modules and of all that they import of this package, when they are imported."""
+    return _reached_from(_sources(*names))
+
+
+def _reached_from(waiting: list[Path]) -> dict[str, set[str]]:
     reached: dict[str, set[str]] = {}
-    waiting = _sources(*names)
     while waiting:
         path = waiting.pop()
         name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
@@ -132,6 +101,43 @@ def _reached(*names: str) -> dict[str, set[str]]:
     return reached
 
 
+def _room(module: str) -> str:
+    """The package, or module at the top, that a module of this project belongs to."""
+    return module.removeprefix("mmccd_cli.").split(".")[0]
+
+
+def _ours(path: Path) -> set[str]:
+    """The modules of this project that a file imports anywhere, also inside functions."""
+    modules = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts) for p in SOURCES}
+    return _imported(path) & modules
+
+
+def test_nobody_imports_from_a_layer_above() -> None:
+    floor = {room: number for number, rooms in enumerate(LAYERS) for room in rooms.split()}
+    inside = [path for path in SOURCES if path.parent != PACKAGE or path.stem in floor]
+    upward = {
+        f"{path.relative_to(PACKAGE)} -> {module}"
+        for path in inside
+        for module in _ours(path)
+        if (room := _room(module)) != (own := path.relative_to(PACKAGE).parts[0].split(".")[0])
+        and floor[room] >= floor[own]
+    }
+    assert not upward
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): _ours(path)
+        for path in SOURCES
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_one_finds_the_way_in() -> None:
+    entries = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()]
+    assert len([path for path in entries if path.name not in ("__pycache__", "_weights")]) <= 20
+
+
 @pytest.mark.parametrize("path", _sources(*IMAGE_SIDE), ids=lambda path: path.stem)
 def test_image_side_never_imports_torch(path: Path) -> None:
     # A skull stripper is itself a network: it may import torch when it runs, and only then.
@@ -146,16 +152,18 @@ def test_image_side_reaches_no_torch() -> None:
     assert not reaching
 
 
-@pytest.mark.parametrize("path", _sources(*MODEL_SIDE), ids=lambda path: path.stem)
+def _model_side() -> list[Path]:
+    return [path for path in _sources(*MODEL_SIDE) if path.name not in READS_SCANS]
+
+
+@pytest.mark.parametrize("path", _model_side(), ids=lambda path: path.stem)
 def test_model_side_never_imports_image_libraries(path: Path) -> None:
     assert not _packages(_imported(path)) & IMAGE_LIBRARIES
 
 
 def test_training_runs_where_no_image_library_is_installed() -> None:
-    reaching = {
-        name for name, items in _reached(*MODEL_SIDE).items() if _packages(items) & IMAGE_LIBRARIES
-    }
-    assert not reaching
+    reached = _reached_from(_model_side())
+    assert not {name for name, items in reached.items() if _packages(items) & IMAGE_LIBRARIES}
 
 
 def test_only_spatial_imports_simpleitk() -> None:

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmccd_cli import config as c
-from mmccd_cli.config import from_dict, to_dict
-from mmccd_cli.modalities import MODALITIES
+from mmccd_cli.config import MODALITIES, from_dict, to_dict
 from mmccd_cli.training.recipes import RECIPES
 
 positive = st.floats(1e-6, 1e6)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from mmccd_cli.template import Quantisation
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.slices import Quantisation
 
 
 def make_dataset(n: int = 6, size: int = 16) -> SliceDataset:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mmccd_cli.anomaly.components import Lesion, find_lesions
 from mmccd_cli.anomaly.score import segment
 from mmccd_cli.config import ScoreConfig
-from mmccd_cli.inputs.volume import spacing_of
+from mmccd_cli.template import spacing_of
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from mmccd_cli.cli.running import Run
 from mmccd_cli.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort.jobs import Job, Outcome
+    from mmccd_cli.cohort.jobs import Job
     from mmccd_cli.inputs.bids import BidsFilter
+    from mmccd_cli.outputs.record import Outcome
 
 SELECTION, OUTPUT = "Selection", "Output"
 _LABELS = ("--participant-label", "--participant_label", "--session-id", "--session-label")
@@ -171,9 +172,9 @@ def bids(
         if level == "group":
             _summarise(out, console)
             return
+        from mmccd_cli.cohort.derivatives import write_root
         from mmccd_cli.cohort.jobs import RunSettings
         from mmccd_cli.inputs.bids import BidsFilter, read_filter
-        from mmccd_cli.outputs.bids import write_root
 
         queries = read_filter(bids_filter_file) if bids_filter_file else {}
         participants, sessions = tuple(participant_label or ()), tuple(session_id or ())
@@ -209,9 +210,9 @@ def _plan(
     console: Console,
 ) -> tuple[list[Job], list[Outcome]]:
     """Find the sessions and name their outputs."""
-    from mmccd_cli.cohort.jobs import Outcome
+    from mmccd_cli.cohort.derivatives import plan_derivatives
     from mmccd_cli.inputs.bids import find_sessions
-    from mmccd_cli.outputs.bids import plan_derivatives
+    from mmccd_cli.outputs.record import Outcome
 
     subjects, missing = find_sessions(bids_dir, wanted)
     # A session's folder and not its images: in a git-annex two images may be one and the same.
@@ -226,9 +227,9 @@ def _plan(
 
 def _summarise(out: Path, console: Console) -> None:
     """Write the table of all results, whichever call or cluster node made them."""
-    from mmccd_cli.cohort.jobs import Outcome
+    from mmccd_cli.cohort.derivatives import find_records
     from mmccd_cli.cohort.summary import Summary
-    from mmccd_cli.outputs.bids import find_records
+    from mmccd_cli.outputs.record import Outcome
 
     records = find_records(out)
     if not records:

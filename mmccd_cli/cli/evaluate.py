@@ -482,7 +482,7 @@ def _reporter(progress: Progress) -> Report:
 
 
 def _modality_set(text: str) -> tuple[str, ...] | None:
-    from mmccd_cli.modalities import MODALITIES
+    from mmccd_cli.config import MODALITIES
 
     if text == "all":
         return None

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.cli.options import parse_count
+from mmccd_cli.config import METHODS, PRESETS
 from mmccd_cli.errors import UsageError
-from mmccd_cli.presets import METHODS, PRESETS
 
 if TYPE_CHECKING:
     from mmccd_cli.api import Segmenter

@@ -13,8 +13,9 @@ from mmccd_cli.cli.console import Console
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort.jobs import Job, Outcome
+    from mmccd_cli.cohort.jobs import Job
     from mmccd_cli.cohort.shards import Shard
+    from mmccd_cli.outputs.record import Outcome
 
 SUFFIX_OF_EXTRA = {"picture": ".png", "report": ".html", "dicom_seg": ".dcm", "dicom_map": ".dcm"}
 
@@ -140,7 +141,7 @@ class Wish:
         assert self.out_dir is not None  # __post_init__ has seen to it
         names = {kind: path.name for kind, path in self.extras.items()}
         if self.as_bids:
-            from mmccd_cli.outputs.bids import plan_derivatives
+            from mmccd_cli.cohort.derivatives import plan_derivatives
 
             jobs = plan_derivatives(
                 subjects, self.out_dir, extras=names, brain_mask=self.brain_mask

@@ -74,8 +74,8 @@ def train_rivals(
 
 def _wanted(prepared: Path, kinds: list[str] | None, sources: list[str] | None) -> list[Any]:
     """One configuration for each kind and modality, on the grid of the prepared slices."""
+    from mmccd_cli.config import MODALITIES
     from mmccd_cli.evaluation.comparison.networks import KINDS, RivalConfig
-    from mmccd_cli.modalities import MODALITIES
     from mmccd_cli.training.slices import read_index
 
     for option, given, known in (("--kind", kinds, KINDS), ("--modality", sources, MODALITIES)):

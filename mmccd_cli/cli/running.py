@@ -16,9 +16,10 @@ from mmccd_cli.cli.loading import Loading
 from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort.jobs import Job, Outcome, RunSettings
+    from mmccd_cli.cohort.jobs import Job, RunSettings
     from mmccd_cli.cohort.shards import Shard
     from mmccd_cli.cohort.summary import Summary
+    from mmccd_cli.outputs.record import Outcome
     from mmccd_cli.pipeline import Segmenter
 
 
@@ -59,8 +60,7 @@ class Run:
 
     def check(self) -> None:
         """Refuse what cannot be written, before anything is computed."""
-        from mmccd_cli.cohort.jobs import check_targets
-        from mmccd_cli.outputs.extras import check_extras
+        from mmccd_cli.cohort.jobs import check_extras, check_targets
 
         if self.force and self.resume:
             raise UsageError(

@@ -244,7 +244,7 @@ def segment(
             run.show_plan(failures)
             return
         if bids_out is not None and jobs:
-            from mmccd_cli.outputs.bids import write_root
+            from mmccd_cli.cohort.derivatives import write_root
 
             write_root(bids_out, [job.subject for job in jobs])
         run.execute(failures)

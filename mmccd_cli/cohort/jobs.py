@@ -15,6 +15,7 @@ from mmccd_cli.config import SamplingConfig, to_dict
 from mmccd_cli.errors import MmccdError, UsageError
 from mmccd_cli.inputs.subjects import Subject, find_subject
 from mmccd_cli.outputs.images import OutputPaths, check_outputs, output_paths
+from mmccd_cli.outputs.record import Outcome
 
 BRAIN_MASK = "brain_mask"
 
@@ -114,25 +115,6 @@ def describe_mask_options(options: MaskOptions) -> dict[str, Any]:
     rare = ("min_fraction_of_largest", "min_seed_mm3", "fill_holes")
     chosen = {name: getattr(options, name) for name in rare}
     return described | {name: value for name, value in chosen.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one subject.
-
-    Attributes:
-        name: The subject's id, or the path that should have been one.
-        status: "done", "skipped" because its result was there already, "failed", or "planned".
-        record: See `mmccd_cli.outputs.record`; empty where it failed.
-        error: Why it failed: an `MmccdError`, or anything else where there is a bug.
-        from_map: Whether only the mask was made anew, from the map that was there.
-    """
-
-    name: str
-    status: Literal["done", "skipped", "failed", "planned"]
-    record: dict[str, Any] = field(default_factory=dict)
-    error: Exception | None = None
-    from_map: bool = False
 
 
 def find_all_subjects(
@@ -265,3 +247,29 @@ def _check_can_be_made(folder: Path) -> None:
             cause=f"The permissions of {existing} do not allow it.",
             next_step="Give a folder of your own.",
         )
+
+
+def check_extras(jobs: Iterable[Job], settings: RunSettings) -> None:
+    """Refuse, before anything is computed, extras that cannot be made.
+
+    Raises:
+        UsageError: DICOM is asked for and the input is none, the map lies on another grid, or the
+            package that writes it is not installed.
+    """
+    for job in jobs:
+        if not {"dicom_seg", "dicom_map"} & set(job.extras):
+            continue
+        from mmccd_cli.outputs.dicom_seg import check_available
+
+        check_available()
+        if next(iter(job.subject.paths)) not in job.subject.series:
+            raise UsageError(
+                f"{job.subject.id} was not given as DICOM, so there is no series that a DICOM "
+                "segmentation could refer to.",
+                next_step="Leave out --dicom-seg and --dicom-map, or give the DICOM series.",
+            )
+        if settings.space != "native":
+            raise UsageError(
+                "A DICOM segmentation lies on the slices of its series, not on the template.",
+                next_step="Leave out --space template, or --dicom-seg and --dicom-map.",
+            )

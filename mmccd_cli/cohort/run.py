@@ -12,20 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmccd_cli.cohort.jobs import Job, Outcome, RunSettings
+from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.prefetch import Ahead
-from mmccd_cli.cohort.resume import (
-    Earlier,
-    find_earlier,
-    is_ours,
-    make_new_mask,
-    with_new_mask,
-)
+from mmccd_cli.cohort.resume import Earlier, find_earlier, is_ours
 from mmccd_cli.errors import MmccdError, UsageError, WeightsError
 from mmccd_cli.files import remove_leftovers
 from mmccd_cli.inputs.scans import Scans, describe_inputs, name_inputs, read_scans
 from mmccd_cli.inputs.volume import NiftiGrid, Volume, make_grid
-from mmccd_cli.outputs.extras import MAKERS, Finished
+from mmccd_cli.outputs.extras import MAKERS
 from mmccd_cli.outputs.images import (
     check_outputs,
     encode_images,
@@ -36,10 +30,13 @@ from mmccd_cli.outputs.images import (
 )
 from mmccd_cli.outputs.record import (
     RECORD_VERSION,
+    Outcome,
     describe_bundle,
     describe_ignored,
     describe_result,
 )
+from mmccd_cli.outputs.remask import make_new_mask, with_new_mask
+from mmccd_cli.outputs.segmented import SegmentedSubject
 
 if TYPE_CHECKING:
     from mmccd_cli.pipeline import Segmenter
@@ -280,7 +277,7 @@ def infer_job(
     settings: RunSettings,
     *,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> Finished:
+) -> SegmentedSubject:
     """Segment a prepared subject; nothing is written.
 
     Raises:
@@ -307,7 +304,16 @@ def infer_job(
         seconds={"read": ready.seconds},
         threads=threads_in_all(),
     )
-    return Finished(job, result, grid, record, segmenter.bundle, ready.volumes)
+    return SegmentedSubject(
+        subject=job.subject,
+        outputs=job.outputs,
+        sidecar_fields=job.sidecar_fields,
+        result=result,
+        grid=grid,
+        record=record,
+        bundle=segmenter.bundle,
+        volumes=ready.volumes,
+    )
 
 
 def finish_job(
@@ -317,18 +323,18 @@ def finish_job(
     *,
     force: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> Finished:
+) -> SegmentedSubject:
     """Segment a prepared subject and write its files.
 
     Raises:
         MmccdError: Anything that a user can meet; nothing is written then.
     """
-    finished = infer_job(ready, segmenter, settings, advance=advance)
+    segmented = infer_job(ready, segmenter, settings, advance=advance)
     began = time.perf_counter()
     contents = encode_images(
-        ready.job.outputs, finished.result.anomaly_map, finished.result.mask, finished.grid
+        ready.job.outputs, segmented.result.anomaly_map, segmented.result.mask, segmented.grid
     )
-    return _write(finished, contents, {"encode": time.perf_counter() - began}, force)
+    return _write(ready.job, segmented, contents, {"encode": time.perf_counter() - began}, force)
 
 
 def segment_job(
@@ -339,7 +345,7 @@ def segment_job(
     scans: Scans | None = None,
     force: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,
-) -> Finished:
+) -> SegmentedSubject:
     """Segment one subject and write its files: `prepare_job`, then `finish_job`."""
     ready = prepare_job(job, segmenter, settings, scans=scans)
     return finish_job(ready, segmenter, settings, force=force, advance=advance)
@@ -402,15 +408,15 @@ def _finish_or_skip(
     if job.exists:
         check_outputs(job.targets.values(), inputs=job.input_files, force=overwrite)
     if ready.earlier is not None:
-        finished = _redo_mask(job, ready.earlier, segmenter, settings, overwrite)
-        return Outcome(job.subject.id, "done", finished.record, from_map=True)
-    finished = finish_job(ready, segmenter, settings, force=overwrite, advance=advance)
-    return Outcome(job.subject.id, "done", finished.record)
+        segmented = _redo_mask(job, ready.earlier, segmenter, settings, overwrite)
+        return Outcome(job.subject.id, "done", segmented.record, from_map=True)
+    segmented = finish_job(ready, segmenter, settings, force=overwrite, advance=advance)
+    return Outcome(job.subject.id, "done", segmented.record)
 
 
 def _redo_mask(
     job: Job, earlier: Earlier, segmenter: Segmenter, settings: RunSettings, force: bool
-) -> Finished:
+) -> SegmentedSubject:
     """Make the mask anew from the map that is there, and all that follows from it."""
     from mmccd_cli.pipeline import SegmentationResult
 
@@ -435,9 +441,17 @@ def _redo_mask(
         notes=record["warnings"],
         seconds=record["seconds"],
     )
-    finished = Finished(job, result, new.grid, record, segmenter.bundle)
+    segmented = SegmentedSubject(
+        subject=job.subject,
+        outputs=job.outputs,
+        sidecar_fields=job.sidecar_fields,
+        result=result,
+        grid=new.grid,
+        record=record,
+        bundle=segmenter.bundle,
+    )
     contents = {job.outputs.mask: encode_mask(job.outputs.mask, new.mask, new.grid)}
-    return _write(finished, contents, {"new_mask": time.perf_counter() - began}, force)
+    return _write(job, segmented, contents, {"new_mask": time.perf_counter() - began}, force)
 
 
 def _reference_scan(job: Job, reference: str) -> Volume:
@@ -446,14 +460,18 @@ def _reference_scan(job: Job, reference: str) -> Volume:
 
 
 def _write(
-    finished: Finished, contents: dict[Path, bytes], seconds: dict[str, float], force: bool
-) -> Finished:
+    job: Job,
+    segmented: SegmentedSubject,
+    contents: dict[Path, bytes],
+    seconds: dict[str, float],
+    force: bool,
+) -> SegmentedSubject:
     """Make the extras, and write all files of a job."""
-    job, record = finished.job, finished.record
+    record = segmented.record
     record["output_sha256"] = {**record["output_sha256"], **_hashes(job, contents)}
     for kind, path in job.extras.items():
         began = time.perf_counter()
-        contents[path] = MAKERS[kind].make(finished)
+        contents[path] = MAKERS[kind].make(segmented)
         seconds[kind] = time.perf_counter() - began
     rounded = {stage: round(value, 3) for stage, value in seconds.items()}
     record = plain({**record, "seconds": {**record["seconds"], **rounded}, **job.sidecar_fields})
@@ -462,7 +480,7 @@ def _write(
         for folder in {path.parent for path in contents}:
             folder.mkdir(parents=True, exist_ok=True)
     write_outputs(contents, inputs=job.input_files, force=force)
-    return replace(finished, record=record)
+    return replace(segmented, record=record)
 
 
 def _requested(segmenter: Segmenter, settings: RunSettings) -> dict[str, Any]:

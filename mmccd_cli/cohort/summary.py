@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmccd_cli.cohort.jobs import BRAIN_MASK, Outcome
+from mmccd_cli.cohort.jobs import BRAIN_MASK
 from mmccd_cli.errors import MmccdError, UsageError
 from mmccd_cli.files import write_atomically
+from mmccd_cli.outputs.record import Outcome
 
 COLUMNS = (
     "subject",

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from mmccd_cli.anomaly.mask import MASK_SETTINGS, MaskOptions
-from mmccd_cli.cohort.jobs import Outcome, describe_mask_options
-from mmccd_cli.cohort.resume import make_new_mask, read_record, with_new_mask
+from mmccd_cli.cohort.jobs import describe_mask_options
 from mmccd_cli.cohort.summary import update_summaries
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.files import sha256_of_file
-from mmccd_cli.outputs.bids import MAKERS_OF_BIDS, with_mask_anew
+from mmccd_cli.outputs.bids import BIDS_OUTPUTS, with_mask_anew
 from mmccd_cli.outputs.images import (
     OutputPaths,
     check_outputs,
@@ -24,6 +23,8 @@ from mmccd_cli.outputs.images import (
     plain,
     write_outputs,
 )
+from mmccd_cli.outputs.record import Outcome, read_record
+from mmccd_cli.outputs.remask import make_new_mask, with_new_mask
 
 CORE = ("map", "mask", "sidecar")
 
@@ -116,7 +117,7 @@ def make_mask(
     others = _others(job, record)
     contents |= {others[kind]: made for kind, made in with_mask_anew(others, new).items()}
     files = {"map": job.map, "mask": job.mask, "sidecar": job.sidecar}
-    files |= {kind: path for kind, path in others.items() if kind in MAKERS_OF_BIDS}
+    files |= {kind: path for kind, path in others.items() if kind in BIDS_OUTPUTS}
     outputs = {kind: path.name for kind, path in files.items()}
     changed = with_new_mask(
         record, new, requested=kept | describe_mask_options(options), outputs=outputs

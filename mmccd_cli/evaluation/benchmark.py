@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.anomaly.score import anomaly_map, combine, score, segment
-from mmccd_cli.config import SamplingConfig, ScoreConfig
+from mmccd_cli.config import SamplingConfig, ScoreConfig, choose_sampling
 from mmccd_cli.evaluation.benchmark_costs import (
     Clock,
     DeviceRates,
@@ -30,7 +30,6 @@ from mmccd_cli.evaluation.benchmark_process import ProcessRun, run_process
 from mmccd_cli.inputs.scans import read_scans
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.preprocessing.subject import PreparedSubject, prepare_subject
-from mmccd_cli.presets import choose_sampling
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.training.dataset import lesion_on_template
 from mmccd_cli.training.recipes import RECIPES

@@ -20,7 +20,8 @@ from mmccd_cli.anomaly.metrics import CaseScores, score_case, score_healthy
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.scans import read_image
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.inputs.volume import Volume, read_nifti, spacing_of
+from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.template import spacing_of
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from mmccd_cli.anomaly.components import BoolArray
 from mmccd_cli.anomaly.metrics import oracle_threshold, score_case
 from mmccd_cli.errors import DataError
 from mmccd_cli.evaluation.cases import Case, CaseRow, Prediction
-from mmccd_cli.inputs.volume import spacing_of
+from mmccd_cli.template import spacing_of
 
 PUBLISHED = "published (ORACLE threshold)"
 LEVELS = range(70, 90)

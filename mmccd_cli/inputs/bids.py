@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.modalities import MODALITIES
 
 DESCRIPTION = "dataset_description.json"
 

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.modalities import MODALITIES
 
 Array = NDArray[np.floating[Any]]
 _Points = tuple[Array, Array, Array]  # x, y, z apart: sums over a short axis are slow

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.dicom.files import has_dicom_files, is_archive
 from mmccd_cli.inputs.names import (
@@ -26,7 +27,6 @@ from mmccd_cli.inputs.names import (
     modality_of,
     tokens_of,
 )
-from mmccd_cli.modalities import MODALITIES
 
 if TYPE_CHECKING:
     from mmccd_cli.inputs.dicom.stacks import Stack

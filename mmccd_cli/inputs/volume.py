@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmccd_cli.errors import DataError, GeometryError, UsageError, unreadable
 from mmccd_cli.files import write_atomically
+from mmccd_cli.template import spacing_of
 
 Intent = Literal["none", "label", "estimate"]
 
@@ -310,17 +311,6 @@ def is_compressed_name(path: Path) -> bool:
         cause="Its name ends in neither .nii.gz nor .nii.",
         next_step="Give a name such as map.nii.gz.",
     )
-
-
-def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Return the distance in mm between neighbouring voxel centres along each axis."""
-    i, j, k = np.linalg.norm(affine[:3, :3], axis=0)
-    return (float(i), float(j), float(k))
-
-
-def transform_points(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:
-    """Apply a (4, 4) matrix to (..., 3) points: voxel indices to RAS mm, or any such map."""
-    return np.asarray(points, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def reorient(volume: Volume, codes: str) -> Volume:

@@ -1,4 +1,4 @@
-"""BIDS derivatives out: how files are named, what their sidecars say, and the data set around them.
+"""BIDS derivatives out: what stands beside map, mask and record.
 
 Of a session: `..._space-orig_desc-anomaly_probseg` (the map; its sidecar is also the record),
 `..._space-orig_label-L_desc-mmccd_mask`, and `..._space-orig_desc-lesions_dseg`, the mask with
@@ -7,35 +7,23 @@ lesions numbered, whose table lists them.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli import __version__
 from mmccd_cli.anomaly.components import Lesion, label_components
-from mmccd_cli.cohort.jobs import Job
-from mmccd_cli.cohort.resume import NewMask, read_record
-from mmccd_cli.errors import UsageError
-from mmccd_cli.files import write_atomically
-from mmccd_cli.inputs.bids import DESCRIPTION, bids_root
-from mmccd_cli.inputs.subjects import Subject
+from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.inputs.volume import NiftiGrid, encode_nifti
-from mmccd_cli.outputs.images import OutputPaths
+from mmccd_cli.outputs.remask import NewMask
 
 if TYPE_CHECKING:
-    from mmccd_cli.outputs.extras import Finished
+    from mmccd_cli.outputs.segmented import SegmentedSubject
 
-BIDS_VERSION = "1.10.0"
-
-_DESCRIPTIONS = {
+DESCRIPTIONS = {
     "anomaly": "How anomalous a voxel is, from 0 to 1; 0.5 is the threshold of the scan.",
     "mmccd": "Where the anomaly map exceeds its threshold, without small components.",
     "lesions": "The components of the mask, numbered from the largest to the smallest.",
@@ -48,100 +36,19 @@ _COLUMNS = {
     "y_mm": ("Centre, from posterior to anterior.", "mm"),
     "z_mm": ("Centre, from inferior to superior.", "mm"),
 }
-_NOT_BIDS = ("**/figures", "summary*.tsv", "*.html")
-_README = """# Anomalies in brain MRI
-
-Made by [mmccd](https://pypi.org/project/mmccd/) from the data set that `dataset_description.json`
-names under `DatasetLinks`. Research use only, not a medical device.
-
-Everything lies on the grid of the session's reference scan (FLAIR, else T2w, else T1w):
-
-- `*_desc-anomaly_probseg.nii.gz`: the anomaly map. It is no probability: 0.5 means the threshold
-  that was found for the scan. Its JSON is the whole record: inputs with SHA-256, weights, settings.
-- `*_label-L_desc-mmccd_mask.nii.gz`: the mask of what is anomalous.
-- `*_desc-lesions_dseg.nii.gz` and `.tsv`: its components, numbered, and their table.
-
-`Authors`, if given, are those of the data set that this one was made from.
-"""
 
 
-@dataclass(frozen=True)
-class Source:
-    """A data set that results are made from.
-
-    Attributes:
-        root: Its folder.
-        name: What it is called in BIDS URIs.
-    """
-
-    root: Path
-    name: str
-
-    def uri(self, path: Path) -> str:
-        """Return the BIDS URI of a file in it."""
-        inside = Path(os.path.abspath(path)).relative_to(os.path.abspath(self.root))
-        return f"bids:{self.name}:{inside.as_posix()}"
-
-
-def derivative_job(
-    subject: Subject,
-    out: Path,
-    source: Source,
-    *,
-    run: int | None = None,
-    extras: Mapping[str, str] | None = None,
-    brain_mask: Path | None = None,
-) -> Job:
-    """Name the outputs of a subject and say what their sidecars say before anything is computed.
-
-    Args:
-        subject: The subject; its id need not follow BIDS.
-        out: Root of the derivative data set.
-        source: The data set that the subject belongs to.
-        run: The run that was asked for; it becomes a part of the names.
-        extras: Kind -> name of what is written beside BIDS' own files, such as
-            {"picture": "look.png"}; these go to a folder `figures`.
-        brain_mask: A brain mask that was given.
-    """
-    entities = _entities(subject.id)
-    folder = out.joinpath(*entities, "anat")
-    stem = "_".join([*entities, *([f"run-{run}"] if run is not None else []), "space-orig"])
-    paths = OutputPaths(
-        folder / f"{stem}_desc-anomaly_probseg.nii.gz",
-        folder / f"{stem}_label-L_desc-mmccd_mask.nii.gz",
-        folder / f"{stem}_desc-anomaly_probseg.json",
-    )
-    others = {
-        "mask_sidecar": folder / f"{stem}_label-L_desc-mmccd_mask.json",
-        "lesions": folder / f"{stem}_desc-lesions_dseg.nii.gz",
-        "lesion_table": folder / f"{stem}_desc-lesions_dseg.tsv",
-        "lesions_sidecar": folder / f"{stem}_desc-lesions_dseg.json",
-    }
-    for kind, name in (extras or {}).items():
-        others[kind] = folder.with_name("figures") / f"{'_'.join(entities)}_{name}"
-    images = list(subject.paths.values())
-    fields = {
-        "Description": _DESCRIPTIONS["anomaly"],
-        "Sources": [source.uri(path) for path in images],
-        # Modalities come in the order in which they are chosen as reference.
-        "SpatialReference": source.uri(images[0]),
-        "Manual": False,
-    }
-    return Job(subject, paths, others, brain_mask, makes_folder=True, sidecar_fields=fields)
-
-
-def mask_sidecar(finished: Finished) -> bytes:
+def mask_sidecar(segmented: SegmentedSubject) -> bytes:
     """Return the sidecar of the mask."""
-    job = finished.job
     content = {
-        "Description": _DESCRIPTIONS["mmccd"],
+        "Description": DESCRIPTIONS["mmccd"],
         "Type": "Lesion",
-        "Sources": [_own_uri(job, job.outputs.map)],
-        "SpatialReference": job.sidecar_fields["SpatialReference"],
+        "Sources": [_own_uri(segmented.outputs.map)],
+        "SpatialReference": segmented.sidecar_fields["SpatialReference"],
         "Manual": False,
-        "Threshold": finished.result.threshold,
+        "Threshold": segmented.result.threshold,
     }
-    return _encoded(content)
+    return encode_json(content)
 
 
 def lesions_image(mask: NDArray[np.bool_], grid: NiftiGrid) -> bytes:
@@ -164,27 +71,26 @@ def lesion_table(lesions: Iterable[Lesion]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def lesions_sidecar(finished: Finished) -> bytes:
+def lesions_sidecar(segmented: SegmentedSubject) -> bytes:
     """Return the sidecar of the numbered lesions, which also explains the columns of the table."""
-    job = finished.job
     columns = {
         name: {"Description": text} | ({"Units": unit} if unit else {})
         for name, (text, unit) in _COLUMNS.items()
     }
     content = {
-        "Description": _DESCRIPTIONS["lesions"],
-        "Sources": [_own_uri(job, job.outputs.mask)],
-        "SpatialReference": job.sidecar_fields["SpatialReference"],
+        "Description": DESCRIPTIONS["lesions"],
+        "Sources": [_own_uri(segmented.outputs.mask)],
+        "SpatialReference": segmented.sidecar_fields["SpatialReference"],
         "Manual": False,
         **columns,
     }
-    return _encoded(content)
+    return encode_json(content)
 
 
-MAKERS_OF_BIDS: dict[str, Callable[[Finished], bytes]] = {
+BIDS_OUTPUTS: dict[str, Callable[[SegmentedSubject], bytes]] = {
     "mask_sidecar": mask_sidecar,
-    "lesions": lambda finished: lesions_image(finished.result.mask, finished.grid),
-    "lesion_table": lambda finished: lesion_table(finished.result.lesions),
+    "lesions": lambda segmented: lesions_image(segmented.result.mask, segmented.grid),
+    "lesion_table": lambda segmented: lesion_table(segmented.result.lesions),
     "lesions_sidecar": lesions_sidecar,
 }
 """Kind of output -> what makes it; see `mmccd_cli.outputs.extras`."""
@@ -198,13 +104,13 @@ def with_mask_anew(files: Mapping[str, Path], new: NewMask) -> dict[str, bytes]:
         new: The new mask.
 
     Returns:
-        Kind -> content, of those of `MAKERS_OF_BIDS` that change: the lesions' sidecar says nothing
+        Kind -> content, of those of `BIDS_OUTPUTS` that change: the lesions' sidecar says nothing
         of the mask.
     """
     made: dict[str, bytes] = {}
     if "mask_sidecar" in files:
-        sidecar = {**_read_json(files["mask_sidecar"]), "Threshold": new.score.threshold}
-        made["mask_sidecar"] = _encoded(sidecar)
+        sidecar = {**read_json(files["mask_sidecar"]), "Threshold": new.score.threshold}
+        made["mask_sidecar"] = encode_json(sidecar)
     if "lesions" in files:
         made["lesions"] = lesions_image(new.mask, new.grid)
     if "lesion_table" in files:
@@ -212,168 +118,14 @@ def with_mask_anew(files: Mapping[str, Path], new: NewMask) -> dict[str, bytes]:
     return made
 
 
-def find_records(out: Path) -> list[dict[str, Any]]:
-    """Return the records of all results of a derivative data set, in the order of their names."""
-    places = ("sub-*/anat", "sub-*/ses-*/anat")
-    paths = sorted(p for place in places for p in out.glob(f"{place}/*_desc-anomaly_probseg.json"))
-    return [record for path in paths if (record := read_record(path)) is not None]
-
-
-def plan_derivatives(
-    subjects: Sequence[Subject],
-    out: Path,
-    *,
-    run: int | None = None,
-    extras: Mapping[str, str] | None = None,
-    brain_mask: Path | None = None,
-) -> list[Job]:
-    """Name the outputs of subjects in a derivative data set; see `derivative_job`.
-
-    Raises:
-        UsageError: The folder is a source, or the root of a data set that mmccd did not make.
-    """
-    sources = find_sources(subjects, out)
-    _check_root(out, sources.values())
-    return [
-        derivative_job(
-            subject, out, sources[subject.id], run=run, extras=extras, brain_mask=brain_mask
-        )
-        for subject in subjects
-    ]
-
-
-def find_sources(subjects: Iterable[Subject], out: Path) -> dict[str, Source]:
-    """Tell which data set each subject belongs to, and name the data sets.
-
-    A subject of BIDS belongs to the data set around it, any other to the folder above its own.
-    Names that an earlier run gave are kept.
-
-    Args:
-        subjects: All subjects.
-        out: Root of the derivative data set; it need not exist.
-
-    Returns:
-        Subject's id -> its data set.
-    """
-    links: dict[str, str] = dict(_read_description(out).get("DatasetLinks") or {})
-    sources: dict[str, Source] = {}
-    for subject in subjects:
-        root, base = _root_of(subject)
-        location = _location(root, out)
-        other = f"{base}{hashlib.sha256(location.encode()).hexdigest()[:6]}"
-        name = base if links.get(base, location) == location else other
-        links[name] = location
-        sources[subject.id] = Source(root, name)
-    return sources
-
-
-def write_root(out: Path, subjects: Iterable[Subject]) -> None:
-    """Write what describes the data set as a whole; what a user changed there stays as it is."""
-    found = find_sources(subjects, out)
-    sources = list({source.name: source for source in found.values()}.values())
-    out.mkdir(parents=True, exist_ok=True)
-    old = _read_description(out)
-    links = {source.name: _location(source.root, out) for source in sources}
-    links = {**(old.get("DatasetLinks") or {}), **links}
-    made_by = {"Name": "mmccd", "Version": __version__}
-    authors = _authors(sources)
-    new = {
-        "Name": "Anomalies in brain MRI by mmccd",
-        "BIDSVersion": BIDS_VERSION,
-        "DatasetType": "derivative",
-        **({"Authors": authors} if authors else {}),
-        **old,
-        "GeneratedBy": [made_by, *(e for e in old.get("GeneratedBy", []) if e != made_by)],
-        "SourceDatasets": [{"URL": location} for location in links.values()],
-        "DatasetLinks": links,
-    }
-    if new != old:
-        write_atomically(out / DESCRIPTION, _encoded(new))
-    for name, content in _files_of_root().items():
-        if not (out / name).exists():
-            write_atomically(out / name, content)
-
-
-def _check_root(out: Path, sources: Iterable[Source]) -> None:
-    """Refuse to write derivatives where they do not belong, before anything is computed."""
-    for source in sources:
-        if os.path.realpath(out) == os.path.realpath(source.root):
-            raise UsageError(
-                f"{out} is the data set that is read; derivatives go elsewhere.",
-                next_step=f"Give {out / 'derivatives' / 'mmccd'}",
-            )
-    description = _read_description(out)
-    makers = [entry.get("Name") for entry in description.get("GeneratedBy") or []]
-    if (out / DESCRIPTION).exists() and "mmccd" not in makers:
-        raise UsageError(
-            f"{out} holds another data set: {description.get('Name', 'without a name')}.",
-            cause=f"Its {DESCRIPTION} was not written by mmccd.",
-            next_step="Give a folder of its own, such as BIDS_DIR/derivatives/mmccd.",
-        )
-
-
-def _files_of_root() -> dict[str, bytes]:
-    rows = ["desc_id\tdescription", *(f"desc-{d}\t{text}" for d, text in _DESCRIPTIONS.items())]
-    return {
-        "README.md": _README.encode(),
-        "descriptions.tsv": ("\n".join(rows) + "\n").encode(),
-        "descriptions.json": _encoded({"Description": "What the labels of desc- stand for."}),
-        ".bidsignore": ("\n".join(_NOT_BIDS) + "\n").encode(),
-    }
-
-
-def _entities(subject_id: str) -> list[str]:
-    """Return "sub-..." and, where there is one, "ses-..." of a subject's id."""
-    if match := re.fullmatch(r"(sub-[A-Za-z0-9+]+)(?:_(ses-[A-Za-z0-9+]+))?", subject_id):
-        return [part for part in match.groups() if part]
-    label = re.sub(r"[^A-Za-z0-9]", "", subject_id)
-    if not label:
-        raise UsageError(
-            f"The subject {subject_id} cannot be named in BIDS.",
-            cause="Its name holds neither a letter nor a digit of ASCII.",
-            next_step="Rename its folder.",
-        )
-    return [f"sub-{label}"]
-
-
-def _root_of(subject: Subject) -> tuple[Path, str]:
-    """Return the data set of a subject, and what it is called if nothing speaks against it."""
-    folders = [os.path.abspath(path.parent) for path in subject.paths.values()]
-    common = Path(os.path.commonpath(folders))
-    if subject.layout == "bids" and (root := bids_root(common)):
-        return root, "raw"
-    root = common.parent
-    return root, re.sub(r"[^A-Za-z0-9]", "", root.name) or "source"
-
-
-def _location(root: Path, out: Path) -> str:
-    """Return where a source is, seen from the derivatives, so that both can be moved together."""
-    return Path(os.path.relpath(os.path.realpath(root), os.path.realpath(out))).as_posix()
-
-
-def _own_uri(job: Job, path: Path) -> str:
+def _own_uri(path: Path) -> str:
     """Return the BIDS URI of one of our outputs."""
     root = bids_root(path.parent)
-    assert root is not None  # `derivative_job` named it
+    assert root is not None  # the plan of the job named it
     return f"bids::{path.relative_to(root).as_posix()}"
 
 
-def _authors(sources: Iterable[Source]) -> list[str]:
-    """Return the authors of the sources, who are also those of what is made from them."""
-    found: dict[str, None] = {}
-    for source in sources:
-        authors = _read_description(source.root).get("Authors")
-        if isinstance(authors, list):
-            found |= dict.fromkeys(author for author in authors if isinstance(author, str))
-    return list(found)
-
-
-def _read_description(root: Path) -> dict[str, Any]:
-    """Read a data set's description; empty where there is none."""
-    return _read_json(root / DESCRIPTION)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; empty where there is none."""
     try:
         content = json.loads(path.read_bytes())
@@ -382,5 +134,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _encoded(content: Mapping[str, Any]) -> bytes:
+def encode_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

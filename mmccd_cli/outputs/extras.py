@@ -2,40 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from mmccd_cli.cohort.jobs import Job, RunSettings
-from mmccd_cli.errors import UsageError
+from mmccd_cli.outputs.bids import BIDS_OUTPUTS
+from mmccd_cli.outputs.segmented import SegmentedSubject
 
 if TYPE_CHECKING:
-    from mmccd_cli.inputs.volume import NiftiGrid, Volume
-    from mmccd_cli.pipeline import SegmentationResult
-    from mmccd_cli.weights.bundle import Bundle
-
-
-@dataclass(frozen=True, eq=False)
-class Finished:
-    """A segmented subject.
-
-    Attributes:
-        job: What was to be done.
-        result: Arrays and lesions; its `prepared` is None where only the mask was made anew.
-        grid: The grid of map and mask.
-        record: What the sidecar says; before the files are written, without their hashes and
-            without the seconds that extras take.
-        bundle: The weights.
-        volumes: Modality to scan; None where no extra output that needs them was asked for.
-    """
-
-    job: Job
-    result: SegmentationResult
-    grid: NiftiGrid
-    record: dict[str, Any]
-    bundle: Bundle
-    volumes: Mapping[str, Volume] | None = None
+    pass
 
 
 @dataclass(frozen=True)
@@ -48,34 +24,34 @@ class Maker:
             alone does not suffice to make it anew.
     """
 
-    make: Callable[[Finished], bytes]
+    make: Callable[[SegmentedSubject], bytes]
     needs_prepared: bool = False
 
 
-def _picture(finished: Finished) -> bytes:
+def _picture(segmented: SegmentedSubject) -> bytes:
     from mmccd_cli.outputs.pictures import overview_png
 
-    result = finished.result
+    result = segmented.result
     return overview_png(
         result.shown,
         result.anomaly_map,
         result.mask,
         brain=result.brain,
-        title=f"{finished.job.subject.id}: {finished.record['lesion_volume_ml']:.1f} ml",
+        title=f"{segmented.subject.id}: {segmented.record['lesion_volume_ml']:.1f} ml",
     )
 
 
-def _report(finished: Finished) -> bytes:
+def _report(segmented: SegmentedSubject) -> bytes:
     from mmccd_cli.outputs.report.page import subject_report
 
-    volumes = finished.volumes or {}
-    return subject_report(finished.result, volumes, finished.bundle.template, finished.record)
+    volumes = segmented.volumes or {}
+    return subject_report(segmented.result, volumes, segmented.bundle.template, segmented.record)
 
 
-def _dicom(finished: Finished, kind: Literal["mask", "map"]) -> bytes:
+def _dicom(segmented: SegmentedSubject, kind: Literal["mask", "map"]) -> bytes:
     from mmccd_cli.outputs.dicom_seg import Origin, encode_segmentation
 
-    result, weights = finished.result, finished.bundle
+    result, weights = segmented.result, segmented.bundle
     origin = Origin(
         weights.config.name,
         weights.config.version,
@@ -83,49 +59,14 @@ def _dicom(finished: Finished, kind: Literal["mask", "map"]) -> bytes:
         {"threshold": f"{result.threshold:g}"},
     )
     values = result.mask if kind == "mask" else result.anomaly_map
-    stack = finished.job.subject.series[result.reference]
+    stack = segmented.subject.series[result.reference]
     return encode_segmentation(stack, values, origin, kind=kind)
-
-
-def _bids(finished: Finished, kind: str) -> bytes:
-    from mmccd_cli.outputs.bids import MAKERS_OF_BIDS
-
-    return MAKERS_OF_BIDS[kind](finished)
 
 
 MAKERS: dict[str, Maker] = {
     "picture": Maker(_picture),
     "report": Maker(_report, needs_prepared=True),
-    "mask_sidecar": Maker(partial(_bids, kind="mask_sidecar")),
-    "lesions": Maker(partial(_bids, kind="lesions")),
-    "lesion_table": Maker(partial(_bids, kind="lesion_table")),
-    "lesions_sidecar": Maker(partial(_bids, kind="lesions_sidecar")),
+    **{kind: Maker(make) for kind, make in BIDS_OUTPUTS.items()},
     "dicom_seg": Maker(partial(_dicom, kind="mask")),
     "dicom_map": Maker(partial(_dicom, kind="map")),
 }
-
-
-def check_extras(jobs: Iterable[Job], settings: RunSettings) -> None:
-    """Refuse, before anything is computed, extras that cannot be made.
-
-    Raises:
-        UsageError: DICOM is asked for and the input is none, the map lies on another grid, or the
-            package that writes it is not installed.
-    """
-    for job in jobs:
-        if not {"dicom_seg", "dicom_map"} & set(job.extras):
-            continue
-        from mmccd_cli.outputs.dicom_seg import check_available
-
-        check_available()
-        if next(iter(job.subject.paths)) not in job.subject.series:
-            raise UsageError(
-                f"{job.subject.id} was not given as DICOM, so there is no series that a DICOM "
-                "segmentation could refer to.",
-                next_step="Leave out --dicom-seg and --dicom-map, or give the DICOM series.",
-            )
-        if settings.space != "native":
-            raise UsageError(
-                "A DICOM segmentation lies on the slices of its series, not on the template.",
-                next_step="Leave out --space template, or --dicom-seg and --dicom-map.",
-            )

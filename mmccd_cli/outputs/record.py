@@ -6,11 +6,14 @@ person than a result should carry.
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from mmccd_cli import __version__
 from mmccd_cli.errors import MmccdError
@@ -33,6 +36,25 @@ _DISTRIBUTIONS = (
     "deepbet",
     "pydicom",
 )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one subject.
+
+    Attributes:
+        name: The subject's id, or the path that should have been one.
+        status: "done", "skipped" because its result was there already, "failed", or "planned".
+        record: See `describe_result`; empty where it failed.
+        error: Why it failed: an `MmccdError`, or anything else where there is a bug.
+        from_map: Whether only the mask was made anew, from the map that was there.
+    """
+
+    name: str
+    status: Literal["done", "skipped", "failed", "planned"]
+    record: dict[str, Any] = field(default_factory=dict)
+    error: Exception | None = None
+    from_map: bool = False
 
 
 def describe_result(
@@ -137,3 +159,12 @@ def peak_memory_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read a sidecar; None where it is missing or was not written by mmccd."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and "record_version" in record else None

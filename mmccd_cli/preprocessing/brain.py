@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.modalities import MODALITIES
 from mmccd_cli.preprocessing.skull_strippers import STRIPPERS
 from mmccd_cli.preprocessing.spatial import resample, same_grid
 

@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmccd_cli.config import PreprocessingConfig
+from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume, reorient
-from mmccd_cli.modalities import MODALITIES
 from mmccd_cli.preprocessing.brain import BrainMask, find_brain, imaged
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
 from mmccd_cli.preprocessing.spatial import (

@@ -26,11 +26,11 @@ from mmccd_cli.anomaly.score import (
     with_rim,
 )
 from mmccd_cli.anomaly.thresholds import edge_profile, strongest_edge
-from mmccd_cli.config import SamplingConfig, ScoreConfig
+from mmccd_cli.config import MODALITIES, SamplingConfig, ScoreConfig, describe_rule
 from mmccd_cli.errors import DataError
-from mmccd_cli.modalities import MODALITIES
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.training.slices import Quantisation, read_index, read_shard
+from mmccd_cli.template import Quantisation
+from mmccd_cli.training.slices import read_index, read_shard
 from mmccd_cli.weights.bundle import Bundle, BundleConfig
 
 THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 22))
@@ -498,15 +498,6 @@ def _edge_choice(table: _Table, config: ScoreConfig) -> float:
     candidates = np.array(THRESHOLDS)
     window = (candidates > config.edge_low - 0.01) & (candidates < config.edge_high + 0.01)
     return strongest_edge(candidates[window].tolist(), table.edges[window])
-
-
-def describe_rule(config: ScoreConfig) -> str:
-    """A score's threshold rule in words."""
-    return {
-        "fixed": f"{config.threshold_offset:g}",
-        "otsu": f"{config.threshold_offset:g} + {config.otsu_weight:g} Otsu",
-        "edge": f"strongest edge in {config.edge_low:g}..{config.edge_high:g}",
-    }[config.threshold_rule]
 
 
 def _choose_scale(

@@ -19,10 +19,10 @@ from mmccd_cli.anomaly.atlas import NormalRangeFit
 from mmccd_cli.anomaly.components import erode
 from mmccd_cli.config import PreprocessingConfig, ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
-from mmccd_cli.template import NormalRange, Template
+from mmccd_cli.template import NormalRange, Quantisation, Template
 from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.samples import load_dataset
-from mmccd_cli.training.slices import Quantisation, read_index, read_shard, read_template
+from mmccd_cli.training.slices import read_index, read_shard, read_template
 from mmccd_cli.training.trainer import NetworkSpec, Progress, Runtime, train_network
 from mmccd_cli.translation.devices import choose_device
 from mmccd_cli.weights.bundle import BundleConfig, TemplateConfig, save_bundle

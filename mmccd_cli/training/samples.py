@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import DataError
-from mmccd_cli.training.slices import Quantisation, read_index, read_shard
+from mmccd_cli.template import Quantisation
+from mmccd_cli.training.slices import read_index, read_shard
 
 
 @dataclass(frozen=True)

@@ -23,31 +23,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from mmccd_cli.errors import DataError
+from mmccd_cli.template import Quantisation
 
 FORMAT = 1
 INDEX = "dataset.json"
 TEMPLATE = "template.safetensors"
-
-
-@dataclass(frozen=True)
-class Quantisation:
-    """Eight-bit storage of normalised intensities: value = minimum + step * level.
-
-    Attributes:
-        minimum: Value of level 0.
-        step: Distance between levels.
-    """
-
-    minimum: float = -4.0
-    step: float = 8.0 / 255
-
-    def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Round values to levels; what lies beyond the range takes the last level."""
-        return np.clip(np.rint((values - self.minimum) / self.step), 0, 255).astype(np.uint8)
-
-    def decode(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Turn levels into values."""
-        return (levels * np.float32(self.step) + np.float32(self.minimum)).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,7 @@ from mmccd_cli.config import (
 )
 from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.files import write_all_atomically
-from mmccd_cli.template import NormalRange, Template
-from mmccd_cli.training.slices import Quantisation
+from mmccd_cli.template import NormalRange, Quantisation, Template
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.translators import Cycle, MaskedTranslator, network_name
 from mmccd_cli.translation.unet import UNet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmccd_cli.training.calibration import describe_rule
+from mmccd_cli.config import describe_rule
 from mmccd_cli.weights.bundle import BundleConfig
 
 

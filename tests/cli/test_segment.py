@@ -23,10 +23,9 @@ from typer.testing import CliRunner, Result
 from mmccd_cli import __version__
 from mmccd_cli.cli.app import app
 from mmccd_cli.cli.options import parse_volume_mm3
-from mmccd_cli.config import SamplingConfig
+from mmccd_cli.config import PRESETS, SamplingConfig, choose_sampling
 from mmccd_cli.errors import UsageError
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
-from mmccd_cli.presets import PRESETS, choose_sampling
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -7,19 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from mmccd_cli.cohort.jobs import (
-    Job,
-    Outcome,
-    RunSettings,
-    check_targets,
-    find_all_subjects,
-    plan_job,
-)
+from mmccd_cli.cohort.jobs import Job, RunSettings, check_targets, find_all_subjects, plan_job
 from mmccd_cli.cohort.shards import Shard, parse_shard
 from mmccd_cli.cohort.summary import COLUMNS, Summary, update_summaries
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.outputs.images import output_paths
+from mmccd_cli.outputs.record import Outcome
 
 
 @pytest.fixture

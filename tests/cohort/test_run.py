@@ -23,10 +23,11 @@ from typer.testing import CliRunner
 from mmccd_cli import Segmenter
 from mmccd_cli.api import Segmenter as SegmenterOfFiles
 from mmccd_cli.cli.app import app
-from mmccd_cli.cohort.jobs import Outcome, RunSettings, find_all_subjects, plan_job
+from mmccd_cli.cohort.jobs import RunSettings, find_all_subjects, plan_job
 from mmccd_cli.cohort.run import run_jobs
 from mmccd_cli.errors import DataError, WeightsError
 from mmccd_cli.inputs.phantom import make_phantom
+from mmccd_cli.outputs.record import Outcome
 
 PASSING = ("seconds", "peak_memory_mib")
 """What of a record differs from run to run."""

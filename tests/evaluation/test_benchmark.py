@@ -15,7 +15,7 @@ import pytest
 import torch
 from bundles import write_tiny_bundle
 
-from mmccd_cli.config import SamplingConfig, UNetConfig
+from mmccd_cli.config import SamplingConfig, UNetConfig, choose_sampling
 from mmccd_cli.errors import ComputeError
 from mmccd_cli.evaluation import benchmark, benchmark_costs
 from mmccd_cli.evaluation.benchmark_costs import (
@@ -28,7 +28,6 @@ from mmccd_cli.evaluation.benchmark_costs import (
 from mmccd_cli.evaluation.benchmark_process import REST, ProcessRun, run_process
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.subjects import find_subject
-from mmccd_cli.presets import choose_sampling
 from mmccd_cli.training.recipes import RECIPES
 from mmccd_cli.translation.engine import Execution, band_work
 from mmccd_cli.translation.slices import to_slices

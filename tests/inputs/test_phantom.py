@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.inputs.phantom import make_affine, make_phantom
-from mmccd_cli.inputs.volume import reorient, transform_points
-from mmccd_cli.modalities import MODALITIES
+from mmccd_cli.inputs.volume import reorient
+from mmccd_cli.template import transform_points
 
 COARSE = {"shape": (50, 56, 46), "spacing_mm": (4.0, 4.0, 4.0)}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.subjects import find_subject, find_subjects, subject_from_files
-from mmccd_cli.modalities import MODALITIES
 
 
 def folder_with(parent: Path, *names: str) -> Path:

@@ -20,9 +20,9 @@ from mmccd_cli.inputs.volume import (
     make_grid,
     read_nifti,
     reorient,
-    transform_points,
     write_nifti,
 )
+from mmccd_cli.template import transform_points
 
 SHAPE = (5, 6, 4)
 RAMP = np.arange(120, dtype=np.float32).reshape(SHAPE)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mmccd_cli.cohort.derivatives import find_sources, plan_derivatives, write_root
 from mmccd_cli.errors import UsageError
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.outputs.bids import find_sources, plan_derivatives, write_root
 
 
 def _subject(folder: Path, id: str, layout: str = "bids") -> Subject:

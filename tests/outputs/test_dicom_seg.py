@@ -13,8 +13,9 @@ from mmccd_cli.errors import UsageError
 from mmccd_cli.inputs.dicom.pixels import read_stack
 from mmccd_cli.inputs.dicom.studies import read_study
 from mmccd_cli.inputs.phantom import make_phantom
-from mmccd_cli.inputs.volume import Volume, transform_points
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.dicom_seg import Origin, check_available, encode_segmentation
+from mmccd_cli.template import transform_points
 
 highdicom = pytest.importorskip("highdicom")
 

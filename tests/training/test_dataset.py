@@ -19,7 +19,7 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.inputs.volume import make_grid, read_nifti, write_nifti
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.template import Template
+from mmccd_cli.template import Quantisation, Template
 from mmccd_cli.training.dataset import (
     PreparedDataset,
     PrepareSettings,
@@ -30,7 +30,7 @@ from mmccd_cli.training.dataset import (
 from mmccd_cli.training.networks import BundleText, make_runtime, train_networks, write_bundle
 from mmccd_cli.training.recipes import RECIPES, Recipe
 from mmccd_cli.training.samples import load_dataset
-from mmccd_cli.training.slices import Quantisation, read_index, read_shard, read_template
+from mmccd_cli.training.slices import read_index, read_shard, read_template
 from mmccd_cli.weights.bundle import load_bundle, verify_bundle
 
 SPLIT = {"train": ["BraTS2021_00000", "BraTS2021_00002"], "val": ["BraTS2021_00003"]}

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mmccd_cli.config import MAX_SEED, CycleConfig
-from mmccd_cli.modalities import MODALITIES
+from mmccd_cli.config import MAX_SEED, MODALITIES, CycleConfig
 from mmccd_cli.training.networks import initial_scores, network_specs
 from mmccd_cli.training.recipes import CYCLES, RECIPES, Recipe
 from mmccd_cli.translation.masking import band_masks

@@ -12,17 +12,12 @@ import torch
 
 from mmccd_cli.config import CycleConfig, ScoreConfig, UNetConfig, to_dict
 from mmccd_cli.errors import DataError, WeightsError
+from mmccd_cli.template import Quantisation
 from mmccd_cli.training.calibration import Calibration, Fold, _choose, _Trial, calibrate
 from mmccd_cli.training.networks import BundleText, fit_normal_ranges, split_folds
 from mmccd_cli.training.recipes import RECIPES, Recipe
 from mmccd_cli.training.run import FOLD_BUNDLE, Training
-from mmccd_cli.training.slices import (
-    Quantisation,
-    SubjectShard,
-    write_index,
-    write_shard,
-    write_template,
-)
+from mmccd_cli.training.slices import SubjectShard, write_index, write_shard, write_template
 from mmccd_cli.training.trainer import Runtime
 from mmccd_cli.weights.bundle import load_bundle, save_bundle, verify_bundle
 

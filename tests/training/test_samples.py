@@ -16,9 +16,9 @@ from torch import Tensor
 
 from mmccd_cli.config import DiffusionConfig, TrainingConfig, UNetConfig
 from mmccd_cli.errors import DataError
+from mmccd_cli.template import Quantisation
 from mmccd_cli.training.samples import Sample, SliceDataset, draw_sample, load_dataset
 from mmccd_cli.training.slices import (
-    Quantisation,
     SubjectShard,
     read_index,
     read_shard,

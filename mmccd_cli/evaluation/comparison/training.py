@@ -25,8 +25,9 @@ from mmccd_cli.evaluation.comparison.networks import (
     residual_of_volume,
 )
 from mmccd_cli.evaluation.thresholds import DiceCurve, choose_constants, dice_curve
+from mmccd_cli.template import Quantisation
 from mmccd_cli.training.samples import SliceDataset, draw_sample
-from mmccd_cli.training.slices import Quantisation, read_index, read_shard
+from mmccd_cli.training.slices import read_index, read_shard
 from mmccd_cli.training.trainer import Progress, Runtime, learning_rate_at, sample_generator
 from mmccd_cli.translation.masking import hide
 from mmccd_cli.translation.schedule import Schedule

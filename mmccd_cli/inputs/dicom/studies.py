@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, GeometryError
 from mmccd_cli.inputs.dicom.files import find_dicom_files, open_files
 from mmccd_cli.inputs.dicom.headers import Frame, NotUsable, read_frames
 from mmccd_cli.inputs.dicom.recognition import Recognition, known_words, recognise
 from mmccd_cli.inputs.dicom.stacks import Stack, arrange, describe_series, group_frames
-from mmccd_cli.modalities import MODALITIES
 
 _MIN_COVERAGE_MM = 60.0
 _WHOLE_HEAD_MM = 100.0

@@ -16,7 +16,7 @@ from mmccd_cli.outputs.report.html import Markup, data_block, element, join, pag
 from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort.jobs import Outcome
+    from mmccd_cli.outputs.record import Outcome
 
 COHORT_PAGE = "index.html"
 REPORT_SUFFIX = "_report.html"

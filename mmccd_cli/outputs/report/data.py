@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
 from mmccd_cli.anomaly.components import Lesion
-from mmccd_cli.inputs.volume import Volume, reorient, transform_points
-from mmccd_cli.modalities import MODALITIES
+from mmccd_cli.config import MODALITIES
+from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.outputs.pictures import BoolArray, FloatArray
 from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.preprocessing.subject import PreparedSubject
-from mmccd_cli.template import Template
+from mmccd_cli.template import Template, transform_points
 
 if TYPE_CHECKING:
     from mmccd_cli.pipeline import SegmentationResult

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.inputs.volume import Volume, transform_points
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.pictures import FloatArray
 from mmccd_cli.outputs.report.checks import Check
 from mmccd_cli.outputs.report.data import Material
 from mmccd_cli.outputs.report.html import Markup, element
+from mmccd_cli.template import transform_points
 
 _VERDICTS = {"good": "as expected", "look": "look at it", "bad": "unusual"}
 _BINS = 60

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.inputs.volume import Intent, Volume, encode_nifti, make_grid, transform_points
+from mmccd_cli.inputs.volume import Intent, Volume, encode_nifti, make_grid
 from mmccd_cli.outputs.pictures import FloatArray, windowed
 from mmccd_cli.outputs.report.data import Material
 from mmccd_cli.outputs.report.html import Markup, asset, data_block, element, join, packed_block
 from mmccd_cli.preprocessing.spatial import resample
+from mmccd_cli.template import transform_points
 
 NIIVUE = "niivue-0.69.0"
 """Name and version of the library in `assets`: NAME.umd.js.gz and NAME.LICENSE.txt."""

@@ -14,9 +14,9 @@ from bundles import write_tiny_bundle
 from typer.testing import CliRunner, Result
 
 from mmccd_cli.cli.app import app
-from mmccd_cli.cohort.jobs import Outcome
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.phantom import Phantom
+from mmccd_cli.outputs.record import Outcome
 from mmccd_cli.outputs.report.cohort import (
     check_cohort_page,
     report_path,

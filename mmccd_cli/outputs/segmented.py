@@ -1,0 +1,40 @@
+"""A segmented subject: all that its files are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmccd_cli.inputs.subjects import Subject
+    from mmccd_cli.inputs.volume import NiftiGrid, Volume
+    from mmccd_cli.outputs.images import OutputPaths
+    from mmccd_cli.pipeline import SegmentationResult
+    from mmccd_cli.weights.bundle import Bundle
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SegmentedSubject:
+    """A segmented subject.
+
+    Attributes:
+        subject: Whose scans were read.
+        outputs: Where map, mask and sidecar go.
+        sidecar_fields: What the sidecar says beside the record.
+        result: Arrays and lesions; its `prepared` is None where only the mask was made anew.
+        grid: The grid of map and mask.
+        record: What the sidecar says; before the files are written, without their hashes and
+            without the seconds that extras take.
+        bundle: The weights.
+        volumes: Modality to scan; None where no extra output that needs them was asked for.
+    """
+
+    subject: Subject
+    outputs: OutputPaths
+    sidecar_fields: Mapping[str, Any]
+    result: SegmentationResult
+    grid: NiftiGrid
+    record: dict[str, Any]
+    bundle: Bundle
+    volumes: Mapping[str, Volume] | None = None
