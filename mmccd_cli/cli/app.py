@@ -18,6 +18,7 @@ from mmccd_cli import __version__
 from mmccd_cli.cli import (
     benchmark,
     bids,
+    comparison,
     demo,
     doctor,
     evaluate,
@@ -64,6 +65,7 @@ for _module in (
     weights,
     train,
     evaluate,
+    comparison,
     benchmark,
 ):  # the order of --help
     _module.register(app)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmccd_cli.cli import options, rivals
+from mmccd_cli.cli import options
 from mmccd_cli.cli.console import Console, Progress, command
 from mmccd_cli.cli.evaluation_report import show_tables
 from mmccd_cli.cli.loading import Loading
@@ -97,20 +97,24 @@ def evaluate(
             rich_help_panel=COMPARED,
         ),
     ] = True,
-    rival: Annotated[
+    comparison: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Also score trained rivals: a folder of `mmccd train-rivals`, or one of its "
-            "folders (repeatable).",
+            "--comparison",
+            "--rival",
+            help="Also score comparison models: a folder of `mmccd train-comparison`, or one of "
+            "its folders (repeatable).",
             show_default=False,
             rich_help_panel=COMPARED,
         ),
     ] = None,
-    rival_residual: Annotated[
+    comparison_residual: Annotated[
         list[str] | None,
         typer.Option(
+            "--comparison-residual",
+            "--rival-residual",
             metavar="signed|absolute",
-            help="How rivals' errors count (repeatable): brighter than reconstructed, or both ways "
+            help="How their errors count (repeatable): brighter than reconstructed, or both ways "
             "as published. signed by default.",
             show_default=False,
             rich_help_panel=COMPARED,
@@ -120,9 +124,9 @@ def evaluate(
         str,
         typer.Option(
             metavar="shipped|SPLIT|FILE.json",
-            help="Where the constants of the threshold rows and rivals come from: those that "
-            "mmccd and the rivals come with, chosen in this run on a split, or an earlier run's "
-            "summary.",
+            help="Where the constants of the threshold rows and comparison models come from: those "
+            "that mmccd and the models come with, chosen in this run on a split, or an earlier "
+            "run's summary.",
             rich_help_panel=COMPARED,
         ),
     ] = "shipped",
@@ -144,13 +148,15 @@ def evaluate(
     """
     console = Console(-1 if quiet else verbose)
     _check_choice("--protocol", protocol, PROTOCOLS)
-    for word in rival_residual or ():
-        _check_choice("--rival-residual", word, RESIDUALS)
+    for word in comparison_residual or ():
+        _check_choice("--comparison-residual", word, RESIDUALS)
     _check_outputs(out, force)
-    if folds is not None and (split or healthy or rival or weights or constants_from != "shipped"):
+    if folds is not None and (
+        split or healthy or comparison or weights or constants_from != "shipped"
+    ):
         raise UsageError(
             "--folds says itself which weights score which subjects.",
-            next_step="Leave out --split, --healthy, --weights, --rival and --constants-from.",
+            next_step="Leave out --split, --healthy, --weights, --comparison and --constants-from.",
         )
     loading = Loading(weights, offline, device, batch_size, threads, preset, cache_dir=cache_dir)
     compared = _Compared(
@@ -158,8 +164,8 @@ def evaluate(
         method or ["mmccd", "cyclic-unet"],
         [_modality_set(text) for text in modalities or ["all", "FLAIR", "T2w", "T1w"]],
         thresholds,
-        rival or [],
-        rival_residual or ["signed"],
+        comparison or [],
+        comparison_residual or ["signed"],
     )
     with console.computing(), console.progress() as progress:
         chosen = _Subjects(data_dir, split, on, healthy)
@@ -197,7 +203,7 @@ class _Compared:
     names: list[str]
     sets: list[tuple[str, ...] | None]
     thresholds: bool
-    rivals: list[Path]
+    comparison: list[Path]
     residuals: list[str]
 
     def bundle_methods(self, weights: str | None) -> list[Method]:
@@ -217,20 +223,23 @@ class _Compared:
         return methods
 
     def scorers(self) -> list[Scorer]:
-        """The scores that need a threshold: intensities and rivals."""
+        """The scores that need a threshold: intensities and comparison models."""
         from mmccd_cli.evaluation.baselines import BASELINES
-        from mmccd_cli.evaluation.comparison.files import find_rivals, load_rival
-        from mmccd_cli.evaluation.methods import IntensityScorer, RivalScorer
+        from mmccd_cli.evaluation.comparison.files import (
+            find_comparison_models,
+            load_comparison_model,
+        )
+        from mmccd_cli.evaluation.methods import ComparisonScorer, IntensityScorer
         from mmccd_cli.translation.devices import choose_device
 
         scorers: list[Scorer] = []
         if self.thresholds:
             scorers += [IntensityScorer(baseline) for baseline in BASELINES.values()]
         device = choose_device(self.loading.device)
-        for folder in (one for given in self.rivals for one in find_rivals(given)):
-            trained = load_rival(folder)
+        for folder in (one for given in self.comparison for one in find_comparison_models(given)):
+            trained = load_comparison_model(folder)
             scorers += [
-                RivalScorer(trained, residual, device)  # type: ignore[arg-type]  # checked
+                ComparisonScorer(trained, residual, device)  # type: ignore[arg-type]  # checked
                 for residual in self.residuals
             ]
         return scorers
@@ -413,7 +422,8 @@ def _run(
         rows += published.rows()
     about = {
         **plan.about,
-        "cleaning": f"rivals and thresholds: {SHARED_CLEANING.describe()}; ours: as calibrated",
+        "cleaning": f"comparison models and thresholds: {SHARED_CLEANING.describe()}; "
+        "ours: as calibrated",
         "published_without_tumour": sorted(published.without_tumour),
     }
     if out is not None:
@@ -437,9 +447,8 @@ def summary_path(out: Path) -> Path:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command, and the one that trains what it compares with."""
+    """Add the command."""
     app.command("evaluate")(evaluate)
-    app.command("train-rivals")(rivals.train_rivals)
 
 
 def _tell_who_is_left_out(subjects: _Subjects, plan: _Plan, console: Console) -> None:

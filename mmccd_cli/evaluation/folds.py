@@ -55,9 +55,12 @@ class ChosenConstants:
 
 
 def shipped_constants(scorers: Sequence[Scorer]) -> ChosenConstants:
-    """The constants that come with mmccd and with trained rivals."""
+    """The constants that come with mmccd and with trained comparison models."""
     values = {s.name: s.constants for s in scorers if s.constants is not None}
-    source = "chosen beforehand: intensities on 17 gliomas (shipped), rivals on their training"
+    source = (
+        "chosen beforehand: intensities on 17 gliomas (shipped), "
+        "comparison models on their training"
+    )
     return ChosenConstants(values, frozenset(), source)
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation compares: bundles, intensity thresholds and trained rivals."""
+"""What an evaluation compares: bundles, intensity thresholds and comparison models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,12 @@ from mmccd_cli.evaluation.baselines import (
     ThresholdRule,
 )
 from mmccd_cli.evaluation.cases import Case, Prediction
-from mmccd_cli.evaluation.comparison.files import Rival
-from mmccd_cli.evaluation.comparison.networks import AutoEncoder, RivalResidual, residual_of_volume
+from mmccd_cli.evaluation.comparison.files import ComparisonModel
+from mmccd_cli.evaluation.comparison.networks import (
+    AutoEncoder,
+    ComparisonResidual,
+    residual_of_volume,
+)
 from mmccd_cli.evaluation.thresholds import SHIPPED_CONSTANTS
 from mmccd_cli.pipeline import Segmenter
 from mmccd_cli.preprocessing.brain import find_brain
@@ -35,7 +39,7 @@ from mmccd_cli.translation.unet import UNet
 
 
 class PassCounter:
-    """Counts the slices that go through any network of ours or of the rivals."""
+    """Counts the slices that go through any network of ours or of the comparison models."""
 
     def __init__(self) -> None:
         self.passes = 0
@@ -191,58 +195,58 @@ class IntensityScorer:
 
 
 @dataclass(frozen=True)
-class RivalScorer:
-    """A trained rival's residual.
+class ComparisonScorer:
+    """A comparison model's residual.
 
     Attributes:
-        rival: The rival.
+        model: The trained model.
         residual: "signed" (brighter than reconstructed; darker for T1w) or "absolute" (published).
         device: Where its network runs.
         cleaning: From score to mask, as for the intensity thresholds.
         seed: Seed of the diffusion's noise.
     """
 
-    rival: Rival
-    residual: RivalResidual = "signed"
+    model: ComparisonModel
+    residual: ComparisonResidual = "signed"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cleaning: Cleaning = SHARED_CLEANING
     seed: int = 0
 
     @property
     def name(self) -> str:
-        """Name of the rival, with the residual where it is not signed."""
+        """Name of the model, with the residual where it is not signed."""
         suffix = "" if self.residual == "signed" else f", {self.residual}"
-        return f"{self.rival.config.name}{suffix}"
+        return f"{self.model.config.name}{suffix}"
 
     @property
     def weights(self) -> str:
-        """Name of the rival."""
-        return self.rival.config.name
+        """Name of the model."""
+        return self.model.config.name
 
     @property
     def seen(self) -> frozenset[str]:
         """Subjects that it was trained on."""
-        return self.rival.subjects
+        return self.model.subjects
 
     @property
     def constants(self) -> Mapping[str, float] | None:
         """Those that were chosen after its training, on the subjects of its training."""
-        return self.rival.constants.get(self.residual)
+        return self.model.constants.get(self.residual)
 
     def score(self, case: Case) -> Scored | None:
         """Reconstruct the case's slices; None where it lacks the modality."""
-        config = self.rival.config
+        config = self.model.config
         if config.modality not in case.volumes:
             return None
         prepared, seconds = case.shared(self._preparation, lambda: self._prepare(case))
         began = time.perf_counter()
         with counted_passes() as counter:
             residual = residual_of_volume(
-                self.rival.network.to(self.device),
+                self.model.network.to(self.device),
                 config,
                 prepared.images[config.modality],
                 prepared.brain,
-                self.rival.preprocessing.intensity.scale,
+                self.model.preprocessing.intensity.scale,
                 self.residual,
                 device=self.device,
                 seed=self.seed,
@@ -256,15 +260,15 @@ class RivalScorer:
 
     @property
     def _preparation(self) -> tuple[object, ...]:
-        """What decides how a case is prepared: rivals of one training share it."""
-        rival, template = self.rival, self.rival.template
+        """What decides how a case is prepared: models of one training share it."""
+        model, template = self.model, self.model.template
         grid = (template.shape, template.affine.tobytes(), template.mask.tobytes())
-        return (rival.config.modality, rival.preprocessing, grid)
+        return (model.config.modality, model.preprocessing, grid)
 
     def _prepare(self, case: Case) -> PreparedSubject:
-        modality = self.rival.config.modality
+        modality = self.model.config.modality
         return prepare_subject(
-            {modality: case.volumes[modality]}, self.rival.template, self.rival.preprocessing
+            {modality: case.volumes[modality]}, self.model.template, self.model.preprocessing
         )
 
 

@@ -1,4 +1,4 @@
-"""`mmccd evaluate` and `mmccd train-rivals` as users meet them."""
+"""`mmccd evaluate` and `mmccd train-comparison` as users meet them."""
 
 from __future__ import annotations
 
@@ -132,25 +132,26 @@ def _with(config: object, **changes: object) -> object:
     return replace(config, **changes)  # type: ignore[type-var]  # a bundle's configuration
 
 
-def test_rivals_are_trained_and_compared(data: Path, tmp_path: Path) -> None:
+def test_comparison_models_are_trained_and_compared(data: Path, tmp_path: Path) -> None:
     runner = CliRunner()
     split = tmp_path / "split.json"
-    prepared, trained = tmp_path / "prepared", tmp_path / "rivals"
+    prepared, trained = tmp_path / "prepared", tmp_path / "comparison"
     words = ["prepare", "--data-dir", data, "--out", prepared, "--split", split]
     assert runner.invoke(app, [str(w) for w in words]).exit_code == 0
-    train = ["train-rivals", "--prepared", prepared, "--out", trained, "--iterations", 2]
+    train = ["train-comparison", "--prepared", prepared, "--out", trained, "--iterations", 2]
     train += ["--kind", "ae", "--kind", "vae", "--device", "cpu"]
     result = runner.invoke(app, [str(w) for w in train])
     assert result.exit_code == 0, result.stderr
+    train[0] = "train-rivals"  # its first name
     assert runner.invoke(app, [str(w) for w in train]).exit_code == 2  # they are there already
     for index in trained.glob("*/rival.json"):  # the phantoms lie in one space: nothing to register
         document = json.loads(index.read_text())
         assert set(document["constants"]) == {"signed", "absolute"}
         document["preprocessing"]["template_registration"] = "none"
         index.write_text(json.dumps(document))
-    only = ["--method", "none", "--no-thresholds", "--rival", trained, "--split", split]
-    residuals = ["--rival-residual", "signed", "--rival-residual", "absolute"]
-    out = tmp_path / "rivals.csv"
+    only = ["--method", "none", "--no-thresholds", "--comparison", trained, "--split", split]
+    residuals = ["--comparison-residual", "signed", "--rival-residual", "absolute"]
+    out = tmp_path / "comparison.csv"
     result = evaluate(data, *only, *residuals, "--out", out)
     assert result.exit_code == 0, result.stderr
     rows = {row["method"]: row for row in read(out)}
@@ -184,7 +185,7 @@ def test_subjects_without_a_segmentation_are_left_out_and_named(data: Path) -> N
         (["--constants-from", "{split}"], 3, "cannot read the constants"),
         (["--folds", "{split}", "--split", "{split}"], 2, "Leave out"),
         (["--folds", "{missing}"], 3, "cannot read the folds"),
-        (["--rival", "{missing}"], 4, "no trained rival"),
+        (["--rival", "{missing}"], 4, "no comparison model"),
         (["--protocol", "published"], 3, "--protocol deployed"),
         (["--out", "{split}"], 2, "--force"),
         (["--split", "{odd}"], 3, "nobody"),

@@ -1,4 +1,4 @@
-"""Rivals reconstruct slices, forget what they cannot know, and survive the way to disk."""
+"""Comparison models reconstruct slices, forget what they cannot know, and survive on disk."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from training_data import make_dataset
 
 from mmccd_cli.config import PreprocessingConfig, TrainingConfig
 from mmccd_cli.errors import ComputeError, WeightsError
-from mmccd_cli.evaluation.comparison.files import Rival, find_rivals, load_rival, save_rival
+from mmccd_cli.evaluation.comparison.files import (
+    ComparisonModel,
+    find_comparison_models,
+    load_comparison_model,
+    save_comparison_model,
+)
 from mmccd_cli.evaluation.comparison.networks import (
     KINDS,
     AutoEncoder,
+    ComparisonConfig,
     Kind,
-    RivalConfig,
     build_network,
     coarse_noise,
     reconstruct,
     residual_of_volume,
     timesteps_back,
 )
-from mmccd_cli.evaluation.comparison.training import train_rival
+from mmccd_cli.evaluation.comparison.training import train_comparison_model
 from mmccd_cli.template import Template
 from mmccd_cli.training.trainer import Progress, Runtime
 
@@ -35,8 +40,8 @@ TRAINING = TrainingConfig(
 )
 
 
-def small(kind: Kind, shape: tuple[int, int] = (16, 16)) -> RivalConfig:
-    return RivalConfig(kind, "FLAIR", shape, width=4, latent=8, base_channels=8)
+def small(kind: Kind, shape: tuple[int, int] = (16, 16)) -> ComparisonConfig:
+    return ComparisonConfig(kind, "FLAIR", shape, width=4, latent=8, base_channels=8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,7 +76,7 @@ def test_diffusion_that_knows_the_answer_gives_it_back() -> None:
 
 
 def test_coarse_noise_is_coarse_and_of_its_size() -> None:
-    config = RivalConfig("dae", "FLAIR", (128, 128), noise_std=0.8)
+    config = ComparisonConfig("dae", "FLAIR", (128, 128), noise_std=0.8)
     noise = coarse_noise(config, 64, torch.Generator().manual_seed(0))
     assert noise.shape == (64, 1, 128, 128)
     # Bilinear interpolation between independent values keeps 4/9 of their variance on average.
@@ -100,10 +105,10 @@ def test_training_lowers_the_loss_and_is_repeatable(kind: Kind) -> None:
 
     data = make_dataset()
     data.images["FLAIR"][:] = torch.where(data.healthy | data.hidden, 180, 32)  # easy to learn
-    first = train_rival(small(kind), data, TRAINING, RUNTIME, report=note)
+    first = train_comparison_model(small(kind), data, TRAINING, RUNTIME, report=note)
     assert losses[-1] < 0.5 * losses[0]
     short = replace(TRAINING, iterations=3)
-    again = [train_rival(small(kind), data, short, RUNTIME) for _ in range(2)]
+    again = [train_comparison_model(small(kind), data, short, RUNTIME) for _ in range(2)]
     assert all(torch.equal(again[0][name], again[1][name]) for name in first)
     assert all(value.isfinite().all() for value in first.values())
 
@@ -115,7 +120,7 @@ def test_the_lesion_reaches_neither_input_nor_loss(kind: Kind) -> None:
     other = make_dataset()
     lesion = other.hidden
     other.images["FLAIR"][lesion] = 255 - other.images["FLAIR"][lesion]
-    one, two = (train_rival(small(kind), d, short, RUNTIME) for d in (data, other))
+    one, two = (train_comparison_model(small(kind), d, short, RUNTIME) for d in (data, other))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -140,34 +145,41 @@ def test_residuals_of_a_volume(tmp_path: Path) -> None:
 def test_training_that_diverges_stops() -> None:
     wild = replace(TRAINING, learning_rate=1e30, gradient_clip=0.0)
     with pytest.raises(ComputeError, match="dae-FLAIR"):
-        train_rival(small("dae"), make_dataset(), wild, RUNTIME)
+        train_comparison_model(small("dae"), make_dataset(), wild, RUNTIME)
 
 
-def save(folder: Path, kind: Kind = "dae") -> RivalConfig:
+def save(folder: Path, kind: Kind = "dae") -> ComparisonConfig:
     config = small(kind)
     mask = np.ones((16, 16, 4), dtype=bool)
     images = {"FLAIR": np.zeros(mask.shape, dtype=np.float32)}
     template = Template(images, mask, np.diag([2.0, 2.0, 2.0, 1.0]))
     network, training = build_network(config), {"subjects": ["a", "b"]}
     constants = {"signed": {"fixed": 1.5, "adaptive": 0.5}}
-    save_rival(folder, Rival(config, network, template, PreprocessingConfig(), training, constants))
+    save_comparison_model(
+        folder,
+        ComparisonModel(config, network, template, PreprocessingConfig(), training, constants),
+    )
     return config
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_rival_survives_the_way_to_disk(tmp_path: Path, kind: Kind) -> None:
+def test_a_comparison_model_survives_the_way_to_disk(tmp_path: Path, kind: Kind) -> None:
     config = save(tmp_path / kind, kind)
-    rival = load_rival(tmp_path / kind)
-    assert rival.config == config
-    assert rival.subjects == {"a", "b"}
-    assert rival.constants == {"signed": {"fixed": 1.5, "adaptive": 0.5}}
-    assert rival.template.spacing_mm == (2.0, 2.0, 2.0)
-    assert not rival.network.training
-    assert find_rivals(tmp_path) == find_rivals(tmp_path / kind) == [tmp_path / kind]
+    model = load_comparison_model(tmp_path / kind)
+    assert model.config == config
+    assert model.subjects == {"a", "b"}
+    assert model.constants == {"signed": {"fixed": 1.5, "adaptive": 0.5}}
+    assert model.template.spacing_mm == (2.0, 2.0, 2.0)
+    assert not model.network.training
+    assert (
+        find_comparison_models(tmp_path)
+        == find_comparison_models(tmp_path / kind)
+        == [tmp_path / kind]
+    )
 
 
 @pytest.mark.parametrize("damage", ["absent", "json", "format", "key", "weights", "template"])
-def test_a_damaged_rival_is_named(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_model_is_named(tmp_path: Path, damage: str) -> None:
     save(tmp_path)
     index = tmp_path / "rival.json"
     document = json.loads(index.read_text())
@@ -182,13 +194,13 @@ def test_a_damaged_rival_is_named(tmp_path: Path, damage: str) -> None:
     else:
         (tmp_path / f"{damage}.safetensors").write_bytes(b"nothing")
     with pytest.raises(WeightsError, match=str(tmp_path)) as caught:
-        load_rival(tmp_path)
-    assert "train-rivals" in str(caught.value.next_step)
+        load_comparison_model(tmp_path)
+    assert "train-comparison" in str(caught.value.next_step)
 
 
-def test_a_folder_without_rivals_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no trained rival"):
-        find_rivals(tmp_path)
+def test_a_folder_without_models_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="no comparison model"):
+        find_comparison_models(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Trained rivals on disk: a folder with `rival.json`, the weights and the template they know."""
+"""Trained comparison models on disk: `rival.json`, the weights, and the template they know."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from torch import nn
 
 from mmccd_cli.config import PreprocessingConfig, from_dict, to_dict
 from mmccd_cli.errors import MmccdError, WeightsError
-from mmccd_cli.evaluation.comparison.networks import RivalConfig, build_network
+from mmccd_cli.evaluation.comparison.networks import ComparisonConfig, build_network
 from mmccd_cli.template import Template
 from mmccd_cli.training.slices import read_template, write_template
 
 FORMAT = 1
 INDEX = "rival.json"
+"""What makes a folder a model; the name is that of the first ones, so that they stay readable."""
 WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A trained rival.
+class ComparisonModel:
+    """A trained comparison model.
 
     Attributes:
         config: How it reconstructs.
@@ -37,7 +38,7 @@ class Rival:
         constants: Residual -> threshold rule -> constant, chosen on the subjects of its training.
     """
 
-    config: RivalConfig
+    config: ComparisonConfig
     network: nn.Module = field(repr=False)
     template: Template
     preprocessing: PreprocessingConfig
@@ -50,26 +51,26 @@ class Rival:
         return frozenset(self.training.get("subjects", ()))
 
 
-def save_rival(folder: Path, rival: Rival) -> None:
-    """Write a rival's folder; `rival.json`, which makes it one, comes last."""
+def save_comparison_model(folder: Path, model: ComparisonModel) -> None:
+    """Write a model's folder; its index, which makes it one, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
-    weights = {name: value.cpu().contiguous() for name, value in rival.network.state_dict().items()}
+    weights = {name: value.cpu().contiguous() for name, value in model.network.state_dict().items()}
     save_file(weights, folder / WEIGHTS)
-    write_template(folder, dict(rival.template.images), rival.template.mask)
+    write_template(folder, dict(model.template.images), model.template.mask)
     document = {
         "format": FORMAT,
-        "rival": to_dict(rival.config),
-        "preprocessing": to_dict(rival.preprocessing),
-        "affine": rival.template.affine.ravel().tolist(),
-        "training": rival.training,
-        "constants": rival.constants,
+        "rival": to_dict(model.config),
+        "preprocessing": to_dict(model.preprocessing),
+        "affine": model.template.affine.ravel().tolist(),
+        "training": model.training,
+        "constants": model.constants,
     }
     (folder / INDEX).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def load_rival(folder: Path) -> Rival:
-    """Read a rival's folder.
+def load_comparison_model(folder: Path) -> ComparisonModel:
+    """Read a model's folder.
 
     Raises:
         WeightsError: Not such a folder, or one of its files is damaged.
@@ -78,7 +79,7 @@ def load_rival(folder: Path) -> Rival:
         document = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if document.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        config = from_dict(RivalConfig, document["rival"], where="rival")
+        config = from_dict(ComparisonConfig, document["rival"], where="rival")
         preprocessing = from_dict(PreprocessingConfig, document["preprocessing"])
         images, mask = read_template(folder)
         constants = {
@@ -100,17 +101,17 @@ def load_rival(folder: Path) -> Rival:
         MmccdError,
     ) as error:
         raise WeightsError(
-            f"{folder} is not a usable rival",
+            f"{folder} is not a usable comparison model",
             cause=" ".join(str(error).split())[:300],
-            next_step="train it: mmccd train-rivals --prepared DIR --out DIR",
+            next_step="train it: mmccd train-comparison --prepared DIR --out DIR",
         ) from error
     template = Template(images, mask, affine)
     training = dict(document["training"])
-    return Rival(config, network.eval(), template, preprocessing, training, constants)
+    return ComparisonModel(config, network.eval(), template, preprocessing, training, constants)
 
 
-def find_rivals(folder: Path) -> list[Path]:
-    """List the rivals in a folder: itself, or those directly inside it.
+def find_comparison_models(folder: Path) -> list[Path]:
+    """List the comparison models in a folder: itself, or those directly inside it.
 
     Raises:
         WeightsError: There are none.
@@ -119,7 +120,7 @@ def find_rivals(folder: Path) -> list[Path]:
     found += sorted(path.parent for path in folder.glob(f"*/{INDEX}"))
     if not found:
         raise WeightsError(
-            f"there is no trained rival in {folder}",
-            next_step="train some: mmccd train-rivals --prepared DIR --out DIR",
+            f"there is no comparison model in {folder}",
+            next_step="train some: mmccd train-comparison --prepared DIR --out DIR",
         )
     return found

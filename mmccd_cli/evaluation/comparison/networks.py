@@ -30,8 +30,8 @@ from mmccd_cli.translation.unet import UNet
 
 Kind = Literal["ae", "vae", "dae", "ddpm"]
 KINDS: tuple[Kind, ...] = ("ae", "vae", "dae", "ddpm")
-RivalResidual = Literal["signed", "absolute"]
-RESIDUALS: tuple[RivalResidual, ...] = ("signed", "absolute")
+ComparisonResidual = Literal["signed", "absolute"]
+RESIDUALS: tuple[ComparisonResidual, ...] = ("signed", "absolute")
 BATCH = 16
 STAGES = (1, 2, 4, 4)
 """Channels of an autoencoder's stages, as multiples of its width; each halves the resolution."""
@@ -39,8 +39,8 @@ BOTTLENECK_CHANNELS = 16
 
 
 @dataclass(frozen=True)
-class RivalConfig:
-    """One rival's architecture and how it reconstructs.
+class ComparisonConfig:
+    """One model's architecture and how it reconstructs.
 
     Attributes:
         kind: "ae", "vae", "dae" or "ddpm".
@@ -106,7 +106,7 @@ class AutoEncoder(nn.Module):
         config: Its sizes.
     """
 
-    def __init__(self, config: RivalConfig) -> None:
+    def __init__(self, config: ComparisonConfig) -> None:
         super().__init__()
         channels = [1, *(config.width * stage for stage in STAGES)]
         self.small = tuple(n >> len(STAGES) for n in config.shape)
@@ -154,8 +154,8 @@ def _norm_and_bend(channels: int) -> tuple[nn.Module, nn.Module]:
     return nn.GroupNorm(groups, channels), nn.LeakyReLU(0.1)
 
 
-def build_network(config: RivalConfig) -> nn.Module:
-    """Build a rival's network with fresh weights from torch's global generator."""
+def build_network(config: ComparisonConfig) -> nn.Module:
+    """Build a model's network with fresh weights from torch's global generator."""
     if config.kind in ("ae", "vae"):
         return AutoEncoder(config)
     return UNet(
@@ -169,7 +169,7 @@ def build_network(config: RivalConfig) -> nn.Module:
     )
 
 
-def coarse_noise(config: RivalConfig, count: int, generator: torch.Generator) -> Tensor:
+def coarse_noise(config: ComparisonConfig, count: int, generator: torch.Generator) -> Tensor:
     """Noise that is smooth over cells of several pixels, shifted at random.
 
     Returns:
@@ -190,14 +190,14 @@ def coarse_noise(config: RivalConfig, count: int, generator: torch.Generator) ->
     return noise.roll(shift, dims=(2, 3))
 
 
-def timesteps_back(config: RivalConfig) -> list[int]:
+def timesteps_back(config: ComparisonConfig) -> list[int]:
     """Falling time steps of the way back from `start_timestep`, which is the first."""
     steps = config.denoising_steps
     return [config.start_timestep * (steps - i) // steps for i in range(steps)]
 
 
 @torch.inference_mode()
-def reconstruct(network: nn.Module, config: RivalConfig, x: Tensor, noise: Tensor) -> Tensor:
+def reconstruct(network: nn.Module, config: ComparisonConfig, x: Tensor, noise: Tensor) -> Tensor:
     """Give back slices as the network knows them from healthy brains.
 
     Args:
@@ -233,11 +233,11 @@ def _step_back(noisy: Tensor, clean: Tensor, schedule: Schedule, now: int, then:
 
 def residual_of_volume(
     network: nn.Module,
-    config: RivalConfig,
+    config: ComparisonConfig,
     image: NDArray[np.float32],
     brain: NDArray[np.bool_],
     scale: float,
-    residual: RivalResidual,
+    residual: ComparisonResidual,
     *,
     device: torch.device | None = None,
     seed: int = 0,

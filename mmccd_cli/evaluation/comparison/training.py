@@ -1,4 +1,4 @@
-"""Training of the rivals on the slices of `prepare`, with the lesion hidden as for our networks.
+"""Comparison models learn from the slices of `prepare`, with the lesion hidden as for our networks.
 
 As for our own bundles, the thresholds are then chosen on the training subjects' slices.
 """
@@ -19,7 +19,7 @@ from mmccd_cli.errors import ComputeError
 from mmccd_cli.evaluation.baselines import SHARED_CLEANING
 from mmccd_cli.evaluation.comparison.networks import (
     RESIDUALS,
-    RivalConfig,
+    ComparisonConfig,
     build_network,
     coarse_noise,
     residual_of_volume,
@@ -33,21 +33,21 @@ from mmccd_cli.translation.masking import hide
 from mmccd_cli.translation.schedule import Schedule
 
 DEFAULT_TRAINING = TrainingConfig(iterations=1200, batch_size=16, learning_rate=1e-3)
-"""The rivals' recipe: the sampling, augmentation and schedule of our compact networks."""
+"""Their recipe: the sampling, augmentation and schedule of our compact networks."""
 
 
-def train_rival(
-    config: RivalConfig,
+def train_comparison_model(
+    config: ComparisonConfig,
     dataset: SliceDataset,
     training: TrainingConfig,
     runtime: Runtime,
     *,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Tensor]:
-    """Train one rival from the start, in one process.
+    """Train one model from the start, in one process.
 
     Args:
-        config: The rival.
+        config: The model.
         dataset: Slices with healthy tissue.
         training: Steps, batch, rates, augmentation and seed.
         runtime: Device and precision.
@@ -93,7 +93,7 @@ def train_rival(
 
 def _loss(
     network: nn.Module,
-    config: RivalConfig,
+    config: ComparisonConfig,
     dataset: SliceDataset,
     training: TrainingConfig,
     runtime: Runtime,
@@ -121,7 +121,7 @@ def _loss(
 
 
 def _draw(
-    config: RivalConfig,
+    config: ComparisonConfig,
     dataset: SliceDataset,
     training: TrainingConfig,
     generator: torch.Generator,
@@ -147,7 +147,7 @@ def _draw(
 
 def choose_thresholds(
     network: nn.Module,
-    config: RivalConfig,
+    config: ComparisonConfig,
     shards: Path,
     subjects: Sequence[str],
     device: torch.device,

@@ -1,4 +1,4 @@
-"""`mmccd train-rivals`."""
+"""`mmccd train-comparison`: the published methods that `mmccd evaluate` compares with."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.config import TrainingConfig
-    from mmccd_cli.evaluation.comparison.networks import RivalConfig
+    from mmccd_cli.evaluation.comparison.networks import ComparisonConfig
     from mmccd_cli.training.trainer import Runtime
 
 
 @command
-def train_rivals(
+def train_comparison(
     prepared: Annotated[Path, typer.Option(help="Slices from `prepare`.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the rivals, one folder each.")] = Path(
-        "rivals"
+    out: Annotated[Path, typer.Option(help="Folder for the models, one folder each.")] = Path(
+        "comparison"
     ),
     kind: Annotated[
         list[str] | None,
@@ -37,7 +37,7 @@ def train_rivals(
     ] = None,
     split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
     iterations: Annotated[
-        int | None, typer.Option(help="Steps of each rival.", show_default=False)
+        int | None, typer.Option(help="Steps of each model.", show_default=False)
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak learning rate.", show_default=False)
@@ -49,20 +49,21 @@ def train_rivals(
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Train the published comparison (AE, VAE, DAE, DDPM) for `mmccd evaluate --rival`."""
+    """Train the published comparison (AE, VAE, DAE, DDPM) for `mmccd evaluate --comparison`."""
     console = Console(-1 if quiet else verbose)
     with console.computing(), console.progress() as progress:
         import torch
 
+        from mmccd_cli.evaluation.comparison.files import INDEX
         from mmccd_cli.training.networks import make_runtime
         from mmccd_cli.translation.devices import available_threads
 
         torch.set_num_threads(options.parse_count(threads, "--threads") or available_threads())
         wanted = _wanted(prepared, kind, modality)
         for config in wanted:
-            if (out / config.name / "rival.json").exists() and not force:
+            if (out / config.name / INDEX).exists() and not force:
                 raise UsageError(
-                    f"{out / config.name} holds a rival already.",
+                    f"{out / config.name} holds a comparison model already.",
                     next_step="Use --force to replace it, or --kind for the others.",
                 )
         changes = {"iterations": iterations, "learning_rate": learning_rate, "seed": seed}
@@ -72,10 +73,16 @@ def train_rivals(
             _train(prepared, out / config.name, config, training, split, runtime, console, progress)
 
 
+def register(app: typer.Typer) -> None:
+    """Add the command, under its present and its first name."""
+    app.command("train-comparison")(train_comparison)
+    app.command("train-rivals", hidden=True)(train_comparison)
+
+
 def _wanted(prepared: Path, kinds: list[str] | None, sources: list[str] | None) -> list[Any]:
     """One configuration for each kind and modality, on the grid of the prepared slices."""
     from mmccd_cli.config import MODALITIES
-    from mmccd_cli.evaluation.comparison.networks import KINDS, RivalConfig
+    from mmccd_cli.evaluation.comparison.networks import KINDS, ComparisonConfig
     from mmccd_cli.training.slices import read_index
 
     for option, given, known in (("--kind", kinds, KINDS), ("--modality", sources, MODALITIES)):
@@ -86,7 +93,7 @@ def _wanted(prepared: Path, kinds: list[str] | None, sources: list[str] | None) 
                 )
     height, width, _ = read_index(prepared)["shape"]
     return [
-        RivalConfig(kind, modality, (height, width))  # type: ignore[arg-type]  # checked above
+        ComparisonConfig(kind, modality, (height, width))  # type: ignore[arg-type]  # checked above
         for modality in sources or ["FLAIR"]
         for kind in kinds or KINDS
     ]
@@ -108,7 +115,7 @@ def _training(changes: dict[str, Any]) -> TrainingConfig:
 def _train(
     prepared: Path,
     folder: Path,
-    config: RivalConfig,
+    config: ComparisonConfig,
     training: TrainingConfig,
     split: str,
     runtime: Runtime,
@@ -118,9 +125,9 @@ def _train(
     import numpy as np
 
     from mmccd_cli.config import PreprocessingConfig, from_dict, to_dict
-    from mmccd_cli.evaluation.comparison.files import Rival, save_rival
+    from mmccd_cli.evaluation.comparison.files import ComparisonModel, save_comparison_model
     from mmccd_cli.evaluation.comparison.networks import build_network
-    from mmccd_cli.evaluation.comparison.training import choose_thresholds, train_rival
+    from mmccd_cli.evaluation.comparison.training import choose_thresholds, train_comparison_model
     from mmccd_cli.template import Template
     from mmccd_cli.training.samples import load_dataset
     from mmccd_cli.training.slices import read_index, read_template
@@ -136,7 +143,9 @@ def _train(
     index = read_index(prepared)
     dataset = load_dataset(prepared, training, split=split)
     network = build_network(config)
-    network.load_state_dict(train_rival(config, dataset, training, runtime, report=report))
+    network.load_state_dict(
+        train_comparison_model(config, dataset, training, runtime, report=report)
+    )
     network.eval().to(runtime.device)
     progress.begin(f"{config.name}: choosing thresholds")
     constants = choose_thresholds(
@@ -149,7 +158,7 @@ def _train(
     )
     images, mask = read_template(prepared)
     affine = np.array(index["affine"], dtype=float).reshape(4, 4)
-    rival = Rival(
+    model = ComparisonModel(
         config,
         network,
         Template(images, mask, affine),
@@ -157,5 +166,5 @@ def _train(
         {"settings": to_dict(training), "split": split, "subjects": list(dataset.subjects)},
         constants,
     )
-    save_rival(folder, rival)
-    console.info(f"Wrote {folder}. Compare with it: mmccd evaluate DATA --rival {folder}")
+    save_comparison_model(folder, model)
+    console.info(f"Wrote {folder}. Compare with it: mmccd evaluate DATA --comparison {folder}")
