@@ -27,7 +27,7 @@ from mmccd_cli.evaluation.folds import read_folds
 from mmccd_cli.inputs.scans import read_scans
 from mmccd_cli.inputs.subjects import Subject, find_subjects
 from mmccd_cli.inputs.volume import read_nifti
-from mmccd_cli.pipeline import Segmenter
+from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.training.dataset import read_split
 from mmccd_cli.translation.devices import available_threads
 from mmccd_cli.weights.bundle import Bundle, load_bundle
@@ -98,7 +98,7 @@ def measure(
     truth = read_nifti(subject.segmentation, allow_constant=True)[0].data > 0
     prepared = None
     for sampling in settings(bundle.config.sampling, points):
-        segmenter = Segmenter(bundle, device=device, sampling=sampling)
+        segmenter = Pipeline(bundle, device=device, sampling=sampling)
         prepared = prepared or segmenter.prepare(read_scans(subject).volumes)
         clock = Clock(segmenter.device)
         with counting_passes() as tally:

@@ -8,7 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mmccd_cli import pipeline
 from mmccd_cli.cohort.jobs import (
     Job,
     RunSettings,
@@ -25,13 +24,14 @@ from mmccd_cli.inputs.subjects import Subject, find_subject, subject_from_files
 from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.outputs.record import Outcome
 from mmccd_cli.outputs.segmented import SegmentedSubject
+from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.weights.bundle import load_bundle
 from mmccd_cli.weights.resolve import resolve_weights
 
 AnyPath = str | PathLike[str]
 
 
-class Segmenter(pipeline.Segmenter):
+class Segmenter(Pipeline):
     """A bundle on a device, ready for any number of subjects.
 
     `segment` takes volumes in memory, `segment_files` one subject's files and `segment_cohort`

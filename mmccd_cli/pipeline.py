@@ -33,7 +33,7 @@ Space = Literal["native", "template"]
 
 @dataclass(frozen=True, eq=False)
 class SegmentationResult:
-    """What `Segmenter.segment` returns.
+    """What `Pipeline.segment` returns.
 
     Attributes:
         anomaly_map: (I, J, K) float32 in [0, 1] on the grid of `shown`.
@@ -75,7 +75,7 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
-class Segmenter:
+class Pipeline:
     """A loaded bundle on a device, ready for any number of subjects.
 
     Args:
@@ -91,7 +91,7 @@ class Segmenter:
         asked_precision: The `precision` that was given.
 
     Example:
-        >>> segmenter = Segmenter(load_bundle(folder), device="cpu")
+        >>> segmenter = Pipeline(load_bundle(folder), device="cpu")
         >>> result = segmenter.segment({"FLAIR": read_nifti(path)[0]})
     """
 

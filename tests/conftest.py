@@ -6,11 +6,15 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.inputs.volume import make_grid, write_nifti
+
+if TYPE_CHECKING:
+    from mmccd_cli import Segmenter
 
 _ROOT = Path(__file__).resolve().parent.parent
 _NAMES_OF_LAYOUT = {
@@ -33,6 +37,22 @@ def real_data() -> Path:
     if not (folder / "glioma").is_dir():
         pytest.skip(f"no real scans in {folder}; set MMCCD_TEST_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny bundle that knows FLAIR and T2w; do not change its files."""
+    from bundles import write_tiny_bundle
+
+    return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def segmenter(bundle: Path) -> Segmenter:
+    """The tiny bundle on the CPU, at its fastest."""
+    from mmccd_cli import Segmenter
+
+    return Segmenter.from_pretrained(bundle, device="cpu", preset="fast")
 
 
 @pytest.fixture(scope="session")

@@ -12,17 +12,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
 
 from mmccd_cli import MmccdError, RunSettings, Segmenter, api
 from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.volume import read_nifti
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
 
 
 @pytest.fixture

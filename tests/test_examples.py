@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bundles import write_tiny_bundle
 from typer.testing import CliRunner
 
 from mmccd_cli.cli.app import app
@@ -21,12 +20,6 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCRIPTS = sorted(EXAMPLES.glob("*.sh"))
 
 Write = Callable[..., Path]
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    """Tiny weights."""
-    return write_tiny_bundle(tmp_path / "tiny")
 
 
 @pytest.fixture

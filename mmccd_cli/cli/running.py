@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmccd_cli.cohort.shards import Shard
     from mmccd_cli.cohort.summary import Summary
     from mmccd_cli.outputs.record import Outcome
-    from mmccd_cli.pipeline import Segmenter
+    from mmccd_cli.pipeline import Pipeline
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Run:
                 self._explain(job, self.console.info)
         self._finish(outcomes)
 
-    def _load(self) -> Segmenter:
+    def _load(self) -> Pipeline:
         from mmccd_cli.translation.devices import describe_device
 
         segmenter = self.loading.load()

@@ -16,7 +16,7 @@ from mmccd_cli.inputs.volume import make_grid, read_nifti, write_nifti
 from mmccd_cli.outputs.images import output_paths
 
 if TYPE_CHECKING:
-    from mmccd_cli.pipeline import Segmenter
+    from mmccd_cli.pipeline import Pipeline
 
 SUBJECT = "phantom"
 LESION = "lesion"
@@ -79,7 +79,7 @@ def write_scans(files: DemoFiles, seed: int = 0) -> None:
 
 def segment_demo(
     files: DemoFiles,
-    segmenter: Segmenter,
+    segmenter: Pipeline,
     *,
     force: bool = False,
     advance: Callable[[int, int], None] = lambda done, total: None,

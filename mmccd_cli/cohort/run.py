@@ -39,7 +39,7 @@ from mmccd_cli.outputs.remask import make_new_mask, with_new_mask
 from mmccd_cli.outputs.segmented import SegmentedSubject
 
 if TYPE_CHECKING:
-    from mmccd_cli.pipeline import Segmenter
+    from mmccd_cli.pipeline import Pipeline
     from mmccd_cli.preprocessing.subject import PreparedSubject
 
 MOST_WORKERS = 8
@@ -76,7 +76,7 @@ class Ready:
 
 def run_jobs(
     jobs: Iterable[Job],
-    load: Callable[[], Segmenter],
+    load: Callable[[], Pipeline],
     settings: RunSettings,
     *,
     force: bool = False,
@@ -137,7 +137,7 @@ class _Line:
     """
 
     def __init__(
-        self, segmenter: Segmenter, settings: RunSettings, resume: bool, workers: int
+        self, segmenter: Pipeline, settings: RunSettings, resume: bool, workers: int
     ) -> None:
         self.segmenter, self.settings = segmenter, settings
         self.resume, self.workers = resume, workers
@@ -226,7 +226,7 @@ def choose_workers(others: int) -> int:
 
 def prepare_job(
     job: Job,
-    segmenter: Segmenter,
+    segmenter: Pipeline,
     settings: RunSettings,
     *,
     resume: bool = False,
@@ -273,7 +273,7 @@ def prepare_job(
 
 def infer_job(
     ready: Ready,
-    segmenter: Segmenter,
+    segmenter: Pipeline,
     settings: RunSettings,
     *,
     advance: Callable[[int, int], None] = lambda done, total: None,
@@ -318,7 +318,7 @@ def infer_job(
 
 def finish_job(
     ready: Ready,
-    segmenter: Segmenter,
+    segmenter: Pipeline,
     settings: RunSettings,
     *,
     force: bool = False,
@@ -339,7 +339,7 @@ def finish_job(
 
 def segment_job(
     job: Job,
-    segmenter: Segmenter,
+    segmenter: Pipeline,
     settings: RunSettings,
     *,
     scans: Scans | None = None,
@@ -352,7 +352,7 @@ def segment_job(
 
 
 def plan_outcome(
-    job: Job, segmenter: Segmenter, settings: RunSettings, *, resume: bool = False
+    job: Job, segmenter: Pipeline, settings: RunSettings, *, resume: bool = False
 ) -> Outcome:
     """Tell what `run_jobs` would do with a subject, from the names of its files alone."""
     name, requested = job.subject.id, _requested(segmenter, settings)
@@ -391,7 +391,7 @@ def _forget_arrays(error: BaseException | None) -> None:
 
 def _finish_or_skip(
     ready: Ready,
-    segmenter: Segmenter,
+    segmenter: Pipeline,
     settings: RunSettings,
     force: bool,
     resume: bool,
@@ -415,7 +415,7 @@ def _finish_or_skip(
 
 
 def _redo_mask(
-    job: Job, earlier: Earlier, segmenter: Segmenter, settings: RunSettings, force: bool
+    job: Job, earlier: Earlier, segmenter: Pipeline, settings: RunSettings, force: bool
 ) -> SegmentedSubject:
     """Make the mask anew from the map that is there, and all that follows from it."""
     from mmccd_cli.pipeline import SegmentationResult
@@ -483,7 +483,7 @@ def _write(
     return replace(segmented, record=record)
 
 
-def _requested(segmenter: Segmenter, settings: RunSettings) -> dict[str, Any]:
+def _requested(segmenter: Pipeline, settings: RunSettings) -> dict[str, Any]:
     """Everything that was asked for and changes a number."""
     return settings.describe(segmenter.sampling, segmenter.asked_precision)
 

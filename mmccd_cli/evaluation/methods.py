@@ -28,7 +28,7 @@ from mmccd_cli.evaluation.comparison.networks import (
     residual_of_volume,
 )
 from mmccd_cli.evaluation.thresholds import SHIPPED_CONSTANTS
-from mmccd_cli.pipeline import Segmenter
+from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.preprocessing.brain import find_brain
 from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
@@ -72,7 +72,7 @@ class BundleMethod:
     """
 
     name: str
-    segmenter: Segmenter
+    segmenter: Pipeline
     modalities: tuple[str, ...] | None = None
 
     @property
@@ -107,7 +107,7 @@ class BundleMethod:
         )
 
 
-def subjects_of_bundle(segmenter: Segmenter) -> frozenset[str]:
+def subjects_of_bundle(segmenter: Pipeline) -> frozenset[str]:
     """Ids of the subjects that a bundle says it was trained or calibrated on."""
     config = segmenter.bundle.config
     trained = (entry.get("id", "") for entry in config.training.get("subjects", ()))

@@ -13,7 +13,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
 from typer.testing import CliRunner, Result
 
 from mmccd_cli.cli.app import app
@@ -26,9 +25,8 @@ _MAP = "space-orig_desc-anomaly_probseg"
 
 
 @pytest.fixture(scope="module")
-def call(tmp_path_factory: pytest.TempPathFactory) -> Call:
+def call(bundle: Path) -> Call:
     """Run a command with tiny weights on the CPU."""
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
 
     def call(*words: object) -> Result:
         weights = ["--weights", str(bundle), "--device", "cpu", "--threads", "1"]

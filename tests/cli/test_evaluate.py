@@ -21,12 +21,6 @@ Write = Callable[..., Path]
 SPLIT = {"train": ["a", "b"], "val": ["c"]}
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny bundle that knows FLAIR and T2w."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
-
-
 @cache
 def head(seed: int, lesion: bool = True) -> Phantom:
     return make_phantom(seed, shape=(50, 56, 46), spacing_mm=(4, 4, 4), lesion=lesion)

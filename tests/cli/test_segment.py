@@ -17,7 +17,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from bundles import write_tiny_bundle
 from typer.testing import CliRunner, Result
 
 from mmccd_cli import __version__
@@ -31,12 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 Write = Callable[..., Path]
 Run = Callable[..., Result]
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny bundle that knows FLAIR and T2w."""
-    return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
 
 
 @pytest.fixture

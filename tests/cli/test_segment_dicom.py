@@ -10,7 +10,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
 from dicom_phantoms import PATIENT, make_dicom
 from typer.testing import CliRunner, Result
 
@@ -24,12 +23,10 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    weights = write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
-
+def run(bundle: Path) -> Run:
     def run(*words: object) -> Result:
         given = [str(word) for word in words]
-        common = ["--weights", str(weights), "--device", "cpu"]
+        common = ["--weights", str(bundle), "--device", "cpu"]
         return CliRunner().invoke(app, ["segment", *given, *common])
 
     return run

@@ -17,11 +17,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
 from typer.testing import CliRunner
 
 from mmccd_cli import Segmenter
-from mmccd_cli.api import Segmenter as SegmenterOfFiles
 from mmccd_cli.cli.app import app
 from mmccd_cli.cohort.jobs import RunSettings, find_all_subjects, plan_job
 from mmccd_cli.cohort.run import run_jobs
@@ -31,16 +29,6 @@ from mmccd_cli.outputs.record import Outcome
 
 PASSING = ("seconds", "peak_memory_mib")
 """What of a record differs from run to run."""
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def segmenter(bundle: Path) -> Segmenter:
-    return Segmenter.from_pretrained(bundle, device="cpu", preset="fast")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +99,7 @@ def test_no_more_subjects_than_workers_wait_and_no_array_is_kept(
     segmenter: Segmenter, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
-    most, prepare = 0, SegmenterOfFiles.prepare
+    most, prepare = 0, Segmenter.prepare
 
     def counted(self: Any, volumes: Any, **options: Any) -> Any:
         nonlocal most
@@ -123,12 +111,12 @@ def test_no_more_subjects_than_workers_wait_and_no_array_is_kept(
     def broken(*_: Any, **__: Any) -> None:
         raise DataError("no")
 
-    monkeypatch.setattr(SegmenterOfFiles, "prepare", counted)
+    monkeypatch.setattr(Segmenter, "prepare", counted)
     good = [*folders[:2], folders[3]]
     outcomes = list(_run(segmenter, good, tmp_path / "1", workers=1).values())
     assert {o.status for o in outcomes} == {"done"}
     assert most <= 2  # the one on the device, and the one ahead
-    monkeypatch.setattr(SegmenterOfFiles, "infer", broken)
+    monkeypatch.setattr(Segmenter, "infer", broken)
     outcomes += _run(segmenter, good, tmp_path / "2", workers=2).values()
     gc.collect()
     assert len(alive) == 0
@@ -183,8 +171,8 @@ def test_a_mask_from_the_map_equals_that_of_a_new_run(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the networks ran")
 
-    monkeypatch.setattr(SegmenterOfFiles, "infer", never)
-    monkeypatch.setattr(SegmenterOfFiles, "prepare", never)
+    monkeypatch.setattr(Segmenter, "infer", never)
+    monkeypatch.setattr(Segmenter, "prepare", never)
     for number, settings in enumerate(CUTS):
         outcome = _run(segmenter, folders[:1], out, settings=settings, resume=True)["case-a"]
         assert (outcome.status, outcome.from_map) == ("done", True), outcome.error

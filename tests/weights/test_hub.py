@@ -32,11 +32,6 @@ LARGE = "FLAIR-T2w.diffusion.safetensors"
 Use = Callable[..., LocalBundle]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("hub") / "tiny")
-
-
 @pytest.fixture
 def hub() -> Iterator[LoopbackHub]:
     with loopback_hub() as running:

@@ -20,11 +20,6 @@ from mmccd_cli.weights.registry import embedded_bundles, embedded_root, make_ent
 from mmccd_cli.weights.resolve import EMBEDDED_DEFAULT, find_target, resolve, resolve_weights
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
-
-
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MMCCD_WEIGHTS", raising=False)

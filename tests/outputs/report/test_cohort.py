@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from bundles import write_tiny_bundle
 from typer.testing import CliRunner, Result
 
 from mmccd_cli.cli.app import app
@@ -143,9 +142,8 @@ def test_only_pages_of_ours_are_replaced_and_read(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(bundle: Path) -> Run:
     """Run `mmccd segment` with a tiny bundle on the CPU."""
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny")
 
     def run(*words: object) -> Result:
         fixed = ["--weights", str(bundle), "--device", "cpu"]

@@ -16,7 +16,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-from bundles import write_tiny_bundle
 
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.volume import Volume, reorient
@@ -25,7 +24,7 @@ from mmccd_cli.outputs.report.html import read_data_block
 from mmccd_cli.outputs.report.page import SUMMARY, subject_report
 from mmccd_cli.outputs.report.panels import Drawing
 from mmccd_cli.outputs.report.viewer import library_code, library_licence, small_grid
-from mmccd_cli.pipeline import SegmentationResult, Segmenter
+from mmccd_cli.pipeline import Pipeline, SegmentationResult
 from mmccd_cli.template import Template
 from mmccd_cli.weights.bundle import load_bundle
 
@@ -47,12 +46,11 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def segmenter(tmp_path_factory: pytest.TempPathFactory) -> Segmenter:
-    bundle = load_bundle(write_tiny_bundle(tmp_path_factory.mktemp("weights") / "tiny"))
-    return Segmenter(bundle, device="cpu")
+def segmenter(bundle: Path) -> Pipeline:
+    return Pipeline(load_bundle(bundle), device="cpu")
 
 
-def make_case(segmenter: Segmenter, volumes: dict[str, Volume]) -> Case:
+def make_case(segmenter: Pipeline, volumes: dict[str, Volume]) -> Case:
     result = segmenter.segment(volumes)
     record = {
         "subject": HOSTILE,
@@ -78,7 +76,7 @@ def make_case(segmenter: Segmenter, volumes: dict[str, Volume]) -> Case:
 
 
 @pytest.fixture(scope="module")
-def case(segmenter: Segmenter, tiny_phantom: Phantom) -> Case:
+def case(segmenter: Pipeline, tiny_phantom: Phantom) -> Case:
     names = ("FLAIR", "T2w")
     return make_case(segmenter, {name: tiny_phantom.volumes[name] for name in names})
 
