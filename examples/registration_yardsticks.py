@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.inputs.nifti import read_nifti
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.spatial import register, resample
 
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])

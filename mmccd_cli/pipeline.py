@@ -17,7 +17,8 @@ from mmccd_cli.anomaly.contour import refine_contour
 from mmccd_cli.anomaly.mask import AS_CALIBRATED, MaskOptions, cut, mask_settings
 from mmccd_cli.anomaly.score import Score, anomaly_map, score, segment
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
-from mmccd_cli.inputs.volume import Volume, make_grid
+from mmccd_cli.inputs.nifti import make_grid
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
     prepare_subject,

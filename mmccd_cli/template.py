@@ -1,15 +1,18 @@
-"""The space in which the networks see brains, and what an affine says.
+"""The space in which the networks see brains, and the geometry of voxel grids.
 
 Shared by the image side and the model side, so nothing here knows files or networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Box = tuple[slice, slice, slice]
+"""A part of a voxel grid: one slice of indices along each axis."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,46 @@ def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
     return (float(i), float(j), float(k))
 
 
+def voxel_volume_mm3(affine: NDArray[np.float64]) -> float:
+    """Return the volume of one voxel in cubic millimetres, exact under shear."""
+    return float(abs(np.linalg.det(affine[:3, :3])))
+
+
 def transform_points(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:
     """Apply a (4, 4) matrix to (..., 3) points: voxel indices to RAS mm, or any such map."""
     return np.asarray(points, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def bounding_box(mask: NDArray[np.bool_], margin: int | Sequence[int] = 0) -> Box:
+    """Find the smallest box that holds a mask.
+
+    Args:
+        mask: (I, J, K) bool.
+        margin: Voxels to add on both sides, for all axes or one number an axis; the box ends at
+            the volume's edge.
+
+    Returns:
+        One slice an axis; empty slices where the mask is empty.
+    """
+    margins = np.broadcast_to(np.asarray(margin, dtype=int), (3,))
+    slices = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        found = np.flatnonzero(mask.any(axis=others))
+        if found.size == 0:
+            return (slice(0, 0), slice(0, 0), slice(0, 0))
+        start = max(int(found[0]) - int(margins[axis]), 0)
+        slices.append(slice(start, min(int(found[-1]) + 1 + int(margins[axis]), mask.shape[axis])))
+    return (slices[0], slices[1], slices[2])
+
+
+def affine_of_box(affine: NDArray[np.float64], box: Box) -> NDArray[np.float64]:
+    """Return the affine of the part of a grid that a box cuts out, so that no voxel moves.
+
+    Args:
+        affine: (4, 4) of the whole grid.
+        box: With a start on each axis.
+    """
+    shifted = affine.copy()
+    shifted[:, 3] = affine @ np.array([*(part.start for part in box), 1.0])
+    return shifted

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
-from mmccd_cli.inputs.volume import make_grid, write_nifti
 
 if TYPE_CHECKING:
     from mmccd_cli import Segmenter

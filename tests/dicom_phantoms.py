@@ -18,7 +18,8 @@ from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
-from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.inputs.nifti import read_nifti
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.template import transform_points
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"

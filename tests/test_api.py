@@ -15,8 +15,8 @@ import pytest
 
 from mmccd_cli import MmccdError, RunSettings, Segmenter, api
 from mmccd_cli.errors import DataError, UsageError, WeightsError
+from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom
-from mmccd_cli.inputs.volume import read_nifti
 
 
 @pytest.fixture

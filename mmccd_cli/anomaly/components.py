@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mmccd_cli.template import Box, bounding_box, voxel_volume_mm3
+
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating[Any]]
-Box = tuple[slice, slice, slice]
 
 # Voxels that share a corner belong together; a hole leaks only through a face.
 LESION_CONNECTIVITY: Literal[26] = 26
@@ -45,29 +46,6 @@ class Lesion:
     mean: float
     centroid_ras_mm: tuple[float, float, float]
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-
-
-def bounding_box(mask: BoolArray, margin: int | Sequence[int] = 0) -> Box:
-    """Find the smallest box that holds a mask.
-
-    Args:
-        mask: (I, J, K) bool.
-        margin: Voxels to add on both sides, for all axes or one number an axis; the box ends at
-            the volume's edge.
-
-    Returns:
-        One slice an axis; empty slices where the mask is empty.
-    """
-    margins = np.broadcast_to(np.asarray(margin, dtype=int), (3,))
-    slices = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        found = np.flatnonzero(mask.any(axis=others))
-        if found.size == 0:
-            return (slice(0, 0), slice(0, 0), slice(0, 0))
-        start = max(int(found[0]) - int(margins[axis]), 0)
-        slices.append(slice(start, min(int(found[-1]) + 1 + int(margins[axis]), mask.shape[axis])))
-    return (slices[0], slices[1], slices[2])
 
 
 def erode(mask: BoolArray, distance_mm: float, spacing_mm: Sequence[float]) -> BoolArray:
@@ -341,7 +319,7 @@ def find_lesions(
         The lesions; none for an empty mask.
     """
     labels, voxels, boxes = label_components(mask)
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+    voxel_ml = voxel_volume_mm3(affine) / 1000
     order = np.argsort(-voxels, kind="stable")
     return [
         _describe(number, labels, int(label) + 1, boxes[label], anomaly_map, affine, voxel_ml)

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmccd_cli.anomaly.components import BoolArray, FloatArray, bounding_box
+from mmccd_cli.anomaly.components import BoolArray, FloatArray
+from mmccd_cli.template import bounding_box
 
 SHELL_MM = 12.0
 """How far around the mask the surroundings are sampled."""

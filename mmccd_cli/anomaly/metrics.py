@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmccd_cli.anomaly.components import BoolArray, FloatArray, bounding_box, label_components
+from mmccd_cli.anomaly.components import BoolArray, FloatArray, label_components
+from mmccd_cli.template import bounding_box
 
 
 @dataclass(frozen=True)

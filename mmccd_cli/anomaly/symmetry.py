@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmccd_cli.anomaly.components import BoolArray, FloatArray, bounding_box
+from mmccd_cli.anomaly.components import BoolArray, FloatArray
+from mmccd_cli.template import bounding_box
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

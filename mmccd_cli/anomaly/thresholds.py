@@ -9,13 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmccd_cli.anomaly.components import (
-    BoolArray,
-    FloatArray,
-    bounding_box,
-    erode,
-    label_components,
-)
+from mmccd_cli.anomaly.components import BoolArray, FloatArray, erode, label_components
+from mmccd_cli.template import bounding_box
 
 EDGE_STEP = 0.2
 EDGE_SIGMA_VOXELS = 0.5

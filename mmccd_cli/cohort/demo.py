@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.cohort.jobs import Job, RunSettings, check_targets
 from mmccd_cli.cohort.run import segment_job
+from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.inputs.subjects import Subject, subject_from_files
-from mmccd_cli.inputs.volume import make_grid, read_nifti, write_nifti
 from mmccd_cli.outputs.images import output_paths
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from mmccd_cli.cohort.prefetch import Ahead
 from mmccd_cli.cohort.resume import Earlier, find_earlier, is_ours
 from mmccd_cli.errors import MmccdError, UsageError, WeightsError
 from mmccd_cli.files import remove_leftovers
+from mmccd_cli.inputs.nifti import NiftiGrid, make_grid
 from mmccd_cli.inputs.scans import Scans, describe_inputs, name_inputs, read_scans
-from mmccd_cli.inputs.volume import NiftiGrid, Volume, make_grid
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.extras import MAKERS
 from mmccd_cli.outputs.images import (
     check_outputs,

@@ -18,7 +18,6 @@ from mmccd_cli.anomaly.components import (
     BoolArray,
     FloatArray,
     adaptive_threshold,
-    bounding_box,
     clean,
     erode,
     median_filter_3d,
@@ -32,6 +31,7 @@ from mmccd_cli.anomaly.thresholds import (
     strongest_edge,
 )
 from mmccd_cli.errors import DataError
+from mmccd_cli.template import bounding_box
 
 # The share of a normal distribution within one standard deviation of its middle.
 ONE_SIGMA_PERCENTILE = 68.0

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.errors import ComputeError
+from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.inputs.volume import read_nifti
 
 REST = "start and end"
 

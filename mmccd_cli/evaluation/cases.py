@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from mmccd_cli.anomaly.components import BoolArray
 from mmccd_cli.anomaly.metrics import CaseScores, score_case, score_healthy
 from mmccd_cli.errors import DataError
+from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_image
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.template import spacing_of
 
 T = TypeVar("T")

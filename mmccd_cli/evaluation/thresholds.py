@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmccd_cli.anomaly.components import BoolArray, bounding_box
+from mmccd_cli.anomaly.components import BoolArray
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.evaluation.baselines import (
     AdaptiveThreshold,
@@ -17,6 +17,7 @@ from mmccd_cli.evaluation.baselines import (
     ScoreMap,
     ThresholdRule,
 )
+from mmccd_cli.template import bounding_box
 
 THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(1, 51))
 """Thresholds whose masks are made; between them Dice is interpolated."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.dicom.files import sha256_of_files
+from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.inputs.volume import NiftiGrid, Volume, read_nifti
+from mmccd_cli.inputs.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.components import Lesion, label_components
 from mmccd_cli.inputs.bids import bids_root
-from mmccd_cli.inputs.volume import NiftiGrid, encode_nifti
+from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti
 from mmccd_cli.outputs.remask import NewMask
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from mmccd_cli.errors import UsageError
 from mmccd_cli.files import write_all_atomically
-from mmccd_cli.inputs.volume import NiftiGrid, encode_nifti, is_compressed_name
+from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti, is_compressed_name
 
 MAP_DESCRIPTION = "mmccd anomaly map"
 MASK_DESCRIPTION = "mmccd anomaly mask"

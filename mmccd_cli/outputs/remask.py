@@ -15,7 +15,8 @@ from mmccd_cli.anomaly.components import Lesion
 from mmccd_cli.anomaly.mask import MaskOptions, cut
 from mmccd_cli.config import ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
-from mmccd_cli.inputs.volume import NiftiGrid, Volume, read_nifti
+from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.images import plain
 
 _OLDER_MAP = "The map was made by mmccd"

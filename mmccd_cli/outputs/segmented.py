@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mmccd_cli.inputs.nifti import NiftiGrid
     from mmccd_cli.inputs.subjects import Subject
-    from mmccd_cli.inputs.volume import NiftiGrid, Volume
+    from mmccd_cli.inputs.volume import Volume
     from mmccd_cli.outputs.images import OutputPaths
     from mmccd_cli.pipeline import SegmentationResult
     from mmccd_cli.weights.bundle import Bundle

@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli import __version__
-from mmccd_cli.anomaly.components import bounding_box
 from mmccd_cli.config import MODALITIES, PreprocessingConfig, to_dict
 from mmccd_cli.errors import DataError, MmccdError
 from mmccd_cli.files import sha256_of_file
+from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_image, sha256_of_image
 from mmccd_cli.inputs.subjects import Subject, find_subjects
-from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.brain import find_brain
 from mmccd_cli.preprocessing.spatial import resample
 from mmccd_cli.preprocessing.subject import PreparedSubject, prepare_subject
-from mmccd_cli.template import Quantisation, Template
+from mmccd_cli.template import Quantisation, Template, bounding_box
 from mmccd_cli.training.slices import (
     TEMPLATE,
     SubjectShard,

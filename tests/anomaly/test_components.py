@@ -10,7 +10,6 @@ from scipy import ndimage
 
 from mmccd_cli.anomaly.components import (
     adaptive_threshold,
-    bounding_box,
     clean,
     erode,
     fill_holes,
@@ -30,12 +29,6 @@ def block(shape: tuple[int, ...], *ranges: tuple[int, int]) -> np.ndarray:
     mask = np.zeros(shape, dtype=bool)
     mask[tuple(slice(*r) for r in ranges)] = True
     return mask
-
-
-def test_bounding_box_stops_at_the_edge_of_the_volume() -> None:
-    mask = block((9, 9, 9), (0, 3), (4, 5), (2, 9))
-    assert bounding_box(mask, margin=1) == (slice(0, 4), slice(3, 6), slice(1, 9))
-    assert mask[bounding_box(np.zeros_like(mask))].size == 0
 
 
 def test_erode_takes_the_same_millimetres_on_every_axis() -> None:

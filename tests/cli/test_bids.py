@@ -17,8 +17,8 @@ from typer.testing import CliRunner, Result
 
 from mmccd_cli.cli.app import app
 from mmccd_cli.cli.bids import repeat_options
+from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import Phantom
-from mmccd_cli.inputs.volume import make_grid, write_nifti
 
 Call = Callable[..., Result]
 _MAP = "space-orig_desc-anomaly_probseg"

@@ -14,10 +14,11 @@ from dicom_phantoms import PATIENT, make_dicom
 from typer.testing import CliRunner, Result
 
 from mmccd_cli.cli.app import app
+from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.scans import describe_inputs, read_scans
 from mmccd_cli.inputs.subjects import find_subject, subject_from_files
-from mmccd_cli.inputs.volume import Volume, make_grid, write_nifti
+from mmccd_cli.inputs.volume import Volume
 
 Run = Callable[..., Result]
 

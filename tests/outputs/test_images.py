@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from mmccd_cli.errors import UsageError
+from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.phantom import make_affine
-from mmccd_cli.inputs.volume import make_grid
 from mmccd_cli.outputs.images import (
     check_outputs,
     encode_images,

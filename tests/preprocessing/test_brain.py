@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
-from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.brain import find_brain, imaged, is_skull_stripped
 from mmccd_cli.preprocessing.skull_strippers import STRIPPERS, SkullStripper, deepbet
 

@@ -9,8 +9,9 @@ import pytest
 
 from mmccd_cli.config import PreprocessingConfig
 from mmccd_cli.errors import DataError
+from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
-from mmccd_cli.inputs.volume import Volume, read_nifti
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
     prepare_subject,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from mmccd_cli.config import UNetConfig
 from mmccd_cli.errors import DataError
+from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
-from mmccd_cli.inputs.volume import make_grid, read_nifti, write_nifti
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.template import Quantisation, Template
 from mmccd_cli.training.dataset import (

@@ -15,7 +15,8 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.dicom.files import DicomFile, open_files
 from mmccd_cli.inputs.dicom.headers import lenient
 from mmccd_cli.inputs.dicom.stacks import Stack, describe_series
-from mmccd_cli.inputs.volume import NiftiGrid, Volume, finite_values, make_grid
+from mmccd_cli.inputs.nifti import NiftiGrid, finite_values, make_grid
+from mmccd_cli.inputs.volume import Volume
 
 # All that decoding needs, and nothing of the person.
 _KEYWORDS = (

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.inputs.volume import Intent, Volume, encode_nifti, make_grid
+from mmccd_cli.inputs.nifti import Intent, encode_nifti, make_grid
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.pictures import FloatArray, windowed
 from mmccd_cli.outputs.report.data import Material
 from mmccd_cli.outputs.report.html import Markup, asset, data_block, element, join, packed_block

@@ -23,8 +23,9 @@ from mmccd_cli.inputs.dicom.pixels import read_stack
 from mmccd_cli.inputs.dicom.recognition import recognise
 from mmccd_cli.inputs.dicom.stacks import Stack, describe_series
 from mmccd_cli.inputs.dicom.studies import read_single_series, read_study
+from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
-from mmccd_cli.inputs.volume import Volume, make_grid, read_nifti, reorient, write_nifti
+from mmccd_cli.inputs.volume import Volume, reorient
 
 _ENCODERS = {"RLELossless": "pydicom", "JPEGLSLossless": "pyjpegls"}
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -99,7 +100,7 @@ def test_dicom_and_nifti_of_one_scan_are_one_volume(tmp_path, case, shuffled):
     if case != "downwards":  # slices run upwards, as nearly all NIfTI files have them
         np.testing.assert_array_equal(read.data, of_nifti.data)
         np.testing.assert_allclose(read.affine, of_nifti.affine, atol=1e-5)
-    assert (grid_read.sform_code, grid_read.qform_code) == (1, 1)
+    assert [grid_read.header[f"{form}_code"] for form in ("sform", "qform")] == [1, 1]
     np.testing.assert_array_equal(grid_read.affine, read.affine)
 
 
@@ -125,7 +126,7 @@ def test_a_tilted_stack_keeps_its_shear(tmp_path, volumes):
     read, grid = read_stack(only_stack(tmp_path / "case"), notes=notes)
     np.testing.assert_allclose(read.affine, affine, atol=1e-4)
     np.testing.assert_array_equal(read.data, tilted.data)
-    assert grid.qform_code == 0  # a qform cannot say shear
+    assert grid.header["qform_code"] == 0  # a qform cannot say shear
     assert notes == ["Series 1: its slices are tilted by 15.6 degrees."]
 
 
@@ -136,7 +137,7 @@ def test_rounded_positions_are_no_tilt(flair):
         change(path, ImagePositionPatient=list(position))
     notes: list[str] = []
     _, grid = read_stack(only_stack(flair), notes=notes)
-    assert (grid.qform_code, notes) == (1, [])
+    assert (grid.header["qform_code"], notes) == (1, [])
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8"])

@@ -1,0 +1,348 @@
+"""NIfTI in and out: exact geometry, any number type, and one clear error for each bad file."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from grids import AFFINES, RAMP, SHAPE, SHEARED, SINGULAR
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mmccd_cli.errors import DataError, GeometryError, UsageError
+from mmccd_cli.inputs.nifti import encode_nifti, make_grid, read_nifti, write_nifti
+from mmccd_cli.inputs.phantom import make_affine
+
+# fmt: off
+GEOMETRY_FIELDS = (
+    "sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "quatern_b", "quatern_c",
+    "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "xyzt_units",
+)
+# fmt: on
+
+
+def saved(path: Path, data=RAMP, affine=AFFINES["RAS"], **header) -> Path:
+    image = nib.Nifti1Image(np.asarray(data), affine)
+    for name, value in header.items():
+        image.header[name] = value
+    nib.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("affine", [*AFFINES.values(), SHEARED], ids=[*AFFINES, "sheared"])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_written_file_comes_back_the_same_also_for_nibabel(tmp_path, affine, suffix):
+    path = tmp_path / f"a{suffix}"
+    write_nifti(path, RAMP, make_grid(SHAPE, affine))
+    volume, grid = read_nifti(path)
+    image = nib.load(path)
+    np.testing.assert_array_equal(volume.data, RAMP)
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), RAMP)
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-4)
+    np.testing.assert_array_equal(volume.affine, image.affine)
+    np.testing.assert_array_equal(volume.affine, grid.affine)
+
+
+@pytest.mark.parametrize("codes", [(1, 1), (0, 1), (4, 0), (2, 1), (0, 0)])
+@pytest.mark.parametrize("unit", ["mm", "unknown"])
+def test_an_output_repeats_every_field_of_geometry(tmp_path, codes, unit):
+    image = nib.Nifti1Image(RAMP, AFFINES["oblique"])
+    image.set_sform(AFFINES["oblique"], codes[0])
+    image.set_qform(AFFINES["oblique"], codes[1])
+    image.header.set_xyzt_units(unit, "sec")
+    image.header["pixdim"][0] = 1
+    nib.save(image, tmp_path / "in.nii.gz")
+    _, grid = read_nifti(tmp_path / "in.nii.gz")
+    write_nifti(tmp_path / "out.nii.gz", np.zeros(SHAPE, np.uint8), grid, intent="label")
+    before, after = (nib.load(tmp_path / name) for name in ("in.nii.gz", "out.nii.gz"))
+    np.testing.assert_array_equal(before.affine, after.affine)
+    for field in GEOMETRY_FIELDS:
+        np.testing.assert_array_equal(before.header[field], after.header[field], err_msg=field)
+    np.testing.assert_array_equal(before.header["pixdim"][:4], after.header["pixdim"][:4])
+    assert after.header.get_intent()[0] == "label"
+    assert after.get_data_dtype() == np.uint8
+
+
+def test_nothing_but_geometry_passes_from_an_input_to_an_output(tmp_path):
+    personal = {
+        "descrip": b"Doe^Jane 1961-02-03",
+        "aux_file": b"SECRET-4711",
+        "intent_name": b"Hidden Hospital",
+        "db_name": b"Doe^Jane",
+        "dim_info": 57,
+        "slice_duration": 0.7,
+        "toffset": 12.5,
+        "cal_max": 815,
+    }
+    _, grid = read_nifti(saved(tmp_path / "in.nii", **personal))
+    written = nib.Nifti1Image.from_bytes(encode_nifti(RAMP, grid, compress=False)).header
+    blank = nib.Nifti1Image.from_bytes(
+        encode_nifti(RAMP, make_grid(SHAPE, np.eye(4)), compress=False)
+    ).header
+    for field in set(written) - {*GEOMETRY_FIELDS, "pixdim"}:
+        np.testing.assert_array_equal(written[field], blank[field], err_msg=field)
+    for header in (grid.header, written):
+        for value in (b"Doe", b"4711", b"Hidden"):
+            assert value not in header.binaryblock
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    angles=st.tuples(*[st.floats(-180, 180)] * 3),
+    spacing=st.tuples(*[st.floats(0.2, 8)] * 3),
+    flip=st.sampled_from([1.0, -1.0]),
+)
+def test_any_rotation_and_spacing_survives_the_file(angles, spacing, flip):
+    affine = make_affine(SHAPE, spacing, "RAS", angles) @ np.diag([flip, 1, 1, 1])
+    grid = make_grid(SHAPE, affine)
+    image = nib.Nifti1Image.from_bytes(encode_nifti(RAMP, grid, compress=False))
+    np.testing.assert_allclose(image.affine, affine, atol=2e-3)
+    np.testing.assert_array_equal(image.affine, grid.affine)
+
+
+@pytest.mark.parametrize(
+    "dtype", ["u1", "i1", "<i2", ">i2", "<u2", ">i4", "<i8", "<f4", ">f4", ">f8"]
+)
+def test_every_number_type_and_byte_order_is_read(tmp_path, dtype):
+    header = nib.Nifti1Header(endianness=">" if dtype.startswith(">") else "<")
+    data = (RAMP % 100).astype(dtype)
+    image = nib.Nifti1Image(data, AFFINES["LPS"], header, dtype=data.dtype)
+    image.to_filename(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(read_nifti(tmp_path / "a.nii.gz")[0].data, RAMP % 100)
+
+
+def test_slope_and_intercept_are_applied(tmp_path):
+    image = nib.Nifti1Image(RAMP.astype(np.int16), np.eye(4))
+    image.header.set_slope_inter(0.5, -1000)
+    nib.save(image, tmp_path / "a.nii")
+    stored = nib.load(tmp_path / "a.nii")
+    assert np.isfinite(stored.dataobj.slope)
+    np.testing.assert_allclose(
+        read_nifti(tmp_path / "a.nii")[0].data, stored.get_fdata(), atol=1e-3
+    )
+
+
+def test_nifti_2_stays_nifti_2(tmp_path):
+    nib.save(nib.Nifti2Image(RAMP, AFFINES["oblique"]), tmp_path / "a.nii.gz")
+    volume, grid = read_nifti(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(volume.affine, AFFINES["oblique"])
+    write_nifti(tmp_path / "b.nii.gz", RAMP, grid)
+    again = nib.load(tmp_path / "b.nii.gz")
+    assert isinstance(again, nib.Nifti2Image)
+    np.testing.assert_array_equal(again.affine, AFFINES["oblique"])
+    np.testing.assert_array_equal(again.get_fdata(), RAMP)
+
+
+def test_one_volume_in_four_dimensions_is_read(tmp_path):
+    saved(tmp_path / "a.nii.gz", RAMP[..., None])
+    assert read_nifti(tmp_path / "a.nii.gz")[0].shape == SHAPE
+
+
+def test_content_counts_not_the_suffix(tmp_path):
+    saved(tmp_path / "a.nii")
+    (tmp_path / "a.nii").rename(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(read_nifti(tmp_path / "b.nii.gz")[0].data, RAMP)
+
+
+def test_voxels_without_a_number_become_zero_and_are_noted(tmp_path):
+    data = RAMP + 1
+    data[0, 0, :3] = np.nan, np.inf, -np.inf
+    notes: list[str] = []
+    volume, _ = read_nifti(saved(tmp_path / "a.nii", data), notes=notes)
+    np.testing.assert_array_equal(volume.data[0, 0], [0, 0, 0, 4])
+    assert "3 voxels" in notes[0]
+
+
+def test_a_file_without_orientation_is_read_with_a_note(tmp_path):
+    path = saved(tmp_path / "a.nii", affine=None, pixdim=[1, 2, 3, 4, 0, 0, 0, 0])
+    notes: list[str] = []
+    volume, _ = read_nifti(path, notes=notes)
+    np.testing.assert_array_equal(volume.affine, nib.load(path).affine)
+    assert volume.spacing_mm == (2, 3, 4)
+    assert "no orientation" in notes[0]
+
+
+def test_metres_become_millimetres_and_the_output_keeps_its_unit(tmp_path):
+    affine = AFFINES["oblique"].copy()
+    affine[:3] *= 0.01  # 10 mm voxels
+    image = nib.Nifti1Image(RAMP, affine)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "a.nii")
+    volume, grid = read_nifti(tmp_path / "a.nii")
+    np.testing.assert_allclose(volume.affine[:3], 1000 * nib.load(tmp_path / "a.nii").affine[:3])
+    write_nifti(tmp_path / "b.nii", RAMP, grid)
+    np.testing.assert_array_equal(
+        nib.load(tmp_path / "b.nii").affine, nib.load(tmp_path / "a.nii").affine
+    )
+
+
+def text_file(path: Path) -> Path:
+    path.write_text("this is no image\n" * 40)
+    return path
+
+
+def truncated(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    saved(path, rng.standard_normal((20, 20, 20)))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    return path
+
+
+def bad_checksum(path: Path) -> Path:
+    content = bytearray(saved(path).read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    return path
+
+
+def bad_quaternion(path: Path) -> Path:
+    image = nib.Nifti1Image(RAMP, np.eye(4))
+    image.set_sform(None, 0)
+    image.set_qform(np.eye(4), 1)
+    image.header["quatern_b"] = 3
+    raw = image.header.binaryblock + bytes(4) + RAMP.tobytes()
+    path.write_bytes(raw)
+    return path
+
+
+def with_affine(path: Path, affine: np.ndarray, pixdim=(1, 1, 1)) -> Path:
+    header = nib.Nifti1Header()
+    header.set_data_shape(SHAPE)
+    header.set_data_dtype(np.float32)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    header["srow_x"], header["srow_y"], header["srow_z"] = affine[:3]
+    header["sform_code"] = 1
+    header["pixdim"][1:4] = pixdim
+    path.write_bytes(header.binaryblock + bytes(4) + RAMP.tobytes(order="F"))
+    return path
+
+
+BAD_FILES = {
+    "missing": (lambda p: p, DataError, "no file"),
+    "folder": (lambda p: p.mkdir() or p, DataError, "folder"),
+    "empty": (lambda p: p.write_bytes(b"") * 0 or p, DataError, "not a NIfTI"),
+    "text": (text_file, DataError, "not a NIfTI"),
+    "gzipped text": (
+        lambda p: p.write_bytes(gzip.compress(b"text " * 100)) * 0 or p,
+        DataError,
+        "not a NIfTI",
+    ),
+    "truncated": (truncated, DataError, "damaged"),
+    "bad checksum": (bad_checksum, DataError, "damaged"),
+    "several volumes": (
+        lambda p: saved(p, np.stack([RAMP, RAMP], axis=-1)),
+        DataError,
+        "2 volumes",
+    ),
+    "slice": (lambda p: saved(p, RAMP[:, :, :1]), DataError, "single slice"),
+    "two axes": (lambda p: saved(p, RAMP[:, :, 0]), DataError, "single slice"),
+    "only NaN": (lambda p: saved(p, RAMP * np.nan), DataError, "no number"),
+    "constant": (lambda p: saved(p, RAMP * 0 + 3), DataError, "constant"),
+    "complex": (lambda p: saved(p, RAMP.astype(np.complex64)), DataError, "real number"),
+    "zero spacing": (
+        lambda p: with_affine(p, np.eye(4), pixdim=(1, 0, 1)),
+        GeometryError,
+        "spacing",
+    ),
+    "spacing NaN": (
+        lambda p: with_affine(p, np.eye(4), pixdim=(1, np.nan, 1)),
+        GeometryError,
+        "spacing",
+    ),
+    "zero column": (lambda p: with_affine(p, np.diag([1.0, 0, 1, 1])), GeometryError, "affine"),
+    "singular": (lambda p: with_affine(p, SINGULAR), GeometryError, "affine"),
+    "affine NaN": (lambda p: with_affine(p, np.eye(4) * np.nan), GeometryError, "affine"),
+    "quaternion": (bad_quaternion, GeometryError, "position"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_gives_one_error_that_names_it(tmp_path, case):
+    make, error_class, words = BAD_FILES[case]
+    path = make(tmp_path / "scan.nii.gz")
+    with pytest.raises(error_class, match=words) as caught:
+        read_nifti(path)
+    assert str(path) in caught.value.message
+    assert caught.value.next_step
+    assert caught.value.exit_code == 3
+
+
+def test_truncated_without_compression(tmp_path):
+    path = saved(tmp_path / "a.nii")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match="truncated"):
+        read_nifti(path)
+
+
+def test_a_constant_mask_may_be_read(tmp_path):
+    volume, _ = read_nifti(saved(tmp_path / "a.nii", RAMP * 0), allow_constant=True)
+    assert not volume.data.any()
+
+
+def test_equal_input_gives_equal_bytes():
+    grid = make_grid(SHAPE, AFFINES["LPS"])
+    assert encode_nifti(RAMP, grid) == encode_nifti(RAMP.copy(order="F"), grid)
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.nii.gz"
+    grid = make_grid(SHAPE, np.eye(4))
+    write_nifti(path, RAMP, grid)
+    before = path.read_bytes()
+
+    def full_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_nifti(path, RAMP + 1, grid)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path):
+    write_nifti(tmp_path / "a.nii", RAMP, make_grid(SHAPE, np.eye(4)))
+    (tmp_path / "b").write_text("")
+    assert (tmp_path / "a.nii").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="not named as a NIfTI"):
+        write_nifti(tmp_path / "a.mgz", RAMP, make_grid(SHAPE, np.eye(4)))
+
+
+def test_a_wrong_shape_is_refused():
+    with pytest.raises(ValueError, match="shape"):
+        encode_nifti(RAMP[1:], make_grid(SHAPE, np.eye(4)))
+
+
+@pytest.mark.realdata
+def test_real_files_come_back_unchanged(real_data, tmp_path):
+    paths = [
+        *sorted((real_data / "raw").glob("*/flair.nii.gz")),
+        *sorted((real_data / "ms").glob("*07/flair.nii.gz")),
+        *sorted((real_data / "healthy").glob("*/t1.nii.gz")),
+        *sorted((real_data / "glioma_flair").glob("*4/*_flair.nii.gz")),
+    ]
+    assert {path.relative_to(real_data).parts[0] for path in paths} == {
+        "raw",
+        "ms",
+        "healthy",
+        "glioma_flair",
+    }
+    assert len(paths) >= 7
+    for path in paths:
+        volume, grid = read_nifti(path)
+        write_nifti(tmp_path / "out.nii", volume.data, grid)
+        before, after = nib.load(path), nib.load(tmp_path / "out.nii")
+        np.testing.assert_array_equal(before.affine, after.affine)
+        np.testing.assert_array_equal(before.get_fdata(dtype=np.float32), after.get_fdata())
+        for code in ("sform_code", "qform_code", "xyzt_units"):
+            assert before.header[code] == after.header[code]
