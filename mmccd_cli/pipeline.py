@@ -12,10 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.components import Lesion
+from mmccd_cli.anomaly.candidates import ScanScore, score_scan
 from mmccd_cli.anomaly.contour import refine_contour
-from mmccd_cli.anomaly.mask import AS_CALIBRATED, MaskOptions, cut, mask_settings
-from mmccd_cli.anomaly.score import Score, anomaly_map, score, segment
+from mmccd_cli.anomaly.mask import (
+    AS_CALIBRATED,
+    Lesion,
+    MaskOptions,
+    mask_and_lesions,
+    mask_from_map,
+    mask_settings,
+)
+from mmccd_cli.anomaly.score import map_from_score
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
 from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.volume import Volume
@@ -218,7 +225,12 @@ class Pipeline:
         with clock.stage("inference"):
             signals = self.signals(prepared, config, advance)
         with clock.stage("score"):
-            scored = score(signals, prepared.brain, self.bundle.template.spacing_mm, config)
+            scored = score_scan(
+                signals,
+                prepared.brain,
+                spacing_mm=self.bundle.template.spacing_mm,
+                config=config,
+            )
         return self._finish(prepared, scored, config, options, space, clock)
 
     def signals(
@@ -242,7 +254,7 @@ class Pipeline:
     def _finish(
         self,
         prepared: PreparedSubject,
-        scored: Score,
+        scored: ScanScore,
         calibrated: ScoreConfig,
         options: MaskOptions,
         space: Space,
@@ -259,21 +271,25 @@ class Pipeline:
                 # Rounded as in the file, so that a mask made from the file is the same.
                 shown = Volume(image, make_grid(self.bundle.template.shape, prepared.affine).affine)
                 brain, values = prepared.brain, scored.values
-            result = anomaly_map(values, scored.threshold, config)
+            result = map_from_score(values, scored.threshold, config)
             result[~brain] = 0.0
             if calibrated.refine_mm > 0:
                 # By the calibrated mask: the map must not depend on what the user cuts out of it.
                 spacing = spacing_of(shown.affine)
                 result = refine_contour(
                     result,
-                    segment(result, spacing, scored.threshold, calibrated),
-                    shown.data,
-                    brain,
-                    spacing,
+                    mask_from_map(
+                        result, calibrated, spacing_mm=spacing, scan_threshold=scored.threshold
+                    ),
+                    image=shown.data,
+                    brain=brain,
+                    spacing_mm=spacing,
                     reach_mm=calibrated.refine_mm,
                     threshold=calibrated.threshold,
                 )
-            mask, lesions = cut(result, shown.affine, scored.threshold, config)
+            mask, lesions = mask_and_lesions(
+                result, config, affine=shown.affine, scan_threshold=scored.threshold
+            )
         settings = {
             "sampling": to_dict(self.sampling),
             "score": to_dict(config),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmccd_cli.anomaly.atlas import deviation
-from mmccd_cli.anomaly.score import score
+from mmccd_cli.anomaly.candidates import score_scan
 from mmccd_cli.config import CycleConfig, SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DeviceMemoryError
 from mmccd_cli.translation.devices import (
@@ -143,7 +143,9 @@ class SignalModel:
         for run in runs:
             values[f"cycle:{run.settings.source}"] = run.first_pass(count)
         if self.sampling.second_pass and self.sampling.method == "mmccd":
-            scored = score(values, brain, self.bundle.template.spacing_mm, config)
+            scored = score_scan(
+                values, brain, spacing_mm=self.bundle.template.spacing_mm, config=config
+            )
             suspected = to_slices(
                 (scored.values > scored.threshold).astype(np.float32), brain, multiple=self._stride
             )

@@ -30,10 +30,10 @@ LOWEST, HIGHEST = -4.0, 8.0
 def refine_contour(
     anomaly_map: NDArray[np.float32],
     mask: BoolArray,
+    *,
     image: FloatArray,
     brain: BoolArray,
     spacing_mm: Sequence[float],
-    *,
     reach_mm: float,
     threshold: float = 0.5,
 ) -> NDArray[np.float32]:

@@ -66,7 +66,7 @@ class LesionOverlap:
 
 
 @dataclass(frozen=True)
-class CaseScores:
+class CaseMetrics:
     """All that is reported for one subject; the field names are the columns of the table."""
 
     dice: float
@@ -87,7 +87,7 @@ class CaseScores:
 
 
 @dataclass(frozen=True)
-class Summary:
+class MetricSummary:
     """Mean, spread and confidence interval of one score over subjects.
 
     Attributes:
@@ -262,7 +262,7 @@ def volume_ml(mask: BoolArray, spacing_mm: Sequence[float]) -> float:
     return int(np.count_nonzero(mask)) * float(np.prod(np.asarray(spacing_mm, dtype=float))) / 1000
 
 
-def score_case(
+def measure_case(
     mask: BoolArray,
     reference: BoolArray,
     spacing_mm: Sequence[float],
@@ -270,7 +270,7 @@ def score_case(
     anomaly_map: FloatArray | None = None,
     brain: BoolArray | None = None,
     axial_axis: int = 2,
-) -> CaseScores:
+) -> CaseMetrics:
     """Compute every score of one subject.
 
     Args:
@@ -300,7 +300,7 @@ def score_case(
     if anomaly_map is not None and brain is not None:
         inside, truth = anomaly_map[brain], reference[brain]
         areas = (auroc(inside, truth), auprc(inside, truth))
-    return CaseScores(
+    return CaseMetrics(
         dice=voxels.dice,
         jaccard=voxels.jaccard,
         precision=voxels.precision,
@@ -321,7 +321,7 @@ def score_case(
     )
 
 
-def score_healthy(mask: BoolArray, spacing_mm: Sequence[float]) -> CaseScores:
+def measure_healthy(mask: BoolArray, spacing_mm: Sequence[float]) -> CaseMetrics:
     """Measure the false positives of a healthy subject; every other score is NaN.
 
     Args:
@@ -335,7 +335,7 @@ def score_healthy(mask: BoolArray, spacing_mm: Sequence[float]) -> CaseScores:
         "false_positive_ml": wrong,
         "false_positive_healthy_slices_ml": wrong,
     }
-    return CaseScores(**{f.name: known.get(f.name, float("nan")) for f in fields(CaseScores)})
+    return CaseMetrics(**{f.name: known.get(f.name, float("nan")) for f in fields(CaseMetrics)})
 
 
 def bootstrap_interval(
@@ -363,12 +363,12 @@ def bootstrap_interval(
     return (float(low), float(high))
 
 
-def summarise(values: Sequence[float], *, seed: int = 0) -> Summary:
+def summarise(values: Sequence[float], *, seed: int = 0) -> MetricSummary:
     """Summarise one score over subjects: mean, SD and the bootstrap 95 % interval of the mean."""
     data = np.asarray(values, dtype=np.float64)
     defined = data[~np.isnan(data)]
     low, high = bootstrap_interval(values, seed=seed)
-    return Summary(
+    return MetricSummary(
         mean=float(defined.mean()) if defined.size else float("nan"),
         sd=float(defined.std(ddof=1)) if defined.size > 1 else 0.0,
         low=low,
@@ -378,11 +378,11 @@ def summarise(values: Sequence[float], *, seed: int = 0) -> Summary:
     )
 
 
-def summarise_cases(cases: Sequence[CaseScores], *, seed: int = 0) -> dict[str, Summary]:
+def summarise_cases(cases: Sequence[CaseMetrics], *, seed: int = 0) -> dict[str, MetricSummary]:
     """Summarise every column of a table of subjects, by column name."""
     return {
         field.name: summarise([getattr(case, field.name) for case in cases], seed=seed)
-        for field in fields(CaseScores)
+        for field in fields(CaseMetrics)
     }
 
 

@@ -16,7 +16,7 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def smooth_inside(
-    score: FloatArray, brain: BoolArray, sigma_mm: float, spacing_mm: Sequence[float]
+    score: FloatArray, brain: BoolArray, *, sigma_mm: float, spacing_mm: Sequence[float]
 ) -> NDArray[np.float32]:
     """Blur a score with a Gaussian without letting the outside of the brain in.
 
@@ -119,5 +119,6 @@ def asymmetry(
     Returns:
         (I, J, K) float32, 0 outside the brain.
     """
-    other = mirror(smooth_inside(score, brain, sigma_mm, spacing_mm), axis, centre)
+    blurred = smooth_inside(score, brain, sigma_mm=sigma_mm, spacing_mm=spacing_mm)
+    other = mirror(blurred, axis, centre)
     return np.where(brain, score - weight * other, 0).astype(np.float32)

@@ -11,7 +11,7 @@ from mmccd_cli.cli.console import Console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mmccd_cli.anomaly.metrics import Summary
+    from mmccd_cli.anomaly.metrics import MetricSummary
     from mmccd_cli.evaluation.cases import CaseRow
 
 COLUMNS = (
@@ -65,7 +65,7 @@ def show_tables(rows: Sequence[CaseRow], console: Console, remarks: Sequence[str
     console.detail(CONVENTIONS)
 
 
-def _overview(table: dict[str, dict[str, Summary]], healthy: bool) -> Table:
+def _overview(table: dict[str, dict[str, MetricSummary]], healthy: bool) -> Table:
     """One line a method: Dice with SD and interval, and the mean of everything else."""
     result = _new_table()
     result.add_column("method", no_wrap=True)
@@ -88,7 +88,7 @@ def _overview(table: dict[str, dict[str, Summary]], healthy: bool) -> Table:
     return result
 
 
-def _advantages(above: dict[str, Summary]) -> Table:
+def _advantages(above: dict[str, MetricSummary]) -> Table:
     """How far each learned row lies above the best one that learns nothing, paired by subject."""
     result = _new_table()
     result.add_column("method", no_wrap=True)
@@ -99,7 +99,7 @@ def _advantages(above: dict[str, Summary]) -> Table:
     return result
 
 
-def _details(table: dict[str, dict[str, Summary]]) -> Table:
+def _details(table: dict[str, dict[str, MetricSummary]]) -> Table:
     """One line a method and score."""
     result = _new_table()
     for title in ("method", "score", "mean", "SD", "95 % interval", "n", "undefined"):
@@ -113,7 +113,7 @@ def _details(table: dict[str, dict[str, Summary]]) -> Table:
     return result
 
 
-def _mean(summary: Summary, form: str) -> str:
+def _mean(summary: MetricSummary, form: str) -> str:
     return form.format(summary.mean) if summary.n else "-"
 
 

@@ -89,11 +89,11 @@ def threshold(
         from mmccd_cli.cohort.threshold import plan_masks
 
         chosen = MaskOptions(
-            options.parse_threshold(value),
-            options.parse_volume_mm3(min_lesion),
-            min_fraction,
-            None if seeds else 0.0,
-            fill_holes,  # type: ignore[arg-type]  # checked above
+            threshold=options.parse_threshold(value),
+            min_lesion_mm3=options.parse_volume_mm3(min_lesion),
+            min_fraction_of_largest=min_fraction,
+            min_seed_mm3=None if seeds else 0.0,
+            fill_holes=fill_holes,  # type: ignore[arg-type]  # checked above
         )
         jobs = plan_masks(maps, out, force=force)
         _Run(console, chosen, force, as_json, many=len(maps) > 1).execute(jobs)

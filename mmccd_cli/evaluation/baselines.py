@@ -14,22 +14,21 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.components import (
-    BoolArray,
-    FloatArray,
+from mmccd_cli.anomaly.candidates import (
     adaptive_threshold,
-    clean,
-    erode,
-    median_filter_3d,
-)
-from mmccd_cli.anomaly.thresholds import (
-    SeedRule,
     candidate_masks,
     edge_candidates,
     edge_profile,
-    seeded,
     strongest_edge,
 )
+from mmccd_cli.anomaly.components import (
+    BoolArray,
+    FloatArray,
+    erode,
+    fill_holes,
+    keep_components,
+)
+from mmccd_cli.anomaly.score import SmoothedScore, median_filter
 from mmccd_cli.errors import DataError
 from mmccd_cli.template import bounding_box
 
@@ -37,29 +36,10 @@ from mmccd_cli.template import bounding_box
 ONE_SIGMA_PERCENTILE = 68.0
 
 
-@dataclass(frozen=True)
-class ScoreMap:
-    """A smoothed score and where it may be thresholded.
-
-    Attributes:
-        values: (I, J, K) float32, in robust standard deviations; 0 outside the brain.
-        raw: (I, J, K) float32, the same before smoothing.
-        brain: (I, J, K) bool.
-        region: (I, J, K) bool, the brain without its rim.
-        spacing_mm: Voxel size, mm.
-    """
-
-    values: NDArray[np.float32]
-    raw: NDArray[np.float32]
-    brain: BoolArray
-    region: BoolArray
-    spacing_mm: tuple[float, float, float]
-
-
 class ThresholdRule(Protocol):
     """Finds the threshold of one scan from its score, without labels."""
 
-    def find(self, score: ScoreMap) -> float:
+    def find(self, score: SmoothedScore) -> float:
         """Return the threshold, in the score's unit."""
 
     def describe(self) -> str:
@@ -72,7 +52,7 @@ class FixedThreshold:
 
     value: float
 
-    def find(self, score: ScoreMap) -> float:
+    def find(self, score: SmoothedScore) -> float:
         """Return the value, whatever the score."""
         return self.value
 
@@ -89,7 +69,7 @@ class AdaptiveThreshold:
     otsu_weight: float = 0.5
     upper: float = 0.5
 
-    def find(self, score: ScoreMap) -> float:
+    def find(self, score: SmoothedScore) -> float:
         """Return the threshold from the scores of the region."""
         scores = score.values[score.region]
         return adaptive_threshold(
@@ -105,8 +85,8 @@ class AdaptiveThreshold:
 class EdgeThreshold:
     """Between two bounds, the threshold whose contour runs along the strongest edges.
 
-    Components without a bright core are left out while looking (see `seeded`), as they are from
-    the mask.
+    Components without a bright core are left out while looking (see `keep_components`), as they
+    are from the mask.
 
     Attributes:
         low: Lowest threshold considered.
@@ -122,13 +102,11 @@ class EdgeThreshold:
     min_seed_mm3: float = 80.0
     min_fraction_of_largest: float = 0.2
 
-    def find(self, score: ScoreMap) -> float:
+    def find(self, score: SmoothedScore) -> float:
         """Return the threshold with the strongest contour."""
-        candidates = edge_candidates(self.low, self.high).tolist()
-        rule = SeedRule(self.seed_threshold, self.min_seed_mm3, self.min_fraction_of_largest)
-        masks = candidate_masks(score.values, score.region, score.spacing_mm, candidates, rule)
-        profile = edge_profile(list(masks), score.raw, score.brain, score.spacing_mm)
-        return strongest_edge(candidates, profile)
+        candidates = edge_candidates(self.low, self.high)
+        masks = candidate_masks(score, candidates, self)
+        return strongest_edge(candidates, edge_profile(masks, score))
 
     def describe(self) -> str:
         """Name the bounds."""
@@ -157,7 +135,7 @@ class Cleaning:
 
     def smooth(
         self, raw: NDArray[np.float32], brain: BoolArray, spacing_mm: Sequence[float]
-    ) -> ScoreMap:
+    ) -> SmoothedScore:
         """Smooth a raw score.
 
         Args:
@@ -166,15 +144,15 @@ class Cleaning:
             spacing_mm: Voxel size, mm.
         """
         i, j, k = (float(s) for s in spacing_mm)
-        return ScoreMap(
-            values=median_filter_3d(raw, brain, self.median_mm, (i, j, k)),
+        return SmoothedScore(
+            values=median_filter(raw, brain, size_mm=self.median_mm, spacing_mm=(i, j, k)),
             raw=raw,
             brain=brain,
             region=erode(brain, self.erosion_mm, (i, j, k)),
             spacing_mm=(i, j, k),
         )
 
-    def segment(self, score: ScoreMap, rule: ThresholdRule) -> BoolArray:
+    def segment(self, score: SmoothedScore, rule: ThresholdRule) -> BoolArray:
         """Turn a smoothed score into a cleaned mask.
 
         Args:
@@ -188,19 +166,15 @@ class Cleaning:
         box = bounding_box(score.region, margin=1)
         values = score.values[box]
         above = (values > rule.find(score)) & score.region[box]
-        if self.min_seed_mm3 > 0:
-            above = seeded(
-                above,
-                values > self.seed_threshold,
-                score.spacing_mm,
-                min_seed_mm3=self.min_seed_mm3,
-            )
-        mask[box] = clean(
+        kept = keep_components(
             above,
             score.spacing_mm,
+            seeds=values > self.seed_threshold if self.min_seed_mm3 > 0 else None,
+            min_seed_mm3=self.min_seed_mm3,
             min_fraction_of_largest=self.min_fraction_of_largest,
             min_volume_mm3=self.min_volume_mm3,
         )
+        mask[box] = fill_holes(kept)
         return mask
 
     def describe(self) -> str:
@@ -237,7 +211,7 @@ class IntensityBaseline:
         images: Mapping[str, FloatArray],
         brain: BoolArray,
         spacing_mm: Sequence[float],
-    ) -> ScoreMap:
+    ) -> SmoothedScore:
         """Compute the smoothed score of one subject.
 
         Args:

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmccd_cli.anomaly.candidates import score_scan
+from mmccd_cli.anomaly.mask import mask_from_map
 from mmccd_cli.anomaly.metrics import overlap
-from mmccd_cli.anomaly.score import anomaly_map, combine, score, segment
+from mmccd_cli.anomaly.score import combine, map_from_score
 from mmccd_cli.config import SamplingConfig, ScoreConfig, choose_sampling
 from mmccd_cli.evaluation.benchmark_costs import (
     Clock,
@@ -210,9 +212,13 @@ class Inference:
         self, brain: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
     ) -> NDArray[np.bool_]:
         """(I, J, K) what the brain's own threshold cuts out, on the template's grid."""
-        scored = score(self.signals, brain, spacing_mm, self.score)
-        values = anomaly_map(scored.values, scored.threshold, self.score)
-        return segment(values, spacing_mm, scored.threshold, self.score)
+        scored = score_scan(self.signals, brain, spacing_mm=spacing_mm, config=self.score)
+        return mask_from_map(
+            map_from_score(scored.values, scored.threshold, self.score),
+            self.score,
+            spacing_mm=spacing_mm,
+            scan_threshold=scored.threshold,
+        )
 
 
 class Session:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.components import BoolArray
-from mmccd_cli.anomaly.metrics import CaseScores, score_case, score_healthy
+from mmccd_cli.anomaly.metrics import CaseMetrics, measure_case, measure_healthy
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_image
@@ -139,7 +139,7 @@ class CaseRow:
     seen: bool
     passes: int
     seconds: float
-    scores: CaseScores = field(repr=False)
+    scores: CaseMetrics = field(repr=False)
 
 
 class Observer(Protocol):
@@ -201,14 +201,14 @@ def evaluate_cases(
 def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
     spacing = spacing_of(prediction.affine)
     if case.reference is None:
-        scores = score_healthy(prediction.mask, spacing)
+        scores = measure_healthy(prediction.mask, spacing)
     elif case.reference.shape != prediction.mask.shape:
         raise DataError(
             f"the reference of {case.subject} is not on the grid of {prediction.method}'s result",
             next_step="evaluate on scans that share the grid of their segmentation",
         )
     else:
-        scores = score_case(
+        scores = measure_case(
             prediction.mask,
             case.reference,
             spacing,

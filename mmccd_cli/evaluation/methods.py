@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mmccd_cli.anomaly.score import SmoothedScore
 from mmccd_cli.evaluation.baselines import (
     SHARED_CLEANING,
     Cleaning,
     IntensityBaseline,
-    ScoreMap,
     ThresholdRule,
 )
 from mmccd_cli.evaluation.cases import Case, Prediction
@@ -125,7 +125,7 @@ class Scored:
         passes: Slices through a network.
     """
 
-    score: ScoreMap
+    score: SmoothedScore
     affine: NDArray[np.float64]
     seconds: float
     passes: int = 0

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.components import BoolArray
-from mmccd_cli.anomaly.metrics import oracle_threshold, score_case
+from mmccd_cli.anomaly.metrics import measure_case, oracle_threshold
 from mmccd_cli.errors import DataError
 from mmccd_cli.evaluation.cases import Case, CaseRow, Prediction
 from mmccd_cli.template import spacing_of
@@ -124,7 +124,7 @@ def _score_set(score: str, slices: dict[str, _Slice]) -> list[CaseRow]:
     )
     rows = []
     for values, one in zip(inside, slices.values(), strict=True):
-        scores = score_case(
+        scores = measure_case(
             values > threshold,
             one.reference,
             one.spacing_mm,

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mmccd_cli import __version__
-from mmccd_cli.anomaly.metrics import CaseScores, Summary, summarise, summarise_cases
+from mmccd_cli.anomaly.metrics import CaseMetrics, MetricSummary, summarise, summarise_cases
 from mmccd_cli.evaluation.cases import CaseRow
 from mmccd_cli.files import write_atomically
 
-METRICS = tuple(field.name for field in fields(CaseScores))
+METRICS = tuple(field.name for field in fields(CaseMetrics))
 COLUMNS = (
     *(field.name for field in fields(CaseRow) if field.name != "scores"),
     *METRICS,
@@ -52,7 +52,7 @@ def group_rows(rows: Sequence[CaseRow]) -> dict[tuple[str, str, bool], list[Case
     return groups
 
 
-def summarise_group(rows: Sequence[CaseRow]) -> dict[str, Summary]:
+def summarise_group(rows: Sequence[CaseRow]) -> dict[str, MetricSummary]:
     """Summarise every score, the passes and the seconds of one row of the table."""
     return {
         **summarise_cases([row.scores for row in rows]),
@@ -61,7 +61,7 @@ def summarise_group(rows: Sequence[CaseRow]) -> dict[str, Summary]:
     }
 
 
-def dice_above_unlearned(rows: Sequence[CaseRow]) -> tuple[str, dict[str, Summary]]:
+def dice_above_unlearned(rows: Sequence[CaseRow]) -> tuple[str, dict[str, MetricSummary]]:
     """Compare every learned row of one protocol with the best one that learns nothing.
 
     The best is chosen by the very rows that are compared, which is in its favour.
@@ -123,7 +123,7 @@ def write_summary(path: Path, rows: Sequence[CaseRow], about: dict[str, Any]) ->
     write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
-def _plain(summary: Summary) -> dict[str, float]:
+def _plain(summary: MetricSummary) -> dict[str, float]:
     return {
         name: round(value, 5) if isinstance(value, float) else value
         for name, value in asdict(summary).items()

@@ -9,12 +9,12 @@ import numpy as np
 
 from mmccd_cli.anomaly.components import BoolArray
 from mmccd_cli.anomaly.metrics import overlap
+from mmccd_cli.anomaly.score import SmoothedScore
 from mmccd_cli.evaluation.baselines import (
     AdaptiveThreshold,
     Cleaning,
     EdgeThreshold,
     FixedThreshold,
-    ScoreMap,
     ThresholdRule,
 )
 from mmccd_cli.template import bounding_box
@@ -59,7 +59,7 @@ class DiceCurve:
 
 
 def dice_curve(
-    subject: str, score: ScoreMap, reference: BoolArray, cleaning: Cleaning
+    subject: str, score: SmoothedScore, reference: BoolArray, cleaning: Cleaning
 ) -> DiceCurve:
     """Make the masks of all thresholds and compare them.
 
@@ -70,8 +70,12 @@ def dice_curve(
         cleaning: From score to mask.
     """
     box = bounding_box(score.region | reference, margin=1)
-    part = ScoreMap(
-        score.values[box], score.raw[box], score.brain[box], score.region[box], score.spacing_mm
+    part = SmoothedScore(
+        values=score.values[box],
+        raw=score.raw[box],
+        brain=score.brain[box],
+        region=score.region[box],
+        spacing_mm=score.spacing_mm,
     )
     truth = reference[box]
     dice = [overlap(cleaning.segment(part, FixedThreshold(t)), truth).dice for t in THRESHOLDS]

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.components import Lesion, label_components
+from mmccd_cli.anomaly.components import label_components
+from mmccd_cli.anomaly.mask import Lesion
 from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti
 from mmccd_cli.outputs.remask import NewMask

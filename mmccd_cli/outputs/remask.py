@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli import __version__
-from mmccd_cli.anomaly.components import Lesion
-from mmccd_cli.anomaly.mask import MaskOptions, cut
+from mmccd_cli.anomaly.mask import Lesion, MaskOptions, mask_and_lesions
 from mmccd_cli.config import ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
@@ -54,7 +53,9 @@ def make_new_mask(path: Path, record: Mapping[str, Any], options: MaskOptions) -
     """
     volume, grid = read_nifti(path, allow_constant=True)
     scan_threshold, score = score_of_record(record, options)
-    mask, lesions = cut(volume.data, volume.affine, scan_threshold, score)
+    mask, lesions = mask_and_lesions(
+        volume.data, score, affine=volume.affine, scan_threshold=scan_threshold
+    )
     return NewMask(volume, grid, mask, lesions, score)
 
 

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.components import adaptive_threshold
-from mmccd_cli.anomaly.metrics import overlap
-from mmccd_cli.anomaly.score import (
-    anomaly_map,
-    fill,
-    masks_at,
-    score,
-    smooth,
+from mmccd_cli.anomaly.candidates import (
+    adaptive_threshold,
+    candidate_masks,
+    edge_profile,
+    score_scan,
+    strongest_edge,
     with_rim,
 )
-from mmccd_cli.anomaly.thresholds import edge_profile, strongest_edge
+from mmccd_cli.anomaly.components import fill_holes
+from mmccd_cli.anomaly.metrics import overlap
+from mmccd_cli.anomaly.score import map_from_score, smooth
 from mmccd_cli.config import MODALITIES, SamplingConfig, ScoreConfig, describe_rule
 from mmccd_cli.errors import DataError
 from mmccd_cli.signals import SignalModel
@@ -431,13 +431,14 @@ def choose_by_budget(
     voxel_ml = float(np.prod(spacing)) / 1000
     weights = {f"cycle:{m}": 1.0 for m in modalities if m in bundle.sources}
     config = ScoreConfig(modalities=modalities, weights=weights)
-    smoothed = [smooth(s.signals, s.brain, spacing, config) for s in subjects]
+    smoothed = [smooth(s.signals, s.brain, spacing_mm=spacing, config=config) for s in subjects]
     for offset in OFFSETS:
         volumes = []
         for item in smoothed:
             threshold = adaptive_threshold(item.values[item.region], offset, otsu_weight=0.5)
-            (mask,) = masks_at(item, [threshold], config)
-            mask = fill(with_rim(item, mask, threshold, config), config)
+            (mask,) = candidate_masks(item, [threshold], config)
+            mask = with_rim(mask, item, threshold=threshold, rim_mm=config.rim_mm)
+            mask = fill_holes(mask, config.fill_holes)
             volumes.append(float(mask.sum()) * voxel_ml)
         if float(np.mean(volumes)) <= budget_ml:
             break
@@ -461,15 +462,15 @@ class _Table:
 
 def _table(subject: CalibrationSubject, bundle: Bundle, config: ScoreConfig) -> _Table:
     spacing = bundle.template.spacing_mm
-    smoothed = smooth(subject.signals, subject.brain, spacing, config)
-    masks = masks_at(smoothed, THRESHOLDS, config)
-    dice = [
-        overlap(fill(with_rim(smoothed, mask, t, config), config), subject.lesion).dice
-        for t, mask in zip(THRESHOLDS, masks, strict=True)
-    ]
+    smoothed = smooth(subject.signals, subject.brain, spacing_mm=spacing, config=config)
+    masks = candidate_masks(smoothed, THRESHOLDS, config)
+    dice = []
+    for threshold, mask in zip(THRESHOLDS, masks, strict=True):
+        grown = with_rim(mask, smoothed, threshold=threshold, rim_mm=config.rim_mm)
+        dice.append(overlap(fill_holes(grown, config.fill_holes), subject.lesion).dice)
     inside = smoothed.values[smoothed.region]
     otsu = adaptive_threshold(inside, 0.0, otsu_weight=config.otsu_weight)
-    profile = edge_profile(masks, smoothed.raw, smoothed.brain, spacing)
+    profile = edge_profile(masks, smoothed)
     return _Table(np.array(dice), profile, otsu)
 
 
@@ -506,10 +507,12 @@ def _choose_scale(
     """The scale at which the map is most like a probability (least mean log loss)."""
     losses = np.zeros(len(MAP_SCALES))
     for subject in subjects:
-        scored = score(subject.signals, subject.brain, bundle.template.spacing_mm, config)
+        scored = score_scan(
+            subject.signals, subject.brain, spacing_mm=bundle.template.spacing_mm, config=config
+        )
         truth, inside = subject.lesion[subject.brain], scored.values[subject.brain]
         for index, scale in enumerate(MAP_SCALES):
             trial = replace(config, map_scale=scale)
-            p = np.clip(anomaly_map(inside, scored.threshold, trial), 1e-6, 1 - 1e-6)
+            p = np.clip(map_from_score(inside, scored.threshold, trial), 1e-6, 1 - 1e-6)
             losses[index] -= float(np.where(truth, np.log(p), np.log1p(-p)).mean())
     return MAP_SCALES[int(losses.argmin())]

@@ -8,18 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from mmccd_cli.anomaly.candidates import adaptive_threshold, otsu_threshold
 from mmccd_cli.anomaly.components import (
-    adaptive_threshold,
-    clean,
     erode,
     fill_holes,
-    fill_holes_in_planes,
-    find_lesions,
     grow_into_rim,
-    median_filter_3d,
-    otsu_threshold,
-    window_size,
+    keep_components,
 )
+from mmccd_cli.anomaly.mask import find_lesions
+from mmccd_cli.anomaly.score import median_filter, window_size
 
 ONE_MM = (1.0, 1.0, 1.0)
 
@@ -72,7 +69,7 @@ def test_median_equals_the_one_of_scipy(spacing_mm: tuple[float, float, float]) 
     score = rng.normal(size=brain.shape).astype(np.float32)
     size = window_size(3.0, spacing_mm)
     expected = ndimage.median_filter(np.where(brain, score, 0.5), size, mode="constant", cval=0.5)
-    found = median_filter_3d(score, brain, 3.0, spacing_mm, outside=0.5)
+    found = median_filter(score, brain, size_mm=3.0, spacing_mm=spacing_mm, outside=0.5)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, np.where(brain, expected, 0.5))
 
@@ -80,7 +77,7 @@ def test_median_equals_the_one_of_scipy(spacing_mm: tuple[float, float, float]) 
 def test_median_of_an_empty_brain_is_the_outside() -> None:
     score = np.ones((4, 4, 4), dtype=np.float32)
     empty = np.zeros(score.shape, dtype=bool)
-    assert (median_filter_3d(score, empty, 3.0, ONE_MM, outside=-1.0) == -1.0).all()
+    assert (median_filter(score, empty, size_mm=3.0, spacing_mm=ONE_MM, outside=-1.0) == -1.0).all()
 
 
 @settings(max_examples=50, deadline=None)
@@ -132,9 +129,9 @@ def test_fill_in_planes_fills_a_tunnel_and_not_a_bay(axis: int) -> None:
     bay = block((9, 9, 9), (1, 2), (1, 2), (1, 8))
     mask = np.moveaxis(mask & ~tunnel & ~bay, 0, axis)
     assert (fill_holes(mask) == mask).all()
-    filled = fill_holes_in_planes(mask)
+    filled = fill_holes(mask, "planes")
     np.testing.assert_array_equal(filled, mask | np.moveaxis(tunnel, 0, axis))
-    assert not fill_holes_in_planes(np.zeros_like(mask)).any()
+    assert not fill_holes(np.zeros_like(mask), "planes").any()
 
 
 def test_rim_is_given_back_only_next_to_the_mask_and_where_bright() -> None:
@@ -142,32 +139,47 @@ def test_rim_is_given_back_only_next_to_the_mask_and_where_bright() -> None:
     region = erode(brain, 2.0, ONE_MM)
     bright = block(brain.shape, (0, 6), (0, 12), (0, 6))
     mask = bright & region
-    grown = grow_into_rim(mask, bright, brain, region, 3.0, ONE_MM)
+
+    def grow(mask: np.ndarray) -> np.ndarray:
+        return grow_into_rim(
+            mask, bright=bright, brain=brain, region=region, distance_mm=3.0, spacing_mm=ONE_MM
+        )
+
+    grown = grow(mask)
     away = ndimage.distance_transform_edt(~mask)
     np.testing.assert_array_equal(grown, mask | (bright & brain & ~region & (away <= 3.0)))
     assert grown.sum() > mask.sum()
-    nothing = np.zeros_like(mask)
-    assert not grow_into_rim(nothing, bright, brain, region, 3.0, ONE_MM).any()
+    assert not grow(np.zeros_like(mask)).any()
 
 
-def test_clean_keeps_a_fifth_of_the_largest_and_the_least_volume() -> None:
-    large, fifth = (2, 12, 10), (2, 2, 12)
+def test_components_need_a_share_of_the_largest_and_a_volume() -> None:
     mask = block((30, 30, 30), (0, 2), (0, 12), (0, 10))  # 240 voxels
     mask |= block(mask.shape, (10, 12), (0, 2), (0, 12))  # 48: exactly a fifth
     mask |= block(mask.shape, (20, 21), (0, 1), (0, 30))  # 30: less
-    assert clean(mask, ONE_MM).sum() == np.prod(large) + np.prod(fifth)
-    assert clean(mask, ONE_MM, min_fraction_of_largest=0.0).sum() == mask.sum()
-    assert clean(mask, (1.0, 1.0, 2.0), min_volume_mm3=96.0).sum() == 288
-    assert clean(mask, (1.0, 1.0, 2.0), min_volume_mm3=97.0).sum() == 240
-    assert not clean(mask, ONE_MM, min_volume_mm3=1000.0).any()
-    assert not clean(np.zeros_like(mask), ONE_MM).any()
+    twice = (1.0, 1.0, 2.0)
+    assert keep_components(mask, ONE_MM, min_fraction_of_largest=0.2).sum() == 240 + 48
+    assert keep_components(mask, ONE_MM).sum() == mask.sum()
+    assert keep_components(mask, twice, min_volume_mm3=96.0).sum() == 288
+    assert keep_components(mask, twice, min_volume_mm3=97.0).sum() == 240
+    assert not keep_components(mask, ONE_MM, min_volume_mm3=1000.0).any()
+    assert not keep_components(np.zeros_like(mask), ONE_MM).any()
 
 
-def test_clean_fills_holes_on_request() -> None:
-    mask = block((7, 7, 7), (1, 6), (1, 6), (1, 6))
-    mask[3, 3, 3] = False
-    assert clean(mask, ONE_MM)[3, 3, 3]
-    assert not clean(mask, ONE_MM, holes=False)[3, 3, 3]
+def test_components_need_seeds_and_those_without_are_no_yardstick() -> None:
+    large = block((30, 30, 30), (0, 2), (0, 12), (0, 10))  # 240 voxels, no seed
+    small = block(large.shape, (10, 12), (0, 2), (0, 12))  # 48, 4 seeds
+    tiny = block(large.shape, (20, 21), (0, 1), (0, 8))  # 8, 4 seeds
+    seeds = block(large.shape, (10, 11), (0, 1), (0, 4)) | block(
+        large.shape, (20, 21), (0, 1), (0, 4)
+    )
+
+    def kept(**settings: float) -> np.ndarray:
+        return keep_components(large | small | tiny, (1.0, 1.0, 2.0), seeds=seeds, **settings)
+
+    np.testing.assert_array_equal(kept(), small | tiny)
+    np.testing.assert_array_equal(kept(min_seed_mm3=8.0), small | tiny)
+    np.testing.assert_array_equal(kept(min_fraction_of_largest=0.2), small)
+    assert not kept(min_seed_mm3=8.1).any()
 
 
 def test_lesions_come_by_volume_and_lie_in_world_coordinates() -> None:

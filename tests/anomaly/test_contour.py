@@ -23,7 +23,9 @@ def scan(lesion: np.ndarray, contrast: float = 300.0) -> np.ndarray:
 def refined_mask(mask: np.ndarray, image: np.ndarray, reach: float = 3.0) -> np.ndarray:
     values = np.where(mask, 0.9, 0.1).astype(np.float32)
     brain = ball(21)
-    result = refine_contour(values, mask, image, brain, (1, 1, 1), reach_mm=reach)
+    result = refine_contour(
+        values, mask, image=image, brain=brain, spacing_mm=(1, 1, 1), reach_mm=reach
+    )
     assert result.dtype == np.float32
     assert 0 <= result.min() <= result.max() <= 1
     return result > 0.5
@@ -70,7 +72,16 @@ def test_the_threshold_stays_where_both_sides_are_equally_likely() -> None:
     mask, image, brain = ball(8), scan(ball(10)), ball(21)
     values = np.where(mask, 0.9, 0.1).astype(np.float32)
     half, high = (
-        refine_contour(values, mask, image, brain, (1, 1, 1), reach_mm=3.0, threshold=t) > t
+        refine_contour(
+            values,
+            mask,
+            image=image,
+            brain=brain,
+            spacing_mm=(1, 1, 1),
+            reach_mm=3.0,
+            threshold=t,
+        )
+        > t
         for t in (0.5, 0.8)
     )
     np.testing.assert_array_equal(half, high)

@@ -137,18 +137,18 @@ def test_a_case_gathers_every_score() -> None:
     brain = block((6, 6, 6), (0, 5), (0, 5), (0, 5))
     anomaly_map = np.where(CUBE, 0.9, 0.1)
     anomaly_map[5] = 1.0  # outside the brain: not judged
-    case = metrics.score_case(CUBE, CUBE, ONE_MM, anomaly_map=anomaly_map, brain=brain)
+    case = metrics.measure_case(CUBE, CUBE, ONE_MM, anomaly_map=anomaly_map, brain=brain)
     assert case.dice == case.auroc == case.auprc == case.lesion_f1 == 1.0
     assert case.hd95_mm == case.false_positive_ml == 0.0
     assert case.predicted_ml == case.reference_ml == pytest.approx(0.027)
-    assert math.isnan(metrics.score_case(CUBE, CUBE, ONE_MM).auroc)
+    assert math.isnan(metrics.measure_case(CUBE, CUBE, ONE_MM).auroc)
 
 
 def test_a_case_refuses_what_does_not_belong_together() -> None:
     with pytest.raises(ValueError, match="shape"):
-        metrics.score_case(CUBE, CUBE[:-1], ONE_MM)
+        metrics.measure_case(CUBE, CUBE[:-1], ONE_MM)
     with pytest.raises(ValueError, match="brain"):
-        metrics.score_case(CUBE, CUBE, ONE_MM, anomaly_map=CUBE.astype(float))
+        metrics.measure_case(CUBE, CUBE, ONE_MM, anomaly_map=CUBE.astype(float))
 
 
 def test_bootstrap_is_seeded_and_holds_the_mean() -> None:
@@ -168,7 +168,7 @@ def test_summary_says_what_it_leaves_out() -> None:
     assert summary.sd == pytest.approx(0.2 / math.sqrt(2))
     assert metrics.summarise([0.5]).sd == 0.0
     assert math.isnan(metrics.summarise([]).mean)
-    table = metrics.summarise_cases([metrics.score_case(CUBE, CUBE, ONE_MM)])
+    table = metrics.summarise_cases([metrics.measure_case(CUBE, CUBE, ONE_MM)])
     assert table["dice"].mean == 1.0
     assert table["auroc"].undefined == 1
 

@@ -20,9 +20,9 @@ def block(shape: tuple[int, ...], *ranges: tuple[int, int]) -> np.ndarray:
 def test_smooth_inside_keeps_a_constant_up_to_the_edge() -> None:
     brain = block((12, 12, 12), (2, 10), (2, 10), (2, 10))
     score = np.where(brain, 3.0, 99.0)
-    smooth = smooth_inside(score, brain, 2.0, (1.0, 1.0, 2.0))
+    smooth = smooth_inside(score, brain, sigma_mm=2.0, spacing_mm=(1.0, 1.0, 2.0))
     np.testing.assert_allclose(smooth, np.where(brain, 3.0, 0.0), rtol=1e-5)
-    assert not smooth_inside(score, brain & False, 2.0, ONE_MM).any()
+    assert not smooth_inside(score, brain & False, sigma_mm=2.0, spacing_mm=ONE_MM).any()
 
 
 def test_mirror_by_hand() -> None:

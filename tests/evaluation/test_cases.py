@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmccd_cli.anomaly.metrics import CaseScores
+from mmccd_cli.anomaly.metrics import CaseMetrics
 from mmccd_cli.errors import DataError
 from mmccd_cli.evaluation.cases import DEPLOYED, Case, Prediction, evaluate_cases, load_case
 from mmccd_cli.inputs.phantom import Phantom
@@ -63,7 +63,7 @@ def test_a_healthy_subject_counts_for_false_positives_only(subject: Subject) -> 
     wrong = row.scores.false_positive_ml
     assert wrong == row.scores.predicted_ml == row.scores.false_positive_healthy_slices_ml > 0
     known = {"false_positive_ml", "false_positive_healthy_slices_ml", "predicted_ml"}
-    others = set(CaseScores.__dataclass_fields__) - known - {"reference_ml"}
+    others = set(CaseMetrics.__dataclass_fields__) - known - {"reference_ml"}
     assert all(np.isnan(getattr(row.scores, name)) for name in others)
 
 

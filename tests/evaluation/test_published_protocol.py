@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmccd_cli.anomaly.metrics import score_healthy
+from mmccd_cli.anomaly.metrics import measure_healthy
 from mmccd_cli.errors import DataError
 from mmccd_cli.evaluation.cases import DEPLOYED, Case, CaseRow, Prediction
 from mmccd_cli.evaluation.published_protocol import PUBLISHED, PublishedProtocol, most_tumour
@@ -30,7 +30,7 @@ def predict(
     brain[20:220, 20:220] = True
     empty = np.zeros(values.shape, dtype=bool)
     prediction = Prediction(method, "m", "fixed 1", empty, values, brain, LPS, 1.5, 20)
-    scores = score_healthy(empty, (1.0, 1.0, 1.0))
+    scores = measure_healthy(empty, (1.0, 1.0, 1.0))
     row = CaseRow(DEPLOYED, method, "fixed 1", "", case.subject, False, False, 20, 1.5, scores)
     return prediction, row
 

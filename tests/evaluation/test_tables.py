@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from mmccd_cli.anomaly.metrics import score_case, score_healthy
+from mmccd_cli.anomaly.metrics import measure_case, measure_healthy
 from mmccd_cli.evaluation.cases import DEPLOYED, CaseRow
 from mmccd_cli.evaluation.published_protocol import PUBLISHED
 from mmccd_cli.evaluation.tables import (
@@ -40,10 +40,10 @@ def make_rows() -> list[CaseRow]:
         False,
         12,
         1.25,
-        score_case(mask, mask, ONE_MM),
+        measure_case(mask, mask, ONE_MM),
     )
-    second = replace(first, subject="b", scores=score_case(mask, ~mask, ONE_MM), seconds=2.75)
-    healthy = replace(first, subject="c", healthy=True, scores=score_healthy(mask, ONE_MM))
+    second = replace(first, subject="b", scores=measure_case(mask, ~mask, ONE_MM), seconds=2.75)
+    healthy = replace(first, subject="c", healthy=True, scores=measure_healthy(mask, ONE_MM))
     oracle = replace(first, protocol=PUBLISHED, method="m", rule="ORACLE 2", seen=True)
     return [first, second, healthy, oracle]
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from mmccd_cli.anomaly.metrics import overlap
+from mmccd_cli.anomaly.score import SmoothedScore
 from mmccd_cli.evaluation.baselines import (
     BASELINES,
     SHARED_CLEANING,
     AdaptiveThreshold,
     FixedThreshold,
-    ScoreMap,
 )
 from mmccd_cli.evaluation.thresholds import (
     SHIPPED_CONSTANTS,
@@ -25,7 +25,7 @@ from mmccd_cli.evaluation.thresholds import (
 ONE_MM = (1.0, 1.0, 1.0)
 
 
-def make_score(seed: int, contrast: float) -> tuple[ScoreMap, np.ndarray]:
+def make_score(seed: int, contrast: float) -> tuple[SmoothedScore, np.ndarray]:
     """Noise with a bright ball in a ball of a brain, and the bright ball."""
     i, j, k = np.mgrid[:28, :28, :28]
     brain = (i - 14) ** 2 + (j - 14) ** 2 + (k - 14) ** 2 < 12**2

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from mmccd_cli.anomaly.components import Lesion
+from mmccd_cli.anomaly.mask import Lesion
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.outputs.pictures import BoolArray, FloatArray
