@@ -178,7 +178,7 @@ def bids(
 
         queries = read_filter(bids_filter_file) if bids_filter_file else {}
         participants, sessions = tuple(participant_label or ()), tuple(session_id or ())
-        wanted = BidsFilter(participants, sessions, run, queries)
+        wanted = BidsFilter(participants=participants, sessions=sessions, run=run, queries=queries)
         share = "off" if shard == "auto" and participants else shard
         extras = {"picture": "anomaly.png"} if picture else {}
         extras |= {"report": "report.html"} if report else {}
@@ -211,7 +211,7 @@ def _plan(
 ) -> tuple[list[Job], list[Outcome]]:
     """Find the sessions and name their outputs."""
     from mmccd_cli.cohort.derivatives import plan_derivatives
-    from mmccd_cli.inputs.bids import find_sessions
+    from mmccd_cli.inputs.subjects import find_sessions
     from mmccd_cli.outputs.record import Outcome
 
     subjects, missing = find_sessions(bids_dir, wanted)

@@ -59,7 +59,7 @@ def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
     scans = {name: folder / SUBJECT / f"{SUBJECT}_{name}.nii.gz" for name in names}
     files = DemoFiles(scans, folder / "anomaly.nii.gz", folder / "anomaly.png")
     extras = {"picture": files.picture}
-    job = Job(Subject(SUBJECT, {}), output_paths(files.result), extras, makes_folder=True)
+    job = Job(Subject(id=SUBJECT, paths={}), output_paths(files.result), extras, makes_folder=True)
     check_targets([job], force=force, resume=False)
     return files
 

@@ -1,4 +1,4 @@
-"""A BIDS data set in: one subject for each session, one image for each modality.
+"""BIDS: what the names of a data set say, and which image of a session is meant for a modality.
 
 A reader of its own instead of ancpbids or pybids: all that matters here are the names below
 `anat`, a few rules of the specification. Those libraries read every name of the data set, with
@@ -8,15 +8,14 @@ all functional runs and derivatives, before their first answer, and leave the ch
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.inputs.subjects import Subject
+from mmccd_cli.inputs.names import NameReading, read_mask, stem_of, tokens_of
 
 DESCRIPTION = "dataset_description.json"
 
@@ -38,10 +37,12 @@ _KEY_OF_ENTITY = {
     "subject": "sub",
 }
 _ANY = "*"
-_FILTER_EXAMPLE = '{"t1w": {"acquisition": "mprage"}, "flair": {"run": 2}}'
+_MASK_SUFFIXES = ("mask", "dseg", "roi")
+_CANONICAL_SUFFIX = {name.lower(): name for name in MODALITIES}
+FILTER_EXAMPLE = '{"t1w": {"acquisition": "mprage"}, "flair": {"run": 2}}'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BidsFilter:
     """Which participants, sessions and files are wanted; empty means all.
 
@@ -59,6 +60,10 @@ class BidsFilter:
     queries: Mapping[str, Mapping[str, tuple[str | None, ...]]] = field(default_factory=dict)
 
 
+EVERYTHING = BidsFilter()
+"""A filter that leaves the choice to the names."""
+
+
 @dataclass(frozen=True)
 class _Name:
     """What the name of an image in `anat` says; values of `run` without leading zeros."""
@@ -66,6 +71,14 @@ class _Name:
     path: Path
     entities: Mapping[str, str]
     suffix: str
+
+    @classmethod
+    def of_file(cls, path: Path) -> _Name:
+        """Split the name of an image into its entities and its suffix."""
+        *parts, suffix = stem_of(path).split("_")
+        pairs = (part.partition("-") for part in parts)
+        entities = {key: _canonical(key, value) for key, _, value in pairs}
+        return cls(path, entities, _canonical("suffix", suffix))
 
     @property
     def run(self) -> int:
@@ -93,49 +106,37 @@ def bids_root(folder: Path) -> Path | None:
     return None
 
 
-def find_sessions(
-    dataset: Path, wanted: BidsFilter = BidsFilter()
-) -> tuple[list[Subject], list[tuple[str, DataError]]]:
-    """Find what can be segmented in a BIDS data set.
+def read_bids_names(files: Sequence[Path], wanted: BidsFilter) -> list[NameReading]:
+    """Choose one image a modality among the images of a session, and say of the others why not.
 
     Images with contrast agent (`ce-`) and the phase, real and imaginary parts of an image are
     left out. Of several runs the first is taken, unless `wanted` says otherwise. Several images
-    of one modality that differ in anything else are an error of that session: nobody but the user
-    knows which acquisition is meant.
+    of one modality that differ in anything else all keep it: nobody but the user knows which
+    acquisition is meant.
 
     Args:
-        dataset: Folder that holds `sub-...`.
-        wanted: What to take.
+        files: All images of one folder `anat`.
+        wanted: The run and the entities that are asked for.
 
     Returns:
-        One subject for each session (or participant, where there are no sessions) in the order of
-        their names, and what cannot be segmented, each with the reason.
-
-    Raises:
-        DataError: Not a folder, or there are no participants.
-        UsageError: No participant has a session of those that were asked for.
+        One reading a file, in the given order.
     """
-    participants = _participants(Path(dataset), wanted)
-    subjects: list[Subject] = []
-    failures: list[tuple[str, DataError]] = []
-    for folder in participants:
-        try:
-            places = _image_folders(folder, wanted.sessions)
-        except DataError as error:
-            failures.append((folder.name, error))
-            continue
-        for place in places:
-            name = "_".join(part for part in place.parts[-3:-1] if re.match("(sub|ses)-", part))
-            try:
-                subjects.append(_subject(place, name, wanted))
-            except DataError as error:
-                failures.append((name, error))
-    if not subjects and not failures:
-        raise UsageError(
-            f"No participant of {dataset} has the session {' or '.join(wanted.sessions)}.",
-            next_step=f"Look what there is: ls '{dataset}'/sub-*",
-        )
-    return subjects, failures
+    images = [_Name.of_file(path) for path in files]
+    readings = {image.path: _unclaimed(image) for image in images}
+    for modality in MODALITIES:
+        query = {"suffix": (modality,), **wanted.queries.get(modality, {})}
+        candidates: list[_Name] = []
+        for image in images:
+            if image.suffix in query["suffix"] and not readings[image.path].modality:
+                reason = _reason_against(image, query, wanted.run)
+                taken = None if reason else modality
+                readings[image.path] = NameReading(path=image.path, modality=taken, reason=reason)
+                candidates += [] if reason else [image]
+        candidates.sort(key=lambda image: image.run)
+        for image in candidates[1:] if _differ_by_run_alone(candidates) else ():
+            reason = f"another run of {modality}: the first, run-{candidates[0].run}, is taken"
+            readings[image.path] = NameReading(path=image.path, reason=reason)
+    return list(readings.values())
 
 
 def read_filter(path: Path) -> dict[str, dict[str, tuple[str | None, ...]]]:
@@ -154,7 +155,7 @@ def read_filter(path: Path) -> dict[str, dict[str, tuple[str | None, ...]]]:
         raise UsageError(
             f"The filter file {path} is not JSON.",
             cause=f"The parser says: {error}.",
-            next_step=f"Write something like {_FILTER_EXAMPLE}",
+            next_step=f"Write something like {FILTER_EXAMPLE}",
         ) from error
     if not isinstance(content, dict):
         content = {str(content): {}}
@@ -167,7 +168,7 @@ def read_filter(path: Path) -> dict[str, dict[str, tuple[str | None, ...]]]:
     if not queries:
         raise UsageError(
             f"The filter file {path} says nothing about {', '.join(modality_of)}.",
-            next_step=f"Write something like {_FILTER_EXAMPLE}",
+            next_step=f"Write something like {FILTER_EXAMPLE}",
         )
     return queries
 
@@ -184,11 +185,16 @@ def _query(query: Any, path: Path) -> dict[str, tuple[str | None, ...]]:
                 next_step=f"Use {', '.join(_KEY_OF_ENTITY)} or suffix.",
             )
         values = value if isinstance(value, list) else [value]
-        read[key] = tuple(None if v is None else _plain(key, str(v)) for v in values)
+        read[key] = tuple(None if v is None else _canonical(key, str(v)) for v in values)
     return read
 
 
-def _participants(dataset: Path, wanted: BidsFilter) -> list[Path]:
+def find_participants(dataset: Path, wanted: BidsFilter) -> list[Path]:
+    """Return the folders `sub-...` of a data set, those that are asked for or all.
+
+    Raises:
+        DataError: Not a folder, or there are no participants.
+    """
     if not dataset.is_dir():
         raise DataError(f"There is no folder {dataset}.", next_step="Check the name.")
     if wanted.participants:
@@ -204,8 +210,12 @@ def _participants(dataset: Path, wanted: BidsFilter) -> list[Path]:
     return found
 
 
-def _image_folders(participant: Path, sessions: Sequence[str]) -> list[Path]:
-    """Return the folders `anat` of a participant."""
+def find_anat_folders(participant: Path, sessions: Sequence[str]) -> list[Path]:
+    """Return the folders `anat` of a participant, one for each session that is asked for.
+
+    Raises:
+        DataError: There is no such participant, or none of the folders.
+    """
     if not participant.is_dir():
         raise DataError(
             f"There is no participant {participant.name} in {participant.parent}.",
@@ -224,75 +234,23 @@ def _image_folders(participant: Path, sessions: Sequence[str]) -> list[Path]:
     ]
 
 
-def _subject(anat: Path, name: str, wanted: BidsFilter) -> Subject:
-    names = list(_names(anat))
-    ignored: dict[Path, str] = {}
-    chosen: dict[str, Path] = {}
-    for modality in MODALITIES:
-        query = {"suffix": (modality,), **wanted.queries.get(modality, {})}
-        images = [item for item in names if item.suffix in query["suffix"]]
-        if taken := _choose(modality, images, query, wanted.run, ignored):
-            chosen[modality] = taken.path
-    for item in names:
-        if item.path not in chosen.values():
-            reason = f"its suffix {item.suffix} is none of {', '.join(MODALITIES)}"
-            ignored.setdefault(item.path, reason)
-    if not chosen:
-        reasons = "; ".join(f"{path.name}: {reason}" for path, reason in list(ignored.items())[:4])
-        raise DataError(
-            f"{anat} has no {', '.join(MODALITIES[:-1])} or {MODALITIES[-1]} that can be used.",
-            cause=f"What the names say: {reasons}." if reasons else "It holds no NIfTI image.",
-            next_step="Leave it out, or change the filter.",
-        )
-    _check_content(chosen.values())
-    return Subject(name, chosen, None, tuple(sorted(ignored.items())), "bids")
+def _unclaimed(image: _Name) -> NameReading:
+    """What an image is where no modality asks for it."""
+    if image.suffix.lower() in _MASK_SUFFIXES:
+        return read_mask(image.path, set(tokens_of(stem_of(image.path))))
+    reason = f"its suffix {image.suffix} is none of {', '.join(MODALITIES)}"
+    return NameReading(path=image.path, reason=reason)
 
 
-def _names(anat: Path) -> Iterable[_Name]:
-    # Also what is no file: without its content, an image of a git-annex is a link to nowhere.
-    for path in sorted(anat.iterdir()):
-        match = re.fullmatch(r"(?P<stem>[^.].*?)\.nii(\.gz)?", path.name, re.IGNORECASE)
-        if match:
-            *parts, suffix = match["stem"].split("_")
-            pairs = (part.partition("-") for part in parts)
-            entities = {key: _plain(key, value) for key, _, value in pairs}
-            yield _Name(path, entities, suffix)
-
-
-def _choose(
-    modality: str,
-    images: Sequence[_Name],
-    query: Mapping[str, Sequence[str | None]],
-    run: int | None,
-    ignored: dict[Path, str],
-) -> _Name | None:
-    """Choose the image of a modality, and say of the others why not."""
-    candidates: list[_Name] = []
-    for image in images:
-        if reason := _reason_against(image, query, run):
-            ignored[image.path] = reason
-        else:
-            candidates.append(image)
-    if not candidates:
-        return None
-    first, *others = sorted(candidates, key=lambda image: image.run)
-    if any(image.protocol != first.protocol or image.run == first.run for image in others):
-        listed = ", ".join(image.path.name for image in candidates[:4])
-        raise DataError(
-            f"{first.path.parent} has {len(candidates)} images for {modality}: {listed}.",
-            cause="They differ in more than the run, and only you know which is meant.",
-            next_step=f"Say so in a file like {_FILTER_EXAMPLE} and give it with "
-            "--bids-filter-file.",
-        )
-    for image in others:
-        ignored[image.path] = f"another run of {modality}: the first, run-{first.run}, is taken"
-    return first
+def _differ_by_run_alone(images: Sequence[_Name]) -> bool:
+    runs, protocols = {image.run for image in images}, {image.protocol for image in images}
+    return len(runs) == len(images) and len(protocols) == 1
 
 
 def _reason_against(
     image: _Name, query: Mapping[str, Sequence[str | None]], run: int | None
-) -> str | None:
-    """Return why an image is not meant, None where it may be."""
+) -> str:
+    """Return why an image is not meant; nothing where it may be."""
     entities = image.entities
     if "ce" in entities and "ce" not in query:
         return f"contrast-enhanced (ce-{entities['ce']}), which is not {image.suffix}"
@@ -305,19 +263,11 @@ def _reason_against(
         if value not in values and not (_ANY in values and value is not None):
             said = f"{key}-{value}" if value is not None else f"no {key}"
             return f"left out by the filter ({said})"
-    return None
+    return ""
 
 
-def _check_content(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if path.is_symlink() and not path.exists():
-            raise DataError(
-                f"The content of {path} is not here.",
-                cause="It is a link to nowhere, as in a data set of DataLad or git-annex.",
-                next_step=f"Get it: datalad get '{path}'",
-            )
-
-
-def _plain(key: str, value: str) -> str:
-    """Write the index of a run without leading zeros, which mean nothing."""
+def _canonical(key: str, value: str) -> str:
+    """Write a run's index without leading zeros and a known suffix in its own case."""
+    if key == "suffix":
+        return _CANONICAL_SUFFIX.get(value.lower(), value)
     return str(int(value)) if key in ("run", "echo", "inv") and value.isdigit() else value

@@ -1,9 +1,15 @@
-"""What the words of a file's name, or of a series' description, say about an image."""
+"""What the words of a file's name, or of a series' description, say about an image.
+
+A name is split into tokens, and the tokens of the subject's own name are dropped first, so that an
+id such as TCGA-FA-0001 is not read as a fractional anisotropy.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 _PREFIX = r"(?:2d|3d|ax|axial|cor|sag|tra|iso)*"
 _SUFFIX = r"(?:2d|3d|w|wi|weighted|ax|axial|cor|sag|tra|iso|tse|fse|se|spc|space|cube)*"
@@ -14,7 +20,7 @@ _TOKENS_OF_MODALITY = {
         rf"{_PREFIX}(?:t1w?(?:n|native|pre|flair|mprage)?|mp2?rage|bravo|f?spgr){_SUFFIX}"
     ),
 }
-T1_WITH_AGENT = re.compile(
+_T1_WITH_AGENT = re.compile(
     rf"{_PREFIX}t1w?(?:c|ce|cm|km|gd|gad|gado\w*|post\w*|contrast\w*|enhanced){_SUFFIX}"
 )
 _AGENT = {"ce", "gd", "gad", "gado", "gadolinium", "gadovist", "gadobutrol", "postgd", "postgad"}
@@ -28,13 +34,30 @@ OTHER_IMAGE_WORDS = {
     "probseg", "pwi", "qsm", "residual", "scout", "star", "stir", "swan", "swi", "t1map", "t1rho",
     "t2map", "t2s", "t2star", "t2starw", "tof",
 }
-LESION_WORDS = {
+_LESION_WORDS = {
     "dseg", "groundtruth", "gt", "label", "labels", "lesion", "lesions", "roi", "seg", "segm",
     "segmentation", "tumor", "tumour",
 }
 # fmt: on
-BRAIN_WORDS = {"bet", "brain", "brainmask", "hdbet", "parenchyma", "skullstrip", "tissue"}
-MASK_WORDS = {"brainmask", "mask", "masks", "msk"}
+_BRAIN_WORDS = {"bet", "brain", "brainmask", "hdbet", "parenchyma", "skullstrip", "tissue"}
+_MASK_WORDS = {"brainmask", "mask", "masks", "msk"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameReading:
+    """What the name of one image file says.
+
+    Attributes:
+        path: The file.
+        modality: The modality that it is taken for; None where it is left out.
+        is_lesion_mask: Whether it is a mask of a lesion.
+        reason: Why it is left out, unless it has a modality.
+    """
+
+    path: Path
+    modality: str | None = None
+    is_lesion_mask: bool = False
+    reason: str = ""
 
 
 def tokens_of(text: str) -> list[str]:
@@ -47,7 +70,7 @@ def agent_in(tokens: Sequence[str]) -> str | None:
     if set(tokens) & _NO_AGENT:
         return None
     for token in tokens:
-        if T1_WITH_AGENT.fullmatch(token) or token in _AGENT:
+        if _T1_WITH_AGENT.fullmatch(token) or token in _AGENT:
             return token
     if modality_of(tokens) == "T1w":
         return next((token for token in tokens if token in _AGENT_BESIDE_T1), None)
@@ -64,3 +87,76 @@ def modality_of(tokens: Sequence[str]) -> str | None:
     if "T1w" in found:  # T1_FLAIR is a T1-weighted sequence
         return "T1w" if "T2w" not in found else None
     return "FLAIR" if "FLAIR" in found else next(iter(found), None)
+
+
+def names_modality(word: str) -> bool:
+    """Tell whether a word by itself says T1w, T2w or FLAIR, with or without contrast agent."""
+    return modality_of([word]) is not None or _T1_WITH_AGENT.fullmatch(word) is not None
+
+
+def nifti_files(folder: Path) -> list[Path]:
+    """List what is named as a NIfTI image in a folder, in the order of the names.
+
+    A link to nowhere belongs to them: it is an image of a git-annex whose content is not here.
+    """
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if re.fullmatch(r"[^.].*?\.nii(\.gz)?", path.name, re.IGNORECASE) and not path.is_dir()
+    )
+
+
+def stem_of(path: Path) -> str:
+    """Return a file's name without .nii or .nii.gz."""
+    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def read_names(files: Sequence[Path], folder_name: str) -> list[NameReading]:
+    """Tell by their words what the files of one subject are.
+
+    Args:
+        files: All images of one folder.
+        folder_name: Words that the names start with and that say nothing of the image.
+
+    Returns:
+        One reading a file, in the given order.
+    """
+    tokens = {path: tokens_of(stem_of(path)) for path in files}
+    own_name = tokens_of(folder_name)
+    for path, words in tokens.items():
+        if words[: len(own_name)] == own_name and len(words) > len(own_name):
+            tokens[path] = words[len(own_name) :]
+    shared = _shared_start(list(tokens.values()))
+    return [_read_name(path, words[shared:]) for path, words in tokens.items()]
+
+
+def read_mask(path: Path, words: set[str]) -> NameReading:
+    """Tell a lesion mask from other masks by the words of its name."""
+    if words & _LESION_WORDS and not words & _BRAIN_WORDS:
+        return NameReading(path=path, is_lesion_mask=True, reason="one of several lesion masks")
+    return NameReading(path=path, reason="a mask, not an image")
+
+
+def _shared_start(names: Sequence[list[str]]) -> int:
+    """Count the leading tokens that all files share and that name no modality."""
+    if len(names) < 2:
+        return 0
+    count = 0
+    for column in zip(*(name[:-1] for name in names), strict=False):
+        if len(set(column)) > 1 or names_modality(column[0]):
+            break
+        count += 1
+    return count
+
+
+def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
+    words = set(tokens)
+    if words & (_LESION_WORDS | _MASK_WORDS):
+        return read_mask(path, words)
+    if other := sorted(words & OTHER_IMAGE_WORDS):
+        return NameReading(path=path, reason=f"another kind of image ({', '.join(other)})")
+    if agent := agent_in(tokens):
+        return NameReading(path=path, reason=f"contrast-enhanced ({agent}), which is not T1w")
+    if modality := modality_of(tokens):
+        return NameReading(path=path, modality=modality)
+    return NameReading(path=path, reason="its name states no modality")

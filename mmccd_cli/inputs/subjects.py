@@ -1,8 +1,7 @@
 """From what a user points at (a folder, files, a data set) to one image for each modality.
 
-Of NIfTI files only names are read here, never the images. A name is split into tokens, and the
-tokens of the subject's own name are dropped first, so that an id such as TCGA-FA-0001 is not read
-as a fractional anisotropy. Of DICOM files the headers are read, and their names say nothing.
+Of NIfTI files only names are read here, never the images. Of DICOM files the headers are read, and
+their names say nothing.
 """
 
 from __future__ import annotations
@@ -16,16 +15,21 @@ from typing import TYPE_CHECKING
 
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.inputs.bids import (
+    EVERYTHING,
+    FILTER_EXAMPLE,
+    BidsFilter,
+    find_anat_folders,
+    find_participants,
+    read_bids_names,
+)
 from mmccd_cli.inputs.dicom.files import has_dicom_files, is_archive
 from mmccd_cli.inputs.names import (
-    BRAIN_WORDS,
-    LESION_WORDS,
-    MASK_WORDS,
-    OTHER_IMAGE_WORDS,
-    T1_WITH_AGENT,
-    agent_in,
-    modality_of,
-    tokens_of,
+    NameReading,
+    names_modality,
+    nifti_files,
+    read_names,
+    stem_of,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 _OPTION_OF_MODALITY = {"T1w": "--t1", "T2w": "--t2", "FLAIR": "--flair"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """One subject's images.
 
@@ -66,16 +70,6 @@ class Subject:
         return list(dict.fromkeys([*single, *stacked]))
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """What one file name says."""
-
-    path: Path
-    modality: str | None = None
-    is_lesion: bool = False
-    reason: str = ""
-
-
 def find_subject(folder: Path) -> Subject:
     """Tell the modalities of a subject apart, of NIfTI by names and of DICOM by headers.
 
@@ -94,20 +88,11 @@ def find_subject(folder: Path) -> Subject:
         return _dicom_subject(folder, folder.stem)
     _check_folder(folder)
     image_folder = _image_folder(folder)
-    files = _nifti_files(image_folder)
-    if not files:
-        if any(_nifti_files(path) for path in _subfolders(folder)) or not has_dicom_files(folder):
-            raise _no_images(folder)
-        return _dicom_subject(folder, folder.resolve().name)
-    name, is_bids = _subject_name(image_folder)
-    readings = _read_names(files, image_folder.resolve().name, is_bids)
-    paths = _one_file_each(folder, readings)
-    if not paths:
-        raise _no_modality(folder, readings)
-    segmentation, ignored = _segmentation_and_rest(readings)
-    starts = [file.name.lower().startswith(name.lower()) for file in paths.values()]
-    layout = "bids" if is_bids else "brats" if all(starts) else "plain"
-    return Subject(name, paths, segmentation, ignored, layout)
+    if nifti_files(image_folder):
+        return _subject_of_names(image_folder)
+    if any(nifti_files(path) for path in _subfolders(folder)) or not has_dicom_files(folder):
+        raise _no_images(folder)
+    return _dicom_subject(folder, folder.resolve().name)
 
 
 def subject_from_files(
@@ -151,7 +136,7 @@ def subject_from_files(
         seen[path.resolve()] = modality
     series = {name: _single_series(path) for name, path in paths.items() if _is_dicom(path)}
     name = _safe_name(id) if id else _id_of_file(next(iter(paths.values())))
-    return Subject(name, paths, layout="files", series=series)
+    return Subject(id=name, paths=paths, layout="files", series=series)
 
 
 def _is_dicom(path: Path) -> bool:
@@ -169,8 +154,8 @@ def _dicom_subject(source: Path, name: str) -> Subject:
 
     study = read_study(source)
     return Subject(
-        _safe_name(name),
-        {modality: _place_of(stack) for modality, stack in study.stacks.items()},
+        id=_safe_name(name),
+        paths={modality: _place_of(stack) for modality, stack in study.stacks.items()},
         ignored=tuple((Path(label), reason) for label, reason in study.ignored),
         layout="dicom",
         series=study.stacks,
@@ -215,7 +200,7 @@ def find_subjects(dataset: Path, *, skipped: list[tuple[Path, str]] | None = Non
         except DataError as error:
             skipped.append((folder, error.message))
     if not subjects:
-        if _nifti_files(dataset):
+        if nifti_files(dataset):
             raise DataError(
                 f"{dataset} holds images directly; a data set holds a folder for each subject.",
                 next_step="Give the folder above.",
@@ -226,6 +211,78 @@ def find_subjects(dataset: Path, *, skipped: list[tuple[Path, str]] | None = Non
             next_step="Give a folder that holds one folder of .nii.gz files for each subject.",
         )
     return subjects
+
+
+def find_sessions(
+    dataset: Path, wanted: BidsFilter = EVERYTHING
+) -> tuple[list[Subject], list[tuple[str, DataError]]]:
+    """Find what can be segmented in a BIDS data set; see `read_bids_names` for the choice.
+
+    Args:
+        dataset: Folder that holds `sub-...`.
+        wanted: What to take.
+
+    Returns:
+        One subject for each session (or participant, where there are no sessions) in the order of
+        their names, and what cannot be segmented, each with the reason.
+
+    Raises:
+        DataError: Not a folder, or there are no participants.
+        UsageError: No participant has a session of those that were asked for.
+    """
+    subjects: list[Subject] = []
+    failures: list[tuple[str, DataError]] = []
+    for participant in find_participants(Path(dataset), wanted):
+        try:
+            folders = find_anat_folders(participant, wanted.sessions)
+        except DataError as error:
+            failures.append((participant.name, error))
+            continue
+        for folder in folders:
+            try:
+                subjects.append(_subject_of_names(folder, wanted))
+            except DataError as error:
+                failures.append((_name_and_layout(folder)[0], error))
+    if not subjects and not failures:
+        raise UsageError(
+            f"No participant of {dataset} has the session {' or '.join(wanted.sessions)}.",
+            next_step=f"Look what there is: ls '{dataset}'/sub-*",
+        )
+    return subjects, failures
+
+
+def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
+    """Tell the modalities of the NIfTI files in one folder apart by their names."""
+    files = nifti_files(folder)
+    name, is_bids = _name_and_layout(folder)
+    if is_bids:
+        readings = read_bids_names(files, wanted)
+    else:
+        readings = read_names(files, folder.resolve().name)
+    found: dict[str, Path] = {}
+    for modality in MODALITIES:
+        paths = [reading.path for reading in readings if reading.modality == modality]
+        if len(paths) > 1:
+            raise _several_images(modality, paths, is_bids=is_bids)
+        if paths:
+            found[modality] = paths[0]
+            _check_content(paths[0])
+    if not found:
+        raise _no_modality(folder, readings, is_bids=is_bids)
+    lesions = [reading.path for reading in readings if reading.is_lesion_mask]
+    segmentation = lesions[0] if len(lesions) == 1 else None
+    starts = [path.name.lower().startswith(name.lower()) for path in found.values()]
+    return Subject(
+        id=name,
+        paths=found,
+        segmentation=segmentation,
+        ignored=tuple(
+            (reading.path, reading.reason)
+            for reading in readings
+            if reading.modality is None and reading.path != segmentation
+        ),
+        layout="bids" if is_bids else "brats" if all(starts) else "plain",
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -240,7 +297,7 @@ def _check_folder(folder: Path) -> None:
 
 def _image_folder(folder: Path) -> Path:
     """Go down to the folder `anat` of a BIDS subject or session."""
-    if (folder / "anat").is_dir() and not _nifti_files(folder):
+    if (folder / "anat").is_dir() and not nifti_files(folder):
         return folder / "anat"
     sessions = [path for path in _subfolders(folder) if _is_session_with_images(path)]
     if len(sessions) > 1:
@@ -264,113 +321,45 @@ def _candidate_folders(dataset: Path) -> list[Path]:
         sessions = [path for path in _subfolders(folder) if _is_session_with_images(path)]
         if sessions:
             candidates += sessions
-        elif _nifti_files(folder) or (folder / "anat").is_dir():
+        elif nifti_files(folder) or (folder / "anat").is_dir():
             candidates.append(folder)
         else:
             # Grouped data sets, such as BraTS 2018's HGG and LGG.
-            candidates += [sub for sub in _subfolders(folder) if _nifti_files(sub)] or [folder]
+            candidates += [sub for sub in _subfolders(folder) if nifti_files(sub)] or [folder]
     return candidates
 
 
-def _subject_name(image_folder: Path) -> tuple[str, bool]:
-    """Return the subject's id and whether it lies in a BIDS tree."""
-    parts = image_folder.resolve().parts
-    if parts[-1] == "anat":
-        entities = [part for part in parts[-3:-1] if part.startswith(("sub-", "ses-"))]
-        return (_safe_name("_".join(entities) or parts[-2]), bool(entities))
-    return _safe_name(parts[-1]), False
+def _name_and_layout(image_folder: Path) -> tuple[str, bool]:
+    """Return the subject's id and whether it lies in a BIDS tree, as named or behind a link."""
+    resolved = image_folder.resolve()
+    for place in (Path(os.path.abspath(image_folder)), resolved):
+        entities = [part for part in place.parts[-3:-1] if part.startswith(("sub-", "ses-"))]
+        if place.name == "anat" and entities:
+            return _safe_name("_".join(entities)), True
+    return _safe_name((resolved.parent if resolved.name == "anat" else resolved).name), False
 
 
-def _read_names(files: Sequence[Path], folder_name: str, is_bids: bool) -> list[_Reading]:
+def _check_content(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise DataError(
+            f"The content of {path} is not here.",
+            cause="It is a link to nowhere, as in a data set of DataLad or git-annex.",
+            next_step=f"Get it: datalad get '{path}'",
+        )
+
+
+def _several_images(modality: str, paths: Sequence[Path], *, is_bids: bool) -> DataError:
+    next_step = f"Name the file: {_OPTION_OF_MODALITY[modality]} '{paths[0]}'"
     if is_bids:
-        return [_read_bids_name(path) for path in files]
-    tokens = {path: tokens_of(_stem(path)) for path in files}
-    own_name = tokens_of(folder_name)
-    for path, words in tokens.items():
-        if words[: len(own_name)] == own_name and len(words) > len(own_name):
-            tokens[path] = words[len(own_name) :]
-    shared = _shared_start(list(tokens.values()))
-    return [_read_name(path, words[shared:]) for path, words in tokens.items()]
-
-
-def _shared_start(names: Sequence[list[str]]) -> int:
-    """Count the leading tokens that all files share and that name no modality."""
-    if len(names) < 2:
-        return 0
-    count = 0
-    for column in zip(*(name[:-1] for name in names), strict=False):
-        if len(set(column)) > 1 or modality_of(column[:1]) or T1_WITH_AGENT.fullmatch(column[0]):
-            break
-        count += 1
-    return count
-
-
-def _read_bids_name(path: Path) -> _Reading:
-    *entities, suffix = _stem(path).split("_")
-    keys = dict(entity.split("-", 1) for entity in entities if "-" in entity)
-    if suffix.lower() in ("mask", "dseg", "roi"):
-        return _read_mask(path, set(tokens_of(_stem(path))))
-    by_lower_name = {name.lower(): name for name in MODALITIES}
-    modality = by_lower_name.get(suffix.lower())
-    if modality is None:
-        return _Reading(path, reason=f"its suffix {suffix} is none of {', '.join(MODALITIES)}")
-    if "ce" in keys:
-        return _Reading(path, reason=_agent_reason(f"ce-{keys['ce']}"))
-    if "phase" in keys.get("part", ""):
-        return _Reading(path, reason="a phase image")
-    return _Reading(path, modality)
-
-
-def _read_name(path: Path, tokens: Sequence[str]) -> _Reading:
-    words = set(tokens)
-    if words & (LESION_WORDS | MASK_WORDS):
-        return _read_mask(path, words)
-    if other := sorted(words & OTHER_IMAGE_WORDS):
-        return _Reading(path, reason=f"another kind of image ({', '.join(other)})")
-    if agent := agent_in(tokens):
-        return _Reading(path, reason=_agent_reason(agent))
-    modality = modality_of(tokens)
-    if modality is None:
-        return _Reading(path, reason="its name states no modality")
-    return _Reading(path, modality)
-
-
-def _read_mask(path: Path, words: set[str]) -> _Reading:
-    if words & LESION_WORDS and not words & BRAIN_WORDS:
-        return _Reading(path, is_lesion=True, reason="one of several lesion masks")
-    return _Reading(path, reason="a mask, not an image")
-
-
-def _agent_reason(word: str) -> str:
-    return f"contrast-enhanced ({word}), which is not T1w"
-
-
-def _one_file_each(folder: Path, readings: Sequence[_Reading]) -> dict[str, Path]:
-    paths: dict[str, Path] = {}
-    for modality in MODALITIES:
-        files = [reading.path for reading in readings if reading.modality == modality]
-        if len(files) > 1:
-            raise DataError(
-                f"{folder} has {len(files)} files for {modality}: {_listed(files)}.",
-                cause="Their names do not tell which one is meant.",
-                next_step=f"Name the file: {_OPTION_OF_MODALITY[modality]} '{files[0]}'",
-            )
-        if files:
-            paths[modality] = files[0]
-    return paths
-
-
-def _segmentation_and_rest(
-    readings: Sequence[_Reading],
-) -> tuple[Path | None, tuple[tuple[Path, str], ...]]:
-    lesions = [reading.path for reading in readings if reading.is_lesion]
-    segmentation = lesions[0] if len(lesions) == 1 else None
-    ignored = tuple(
-        (reading.path, reading.reason)
-        for reading in readings
-        if reading.modality is None and reading.path != segmentation
+        next_step += (
+            "; or, with mmccd bids, describe it in a file such as "
+            f"{FILTER_EXAMPLE} and give that with --bids-filter-file."
+        )
+    return DataError(
+        f"{paths[0].parent} has {len(paths)} images for {modality}: {_listed(paths)}.",
+        cause="Their names do not tell which one is meant.",
+        next_step=next_step,
     )
-    return segmentation, ignored
 
 
 def _no_images(folder: Path) -> DataError:
@@ -382,7 +371,7 @@ def _no_images(folder: Path) -> DataError:
             "is DICOM.",
             next_step="Give a folder of .nii.gz files or of DICOM series.",
         )
-    with_images = [path for path in _subfolders(folder) if _nifti_files(path)]
+    with_images = [path for path in _subfolders(folder) if nifti_files(path)]
     if with_images:
         return DataError(
             f"{folder} holds no image itself.",
@@ -395,39 +384,26 @@ def _no_images(folder: Path) -> DataError:
     )
 
 
-def _no_modality(folder: Path, readings: Sequence[_Reading]) -> DataError:
+def _no_modality(folder: Path, readings: Sequence[NameReading], *, is_bids: bool) -> DataError:
     reasons = "; ".join(f"{reading.path.name}: {reading.reason}" for reading in readings[:4])
+    filtered = "; or, with mmccd bids, change the filter." if is_bids else "."
     return DataError(
         f"No {', '.join(MODALITIES[:-1])} or {MODALITIES[-1]} image was recognised in {folder}.",
-        cause=f"What the names say: {reasons}.",
-        next_step="Name the modalities: --flair FILE --t2 FILE --t1 FILE.",
+        cause=f"What the names say: {reasons}." if reasons else "It holds no NIfTI image.",
+        next_step="Name the modalities: --flair FILE --t2 FILE --t1 FILE" + filtered,
     )
 
 
 def _id_of_file(path: Path) -> str:
     """Return the start of the file's name that precedes the modality, else its folder's name."""
     tokens_kept: list[str] = []
-    for part in re.split(r"(?<=[^A-Za-z0-9])", _stem(path)):
+    for part in re.split(r"(?<=[^A-Za-z0-9])", stem_of(path)):
         word = part.strip("_-. ").lower()
-        if modality_of([word]) or T1_WITH_AGENT.fullmatch(word):
+        if names_modality(word):
             break
         tokens_kept.append(part)
     start = "".join(tokens_kept).strip("_-. ")
     return _safe_name(start or path.resolve().parent.name) or "subject"
-
-
-def _stem(path: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
-
-
-def _nifti_files(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if re.search(r"\.nii(\.gz)?$", path.name, re.IGNORECASE)
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -110,7 +110,7 @@ def test_no_share(text: str, variables: dict[str, str]) -> None:
 
 
 def test_a_job_names_everything_it_writes(tmp_path: Path) -> None:
-    subject = Subject("a", {"FLAIR": tmp_path / "flair.nii.gz"})
+    subject = Subject(id="a", paths={"FLAIR": tmp_path / "flair.nii.gz"})
     job = plan_job(subject, tmp_path / "out", extras={"picture": "look.png"})
     assert {kind: path.name for kind, path in job.targets.items()} == {
         "map": "a.nii.gz",
@@ -127,7 +127,7 @@ def test_a_folder_of_an_extra_is_checked_too(tmp_path: Path) -> None:
     outputs = output_paths(tmp_path / "out" / "a.nii.gz")
     extras = {"picture": tmp_path / "file" / "look.png"}
     with pytest.raises(UsageError, match="is a file"):
-        check_targets([Job(Subject("a", {}), outputs, extras, makes_folder=True)],
+        check_targets([Job(Subject(id="a", paths={}), outputs, extras, makes_folder=True)],
                       force=False, resume=False)  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.inputs.bids import BidsFilter, bids_root, find_sessions, read_filter
-from mmccd_cli.inputs.subjects import Subject
+from mmccd_cli.inputs.bids import BidsFilter, bids_root, read_filter
+from mmccd_cli.inputs.subjects import Subject, find_sessions, find_subject
 
 
 def _make(root: Path, *names: str) -> Path:
@@ -24,9 +24,12 @@ def _make(root: Path, *names: str) -> Path:
 
 
 def _only(root: Path, **wanted: Any) -> Subject:
+    """The one subject of a data set, which the folder of its participant must give, too."""
     subjects, failures = find_sessions(root, BidsFilter(**wanted))
     assert not failures
     assert len(subjects) == 1
+    if not wanted:
+        assert find_subject(root / "sub-01") == subjects[0]
     return subjects[0]
 
 
@@ -39,9 +42,15 @@ def _reasons(subject: Subject) -> dict[str, str]:
 
 
 def _failure(root: Path, **wanted: Any) -> DataError:
+    """Why a data set has no subject, which the folder of its participant must say, too."""
     subjects, failures = find_sessions(root, BidsFilter(**wanted))
     assert not subjects
-    return failures[0][1]
+    name, error = failures[0]
+    if not wanted:
+        with pytest.raises(DataError) as caught:
+            find_subject(root / name)
+        assert vars(caught.value) == vars(error)
+    return error
 
 
 def test_each_session_is_a_subject(tmp_path: Path) -> None:
@@ -70,20 +79,35 @@ def test_contrast_agent_phases_and_other_images_are_left_out(tmp_path: Path) -> 
         "sub-01_part-phase_T2w",
         "sub-01_part-mag_T2w",
         "sub-01_T2starw",
+        "sub-01_label-lesion_mask",
+        "sub-01_desc-brain_mask",
     )
     subject = _only(tmp_path)
     assert _chosen(subject) == ["sub-01_part-mag_T2w", "sub-01_T1w"]
+    assert subject.segmentation is not None
+    assert subject.segmentation.name == "sub-01_label-lesion_mask.nii.gz"
     reasons = _reasons(subject)
+    assert len(reasons) == 4
+    assert reasons["sub-01_desc-brain_mask"] == "a mask, not an image"
     assert "contrast-enhanced (ce-gadolinium)" in reasons["sub-01_ce-gadolinium_T1w"]
     assert "phase part" in reasons["sub-01_part-phase_T2w"]
     assert "suffix T2starw" in reasons["sub-01_T2starw"]
+
+
+@pytest.mark.parametrize("part", ["real", "imag", "phase"])
+def test_a_part_of_an_image_alone_is_none(tmp_path: Path, part: str) -> None:
+    _make(tmp_path, f"sub-01_part-{part}_FLAIR", "sub-01_T1w")
+    subject = _only(tmp_path)
+    assert _chosen(subject) == ["sub-01_T1w"]
+    assert _reasons(subject) == {f"sub-01_part-{part}_FLAIR": f"the {part} part of an image"}
 
 
 def test_of_several_runs_the_first_is_taken_unless_another_is_asked_for(tmp_path: Path) -> None:
     _make(tmp_path, *(f"sub-01_run-{run}_T1w" for run in ("10", "02")), "sub-01_FLAIR")
     subject = _only(tmp_path)
     assert _chosen(subject) == ["sub-01_FLAIR", "sub-01_run-02_T1w"]
-    assert "another run" in _reasons(subject)["sub-01_run-10_T1w"]
+    reason = "another run of T1w: the first, run-2, is taken"
+    assert _reasons(subject) == {"sub-01_run-10_T1w": reason}
     subject = _only(tmp_path, run=10)
     assert _chosen(subject) == ["sub-01_FLAIR", "sub-01_run-10_T1w"]
     assert "run 10 was asked for" in _reasons(subject)["sub-01_run-02_T1w"]
@@ -99,6 +123,12 @@ def test_several_acquisitions_are_an_error_of_that_session_alone(tmp_path: Path)
     assert name == "sub-01"
     assert "2 images for FLAIR" in error.message
     assert "--bids-filter-file" in str(error.next_step)
+    assert f"--flair '{tmp_path / 'sub-01' / 'anat' / 'sub-01_acq-2d_FLAIR.nii.gz'}'" in str(
+        error.next_step
+    )
+    with pytest.raises(DataError) as caught:
+        find_subject(tmp_path / "sub-01")
+    assert vars(caught.value) == vars(error)
 
 
 def test_a_filter_file_tells_acquisitions_apart(tmp_path: Path) -> None:
@@ -145,7 +175,7 @@ def test_what_cannot_be_segmented_is_named(tmp_path: Path) -> None:
     assert "no structural images" in _failure(tmp_path, participants=("02",)).message
     assert "no participant sub-03" in _failure(tmp_path, participants=("03",)).message
     with pytest.raises(UsageError, match="session 9"):
-        find_sessions(tmp_path, BidsFilter(("01",), ("9",)))
+        find_sessions(tmp_path, BidsFilter(participants=("01",), sessions=("9",)))
     (tmp_path / "empty").mkdir()
     for place in ("empty", "nowhere"):
         with pytest.raises(DataError, match=place):
@@ -159,6 +189,17 @@ def test_an_image_whose_content_was_not_fetched_is_an_error_that_says_so(tmp_pat
     error = _failure(tmp_path)
     assert str(link) in error.message
     assert "datalad get" in str(error.next_step)
+
+
+def test_a_session_behind_a_link_is_that_session(tmp_path: Path) -> None:
+    (tmp_path / "store" / "a7").mkdir(parents=True)
+    (tmp_path / "store" / "a7" / "sub-01_T1w.nii.gz").touch()
+    (tmp_path / "sub-01").mkdir()
+    (tmp_path / "sub-01" / "anat").symlink_to(tmp_path / "store" / "a7")
+    assert _only(tmp_path).id == "sub-01"
+    _make(tmp_path, "sub-02_T1w")
+    (tmp_path / "case").symlink_to(tmp_path / "sub-02")
+    assert find_subject(tmp_path / "case").id == "sub-02"
 
 
 def test_the_root_of_a_data_set_is_above_its_participants(tmp_path: Path) -> None:

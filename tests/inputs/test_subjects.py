@@ -174,7 +174,7 @@ def test_two_segmentations_are_both_left_out(tmp_path):
 
 @pytest.mark.parametrize("pair", [("t1.nii.gz", "T1w.nii.gz"), ("a_t1.nii.gz", "b_t1.nii.gz")])
 def test_two_files_for_one_modality_are_an_error_that_names_both(tmp_path, pair):
-    with pytest.raises(DataError, match="2 files for T1w") as caught:
+    with pytest.raises(DataError, match="2 images for T1w") as caught:
         find_subject(folder_with(tmp_path / "case", *pair, "flair.nii.gz"))
     assert all(name in caught.value.message for name in pair)
     assert "--t1" in caught.value.next_step

@@ -15,7 +15,9 @@ from mmccd_cli.inputs.subjects import Subject
 
 def _subject(folder: Path, id: str, layout: str = "bids") -> Subject:
     return Subject(
-        id, {name: folder / f"{name}.nii.gz" for name in ("FLAIR", "T1w")}, None, (), layout
+        id=id,
+        paths={name: folder / f"{name}.nii.gz" for name in ("FLAIR", "T1w")},
+        layout=layout,
     )
 
 
