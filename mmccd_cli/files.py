@@ -1,14 +1,91 @@
-"""Files that are written whole or not at all, and their hashes; standard library only."""
+"""Files: written whole or not at all and never over an input, their hashes, and checked JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mmccd_cli.errors import DataError, MmccdError, UsageError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+T = TypeVar("T")
+
+MAX_JSON_BYTES = 64 << 20
+
+
+def refuse_to_overwrite(
+    targets: Iterable[Path],
+    inputs: Iterable[Path] = (),
+    *,
+    force: bool,
+    make_folders: bool = False,
+    next_step: str = "Add --force to overwrite, or choose another name.",
+) -> None:
+    """Refuse, before anything is computed, targets that cannot or must not be written.
+
+    Args:
+        targets: All files that are going to be written.
+        inputs: All files that are read; none of them is ever overwritten.
+        force: Whether other existing files may be overwritten.
+        make_folders: Whether folders of targets are made where they are missing.
+        next_step: What helps where a target exists.
+
+    Raises:
+        UsageError: A target exists, is an input or a folder, or its folder is unusable; the first
+            one in the way is named.
+    """
+    targets = list(targets)
+    known = {_identity(path): path for path in inputs}
+    for path in targets:
+        if same := known.get(_identity(path)):
+            raise UsageError(
+                f"The output {path} is the input {same}; an input is never overwritten.",
+                next_step="Give the output another name or folder.",
+            )
+        if path.is_dir():
+            raise UsageError(f"The output {path} is a folder.", next_step="Give a file name.")
+    for folder in dict.fromkeys(path.parent for path in targets):
+        _check_folder(folder, make_folders)
+    existing = [path for path in targets if path.exists()]
+    if existing and not force:
+        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise UsageError(f"The output {existing[0]}{others} exists already.", next_step=next_step)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Lend a temporary path to a writer that wants one; what it wrote then becomes `path`.
+
+    Where the block raises, `path` is as it was before.
+
+    Args:
+        path: Where to write; an existing file is replaced.
+
+    Yields:
+        A path in the same folder, at which no file exists yet.
+
+    Raises:
+        OSError: The folder cannot be written or is full; nothing is left behind.
+    """
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -39,7 +116,7 @@ def write_all_atomically(contents: Mapping[Path, bytes]) -> None:
     waiting: list[tuple[Path, Path]] = []
     try:
         for path, content in contents.items():
-            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            temporary = _temporary(path)
             waiting.append((temporary, path))
             _write_and_flush(temporary, content)
         for temporary, path in waiting:
@@ -71,6 +148,147 @@ def sha256_of_file(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(path: Path, *, most_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file of a bounded size, strictly.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is too large, is not JSON, or holds a number that is none; the text is a
+            clause that says which.
+    """
+    with path.open("rb") as stream:
+        return parse_json(stream.read(most_bytes + 1), most_bytes=most_bytes)
+
+
+def parse_json(raw: bytes, *, most_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Parse JSON strictly; see `read_json`."""
+    if len(raw) > most_bytes:
+        raise ValueError(f"it is larger than {most_bytes} bytes")
+    try:
+        return json.loads(raw, parse_constant=_finite, parse_float=_finite)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not JSON: it is no text in UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def read_json_as(
+    path: Path,
+    kind: type[T],
+    *,
+    what: str,
+    error: type[MmccdError] = DataError,
+    next_step: str | None = None,
+) -> T:
+    """Read a JSON file and check that it holds what is expected.
+
+    Args:
+        path: The file.
+        kind: The expected type, such as `dict[str, list[str]]` or a dataclass of `config`.
+        what: What the file should be, for the message: "a split file".
+        error: Class of the error.
+        next_step: What helps where the file is not what it should be.
+
+    Raises:
+        MmccdError: Of the class `error`: the file cannot be read or holds something else.
+    """
+    try:
+        return check_json(kind, read_json(path))
+    except OSError as failure:
+        cause = f"The system says: {failure.strerror}."
+        raise error(f"{path} cannot be read.", cause=cause, next_step=next_step) from failure
+    except ValueError as failure:
+        cause = f"What is wrong: {failure}."
+        raise error(f"{path} is not {what}.", cause=cause, next_step=next_step) from failure
+
+
+def check_json(kind: type[T], values: Any, where: str = "") -> T:
+    """Turn what JSON holds into a type: lists into tuples, objects into dataclasses, all checked.
+
+    Args:
+        kind: The type.
+        values: What was read from JSON.
+        where: Name of the values in messages.
+
+    Raises:
+        ValueError: An unknown key, a value of the wrong type or out of range; the text is a clause
+            that names the field, what is possible, and what was got.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        # As JSON once more, because only there a list may stand for a tuple.
+        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise ValueError(explain_invalid(error, where)) from error
+
+
+def explain_invalid(error: ValidationError, where: str = "") -> str:
+    """Say in one clause what pydantic found wrong first: field, what is possible, what was got."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    unknown = [p["loc"] for p in problems if p["type"] == "unexpected_keyword_argument"]
+    if unknown and first["type"] != "json_invalid":
+        owner = _place(unknown[0][:-1], where)
+        return f"{owner} has unknown keys: {', '.join(str(loc[-1]) for loc in unknown)}"
+    place = _place(first["loc"], where)
+    if first["type"] in ("missing", "missing_argument"):
+        return f"{_place(first['loc'][:-1], where)} is incomplete: {first['loc'][-1]} is missing"
+    if first["type"] == "value_error":
+        return f"{place}: {first['ctx']['error']}"
+    must = first["msg"].replace("Input should be", "must be")
+    got = repr(first["input"])
+    return f"{place} {must}, got {got if len(got) <= 80 else got[:80] + '...'}"
+
+
+def _place(loc: tuple[int | str, ...], where: str) -> str:
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc)
+    return (where + path).removeprefix(".") or "it"
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a finite number")
+    return value
+
+
+def _identity(path: Path) -> object:
+    """Return what two paths to one file share, through symbolic and hard links too."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path.resolve()
+    return status.st_dev, status.st_ino
+
+
+def _check_folder(folder: Path, make: bool) -> None:
+    existing = folder
+    if make:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise UsageError(
+                f"The output folder {folder} cannot be made: {existing} is a file.",
+                next_step="Give another folder.",
+            )
+    elif not folder.is_dir():
+        raise UsageError(
+            f"The output folder {folder} does not exist.", next_step=f"Make it: mkdir -p '{folder}'"
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"The output folder {folder} cannot be written.",
+            cause=f"The permissions of {existing} do not allow it.",
+            next_step="Give a folder of your own.",
+        )
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _write_and_flush(path: Path, content: bytes) -> None:

@@ -17,7 +17,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     "errors",
-    "files config template",
+    "files",
+    "config template",
     "inputs anomaly translation",
     "preprocessing weights",
     "signals",

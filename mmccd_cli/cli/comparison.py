@@ -10,6 +10,7 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.console import Console, Progress, command
 from mmccd_cli.errors import UsageError
+from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
     from mmccd_cli.config import TrainingConfig
@@ -60,12 +61,12 @@ def train_comparison(
 
         torch.set_num_threads(options.parse_count(threads, "--threads") or available_threads())
         wanted = _wanted(prepared, kind, modality)
-        for config in wanted:
-            if (out / config.name / INDEX).exists() and not force:
-                raise UsageError(
-                    f"{out / config.name} holds a comparison model already.",
-                    next_step="Use --force to replace it, or --kind for the others.",
-                )
+        refuse_to_overwrite(
+            [out / config.name / INDEX for config in wanted],
+            force=force,
+            make_folders=True,
+            next_step="Use --force to replace it, or --kind for the others.",
+        )
         changes = {"iterations": iterations, "learning_rate": learning_rate, "seed": seed}
         training = _training(changes)
         runtime = make_runtime(device)

@@ -15,6 +15,7 @@ from mmccd_cli.cli.console import Console, Progress, command
 from mmccd_cli.cli.evaluation_report import show_tables
 from mmccd_cli.cli.loading import Loading
 from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
     from mmccd_cli.evaluation.cases import CaseRow, Method
@@ -150,7 +151,8 @@ def evaluate(
     _check_choice("--protocol", protocol, PROTOCOLS)
     for word in comparison_residual or ():
         _check_choice("--comparison-residual", word, RESIDUALS)
-    _check_outputs(out, force)
+    if out is not None:
+        refuse_to_overwrite([out, summary_path(out)], force=force)
     if folds is not None and (
         split or healthy or comparison or weights or constants_from != "shipped"
     ):
@@ -478,12 +480,6 @@ def _tell_what_was_seen(plan: _Plan, console: Console) -> None:
 def _check_choice(option: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UsageError(f"{option} {value} is not known.", next_step=f"Use {' or '.join(known)}.")
-
-
-def _check_outputs(out: Path | None, force: bool) -> None:
-    for path in (out, summary_path(out)) if out is not None else ():
-        if path.exists() and not force:
-            raise UsageError(f"{path} exists already.", next_step="Use --force to replace it.")
 
 
 def _reporter(progress: Progress) -> Report:

@@ -10,6 +10,7 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.console import Console, Progress, command
 from mmccd_cli.errors import UsageError
+from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
     from mmccd_cli.training.recipes import Recipe
@@ -211,8 +212,7 @@ def _check_train(
         )
     if precision not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision {precision} is not known.", next_step="Use fp32 or bf16.")
-    if (out / "bundle.json").exists() and not force:
-        raise UsageError(f"{out} holds a bundle already.", next_step="Use --force to replace it.")
+    refuse_to_overwrite([out / "bundle.json"], force=force, make_folders=True)
 
 
 def _prepare(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +12,9 @@ from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.shards import Shard
 from mmccd_cli.config import SamplingConfig, to_dict
 from mmccd_cli.errors import MmccdError, UsageError
+from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.subjects import Subject, find_subject
-from mmccd_cli.outputs.images import OutputPaths, check_outputs, output_paths
+from mmccd_cli.outputs.images import OutputPaths, output_paths
 from mmccd_cli.outputs.record import Outcome
 
 BRAIN_MASK = "brain_mask"
@@ -202,50 +202,14 @@ def check_targets(jobs: Sequence[Job], *, force: bool, resume: bool) -> None:
             cause="One subject is named like another one's mask, or the picture like the map.",
             next_step="Give another name, or run the subjects with an --out-dir each.",
         )
-    _refuse_inputs(targets, [path for job in jobs for path in job.input_files])
-    for job in jobs:
-        missing = [path for path in job.targets.values() if not path.parent.is_dir()]
-        there = [path for path in job.targets.values() if path not in missing]
-        for folder in dict.fromkeys(path.parent for path in missing if job.makes_folder):
-            _check_can_be_made(folder)
-        to_check = there if job.makes_folder else job.targets.values()
-        check_outputs(to_check, inputs=job.input_files, force=True)
-    existing = [path for path in targets if path.exists()]
-    if existing and not force and not resume:
-        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UsageError(
-            f"The output {existing[0]}{others} exists already.",
+    inputs = [path for job in jobs for path in job.input_files]
+    for makes_folder in (False, True):
+        refuse_to_overwrite(
+            [p for job in jobs if job.makes_folder == makes_folder for p in job.targets.values()],
+            inputs,
+            force=force or resume,
+            make_folders=makes_folder,
             next_step="Add --resume to keep what is up to date, or --force to overwrite.",
-        )
-
-
-def _refuse_inputs(targets: Sequence[Path], inputs: Sequence[Path]) -> None:
-    known = {_identity(path): path for path in inputs if path.exists()}
-    for path in targets:
-        if path.exists() and (same := known.get(_identity(path))):
-            raise UsageError(
-                f"The output {path} is the input {same}; an input is never overwritten.",
-                next_step="Give another --out or --out-dir.",
-            )
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
-
-
-def _check_can_be_made(folder: Path) -> None:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UsageError(
-            f"The output folder {folder} cannot be made: {existing} is a file.",
-            next_step="Give another --out-dir.",
-        )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"The output folder {folder} cannot be written.",
-            cause=f"The permissions of {existing} do not allow it.",
-            next_step="Give a folder of your own.",
         )
 
 

@@ -16,13 +16,12 @@ from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.prefetch import Ahead
 from mmccd_cli.cohort.resume import Earlier, find_earlier, is_ours
 from mmccd_cli.errors import MmccdError, UsageError, WeightsError
-from mmccd_cli.files import remove_leftovers
+from mmccd_cli.files import refuse_to_overwrite, remove_leftovers
 from mmccd_cli.inputs.nifti import NiftiGrid, make_grid
 from mmccd_cli.inputs.scans import Scans, describe_inputs, name_inputs, read_scans
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.extras import MAKERS
 from mmccd_cli.outputs.images import (
-    check_outputs,
     encode_images,
     encode_mask,
     encode_record,
@@ -407,7 +406,7 @@ def _finish_or_skip(
         for path in job.targets.values():
             remove_leftovers(path)
     if job.exists:
-        check_outputs(job.targets.values(), inputs=job.input_files, force=overwrite)
+        refuse_to_overwrite(job.targets.values(), job.input_files, force=overwrite)
     if ready.earlier is not None:
         segmented = _redo_mask(job, ready.earlier, segmenter, settings, overwrite)
         return Outcome(job.subject.id, "done", segmented.record, from_map=True)

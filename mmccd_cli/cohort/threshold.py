@@ -12,11 +12,10 @@ from mmccd_cli.anomaly.mask import MASK_SETTINGS, MaskOptions
 from mmccd_cli.cohort.jobs import describe_mask_options
 from mmccd_cli.cohort.summary import update_summaries
 from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.files import sha256_of_file
+from mmccd_cli.files import refuse_to_overwrite, sha256_of_file
 from mmccd_cli.outputs.bids import BIDS_OUTPUTS, with_mask_anew
 from mmccd_cli.outputs.images import (
     OutputPaths,
-    check_outputs,
     encode_mask,
     encode_record,
     output_paths,
@@ -79,7 +78,7 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
     for paths in chosen:
         new = OutputPaths(out, out, output_paths(out).sidecar) if out is not None else paths
         job = MaskJob(paths.map, paths.sidecar, new.mask, new.sidecar)
-        check_outputs([job.mask, job.sidecar], inputs=job.inputs, force=force)
+        refuse_to_overwrite([job.mask, job.sidecar], job.inputs, force=force)
         jobs.append(job)
     return jobs
 

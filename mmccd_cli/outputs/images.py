@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmccd_cli.errors import UsageError
-from mmccd_cli.files import write_all_atomically
+from mmccd_cli.files import refuse_to_overwrite, write_all_atomically
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti, is_compressed_name
 
 MAP_DESCRIPTION = "mmccd anomaly map"
@@ -53,39 +52,6 @@ def output_paths(out: Path) -> OutputPaths:
     suffix = ".nii.gz" if is_compressed_name(out) else ".nii"
     stem, suffix = out.name[: -len(suffix)], out.name[-len(suffix) :]
     return OutputPaths(out, out.with_name(f"{stem}_mask{suffix}"), out.with_name(f"{stem}.json"))
-
-
-def check_outputs(
-    paths: Iterable[Path], *, inputs: Iterable[Path] = (), force: bool = False
-) -> None:
-    """Refuse outputs that cannot or must not be written, before anything is computed.
-
-    Args:
-        paths: All files that are going to be written.
-        inputs: All files that are read; none of them is ever overwritten.
-        force: Whether other existing files may be overwritten.
-
-    Raises:
-        UsageError: An output exists, is an input or a folder, or its folder is unusable.
-    """
-    paths, inputs = list(paths), list(inputs)
-    for path in paths:
-        if other := next((known for known in inputs if _same_file(path, known)), None):
-            raise UsageError(
-                f"The output {path} is the input {other}; an input is never overwritten.",
-                next_step="Give --out another name.",
-            )
-        if path.is_dir():
-            raise UsageError(f"The output {path} is a folder.", next_step="Give a file name.")
-    for folder in dict.fromkeys(path.parent for path in paths):
-        _check_folder(folder)
-    existing = [path for path in paths if path.exists()]
-    if existing and not force:
-        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UsageError(
-            f"The output {existing[0]}{others} exists already.",
-            next_step="Add --force to overwrite, or give --out another name.",
-        )
 
 
 def encode_images(
@@ -137,9 +103,9 @@ def write_outputs(
         force: Whether existing outputs may be overwritten.
 
     Raises:
-        UsageError: See `check_outputs`; or the disk is full.
+        UsageError: See `refuse_to_overwrite`; or the disk is full.
     """
-    check_outputs(contents, inputs=inputs, force=force)
+    refuse_to_overwrite(contents, inputs, force=force)
     try:
         write_all_atomically(contents)
     except OSError as error:
@@ -165,26 +131,6 @@ def plain(record: Any) -> Any:
 def encode_record(record: Any) -> bytes:
     """Return a sidecar's bytes."""
     return to_json(record, indent=2).encode() + b"\n"
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UsageError(
-            f"The output folder {folder} does not exist.", next_step=f"Make it: mkdir -p '{folder}'"
-        )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"The output folder {folder} cannot be written.",
-            cause="Its permissions do not allow it.",
-            next_step="Give --out a folder of your own.",
-        )
-
-
-def _same_file(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)  # sees through symbolic and hard links
-    except OSError:
-        return path.resolve() == other.resolve()
 
 
 def _checked_map(anomaly_map: ArrayLike) -> np.ndarray:

@@ -15,7 +15,6 @@ from mmccd_cli.errors import UsageError
 from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.phantom import make_affine
 from mmccd_cli.outputs.images import (
-    check_outputs,
     encode_images,
     encode_record,
     output_paths,
@@ -86,43 +85,6 @@ def test_existing_outputs_need_force(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["map.json"]
     write(paths, {}, force=True)
     assert paths.sidecar.read_text() == "{}\n"
-
-
-@pytest.mark.parametrize("link", [None, os.symlink, os.link])
-def test_an_input_is_never_overwritten_not_even_with_force(tmp_path, link):
-    source = tmp_path / "flair.nii.gz"
-    source.write_bytes(b"scan")
-    out = source
-    if link is not None:
-        out = tmp_path / "map.nii.gz"
-        link(source, out)
-    with pytest.raises(UsageError, match="never overwritten"):
-        check_outputs(output_paths(out), inputs=[source], force=True)
-
-
-def test_an_input_named_like_the_mask_is_never_overwritten(tmp_path):
-    source = tmp_path / "map_mask.nii.gz"
-    source.write_bytes(b"scan")
-    with pytest.raises(UsageError, match="never overwritten"):
-        check_outputs(output_paths(tmp_path / "map.nii.gz"), inputs=[source], force=True)
-
-
-def test_a_missing_folder_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="does not exist") as caught:
-        check_outputs(output_paths(tmp_path / "no" / "map.nii.gz"))
-    assert "mkdir" in caught.value.next_step
-
-
-def test_a_folder_that_cannot_be_written_is_a_usage_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UsageError, match="cannot be written"):
-        check_outputs(output_paths(tmp_path / "map.nii.gz"))
-
-
-def test_an_output_that_is_a_folder_is_a_usage_error(tmp_path):
-    (tmp_path / "map.json").mkdir()
-    with pytest.raises(UsageError, match="is a folder"):
-        check_outputs(output_paths(tmp_path / "map.nii.gz"), force=True)
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
