@@ -70,6 +70,11 @@ class MaskOptions:
         chosen = {name: value for name, value in asdict(self).items() if value is not None}
         return replace(config, **chosen)
 
+    def describe(self) -> dict[str, Any]:
+        """Return what was asked for, as a record holds it; rare choices only where made."""
+        described = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"threshold": "auto", "min_lesion_mm3": "auto"} | described
+
 
 AS_CALIBRATED = MaskOptions()
 

@@ -28,7 +28,7 @@ class Job:
         subject: The files to read.
         outputs: Map, mask and sidecar.
         extras: Kind -> path of what is written beside them, such as "picture"; each kind has a
-            maker in `mmccd_cli.outputs.extras`.
+            place in `mmccd_cli.outputs.extras.EXTRA_OUTPUTS`.
         brain_mask: A brain mask that was given, or None.
         makes_folder: Whether the outputs' folders are made where they are missing.
         sidecar_fields: What the sidecar says beside the record.
@@ -102,19 +102,8 @@ class RunSettings:
             **({} if precision == "auto" else {"precision": precision}),
             "skull_strip": self.skull_strip,
             "space": self.space,
-            **describe_mask_options(self.mask_options),
+            **self.mask_options.describe(),
         }
-
-
-def describe_mask_options(options: MaskOptions) -> dict[str, Any]:
-    """Return what was asked for of the mask; choices that few make are named only when made."""
-    described: dict[str, Any] = {
-        "threshold": "auto" if options.threshold is None else options.threshold,
-        "min_lesion_mm3": "auto" if options.min_lesion_mm3 is None else options.min_lesion_mm3,
-    }
-    rare = ("min_fraction_of_largest", "min_seed_mm3", "fill_holes")
-    chosen = {name: getattr(options, name) for name in rare}
-    return described | {name: value for name, value in chosen.items() if value is not None}
 
 
 def find_all_subjects(

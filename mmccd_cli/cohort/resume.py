@@ -11,7 +11,7 @@ from typing import Any
 from mmccd_cli.anomaly.mask import MASK_SETTINGS
 from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.files import sha256_of_file
-from mmccd_cli.outputs.extras import MAKERS
+from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import MAP_DESCRIPTION, plain
 from mmccd_cli.outputs.record import read_record
 
@@ -70,7 +70,7 @@ def find_earlier(
     )
     if current:
         return Earlier(record, True)
-    remakes = all(not MAKERS[kind].needs_prepared for kind in job.extras)
+    remakes = all(not EXTRA_OUTPUTS[kind].needs_prepared for kind in job.extras)
     if not remakes or (job.extras and now["space"] != "native"):
         return None
     return Earlier(record, False)

@@ -20,10 +20,9 @@ from mmccd_cli.files import refuse_to_overwrite, remove_leftovers
 from mmccd_cli.inputs.nifti import NiftiGrid, make_grid
 from mmccd_cli.inputs.scans import Scans, describe_inputs, name_inputs, read_scans
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.outputs.extras import MAKERS
+from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import (
     encode_images,
-    encode_mask,
     encode_record,
     plain,
     write_outputs,
@@ -35,7 +34,7 @@ from mmccd_cli.outputs.record import (
     describe_ignored,
     describe_result,
 )
-from mmccd_cli.outputs.remask import make_new_mask, with_new_mask
+from mmccd_cli.outputs.remask import remask
 from mmccd_cli.outputs.segmented import SegmentedSubject
 
 if TYPE_CHECKING:
@@ -259,7 +258,7 @@ def prepare_job(
         skull_strip=settings.skull_strip,
         threads=threads or threads_in_all(),
     )
-    shown = any(MAKERS[kind].needs_prepared for kind in job.extras)
+    shown = any(EXTRA_OUTPUTS[kind].needs_prepared for kind in job.extras)
     return Ready(
         job,
         inputs,
@@ -421,22 +420,19 @@ def _redo_mask(
     from mmccd_cli.pipeline import SegmentationResult
 
     began = time.perf_counter()
-    new = make_new_mask(job.outputs.map, earlier.record, settings.mask_options)
-    record = with_new_mask(
-        earlier.record,
-        new,
-        requested=_requested(segmenter, settings),
-        outputs=_names(job),
-    )
+    new = remask(job.targets, {**earlier.record, **job.sidecar_fields}, settings.mask_options)
+    record = new.record
     reference = record["reference"]
     result = SegmentationResult(
         anomaly_map=new.volume.data,
         mask=new.mask,
         brain=new.volume.data > 0,  # the map is positive in all of the brain, and nowhere else
         reference=reference,
-        shown=_reference_scan(job, reference) if job.extras else new.volume,
+        shown=new.volume
+        if set(job.extras) <= set(new.contents)
+        else _reference_scan(job, reference),
         lesions=new.lesions,
-        threshold=new.score.threshold,
+        threshold=record["threshold"],
         settings=record["settings"],
         notes=record["warnings"],
         seconds=record["seconds"],
@@ -450,7 +446,7 @@ def _redo_mask(
         record=record,
         bundle=segmenter.bundle,
     )
-    contents = {job.outputs.mask: encode_mask(job.outputs.mask, new.mask, new.grid)}
+    contents = {job.targets[kind]: made for kind, made in new.contents.items()}
     return _write(job, segmented, contents, {"new_mask": time.perf_counter() - began}, force)
 
 
@@ -470,8 +466,10 @@ def _write(
     record = segmented.record
     record["output_sha256"] = {**record["output_sha256"], **_hashes(job, contents)}
     for kind, path in job.extras.items():
+        if path in contents:
+            continue
         began = time.perf_counter()
-        contents[path] = MAKERS[kind].make(segmented)
+        contents[path] = EXTRA_OUTPUTS[kind].make(segmented)
         seconds[kind] = time.perf_counter() - began
     rounded = {stage: round(value, 3) for stage, value in seconds.items()}
     record = plain({**record, "seconds": {**record["seconds"], **rounded}, **job.sidecar_fields})
@@ -495,7 +493,7 @@ def _names(job: Job) -> dict[str, str]:
 def _hashes(job: Job, contents: Mapping[Path, bytes]) -> dict[str, str]:
     return {
         kind: hashlib.sha256(contents[path]).hexdigest()
-        for kind, path in job.targets.items()
+        for kind, path in (("map", job.outputs.map), ("mask", job.outputs.mask))
         if path in contents
     }
 

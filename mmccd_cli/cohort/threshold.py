@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmccd_cli.anomaly.mask import MASK_SETTINGS, MaskOptions
-from mmccd_cli.cohort.jobs import describe_mask_options
+from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.summary import update_summaries
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.files import refuse_to_overwrite, sha256_of_file
-from mmccd_cli.outputs.bids import BIDS_OUTPUTS, with_mask_anew
+from mmccd_cli.outputs.bids import BIDS_OUTPUTS
 from mmccd_cli.outputs.images import (
     OutputPaths,
-    encode_mask,
     encode_record,
     output_paths,
-    plain,
     write_outputs,
 )
 from mmccd_cli.outputs.record import Outcome, read_record
-from mmccd_cli.outputs.remask import make_new_mask, with_new_mask
+from mmccd_cli.outputs.remask import remask
 
 CORE = ("map", "mask", "sidecar")
 
@@ -109,28 +105,16 @@ def make_mask(
         UsageError: Something would be overwritten, or the disk is full.
     """
     record = _record_of(job)
-    new = make_new_mask(job.map, record, options)
-    contents = {job.mask: encode_mask(job.mask, new.mask, new.grid)}
-    settings = record["settings"]["requested"]
-    kept = {name: value for name, value in settings.items() if name not in MASK_SETTINGS}
     others = _others(job, record)
-    contents |= {others[kind]: made for kind, made in with_mask_anew(others, new).items()}
     files = {"map": job.map, "mask": job.mask, "sidecar": job.sidecar}
     files |= {kind: path for kind, path in others.items() if kind in BIDS_OUTPUTS}
-    outputs = {kind: path.name for kind, path in files.items()}
-    changed = with_new_mask(
-        record, new, requested=kept | describe_mask_options(options), outputs=outputs
-    )
-    changed["output_sha256"] = {
-        **record["output_sha256"],
-        "mask": hashlib.sha256(contents[job.mask]).hexdigest(),
-    }
-    changed = plain(changed)
-    contents[job.sidecar] = encode_record(changed)
+    new = remask(files, record, options)
+    contents = {files[kind]: made for kind, made in new.contents.items()}
+    contents[job.sidecar] = encode_record(new.record)
     write_outputs(contents, inputs=job.inputs, force=force)
     if job.in_place:
-        update_summaries(job.map.parent, Outcome(changed["subject"], "done", changed))
-    return changed, [path.name for kind, path in others.items() if kind not in files]
+        update_summaries(job.map.parent, Outcome(new.record["subject"], "done", new.record))
+    return new.record, [path.name for kind, path in others.items() if kind not in files]
 
 
 def _others(job: MaskJob, record: dict[str, Any]) -> dict[str, Path]:

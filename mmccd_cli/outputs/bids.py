@@ -8,9 +8,10 @@ lesions numbered, whose table lists them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,6 @@ from mmccd_cli.anomaly.components import label_components
 from mmccd_cli.anomaly.mask import Lesion
 from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti
-from mmccd_cli.outputs.remask import NewMask
-
-if TYPE_CHECKING:
-    from mmccd_cli.outputs.segmented import SegmentedSubject
 
 DESCRIPTIONS = {
     "anomaly": "How anomalous a voxel is, from 0 to 1; 0.5 is the threshold of the scan.",
@@ -39,40 +36,63 @@ _COLUMNS = {
 }
 
 
-def mask_sidecar(segmented: SegmentedSubject) -> bytes:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BidsMask:
+    """A mask, and what the files of BIDS that show it say of it.
+
+    Attributes:
+        map: File of the anomaly map.
+        mask: File of the mask.
+        voxels: (I, J, K) bool.
+        lesions: Its components, the largest first.
+        grid: The grid of both.
+        threshold: Value of the map above which a voxel belongs to the mask.
+        spatial_reference: BIDS URI of the scan whose grid it is.
+    """
+
+    map: Path
+    mask: Path
+    voxels: NDArray[np.bool_]
+    lesions: Sequence[Lesion]
+    grid: NiftiGrid
+    threshold: float
+    spatial_reference: str
+
+
+def mask_sidecar(shown: BidsMask) -> bytes:
     """Return the sidecar of the mask."""
     content = {
         "Description": DESCRIPTIONS["mmccd"],
         "Type": "Lesion",
-        "Sources": [_own_uri(segmented.outputs.map)],
-        "SpatialReference": segmented.sidecar_fields["SpatialReference"],
+        "Sources": [_own_uri(shown.map)],
+        "SpatialReference": shown.spatial_reference,
         "Manual": False,
-        "Threshold": segmented.result.threshold,
+        "Threshold": shown.threshold,
     }
     return encode_json(content)
 
 
-def lesions_image(mask: NDArray[np.bool_], grid: NiftiGrid) -> bytes:
-    """Return a mask with its lesions numbered as in the table, as NIfTI."""
-    labels, voxels, _ = label_components(mask)
+def lesions_image(shown: BidsMask) -> bytes:
+    """Return the mask with its lesions numbered as in the table, as NIfTI."""
+    labels, voxels, _ = label_components(shown.voxels)
     number = np.zeros(len(voxels) + 1, np.uint16)
     number[1 + np.argsort(-voxels, kind="stable")] = np.arange(1, len(voxels) + 1)
     return encode_nifti(
-        number[labels], grid, compress=True, intent="label", description="mmccd lesions"
+        number[labels], shown.grid, compress=True, intent="label", description="mmccd lesions"
     )
 
 
-def lesion_table(lesions: Iterable[Lesion]) -> bytes:
+def lesion_table(shown: BidsMask) -> bytes:
     """Return the table of the numbered lesions."""
     lines = ["\t".join(("index", "name", *_COLUMNS))]
-    for lesion in lesions:
+    for lesion in shown.lesions:
         numbers = (lesion.volume_ml, lesion.peak, lesion.mean, *lesion.centroid_ras_mm)
         written = (f"{number:.6g}" for number in numbers)
         lines.append("\t".join((str(lesion.id), f"lesion {lesion.id}", *written)))
     return ("\n".join(lines) + "\n").encode()
 
 
-def lesions_sidecar(segmented: SegmentedSubject) -> bytes:
+def lesions_sidecar(shown: BidsMask) -> bytes:
     """Return the sidecar of the numbered lesions, which also explains the columns of the table."""
     columns = {
         name: {"Description": text} | ({"Units": unit} if unit else {})
@@ -80,50 +100,27 @@ def lesions_sidecar(segmented: SegmentedSubject) -> bytes:
     }
     content = {
         "Description": DESCRIPTIONS["lesions"],
-        "Sources": [_own_uri(segmented.outputs.mask)],
-        "SpatialReference": segmented.sidecar_fields["SpatialReference"],
+        "Sources": [_own_uri(shown.mask)],
+        "SpatialReference": shown.spatial_reference,
         "Manual": False,
         **columns,
     }
     return encode_json(content)
 
 
-BIDS_OUTPUTS: dict[str, Callable[[SegmentedSubject], bytes]] = {
+BIDS_OUTPUTS: dict[str, Callable[[BidsMask], bytes]] = {
     "mask_sidecar": mask_sidecar,
-    "lesions": lambda segmented: lesions_image(segmented.result.mask, segmented.grid),
-    "lesion_table": lambda segmented: lesion_table(segmented.result.lesions),
+    "lesions": lesions_image,
+    "lesion_table": lesion_table,
     "lesions_sidecar": lesions_sidecar,
 }
-"""Kind of output -> what makes it; see `mmccd_cli.outputs.extras`."""
-
-
-def with_mask_anew(files: Mapping[str, Path], new: NewMask) -> dict[str, bytes]:
-    """Make again what shows a mask, for one that was made anew from its map.
-
-    Args:
-        files: Kind of output -> file, of everything that was written for the map.
-        new: The new mask.
-
-    Returns:
-        Kind -> content, of those of `BIDS_OUTPUTS` that change: the lesions' sidecar says nothing
-        of the mask.
-    """
-    made: dict[str, bytes] = {}
-    if "mask_sidecar" in files:
-        sidecar = {**read_json(files["mask_sidecar"]), "Threshold": new.score.threshold}
-        made["mask_sidecar"] = encode_json(sidecar)
-    if "lesions" in files:
-        made["lesions"] = lesions_image(new.mask, new.grid)
-    if "lesion_table" in files:
-        made["lesion_table"] = lesion_table(new.lesions)
-    return made
+"""Kind of output -> what makes it, for a new result and for a new mask alike."""
 
 
 def _own_uri(path: Path) -> str:
-    """Return the BIDS URI of one of our outputs."""
+    """Return the BIDS URI of one of our outputs; its name where it lies in no data set."""
     root = bids_root(path.parent)
-    assert root is not None  # the plan of the job named it
-    return f"bids::{path.relative_to(root).as_posix()}"
+    return path.name if root is None else f"bids::{path.relative_to(root).as_posix()}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

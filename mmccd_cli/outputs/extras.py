@@ -1,21 +1,18 @@
-"""What can be written beside map, mask and sidecar: one maker for each kind of extra output."""
+"""What can be written beside map, mask and sidecar: one entry for each kind of extra output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from mmccd_cli.outputs.bids import BIDS_OUTPUTS
+from mmccd_cli.outputs.bids import BIDS_OUTPUTS, BidsMask
 from mmccd_cli.outputs.segmented import SegmentedSubject
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
-class Maker:
+class ExtraOutput:
     """How one kind of extra output is made.
 
     Attributes:
@@ -48,6 +45,20 @@ def _report(segmented: SegmentedSubject) -> bytes:
     return subject_report(segmented.result, volumes, segmented.bundle.template, segmented.record)
 
 
+def _bids(make: Callable[[BidsMask], bytes], segmented: SegmentedSubject) -> bytes:
+    result = segmented.result
+    shown = BidsMask(
+        map=segmented.outputs.map,
+        mask=segmented.outputs.mask,
+        voxels=result.mask,
+        lesions=result.lesions,
+        grid=segmented.grid,
+        threshold=result.threshold,
+        spatial_reference=segmented.sidecar_fields["SpatialReference"],
+    )
+    return make(shown)
+
+
 def _dicom(segmented: SegmentedSubject, kind: Literal["mask", "map"]) -> bytes:
     from mmccd_cli.outputs.dicom_seg import Origin, encode_segmentation
 
@@ -63,10 +74,10 @@ def _dicom(segmented: SegmentedSubject, kind: Literal["mask", "map"]) -> bytes:
     return encode_segmentation(stack, values, origin, kind=kind)
 
 
-MAKERS: dict[str, Maker] = {
-    "picture": Maker(_picture),
-    "report": Maker(_report, needs_prepared=True),
-    **{kind: Maker(make) for kind, make in BIDS_OUTPUTS.items()},
-    "dicom_seg": Maker(partial(_dicom, kind="mask")),
-    "dicom_map": Maker(partial(_dicom, kind="map")),
+EXTRA_OUTPUTS: dict[str, ExtraOutput] = {
+    "picture": ExtraOutput(_picture),
+    "report": ExtraOutput(_report, needs_prepared=True),
+    **{kind: ExtraOutput(partial(_bids, make)) for kind, make in BIDS_OUTPUTS.items()},
+    "dicom_seg": ExtraOutput(partial(_dicom, kind="mask")),
+    "dicom_map": ExtraOutput(partial(_dicom, kind="map")),
 }

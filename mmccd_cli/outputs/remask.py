@@ -1,7 +1,12 @@
-"""A new mask from a map that is there, and the record that goes with it; no network needed."""
+"""A new mask from a map that is there, with all files and the record that go with it.
+
+Neither networks nor scans are needed: the mask is a function of the map as it was written and of
+its record. `mmccd threshold` and `--resume` both make it here, so that both write the same bytes.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli import __version__
-from mmccd_cli.anomaly.mask import Lesion, MaskOptions, mask_and_lesions
+from mmccd_cli.anomaly.mask import MASK_SETTINGS, Lesion, MaskOptions, mask_and_lesions
 from mmccd_cli.config import ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.outputs.images import plain
+from mmccd_cli.outputs.bids import BIDS_OUTPUTS, BidsMask
+from mmccd_cli.outputs.images import encode_mask, plain
 
 _OLDER_MAP = "The map was made by mmccd"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class NewMask:
     """A mask that was made from a map that is there.
 
@@ -30,61 +36,81 @@ class NewMask:
         grid: Its grid.
         mask: (I, J, K) bool.
         lesions: Its components, the largest first.
-        score: The score's settings with the choices that it was made with.
+        contents: Kind of output -> bytes, of the mask and of the files of BIDS that show it.
+        record: The new record, with the hash of the mask.
     """
 
     volume: Volume
     grid: NiftiGrid
     mask: NDArray[np.bool_]
     lesions: list[Lesion]
-    score: ScoreConfig
+    contents: dict[str, bytes]
+    record: dict[str, Any]
 
 
-def make_new_mask(path: Path, record: Mapping[str, Any], options: MaskOptions) -> NewMask:
-    """Make the mask of a map anew.
+def remask(outputs: Mapping[str, Path], record: Mapping[str, Any], options: MaskOptions) -> NewMask:
+    """Make the mask of a map anew, and what follows from it; nothing is written.
 
     Args:
-        path: The map.
-        record: Its record.
-        options: Threshold and cleaning.
+        outputs: Kind of output -> file: "map", which is read, "mask", "sidecar", and all else that
+            the new record is to name.
+        record: The record of the map; see `mmccd_cli.outputs.record`.
+        options: Threshold and cleaning; what is None is as calibrated.
 
     Raises:
         DataError: The map cannot be read, or the record lacks what is needed.
     """
-    volume, grid = read_nifti(path, allow_constant=True)
+    volume, grid = read_nifti(outputs["map"], allow_constant=True)
     scan_threshold, score = score_of_record(record, options)
     mask, lesions = mask_and_lesions(
         volume.data, score, affine=volume.affine, scan_threshold=scan_threshold
     )
-    return NewMask(volume, grid, mask, lesions, score)
-
-
-def with_new_mask(
-    record: Mapping[str, Any],
-    new: NewMask,
-    *,
-    requested: Mapping[str, Any],
-    outputs: Mapping[str, str],
-) -> dict[str, Any]:
-    """Return the record of a result whose mask was made anew from its map."""
-    made_by = record["versions"]["mmccd"]
-    notes = [note for note in record["warnings"] if not note.startswith(_OLDER_MAP)]
-    if made_by != __version__:
-        notes.append(f"{_OLDER_MAP} {made_by}; its mask was made anew by {__version__}.")
-    volume = sum(lesion.volume_ml for lesion in new.lesions)
-    return {
+    contents = {"mask": encode_mask(outputs["mask"], mask, grid)}
+    if of_bids := [kind for kind in outputs if kind in BIDS_OUTPUTS]:
+        shown = BidsMask(
+            map=outputs["map"],
+            mask=outputs["mask"],
+            voxels=mask,
+            lesions=lesions,
+            grid=grid,
+            threshold=score.threshold,
+            spatial_reference=record["SpatialReference"],
+        )
+        contents |= {kind: BIDS_OUTPUTS[kind](shown) for kind in of_bids}
+    hashes = {"mask": hashlib.sha256(contents["mask"]).hexdigest()}
+    asked = record["settings"]["requested"]
+    kept = {name: value for name, value in asked.items() if name not in MASK_SETTINGS}
+    changed = {
         **record,
-        "lesion_volume_ml": round(volume, 6),
-        "threshold": new.score.threshold,
-        "lesions": plain(new.lesions),
-        "outputs": dict(outputs),
+        "lesion_volume_ml": round(sum(lesion.volume_ml for lesion in lesions), 6),
+        "threshold": score.threshold,
+        "lesions": lesions,
+        "outputs": {kind: path.name for kind, path in outputs.items()},
+        "output_sha256": {**record["output_sha256"], **hashes},
         "settings": {
             **record["settings"],
-            "score": to_dict(new.score),
-            "requested": plain(requested),
+            "score": to_dict(score),
+            "requested": kept | options.describe(),
         },
-        "warnings": notes,
+        "warnings": _warnings(record),
     }
+    return NewMask(
+        volume=volume,
+        grid=grid,
+        mask=mask,
+        lesions=lesions,
+        contents=contents,
+        record=plain(changed),
+    )
+
+
+def _warnings(record: Mapping[str, Any]) -> list[str]:
+    """Return a record's warnings, with one more where another version made its map."""
+    made_by = record["versions"]["mmccd"]
+    warnings = [text for text in record["warnings"] if not text.startswith(_OLDER_MAP)]
+    if made_by != __version__:
+        warnings.append(f"{_OLDER_MAP} {made_by}; its mask was made anew by {__version__}.")
+    return warnings
 
 
 def score_of_record(record: Mapping[str, Any], options: MaskOptions) -> tuple[float, ScoreConfig]:
