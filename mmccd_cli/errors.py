@@ -63,6 +63,35 @@ class SomeSubjectsFailed(MmccdError):
     exit_code = 6
 
 
+def as_mmccd_error(error: Exception) -> MmccdError:
+    """Turn any exception into one that has a sentence for people and an exit code."""
+    if isinstance(error, MmccdError):
+        return error
+    known = _translated(error)
+    known.__cause__ = error
+    return known
+
+
+def _translated(error: Exception) -> MmccdError:
+    if isinstance(error, MemoryError):
+        return ComputeError(
+            "The memory of this computer does not suffice.",
+            cause="Other programs occupy it, or an image is very large.",
+            next_step="Close other programs, or use a computer with more memory.",
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return DataError(
+            f"{error.filename} cannot be used: {error.strerror}.",
+            next_step="Check that it exists and that its permissions allow it.",
+        )
+    said = " ".join(str(error).split())
+    return MmccdError(
+        f"Unexpected {type(error).__name__}{': ' + said if said else ''}",
+        cause="This is a bug in mmccd.",
+        next_step="Run again with -vv for the traceback, and report it.",
+    )
+
+
 def unreadable(path: Path, error: OSError) -> DataError:
     """The error for an input that the system does not let us read."""
     return DataError(

@@ -8,8 +8,8 @@ equals, voxel by voxel, the one of a new run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,16 +54,10 @@ class MaskOptions:
     Attributes:
         threshold: Value of the map above which a voxel belongs to the mask.
         min_lesion_mm3: Smallest lesion.
-        min_fraction_of_largest: Share of the largest lesion's volume that a lesion needs.
-        min_seed_mm3: Volume over which a lesion must exceed the seeds' threshold; 0 for no seeds.
-        fill_holes: "none", "volume" or "planes"; see `mmccd_cli.config.ScoreConfig`.
     """
 
     threshold: float | None = None
     min_lesion_mm3: float | None = None
-    min_fraction_of_largest: float | None = None
-    min_seed_mm3: float | None = None
-    fill_holes: Literal["none", "volume", "planes"] | None = None
 
     def applied_to(self, config: ScoreConfig) -> ScoreConfig:
         """Return a score's settings with the user's choices in it."""
@@ -71,19 +65,24 @@ class MaskOptions:
         return replace(config, **chosen)
 
     def describe(self) -> dict[str, Any]:
-        """Return what was asked for, as a record holds it; rare choices only where made."""
-        described = {name: value for name, value in asdict(self).items() if value is not None}
-        return {"threshold": "auto", "min_lesion_mm3": "auto"} | described
+        """Return what was asked for, as a record holds it; "auto" is as calibrated."""
+        return {name: "auto" if value is None else value for name, value in asdict(self).items()}
 
 
 AS_CALIBRATED = MaskOptions()
 
-MASK_SETTINGS = tuple(field.name for field in fields(MaskOptions))
+MASK_SETTINGS = (
+    "threshold",
+    "min_lesion_mm3",
+    "min_fraction_of_largest",
+    "min_seed_mm3",
+    "fill_holes",
+)
 """What of a score's settings changes the mask and not the map."""
 
 
 def mask_settings(config: ScoreConfig) -> dict[str, Any]:
-    """Return the part of a score's settings that `MaskOptions` can change."""
+    """Return the part of a score's settings that changes the mask and not the map."""
     return {name: getattr(config, name) for name in MASK_SETTINGS}
 
 

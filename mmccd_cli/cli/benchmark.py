@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmccd_cli.cli import options
-from mmccd_cli.cli.console import Console, command
-from mmccd_cli.cli.loading import Loading
+from mmccd_cli.cli.command import command
+from mmccd_cli.cli.console import JsonConsole
 
 if TYPE_CHECKING:
     from mmccd_cli.evaluation.benchmark import BenchmarkResult, Workplace
@@ -21,6 +21,7 @@ _LABEL, _CELL = 42, 11
 
 @command
 def benchmark(
+    *,
     subject: Annotated[
         Path | None,
         typer.Argument(
@@ -37,43 +38,25 @@ def benchmark(
             "and multiplied.",
         ),
     ] = 180.0,
-    weights: options.Weights = None,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    device: options.Device = "auto",
-    batch_size: options.BatchSize = "auto",
-    threads: options.Threads = "auto",
-    precision: options.Precision = "auto",
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    model: options.ModelOptions,
+    console: JsonConsole,
 ) -> None:
     """Measure what fast, balanced and paper cost on this machine, beside what they must cost."""
-    console = Console(-1 if quiet else verbose)
-    loading = Loading(
-        weights,
-        offline,
-        device,
-        batch_size,
-        threads,
-        cache_dir=cache_dir,
-        precision=precision,
-    )
-    with console.computing(), tempfile.TemporaryDirectory(prefix="mmccd-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mmccd-") as folder:
         from mmccd_cli.evaluation.benchmark import run_benchmark
         from mmccd_cli.outputs.images import to_json
 
-        place = _workplace(subject, loading, Path(folder))
+        place = _workplace(subject, model, Path(folder))
         with console.progress() as progress:
             result = run_benchmark(place, budget_s=budget, report=progress.begin)
-        if as_json:
+        if console.as_json:
             console.result(to_json(_record(result)))
         else:
             for line in table(result):
                 console.result(line)
 
 
-def _workplace(subject: Path | None, loading: Loading, folder: Path) -> Workplace:
+def _workplace(subject: Path | None, model: options.ModelOptions, folder: Path) -> Workplace:
     from mmccd_cli.cohort.demo import plan_demo, write_scans
     from mmccd_cli.evaluation.benchmark import Workplace
     from mmccd_cli.inputs.subjects import find_subject
@@ -82,28 +65,28 @@ def _workplace(subject: Path | None, loading: Loading, folder: Path) -> Workplac
         files = plan_demo(folder)
         write_scans(files)
         subject = files.scans["FLAIR"].parent
-    segmenter = loading.load()
+    segmenter = model.load()
     return Workplace(
         subject=find_subject(subject),
         bundle=segmenter.bundle,
         device=segmenter.device,
         precision=segmenter.precision,
-        arguments=[str(subject), *_arguments(loading, segmenter.bundle.folder)],
+        arguments=[str(subject), *_arguments(model, segmenter.bundle.folder)],
         folder=folder,
-        batch_size=options.parse_count(loading.batch_size, "--batch-size"),
+        batch_size=model.batch_size,
     )
 
 
-def _arguments(loading: Loading, bundle: Path) -> list[str]:
+def _arguments(model: options.ModelOptions, bundle: Path) -> list[str]:
     """Options of `mmccd segment` with which it does what is measured here."""
     given = {
         "--weights": str(bundle),
-        "--device": loading.device,
-        "--batch-size": loading.batch_size,
-        "--threads": loading.threads,
-        "--precision": loading.precision,
+        "--device": model.device,
+        "--batch-size": model.batch_size or "auto",
+        "--threads": model.threads or "auto",
+        "--precision": model.precision,
     }
-    return ["--offline", *(text for pair in given.items() for text in pair)]
+    return ["--offline", *(str(text) for pair in given.items() for text in pair)]
 
 
 def _record(result: BenchmarkResult) -> dict[str, Any]:

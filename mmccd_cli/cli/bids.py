@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
 from mmccd_cli.cli import options
-from mmccd_cli.cli.console import Console, command
-from mmccd_cli.cli.loading import Loading
+from mmccd_cli.cli.command import command
+from mmccd_cli.cli.console import Console, JsonConsole
 from mmccd_cli.cli.planning import choose_shard
 from mmccd_cli.cli.running import Run
 from mmccd_cli.errors import DataError, UsageError
@@ -47,10 +48,11 @@ def repeat_options(words: Sequence[str], names: Sequence[str]) -> list[str]:
 
 @command
 def bids(
+    *,
     bids_dir: Annotated[Path, typer.Argument(help="Root of the BIDS data set.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Root of the derivatives.")],
     level: Annotated[
-        str,
+        Literal["participant", "group"],
         typer.Argument(
             metavar="participant|group",
             help="participant segments; group writes summary.tsv of all that is there.",
@@ -116,16 +118,9 @@ def bids(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
-    force: options.Force = False,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Keep results with the same inputs, weights and settings."),
-    ] = False,
-    dry_run: options.DryRun = False,
-    preset: options.Preset = None,
-    seed: options.Seed = None,
-    threshold: options.Threshold = "auto",
-    min_lesion: options.MinLesion = "auto",
+    policy: options.RunPolicy,
+    sampling: options.SamplingOptions,
+    mask: options.MaskChoice,
     skull_strip: Annotated[
         str,
         typer.Option(
@@ -134,66 +129,40 @@ def bids(
             rich_help_panel=options.METHOD,
         ),
     ] = "auto",
-    weights: options.Weights = None,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    device: options.Device = "auto",
-    batch_size: options.BatchSize = "auto",
-    threads: options.Threads = "auto",
-    precision: options.Precision = "auto",
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    model: options.ModelOptions,
+    console: JsonConsole,
 ) -> None:
     """Segment a BIDS data set; the results are a BIDS derivative data set."""
-    console = Console(-1 if quiet else verbose)
-    if level not in ("participant", "group"):
+    strip, brain_mask = options.parse_skull_strip(skull_strip)
+    if brain_mask is not None:
         raise UsageError(
-            f"The analysis level {level} is not known.", next_step="Use participant or group."
-        )
-    strip, mask = options.parse_skull_strip(skull_strip)
-    if mask is not None:
-        raise UsageError(
-            f"{mask} is one brain mask, and a data set has many subjects.",
+            f"{brain_mask} is one brain mask, and a data set has many subjects.",
             next_step="Use mmccd segment --skull-strip MASK --bids-out DIR, one by one.",
         )
-    loading = Loading(
-        weights,
-        offline,
-        device,
-        batch_size,
-        threads,
-        preset,
-        sampling={"seed": seed},
-        cache_dir=cache_dir,
-        precision=precision,
-    )
-    with console.computing():
-        if level == "group":
-            _summarise(out, console)
-            return
-        from mmccd_cli.cohort.derivatives import write_root
-        from mmccd_cli.cohort.jobs import RunSettings
-        from mmccd_cli.inputs.bids import BidsFilter, read_filter
+    if level == "group":
+        _summarise(out, console)
+        return
+    from mmccd_cli.cohort.derivatives import write_root
+    from mmccd_cli.cohort.jobs import RunSettings
+    from mmccd_cli.inputs.bids import BidsFilter, read_filter
 
-        queries = read_filter(bids_filter_file) if bids_filter_file else {}
-        participants, sessions = tuple(participant_label or ()), tuple(session_id or ())
-        wanted = BidsFilter(participants=participants, sessions=sessions, run=run, queries=queries)
-        share = "off" if shard == "auto" and participants else shard
-        extras = {"picture": "anomaly.png"} if picture else {}
-        extras |= {"report": "report.html"} if report else {}
-        jobs, failures = _plan(bids_dir, out, wanted, share, extras, console)
-        settings = RunSettings(
-            options.parse_threshold(threshold), options.parse_volume_mm3(min_lesion), strip
-        )
-        running = Run(console, jobs, settings, loading, force, resume, as_json, many=True)
-        running.check()
-        if dry_run:
-            running.show_plan(failures)
-            return
-        if jobs:
-            write_root(out, [job.subject for job in jobs])
-        running.execute(failures)
+    queries = read_filter(bids_filter_file) if bids_filter_file else {}
+    participants, sessions = tuple(participant_label or ()), tuple(session_id or ())
+    wanted = BidsFilter(participants=participants, sessions=sessions, run=run, queries=queries)
+    share = "off" if shard == "auto" and participants else shard
+    extras = {"picture": "anomaly.png"} if picture else {}
+    extras |= {"report": "report.html"} if report else {}
+    jobs, failures = _plan(bids_dir, out, wanted, share, extras, console)
+    settings = RunSettings(mask.threshold, mask.min_lesion, strip)
+    load = partial(model.load, **sampling.describe())
+    running = Run(console, jobs, settings, load, policy.force, policy.resume, many=True)
+    running.check()
+    if policy.dry_run:
+        running.show_plan(failures)
+        return
+    if jobs:
+        write_root(out, [job.subject for job in jobs])
+    running.execute(failures)
 
 
 def register(app: typer.Typer) -> None:

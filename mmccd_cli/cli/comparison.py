@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmccd_cli.cli import options
-from mmccd_cli.cli.console import Console, Progress, command
+from mmccd_cli.cli.command import command
+from mmccd_cli.cli.console import Console, Progress
 from mmccd_cli.errors import UsageError
 from mmccd_cli.files import refuse_to_overwrite
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 @command
 def train_comparison(
+    *,
     prepared: Annotated[Path, typer.Option(help="Slices from `prepare`.", show_default=False)],
     out: Annotated[Path, typer.Option(help="Folder for the models, one folder each.")] = Path(
         "comparison"
@@ -45,21 +47,16 @@ def train_comparison(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed.", show_default=False)] = None,
     device: options.Device = "auto",
-    threads: options.Threads = "auto",
+    threads: options.Threads = None,
     force: options.Force = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    console: Console,
 ) -> None:
     """Train the published comparison (AE, VAE, DAE, DDPM) for `mmccd evaluate --comparison`."""
-    console = Console(-1 if quiet else verbose)
-    with console.computing(), console.progress() as progress:
-        import torch
-
+    with console.progress() as progress:
         from mmccd_cli.evaluation.comparison.files import INDEX
         from mmccd_cli.training.networks import make_runtime
-        from mmccd_cli.translation.devices import available_threads
 
-        torch.set_num_threads(options.parse_count(threads, "--threads") or available_threads())
+        options.use_threads(threads)
         wanted = _wanted(prepared, kind, modality)
         refuse_to_overwrite(
             [out / config.name / INDEX for config in wanted],

@@ -1,37 +1,50 @@
-"""What the user sees: messages and progress on stderr, records on stdout, errors as exit codes."""
+"""What the user sees: messages and progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
-from mmccd_cli.errors import ComputeError, DataError, MmccdError
+from mmccd_cli.errors import MmccdError
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-INTERRUPTED = 130
-READER_GONE = 141
-"""What a shell reports of a program that wrote to a closed pipe."""
+MESSAGES = "Messages"
 
 
+@dataclass
 class Console:
-    """Messages of one command.
+    """Messages of one command, and the options that say how many there are.
 
     Args:
-        verbosity: -1 errors only, 0 results and warnings, 1 also details, 2 also tracebacks.
+        quiet: Whether only errors are shown.
+        verbose: 0 for results and warnings, 1 also for details, 2 also for tracebacks.
     """
 
-    def __init__(self, verbosity: int = 0) -> None:
-        self.verbosity = verbosity
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", metavar="", help="Only errors.", rich_help_panel=MESSAGES),
+    ] = False
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose",
+            "-v",
+            count=True,
+            metavar="",
+            help="More details; -vv with tracebacks.",
+            show_default=False,
+            rich_help_panel=MESSAGES,
+        ),
+    ] = 0
+
+    def __post_init__(self) -> None:
+        self.verbosity = -1 if self.quiet else self.verbose
         self._stdout = sys.stdout
         self._bar: Any = None
 
@@ -111,6 +124,25 @@ class Console:
             typer.echo(text, err=True)
 
 
+@dataclass
+class JsonConsole(Console):
+    """Messages of a command whose results can be had as JSON, too.
+
+    Args:
+        as_json: Whether results go to stdout as JSON.
+    """
+
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            metavar="",
+            help="Print the results to stdout as JSON: of subjects, one record a line.",
+            rich_help_panel=MESSAGES,
+        ),
+    ] = False
+
+
 class Progress:
     """One bar that is reused from step to step.
 
@@ -131,68 +163,3 @@ class Progress:
         """Show that so much of the step is done."""
         if self._bar:
             self._bar.update(self._task, completed=done, total=total)
-
-
-def command(function: Callable[P, R]) -> Callable[P, R]:
-    """Turn every exception of a command into a message on stderr and an exit code.
-
-    The command's options `quiet` and `verbose`, where it has them, say how much is shown.
-    """
-
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except typer.Exit:
-            raise
-        except BrokenPipeError:
-            _abandon_stdout()
-            raise typer.Exit(READER_GONE) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            known = as_mmccd_error(error)
-            Console(_verbosity(kwargs)).error(known)
-            raise typer.Exit(known.exit_code) from None
-
-    return run
-
-
-def as_mmccd_error(error: Exception) -> MmccdError:
-    """Turn any exception into one that has a sentence for people and an exit code."""
-    if isinstance(error, MmccdError):
-        return error
-    known = _translated(error)
-    known.__cause__ = error
-    return known
-
-
-def _translated(error: Exception) -> MmccdError:
-    if isinstance(error, MemoryError):
-        return ComputeError(
-            "The memory of this computer does not suffice.",
-            cause="Other programs occupy it, or an image is very large.",
-            next_step="Close other programs, or use a computer with more memory.",
-        )
-    if isinstance(error, OSError) and error.filename is not None:
-        return DataError(
-            f"{error.filename} cannot be used: {error.strerror}.",
-            next_step="Check that it exists and that its permissions allow it.",
-        )
-    said = " ".join(str(error).split())
-    return MmccdError(
-        f"Unexpected {type(error).__name__}{': ' + said if said else ''}",
-        cause="This is a bug in mmccd.",
-        next_step="Run again with -vv for the traceback, and report it.",
-    )
-
-
-def _verbosity(options: dict[str, Any]) -> int:
-    return -1 if options.get("quiet") else int(options.get("verbose") or 0)
-
-
-def _abandon_stdout() -> None:
-    """Let the interpreter's last flush go nowhere instead of failing on the closed pipe."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

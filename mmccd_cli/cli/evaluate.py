@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmccd_cli.cli import options
-from mmccd_cli.cli.console import Console, Progress, command
+from mmccd_cli.cli.command import command
+from mmccd_cli.cli.console import Console, Progress
 from mmccd_cli.cli.evaluation_report import show_tables
-from mmccd_cli.cli.loading import Loading
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.files import refuse_to_overwrite
 
@@ -31,6 +31,7 @@ SUBJECTS = "Subjects"
 
 @command
 def evaluate(
+    *,
     data_dir: Annotated[Path, typer.Argument(help="Folder of subjects with segmentations.")],
     out: Annotated[
         Path | None,
@@ -131,45 +132,37 @@ def evaluate(
             rich_help_panel=COMPARED,
         ),
     ] = "shipped",
-    weights: options.Weights = None,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
+    model: options.ModelOptions,
     preset: options.Preset = None,
-    device: options.Device = "auto",
-    batch_size: options.BatchSize = "auto",
-    threads: options.Threads = "auto",
     force: options.Force = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    console: Console,
 ) -> None:
     """Score the masks, as they are written, against reference segmentations.
 
     Both masks empty counts as perfect, one of them empty as a complete miss (overlaps 0, distances
     the diagonal of the volume). Intervals are bootstrapped over subjects.
     """
-    console = Console(-1 if quiet else verbose)
     _check_choice("--protocol", protocol, PROTOCOLS)
     for word in comparison_residual or ():
         _check_choice("--comparison-residual", word, RESIDUALS)
     if out is not None:
         refuse_to_overwrite([out, summary_path(out)], force=force)
-    if folds is not None and (
-        split or healthy or comparison or weights or constants_from != "shipped"
-    ):
+    named = model.weights is not None or constants_from != "shipped"
+    if folds is not None and (split or healthy or comparison or named):
         raise UsageError(
             "--folds says itself which weights score which subjects.",
             next_step="Leave out --split, --healthy, --weights, --comparison and --constants-from.",
         )
-    loading = Loading(weights, offline, device, batch_size, threads, preset, cache_dir=cache_dir)
     compared = _Compared(
-        loading,
+        model,
+        preset,
         method or ["mmccd", "cyclic-unet"],
         [_modality_set(text) for text in modalities or ["all", "FLAIR", "T2w", "T1w"]],
         thresholds,
         comparison or [],
         comparison_residual or ["signed"],
     )
-    with console.computing(), console.progress() as progress:
+    with console.progress() as progress:
         chosen = _Subjects(data_dir, split, on, healthy)
         if folds is not None:
             plan = _plan_folds(folds, chosen, compared, progress)
@@ -201,7 +194,8 @@ class _Plan:
 class _Compared:
     """What the options ask to compare."""
 
-    loading: Loading
+    model: options.ModelOptions
+    preset: str | None
     names: list[str]
     sets: list[tuple[str, ...] | None]
     thresholds: bool
@@ -218,7 +212,7 @@ class _Compared:
         for name in self.names:
             if name == "none":
                 continue
-            segmenter = replace(self.loading, method=name, weights=weights).load()
+            segmenter = replace(self.model, weights=weights).load(preset=self.preset, method=name)
             for chosen in self.sets:
                 label = "+".join(chosen) if chosen else "all"
                 methods.append(BundleMethod(f"{name} ({label})", segmenter, chosen))
@@ -237,7 +231,7 @@ class _Compared:
         scorers: list[Scorer] = []
         if self.thresholds:
             scorers += [IntensityScorer(baseline) for baseline in BASELINES.values()]
-        device = choose_device(self.loading.device)
+        device = choose_device(self.model.device)
         for folder in (one for given in self.comparison for one in find_comparison_models(given)):
             trained = load_comparison_model(folder)
             scorers += [
@@ -328,7 +322,7 @@ def _plan(
     """One set of weights for all subjects."""
     scored, scorers = subjects.scored(), compared.scorers()
     constants = _constants(subjects, scored, scorers, constants_from, progress)
-    methods = [*compared.bundle_methods(compared.loading.weights), *constants.methods(scorers)]
+    methods = [*compared.bundle_methods(compared.model.weights), *constants.methods(scorers)]
     about = {
         "constants_source": constants.source,
         "constants_subjects": sorted(constants.subjects),

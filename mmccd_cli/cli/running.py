@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from mmccd_cli import __version__
-from mmccd_cli.cli.console import Console, Progress, as_mmccd_error
-from mmccd_cli.cli.loading import Loading
-from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError
+from mmccd_cli.cli.console import JsonConsole, Progress
+from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError, as_mmccd_error
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort.jobs import Job, RunSettings
@@ -31,21 +30,19 @@ class Run:
         console: Where messages go.
         jobs: What is to be done.
         settings: What was asked for.
-        loading: How to get the weights.
+        load: Loads the weights.
         force: Whether existing outputs are overwritten.
         resume: Whether results that are up to date are kept.
-        as_json: Whether records go to stdout.
         many: Whether one subject's failure is reported instead of raised.
         workers: Subjects that are prepared ahead; None chooses.
     """
 
-    console: Console
+    console: JsonConsole
     jobs: list[Job]
     settings: RunSettings
-    loading: Loading
+    load: Callable[[], Pipeline]
     force: bool
     resume: bool
-    as_json: bool
     many: bool
     workers: int | None = None
     summary: Summary | None = field(default=None, init=False)
@@ -119,7 +116,7 @@ class Run:
     def _load(self) -> Pipeline:
         from mmccd_cli.translation.devices import describe_device
 
-        segmenter = self.loading.load()
+        segmenter = self.load()
         weights, device = segmenter.bundle.config, describe_device(segmenter.device)
         method = segmenter.sampling.method
         self.console.info(f"{weights.name} {weights.version}, {method}, on {device}")
@@ -156,7 +153,7 @@ class Run:
         if outcome.error is not None:
             self._report_failure(outcome.name, as_mmccd_error(outcome.error))
             return
-        if self.as_json:
+        if self.console.as_json:
             from mmccd_cli.outputs.images import to_json
 
             self.console.result(to_json(outcome.record))
@@ -174,7 +171,7 @@ class Run:
     def _report_failure(self, name: str, error: MmccdError) -> None:
         if not self.many:
             raise error
-        if self.as_json:
+        if self.console.as_json:
             from mmccd_cli.outputs.images import to_json
             from mmccd_cli.outputs.record import describe_failure
 

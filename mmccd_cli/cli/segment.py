@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mmccd_cli.cli import options
-from mmccd_cli.cli.console import Console, command
-from mmccd_cli.cli.loading import Loading
+from mmccd_cli.cli.command import command
+from mmccd_cli.cli.console import JsonConsole
 from mmccd_cli.cli.planning import Wish, choose_shard, list_folders
 from mmccd_cli.cli.running import Run
 from mmccd_cli.errors import UsageError
@@ -20,8 +22,35 @@ if TYPE_CHECKING:
 INPUT, OUTPUT = "Input", "Output"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sampling(options.SamplingOptions):
+    """How slices are imagined, down to the single step."""
+
+    method: Annotated[
+        Literal["mmccd", "cyclic-unet"] | None,
+        typer.Option(
+            metavar="mmccd|cyclic-unet",
+            help="Instead of the preset's.",
+            rich_help_panel=options.METHOD,
+        ),
+    ] = None
+    num_inference_steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="DDIM steps.", rich_help_panel=options.METHOD),
+    ] = None
+    band_width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels of a hidden band.", rich_help_panel=options.METHOD),
+    ] = None
+    band_stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels from band to band.", rich_help_panel=options.METHOD),
+    ] = None
+
+
 @command
 def segment(
+    *,
     subjects: Annotated[
         list[str] | None,
         typer.Argument(
@@ -111,39 +140,9 @@ def segment(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    force: options.Force = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Skip subjects whose result has the same inputs, weights and settings; where "
-            "only --threshold or --min-lesion differ, make the mask anew from the map.",
-        ),
-    ] = False,
-    dry_run: options.DryRun = False,
-    preset: options.Preset = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            metavar="mmccd|cyclic-unet",
-            help="Instead of the preset's.",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="DDIM steps.", rich_help_panel=options.METHOD)
-    ] = None,
-    band_width: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pixels of a hidden band.", rich_help_panel=options.METHOD),
-    ] = None,
-    band_stride: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pixels from band to band.", rich_help_panel=options.METHOD),
-    ] = None,
-    seed: options.Seed = None,
-    threshold: options.Threshold = "auto",
-    min_lesion: options.MinLesion = "auto",
+    policy: options.RunPolicy,
+    sampling: _Sampling,
+    mask: options.MaskChoice,
     skull_strip: Annotated[
         str,
         typer.Option(
@@ -154,7 +153,7 @@ def segment(
         ),
     ] = "auto",
     space: Annotated[
-        str,
+        Literal["native", "template"],
         typer.Option(
             metavar="native|template",
             help="Grid of map and mask: the reference scan's, or the template's.",
@@ -169,35 +168,26 @@ def segment(
             "array.",
         ),
     ] = "auto",
-    weights: options.Weights = None,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    device: options.Device = "auto",
-    batch_size: options.BatchSize = "auto",
-    threads: options.Threads = "auto",
-    workers: options.Workers = "auto",
-    precision: options.Precision = "auto",
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    model: options.ModelOptions,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="auto|N",
+            parser=options.count_or_none,
+            show_default="auto",
+            help="Subjects that are read and registered in threads while one is on the device; "
+            "each takes up to 1 GB. 0 for none.",
+            rich_help_panel=options.COMPUTING,
+        ),
+    ] = None,
+    console: JsonConsole,
 ) -> None:
     """Segment what is anomalous in brain MRI: an anomaly map, a mask, and a record as JSON.
 
     One subject with --out, any number with --out-dir.
     """
-    console = Console(-1 if quiet else verbose)
-    changes = {
-        "num_inference_steps": steps,
-        "band_width": band_width,
-        "band_stride": band_stride,
-        "seed": seed,
-    }
-    loading = Loading(
-        weights, offline, device, batch_size, threads, preset, method, changes, cache_dir, precision
-    )
-    number = options.parse_count(workers, "--workers", least=0)
     strip, brain_mask = options.parse_skull_strip(skull_strip)
-    settings = _settings(threshold, min_lesion, strip, space)
+    settings = _settings(mask, strip, space)
     folders = list_folders(subjects or [], subjects_from, null)
     wanted = {
         "picture": picture,
@@ -223,31 +213,29 @@ def segment(
         report_dir,
         as_bids=bids_out is not None,
     )
-    with console.computing():
-        jobs, failures = wish.plan()
-        run = Run(
-            console,
-            jobs,
-            settings,
-            loading,
-            force,
-            resume,
-            as_json,
-            many=out is None,
-            workers=number,
-        )
-        if out_dir is not None:
-            run.summarise_in(out_dir, chosen)
-        run.report_dir = report_dir
-        run.check()
-        if dry_run:
-            run.show_plan(failures)
-            return
-        if bids_out is not None and jobs:
-            from mmccd_cli.cohort.derivatives import write_root
+    jobs, failures = wish.plan()
+    run = Run(
+        console,
+        jobs,
+        settings,
+        partial(model.load, **sampling.describe()),
+        policy.force,
+        policy.resume,
+        many=out is None,
+        workers=workers,
+    )
+    if out_dir is not None:
+        run.summarise_in(out_dir, chosen)
+    run.report_dir = report_dir
+    run.check()
+    if policy.dry_run:
+        run.show_plan(failures)
+        return
+    if bids_out is not None and jobs:
+        from mmccd_cli.cohort.derivatives import write_root
 
-            write_root(bids_out, [job.subject for job in jobs])
-        run.execute(failures)
+        write_root(bids_out, [job.subject for job in jobs])
+    run.execute(failures)
 
 
 def _check_bids(out: Path | None, out_dir: Path | None, space: str) -> None:
@@ -262,17 +250,12 @@ def _check_bids(out: Path | None, out_dir: Path | None, space: str) -> None:
         )
 
 
-def _settings(threshold: str, min_lesion: str, skull_strip: str, space: str) -> RunSettings:
+def _settings(
+    mask: options.MaskChoice, skull_strip: str, space: Literal["native", "template"]
+) -> RunSettings:
     from mmccd_cli.cohort.jobs import RunSettings
 
-    if space not in ("native", "template"):
-        raise UsageError(f"--space {space} is not known.", next_step="Use native or template.")
-    return RunSettings(
-        options.parse_threshold(threshold),
-        options.parse_volume_mm3(min_lesion),
-        skull_strip,
-        "native" if space == "native" else "template",
-    )
+    return RunSettings(mask.threshold, mask.min_lesion, skull_strip, space)
 
 
 def register(app: typer.Typer) -> None:

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mmccd_cli.cli import options
-from mmccd_cli.cli.console import Console, as_mmccd_error, command
-from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError
+from mmccd_cli.cli.command import command
+from mmccd_cli.cli.console import JsonConsole
+from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, as_mmccd_error
 
 if TYPE_CHECKING:
     from mmccd_cli.anomaly.mask import MaskOptions
     from mmccd_cli.cohort.threshold import MaskJob
 
-FILLS = ("none", "volume", "planes")
-
 
 @command
 def threshold(
+    *,
     maps: Annotated[
         list[Path],
         typer.Argument(
@@ -30,37 +30,7 @@ def threshold(
             show_default=False,
         ),
     ],
-    value: Annotated[
-        str,
-        typer.Option(
-            "--threshold",
-            metavar="auto|VALUE",
-            help="Value of the map above which a voxel belongs to the mask; auto as calibrated.",
-        ),
-    ] = "auto",
-    min_lesion: Annotated[
-        str, typer.Option(metavar="auto|VOLUME", help="Smallest lesion: 10mm3, 0.01ml.")
-    ] = "auto",
-    min_fraction: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Share of the largest lesion's volume that a lesion needs."
-        ),
-    ] = None,
-    fill_holes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none|volume|planes",
-            help="Fill what the mask encloses: nothing, in three dimensions, or in any plane.",
-        ),
-    ] = None,
-    seeds: Annotated[
-        bool,
-        typer.Option(
-            "--seeds/--no-seeds",
-            help="Keep only lesions that exceed a second, higher threshold somewhere.",
-        ),
-    ] = True,
+    mask: options.MaskChoice,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -70,41 +40,26 @@ def threshold(
         ),
     ] = None,
     force: options.Force = False,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    console: JsonConsole,
 ) -> None:
     """Make mask and lesion table anew from a map: seconds instead of minutes.
 
     The mask equals, voxel by voxel, the one of a new run with the same --threshold and
     --min-lesion. What is not given is as calibrated, whatever the mask was made with before.
     """
-    console = Console(-1 if quiet else verbose)
-    if fill_holes is not None and fill_holes not in FILLS:
-        raise UsageError(
-            f"--fill-holes {fill_holes} is not known.", next_step=f"Use {', '.join(FILLS)}."
-        )
-    with console.computing():
-        from mmccd_cli.anomaly.mask import MaskOptions
-        from mmccd_cli.cohort.threshold import plan_masks
+    from mmccd_cli.anomaly.mask import MaskOptions
+    from mmccd_cli.cohort.threshold import plan_masks
 
-        chosen = MaskOptions(
-            threshold=options.parse_threshold(value),
-            min_lesion_mm3=options.parse_volume_mm3(min_lesion),
-            min_fraction_of_largest=min_fraction,
-            min_seed_mm3=None if seeds else 0.0,
-            fill_holes=fill_holes,  # type: ignore[arg-type]  # checked above
-        )
-        jobs = plan_masks(maps, out, force=force)
-        _Run(console, chosen, force, as_json, many=len(maps) > 1).execute(jobs)
+    chosen = MaskOptions(threshold=mask.threshold, min_lesion_mm3=mask.min_lesion)
+    jobs = plan_masks(maps, out, force=force)
+    _Run(console, chosen, force, many=len(maps) > 1).execute(jobs)
 
 
 @dataclass
 class _Run:
-    console: Console
+    console: JsonConsole
     chosen: MaskOptions
     force: bool
-    as_json: bool
     many: bool
 
     def execute(self, jobs: list[MaskJob]) -> None:
@@ -127,7 +82,7 @@ class _Run:
         from mmccd_cli.outputs.images import to_json
 
         record, stale = make_mask(job, self.chosen, force=self.force)
-        if self.as_json:
+        if self.console.as_json:
             self.console.result(to_json(record))
         number, volume = len(record["lesions"]), record["lesion_volume_ml"]
         lesions = f"{number} lesion{'' if number == 1 else 's'}, {volume:.2f} ml"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmccd_cli.cli import options
-from mmccd_cli.cli.console import Console, Progress, command
+from mmccd_cli.cli.command import command
+from mmccd_cli.cli.console import Console, Progress
 from mmccd_cli.errors import UsageError
 from mmccd_cli.files import refuse_to_overwrite
 
@@ -54,6 +55,7 @@ Template = Annotated[
 
 @command
 def prepare(
+    *,
     data_dir: DataDir = None,
     out: Annotated[Path, typer.Option(help="Folder for the slices.")] = Path("prepared"),
     data: DataKind = "brats2021",
@@ -61,17 +63,16 @@ def prepare(
     split: Split = None,
     template: Template = None,
     strict: Strict = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    console: Console,
 ) -> None:
     """Turn a data set into slices that `train` reads without any image library."""
-    console = Console(-1 if quiet else verbose)
-    with console.computing(), console.progress() as progress:
+    with console.progress() as progress:
         _prepare(data_dir, out, data, _recipe(preset), split, template, strict, console, progress)
 
 
 @command
 def train(
+    *,
     out: Annotated[Path, typer.Option(help="Folder of the new bundle.", show_default=False)],
     data: DataKind = "brats2021",
     data_dir: DataDir = None,
@@ -106,7 +107,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed.", show_default=False)] = None,
     device: options.Device = "auto",
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Arithmetic.")] = "auto",
-    threads: options.Threads = "auto",
+    threads: options.Threads = None,
     calibrate_on: Annotated[
         str, typer.Option(help="Split to calibrate on; `none` leaves the scores uncalibrated.")
     ] = "train",
@@ -123,14 +124,12 @@ def train(
         str, typer.Option(help="A sentence on the data, for the model card.", show_default=False)
     ] = "",
     force: options.Force = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    console: Console,
 ) -> None:
     """Train all networks of a bundle, resuming where an earlier run stopped, and calibrate it.
 
     Runs in several processes under `torchrun`.
     """
-    console = Console(-1 if quiet else verbose)
     work = work or out.with_name(out.name + ".work")
     _check_train(out, data_dir, prepared, precision, force)
     recipe = _changed(
@@ -140,14 +139,11 @@ def train(
         learning_rate=learning_rate,
         seed=seed,
     )
-    with console.computing(), console.progress() as progress:
-        import torch
-
+    with console.progress() as progress:
         from mmccd_cli.training.networks import BundleText, make_runtime
         from mmccd_cli.training.run import Training
-        from mmccd_cli.translation.devices import available_threads
 
-        torch.set_num_threads(options.parse_count(threads, "--threads") or available_threads())
+        options.use_threads(threads)
         shards = prepared or work / "slices"
         runtime = make_runtime(device, precision)
         if prepared is None and not (shards / "dataset.json").exists() and runtime.rank == 0:

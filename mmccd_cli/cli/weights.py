@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmccd_cli.cli import options
-from mmccd_cli.cli.console import Console, command
+from mmccd_cli.cli.command import command
+from mmccd_cli.cli.console import JsonConsole
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,15 +31,6 @@ Spec = Annotated[
         show_default=False,
     ),
 ]
-CacheDir = Annotated[
-    Path | None,
-    typer.Option(
-        help="Where downloads are kept. By default MMCCD_CACHE_DIR, then the Hub's own cache.",
-        show_default=False,
-    ),
-]
-Offline = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 
 
 def register(parent: typer.Typer) -> None:
@@ -49,15 +40,12 @@ def register(parent: typer.Typer) -> None:
 
 @app.command("list")
 @command
-def list_weights(
-    cache_dir: CacheDir = None, as_json: Json = False, verbose: options.Verbose = 0
-) -> None:
+def list_weights(*, cache_dir: options.CacheDir = None, console: JsonConsole) -> None:
     """List the bundles that can be used by name, and those in the cache; never uses the network."""
     from mmccd_cli.weights.resolve import list_bundles
 
-    console = Console(verbose)
     rows = [_row(target, index) for target, index in list_bundles(cache_dir)]
-    if as_json:
+    if console.as_json:
         console.result(json.dumps(rows, indent=1))
         return
     for row in rows:
@@ -72,19 +60,18 @@ def list_weights(
 @app.command()
 @command
 def info(
+    *,
     weights: Spec = None,
-    offline: Offline = False,
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
-    verbose: options.Verbose = 0,
+    offline: options.Offline = False,
+    cache_dir: options.CacheDir = None,
+    console: JsonConsole,
 ) -> None:
     """Show what a bundle is: networks, licence, training, calibration, files and their hashes."""
     from mmccd_cli.weights.resolve import resolve
 
-    console = Console(verbose)
     bundle = resolve(weights, offline=offline, cache_dir=cache_dir)
     about = _about(bundle)
-    if as_json:
+    if console.as_json:
         console.result(json.dumps(about, indent=1))
         return
     for key in ("name", "version", "licence", "intended_use", "folder", "origin", "commit"):
@@ -101,35 +88,32 @@ def info(
 @app.command()
 @command
 def path(
+    *,
     weights: Spec = None,
-    offline: Offline = False,
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
-    verbose: options.Verbose = 0,
+    offline: options.Offline = False,
+    cache_dir: options.CacheDir = None,
+    console: JsonConsole,
 ) -> None:
     """Print the folder of a bundle, after downloading it where it is not here yet."""
     from mmccd_cli.weights.resolve import resolve
 
     folder = str(resolve(weights, offline=offline, cache_dir=cache_dir).folder)
-    Console(verbose).result(json.dumps({"folder": folder}) if as_json else folder)
+    console.result(json.dumps({"folder": folder}) if console.as_json else folder)
 
 
 @app.command()
 @command
 def download(
+    *,
     weights: Spec = None,
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    cache_dir: options.CacheDir = None,
+    console: JsonConsole,
 ) -> None:
     """Bring a bundle into the cache, as on the login node of a cluster without internet.
 
     A branch is looked up again, so this is also how weights are brought up to date.
     """
     from mmccd_cli.weights.resolve import resolve
-
-    console = Console(-1 if quiet else verbose)
 
     def announce(index: BundleIndex) -> None:
         console.info(
@@ -138,7 +122,7 @@ def download(
         )
 
     bundle = resolve(weights, cache_dir=cache_dir, refresh=True, announce=announce)
-    if as_json:
+    if console.as_json:
         console.result(json.dumps(_about(bundle), indent=1))
     else:
         console.result(str(bundle.folder))
@@ -149,20 +133,18 @@ def download(
 @app.command()
 @command
 def verify(
+    *,
     weights: Spec = None,
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    cache_dir: options.CacheDir = None,
+    console: JsonConsole,
 ) -> None:
     """Compare every file with its hash and every network with its architecture; offline."""
     from mmccd_cli.weights.bundle import load_bundle, verify_bundle
     from mmccd_cli.weights.resolve import resolve
 
-    console = Console(-1 if quiet else verbose)
     bundle = resolve(weights, offline=True, cache_dir=cache_dir)
     verify_bundle(load_bundle(bundle.folder))
-    if as_json:
+    if console.as_json:
         console.result(json.dumps({**_about(bundle), "verified": True}, indent=1))
     console.info(
         f"{bundle.folder}: {len(bundle.index.files) + 1} files as they should be, "
@@ -173,33 +155,30 @@ def verify(
 @app.command()
 @command
 def remove(
+    *,
     weights: Annotated[str, typer.Argument(metavar="NAME|ORG/REPO[@REVISION]")],
-    cache_dir: CacheDir = None,
-    as_json: Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    cache_dir: options.CacheDir = None,
+    console: JsonConsole,
 ) -> None:
     """Remove a downloaded bundle from the cache; your own folders are never touched."""
     from mmccd_cli.weights.resolve import remove as remove_weights
 
     folder, freed = remove_weights(weights, cache_dir=cache_dir)
-    console = Console(-1 if quiet else verbose)
     console.info(f"removed {folder}, {_megabytes(freed)} freed")
-    if as_json:
+    if console.as_json:
         console.result(json.dumps({"folder": str(folder), "freed_bytes": freed}))
 
 
 @app.command()
 @command
 def push(
+    *,
     folder: Annotated[str, typer.Argument(metavar="DIR|NAME", help="The bundle to publish.")],
     repo: Annotated[str, typer.Argument(metavar="ORG/REPO", help="Where to on the Hub.")],
     public: Annotated[
         bool, typer.Option("--public", help="Let everybody see a new repository.")
     ] = False,
-    as_json: Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = 0,
+    console: JsonConsole,
 ) -> None:
     """Publish a bundle on the Hub with its model card; a new repository is private.
 
@@ -210,14 +189,13 @@ def push(
     from mmccd_cli.weights.registry import make_entry
     from mmccd_cli.weights.resolve import resolve
 
-    console = Console(-1 if quiet else verbose)
     bundle = resolve(folder, offline=True)
     verify_bundle(load_bundle(bundle.folder))
     if hub.is_offline():
         raise UsageError("HF_HUB_OFFLINE forbids to publish.", next_step="Unset it.")
     pushed = hub.push(bundle.folder, repo, private=not public)
     entry = make_entry(pushed.index, repo=repo, revision=pushed.hub_id.revision)
-    if as_json:
+    if console.as_json:
         about = {"weights": str(pushed.hub_id), "url": pushed.url, "private": pushed.private}
         console.result(json.dumps({**about, "registry_entry": entry.to_json()}, indent=1))
     else:

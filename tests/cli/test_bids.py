@@ -218,7 +218,7 @@ def test_a_dry_run_says_which_files_are_meant_and_writes_nothing(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["study"], 2, "analysis level"),
+        (["study"], 2, "participant"),
         (["participant", "--skull-strip", "mask.nii.gz"], 2, "one brain mask"),
         (["participant", "--participant-label", "77"], 3, "no participant sub-77"),
         (["participant", "--bids-filter-file", "missing.json"], 2, "missing.json"),

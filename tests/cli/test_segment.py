@@ -21,9 +21,7 @@ from typer.testing import CliRunner, Result
 
 from mmccd_cli import __version__
 from mmccd_cli.cli.app import app
-from mmccd_cli.cli.options import parse_volume_mm3
 from mmccd_cli.config import PRESETS, SamplingConfig, choose_sampling
-from mmccd_cli.errors import UsageError
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -487,21 +485,6 @@ def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 # Values of options.
-
-
-@pytest.mark.parametrize(
-    ("text", "mm3"),
-    [("10mm3", 10), ("10", 10), ("0.01ml", 10), ("0.01 mL", 10), ("1cc", 1000), ("5µl", 5),
-     ("1e1", 10), ("0", 0)],
-)  # fmt: skip
-def test_volumes(text: str, mm3: float) -> None:
-    assert parse_volume_mm3(text) == pytest.approx(mm3)
-
-
-@pytest.mark.parametrize("text", ["", "ml", "-1", "1..2", "10 kg", "nan", "inf"])
-def test_not_volumes(text: str) -> None:
-    with pytest.raises(UsageError):
-        parse_volume_mm3(text)
 
 
 def test_presets() -> None:
