@@ -15,6 +15,12 @@ T = TypeVar("T")
 MODALITIES = ("FLAIR", "T2w", "T1w")
 """All modalities, in the order in which one is preferred as the reference image."""
 
+RETIRED: dict[str, dict[str, Any]] = {
+    "PreprocessingConfig": {"bias_correction": False},
+    "SamplingConfig": {"second_pass": False},
+}
+"""Settings that are gone, with the only value that they ever had in a bundle: files may say it."""
+
 MAX_SEED = 2**27
 """Seeds lie below; the generator of every sample and slice is seeded with about 2^36 times that."""
 
@@ -48,13 +54,11 @@ class PreprocessingConfig:
 
     Attributes:
         intensity: Normalisation inside the brain.
-        bias_correction: Whether N4 runs before normalisation.
-        template_registration: "affine", "rigid" or "none" (headers are trusted).
+        template_registration: "affine" or "none" (headers are trusted).
     """
 
     intensity: IntensityConfig = field(default_factory=IntensityConfig)
-    bias_correction: bool = False
-    template_registration: Literal["affine", "rigid", "none"] = "affine"
+    template_registration: Literal["affine", "none"] = "affine"
 
     def __post_init__(self) -> None:
         _require_choices(self, "preprocessing")
@@ -174,7 +178,6 @@ class SamplingConfig:
         band_width: Width of a hidden band in pixels.
         band_stride: Distance between neighbouring bands in pixels; must divide `band_width`.
         band_axes: Which way bands run: "columns", "rows" or "both".
-        second_pass: Whether a second pass hides what the first one suspects.
         seed: Seed of all noise; every slice has its own generator derived from it.
     """
 
@@ -183,7 +186,6 @@ class SamplingConfig:
     band_width: int = 16
     band_stride: int = 8
     band_axes: Literal["columns", "rows", "both"] = "both"
-    second_pass: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -417,7 +419,8 @@ def from_dict(cls: type[T], values: Any, *, where: str = "config") -> T:
 
     Args:
         cls: One of the dataclasses of this module.
-        values: The dictionary; missing keys take their defaults.
+        values: The dictionary; missing keys take their defaults, and settings that are gone may be
+            there with the value that they had (see `RETIRED`).
         where: Name of the dictionary in messages.
 
     Raises:
@@ -425,6 +428,7 @@ def from_dict(cls: type[T], values: Any, *, where: str = "config") -> T:
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object, not {type(values).__name__}")
+    values = without_retired(cls, values)
     hints = typing.get_type_hints(cls)
     known = {item.name for item in fields(cls)}  # type: ignore[arg-type]  # cls is a dataclass
     unknown = sorted(map(str, set(values) - known))
@@ -434,6 +438,12 @@ def from_dict(cls: type[T], values: Any, *, where: str = "config") -> T:
         return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()})
     except TypeError as error:
         raise ValueError(f"{where} is incomplete: {error}") from None
+
+
+def without_retired(cls: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the settings that are gone, where they have the value that they always had."""
+    retired = RETIRED.get(cls.__name__, {})
+    return {k: v for k, v in values.items() if k not in retired or v is not retired[k]}
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -551,12 +561,11 @@ PRESETS: dict[str, Preset] = {
             "band_stride": 2,
             "band_axes": "both",
             "num_inference_steps": 100,
-            "second_pass": False,
         },
     ),
 }
 
-DIFFUSION_ONLY = {"num_inference_steps", "band_width", "band_stride", "band_axes", "second_pass"}
+DIFFUSION_ONLY = {"num_inference_steps", "band_width", "band_stride", "band_axes"}
 """Fields of `SamplingConfig` that mean nothing to a plain translation."""
 
 METHODS: tuple[str, ...] = get_args(get_type_hints(SamplingConfig)["method"])

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from mmccd_cli.anomaly.atlas import deviation
-from mmccd_cli.anomaly.candidates import score_scan
 from mmccd_cli.config import CycleConfig, SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DeviceMemoryError
 from mmccd_cli.translation.devices import (
@@ -30,14 +28,10 @@ from mmccd_cli.translation.engine import (
     plain_residual,
     release_memory,
     run_within_memory,
-    suspicion_work,
 )
 from mmccd_cli.translation.slices import SliceStack, from_slices, to_slices
 from mmccd_cli.translation.translators import Cycle
 from mmccd_cli.weights.bundle import Bundle
-
-SUSPICION_MARGIN_PX = 2
-"""How far a suspected region is grown before the second pass hides it."""
 
 
 class SignalModel:
@@ -142,16 +136,6 @@ class SignalModel:
 
         for run in runs:
             values[f"cycle:{run.settings.source}"] = run.first_pass(count)
-        if self.sampling.second_pass and self.sampling.method == "mmccd":
-            scored = score_scan(
-                values, brain, spacing_mm=self.bundle.template.spacing_mm, config=config
-            )
-            suspected = to_slices(
-                (scored.values > scored.threshold).astype(np.float32), brain, multiple=self._stride
-            )
-            for run in runs:
-                name = f"cycle:{run.settings.source}"
-                values[name] = run.second_pass(values[name], suspected.data > 0.5)
         return values
 
     @property
@@ -227,18 +211,6 @@ class _CycleRun:
                 lambda e: plain_residual(x, self.networks, residual=kind, execution=e), execution
             )
         )
-
-    def second_pass(
-        self, first: NDArray[np.float32], suspected: NDArray[np.bool_]
-    ) -> NDArray[np.float32]:
-        """The residual again where the first pass was suspicious, with all of that hidden."""
-        window = 2 * SUSPICION_MARGIN_PX + 1
-        marks = torch.from_numpy(suspected).float()
-        hidden = F.max_pool2d(marks, window, stride=1, padding=SUSPICION_MARGIN_PX) > 0
-        hidden &= torch.from_numpy(self.stack.brain)
-        total, count = self._masked(suspicion_work(hidden), self.execution)
-        again = self._to_volume(total / count.clamp_min(1))
-        return np.where(from_slices(count.numpy(), self.stack) > 0, again, first)
 
     def _masked(self, work: Work, execution: Execution) -> tuple[Tensor, Tensor]:
         x, numbers = torch.from_numpy(self.stack.data), torch.from_numpy(self.stack.levels)

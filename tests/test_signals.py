@@ -22,7 +22,7 @@ from mmccd_cli.config import (
     UNetConfig,
 )
 from mmccd_cli.errors import DeviceMemoryError, UsageError
-from mmccd_cli.signals import SUSPICION_MARGIN_PX, SignalModel
+from mmccd_cli.signals import SignalModel
 from mmccd_cli.template import Template
 from mmccd_cli.translation.engine import Execution
 from mmccd_cli.translation.translators import Cycle
@@ -187,42 +187,6 @@ def test_plain_progress_counts_slices() -> None:
     plain = replace(SAMPLING, method="cyclic-unet")
     signals(sampling=plain, advance=lambda done, total: reports.append((done, total)))
     assert reports[-1] == (4, 4)
-
-
-def test_the_second_pass_changes_only_what_was_suspected() -> None:
-    """Its networks say 1.0 everywhere, so what it has touched is told apart."""
-    first = signals()["cycle:FLAIR"]
-    calls: list[Tensor] = []
-
-    def differently(x: Tensor, seen: Tensor, *noise: Tensor) -> Tensor:
-        calls.append(seen)
-        hides_a_band = (~seen).all(dim=2).any(dim=2)[:, 0] | (~seen).all(dim=3).any(dim=2)[:, 0]
-        return torch.where(hides_a_band[:, None, None, None], tissue(x), torch.full_like(x, 1.0))
-
-    CYCLES["FLAIR"] = Cycle(lambda x: x, imagine=differently)  # type: ignore[arg-type]
-    second = signals(sampling=replace(SAMPLING, second_pass=True))["cycle:FLAIR"]
-    m = SUSPICION_MARGIN_PX
-    grown = np.zeros(SHAPE, dtype=bool)
-    grown[6 - m : 9 + m, 8 - m : 11 + m, 2:4] = True
-    np.testing.assert_array_equal(second != first, grown)
-    np.testing.assert_allclose(second[BRIGHT], (2.0 - 1.0) / SCALE, rtol=1e-5)
-    np.testing.assert_array_equal(second[DARK], first[DARK])
-    hidden = torch.cat([(~seen).flatten(1).sum(dim=1) for seen in calls[-1:]])
-    assert hidden.tolist() == [(3 + 2 * m) ** 2] * 2, "one mask a suspected slice"
-
-
-def test_the_second_pass_needs_a_suspicion() -> None:
-    config = replace(FLAIR, threshold_offset=99.0)
-    first = signals(config)
-    passes = sum(PASSES)
-    second = signals(config, replace(SAMPLING, second_pass=True))
-    np.testing.assert_array_equal(first["cycle:FLAIR"], second["cycle:FLAIR"])
-    assert sum(PASSES) == 2 * passes
-
-
-def test_the_plain_method_has_no_second_pass() -> None:
-    plain = replace(SAMPLING, method="cyclic-unet", second_pass=True)
-    assert signals(sampling=plain)["cycle:FLAIR"][BRIGHT].max() == pytest.approx(3.0)
 
 
 def test_the_crop_is_a_multiple_for_both_networks() -> None:

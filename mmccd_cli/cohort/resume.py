@@ -10,6 +10,7 @@ from typing import Any
 
 from mmccd_cli.anomaly.mask import MASK_SETTINGS
 from mmccd_cli.cohort.jobs import Job
+from mmccd_cli.config import SamplingConfig, without_retired
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import MAP_DESCRIPTION, plain
@@ -52,7 +53,7 @@ def find_earlier(
     record = read_record(job.outputs.sidecar)
     if record is None or record.get("status") != "done" or not job.outputs.map.is_file():
         return None
-    earlier, now = record.get("settings", {}).get("requested", {}), plain(requested)
+    earlier, now = _requested(record), plain(requested)
     hashes = record.get("output_sha256", {})
     same_map = (
         record.get("bundle", {}).get("sha256") == bundle_sha256
@@ -87,6 +88,14 @@ def is_ours(job: Job) -> bool:
     except (OSError, EOFError, zlib.error):
         return False
     return header[_NIFTI_DESCRIPTION].startswith(MAP_DESCRIPTION.encode())
+
+
+def _requested(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record says was asked for, without settings that are gone by now."""
+    requested = dict(record.get("settings", {}).get("requested", {}))
+    if isinstance(sampling := requested.get("sampling"), dict):
+        requested["sampling"] = without_retired(SamplingConfig, sampling)
+    return requested
 
 
 def _without_mask(requested: Mapping[str, Any]) -> dict[str, Any]:

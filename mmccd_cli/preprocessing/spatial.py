@@ -1,4 +1,4 @@
-"""Moving images in space: resampling, registration and bias correction, all with SimpleITK.
+"""Moving images in space: resampling and registration, both with SimpleITK.
 
 The only module that knows SimpleITK, and that SimpleITK's world is LPS+ where ours is RAS+.
 """
@@ -19,12 +19,11 @@ from numpy.typing import ArrayLike, NDArray
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume
 
-Interpolation = Literal["nearest", "linear", "bspline"]
+Interpolation = Literal["nearest", "linear"]
 
 _INTERPOLATORS = {
     "nearest": sitk.sitkNearestNeighbor,
     "linear": sitk.sitkLinear,
-    "bspline": sitk.sitkBSpline,
 }
 _SAME_GRID_MM = 0.01
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -74,7 +73,7 @@ def resample(
         volume: What to interpolate.
         shape: (I, J, K) of the new grid.
         affine: (4, 4) from indices of the new grid to its world, RAS+ mm.
-        interpolation: "nearest", "linear" or "bspline" (cubic).
+        interpolation: "nearest" or "linear".
         matrix: (4, 4) from the new grid's world to the volume's world, RAS+ mm; None: identity.
         fill: Value of voxels whose centre lies outside the volume.
         smooth: Whether to blur first, just enough to be sampled on a coarser grid without
@@ -199,31 +198,6 @@ def register(
             matrix, metric, used, stop = task.optimise(matrix)
             iterations += used
     return RegistrationResult(matrix, metric, iterations, stop)
-
-
-def correct_bias(
-    volume: Volume, mask: NDArray[np.bool_], *, spacing_mm: float = 4.0, threads: int = 1
-) -> Volume:
-    """Divide a scan by the smooth shading that N4 finds inside the brain.
-
-    Args:
-        volume: A scan with positive intensities in the brain.
-        mask: (I, J, K) bool, the brain.
-        spacing_mm: Resolution at which the shading is estimated.
-        threads: Number of threads.
-
-    Returns:
-        The corrected scan; its values outside the mask are divided too.
-    """
-    shrink = [max(1, round(spacing_mm / s)) for s in volume.spacing_mm]
-    image = _to_sitk(volume.data, _LPS_FROM_RAS @ volume.affine)
-    inside = _to_sitk(mask.astype(np.uint8), _LPS_FROM_RAS @ volume.affine)
-    corrector = sitk.N4BiasFieldCorrectionImageFilter()
-    corrector.SetNumberOfThreads(threads)
-    corrector.SetMaximumNumberOfIterations([30, 20, 10])
-    corrector.Execute(sitk.Shrink(image, shrink), sitk.Shrink(inside, shrink))
-    log_field = sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)).T
-    return Volume(volume.data / np.exp(log_field), volume.affine)
 
 
 _Pair = tuple[sitk.Image, sitk.Image | None]

@@ -21,7 +21,6 @@ from mmccd_cli.preprocessing.brain import BrainMask, find_brain, imaged
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
 from mmccd_cli.preprocessing.spatial import (
     Interpolation,
-    correct_bias,
     register,
     resample,
     same_grid,
@@ -92,7 +91,7 @@ def prepare_subject(
     Args:
         volumes: Modality ("FLAIR", "T2w", "T1w") -> scan, on one grid or several.
         template: The space to go to.
-        settings: Intensity normalisation, bias correction and kind of template registration.
+        settings: Intensity normalisation, and whether to register with the template.
         brain_mask: A mask in the reference's world, on any grid, or None.
         skull_strip: "auto", "never" or the name of a skull stripper.
         seed: Seed of the samples that registration looks at.
@@ -121,12 +120,6 @@ def prepare_subject(
         )
         notes.extend(found.notes)
         masks = _masks_of_modalities(volumes, reference, matrices, found)
-    if settings.bias_correction:
-        with _stage(seconds, "bias_correction"):
-            volumes = {
-                name: correct_bias(volume, masks[name], threads=threads)
-                for name, volume in volumes.items()
-            }
     with _stage(seconds, "template_registration"):
         from_template = _align_template(
             volumes[reference], found.mask, reference, template, settings, seed, notes
@@ -176,7 +169,7 @@ def to_reference_grid(
     Args:
         data: (I, J, K) values on the template's grid; what lies outside the brain is not used.
         prepared: What `prepare_subject` returned.
-        interpolation: "linear", "nearest" or "bspline".
+        interpolation: "linear" or "nearest".
         threads: Number of threads.
 
     Returns:
@@ -280,7 +273,7 @@ def _align_template(
     result = register(
         fixed,
         moving,
-        kind=settings.template_registration,
+        kind="affine",
         fixed_mask=ndimage.binary_dilation(template.mask, iterations=3),
         moving_mask=None,
         seed=seed,

@@ -150,7 +150,7 @@ def calibrate(
     fold_scores = [dict(fold.bundle.config.scores) for fold in folds]
     labelled, ids = False, []
     for method in methods:
-        sampling = replace(bundle.config.sampling, method=method, second_pass=False)
+        sampling = replace(bundle.config.sampling, method=method)
         subjects = load_subjects(
             folds or [Fold(bundle, subjects_of(shards, split))],
             shards,

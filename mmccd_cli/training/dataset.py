@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -198,9 +198,7 @@ def _with_all_modalities(
 
 
 def _trusting(preprocessing: PreprocessingConfig) -> PreprocessingConfig:
-    return PreprocessingConfig(
-        preprocessing.intensity, preprocessing.bias_correction, template_registration="none"
-    )
+    return replace(preprocessing, template_registration="none")
 
 
 def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Template:

@@ -87,16 +87,6 @@ def band_work(brain: Tensor, sampling: SamplingConfig) -> Work:
     return Work((inside @ hidden.T > 0).nonzero(), masks)
 
 
-def suspicion_work(suspected: Tensor) -> Work:
-    """List every slice with a suspected region, hidden by a mask of its own.
-
-    Args:
-        suspected: (N, 1, H, W) bool.
-    """
-    slices = suspected.flatten(1).any(dim=1).nonzero()
-    return Work(torch.cat([slices, slices], dim=1), ~suspected)
-
-
 def masked_residual(
     x: Tensor,
     numbers: Tensor,

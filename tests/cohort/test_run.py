@@ -212,6 +212,17 @@ def test_what_differs_is_done_again(
     assert resume() == ("skipped", False)
 
 
+def test_settings_that_are_gone_do_not_make_a_result_old(
+    segmenter: Segmenter, folders: list[Path], done: Path
+) -> None:
+    path = done / "case-a.json"
+    record = json.loads(path.read_text())
+    record["settings"]["requested"]["sampling"]["second_pass"] = False
+    path.write_text(json.dumps(record))
+    outcome = _run(segmenter, folders[:1], done, resume=True)["case-a"]
+    assert outcome.status == "skipped"
+
+
 def test_the_template_space(segmenter: Segmenter, folders: list[Path], tmp_path: Path) -> None:
     settings = RunSettings(space="template")
     outcome = _run(segmenter, folders[:1], tmp_path, settings=settings)["case-a"]

@@ -12,12 +12,7 @@ from scipy.spatial.transform import Rotation
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.preprocessing.spatial import (
-    correct_bias,
-    register,
-    resample,
-    same_grid,
-)
+from mmccd_cli.preprocessing.spatial import register, resample, same_grid
 
 _YARDSTICKS = runpy.run_path(
     str(Path(__file__).resolve().parents[2] / "examples" / "registration_yardsticks.py")
@@ -145,21 +140,6 @@ def test_images_without_content_are_refused() -> None:
         register(empty, empty)
     with pytest.raises(DataError, match="constant"):
         register(Volume(np.ones((8, 8, 8)), np.eye(4)), empty)
-
-
-def test_bias_correction_flattens_a_shading() -> None:
-    phantom = make_phantom(
-        0, shape=(50, 56, 46), spacing_mm=(4, 4, 4), bias=0.0, lesion=False, modalities=["T1w"]
-    )
-    scan, brain = phantom.volumes["T1w"], phantom.brain
-    shading = np.exp(np.linspace(-0.4, 0.4, scan.shape[0]))[:, None, None]
-    corrected = correct_bias(Volume(scan.data * shading, scan.affine), brain)
-
-    def slope(data: np.ndarray) -> float:
-        ratio = np.log(data[brain] / scan.data[brain])
-        return float(np.polyfit(np.nonzero(brain)[0], ratio, 1)[0])
-
-    assert abs(slope(corrected.data)) < 0.35 * abs(slope(scan.data * shading))
 
 
 @pytest.mark.slow

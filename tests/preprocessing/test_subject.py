@@ -114,11 +114,10 @@ def test_missing_part_is_noted_and_left_out(template: Template) -> None:
     assert (result.covered["T2w"] == result.brain).all()
 
 
-def test_given_mask_and_bias_correction(template: Template) -> None:
+def test_given_mask(template: Template) -> None:
     head = _subject(skull=True, modalities=["T2w"])
     mask = Volume(head.brain, head.volumes["T2w"].affine)
-    config = PreprocessingConfig(bias_correction=True, template_registration="rigid")
-    result = prepare_subject(head.volumes, template, config, brain_mask=mask)
+    result = prepare_subject(head.volumes, template, TRUST, brain_mask=mask)
     assert result.brain_method == "given"
     assert result.reference == "T2w"
     assert (result.reference_brain == head.brain).all()

@@ -22,7 +22,6 @@ from mmccd_cli.translation.engine import (
     masked_residual,
     plain_residual,
     run_within_memory,
-    suspicion_work,
 )
 from mmccd_cli.translation.masking import band_masks
 from mmccd_cli.translation.schedule import Schedule
@@ -308,16 +307,6 @@ def test_accumulators_are_a_sum_and_a_count() -> None:
     """Two float32 images a slice, and nothing else that grows with their number."""
     small, large = (peak_bytes(n, SAMPLING) for n in (8, 40))
     assert (large - small) / 32 == pytest.approx(2 * 4 * 64 * 64, rel=0.05)
-
-
-def test_suspicion_hides_each_slice_by_its_own_mask() -> None:
-    suspected = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
-    suspected[0, 0, 4:6, 4:6] = True
-    suspected[2, 0, 9, 9] = True
-    work = suspicion_work(suspected)
-    assert work.pairs.tolist() == [[0, 0], [2, 2]]
-    _, count = residual(slices(), work, fake_cycle(lambda x, *_: x))
-    assert torch.equal(count, suspected.float())
 
 
 def test_a_cycle_without_the_network_is_refused() -> None:
