@@ -210,31 +210,23 @@ def write_nifti(
     *,
     intent: Intent = "none",
     description: str = "",
-    display_range: tuple[float, float] | None = None,
 ) -> None:
-    """Write values on exactly this grid, whole or not at all.
+    """Write values on exactly this grid, whole or not at all; see `encode_nifti`.
 
     Args:
         path: Ends in .nii or .nii.gz, which decides on compression; an existing file is replaced.
-        data: See `encode_nifti`.
-        grid: See `encode_nifti`.
-        intent: See `encode_nifti`.
-        description: See `encode_nifti`.
-        display_range: See `encode_nifti`.
+        data: (I, J, K) values.
+        grid: The grid of the input that the values belong to.
+        intent: "label" for masks, "estimate" for maps.
+        description: At most 79 ASCII characters for the header.
 
     Raises:
         UsageError: The name ends in neither .nii nor .nii.gz.
         OSError: The folder cannot be written; nothing is left behind.
     """
     path = Path(path)
-    content = encode_nifti(
-        data,
-        grid,
-        compress=is_compressed_name(path),
-        intent=intent,
-        description=description,
-        display_range=display_range,
-    )
+    compress = is_compressed_name(path)
+    content = encode_nifti(data, grid, compress=compress, intent=intent, description=description)
     write_atomically(path, content)
 
 

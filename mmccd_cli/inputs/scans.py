@@ -15,7 +15,7 @@ from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.inputs.volume import Volume
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Scans:
     """What was read of one subject.
 
@@ -49,11 +49,11 @@ def read_scans(subject: Subject, brain_mask: Path | None = None) -> Scans:
     read = {name: read_image(subject, name, notes=notes) for name in subject.paths}
     mask = read_nifti(brain_mask, allow_constant=True)[0] if brain_mask else None
     return Scans(
-        {name: volume for name, (volume, _) in read.items()},
-        {name: grid for name, (_, grid) in read.items()},
-        mask,
-        notes,
-        time.perf_counter() - started,
+        volumes={name: volume for name, (volume, _) in read.items()},
+        grids={name: grid for name, (_, grid) in read.items()},
+        brain_mask=mask,
+        notes=notes,
+        seconds=time.perf_counter() - started,
     )
 
 

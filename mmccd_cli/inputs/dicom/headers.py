@@ -30,48 +30,22 @@ _NO_AGENT = {"", "no", "none", "n", "0", "without", "no contrast"}
 _SIEMENS_B_VALUE = (0x0019, 0x100C)
 
 _KEYWORDS = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "InstanceNumber",
-    "AcquisitionNumber",
-    "TemporalPositionIdentifier",
-    "TriggerTime",
-    "Modality",
-    "ImageType",
-    "BodyPartExamined",
-    "SeriesDescription",
-    "ProtocolName",
-    "ScanningSequence",
-    "SequenceVariant",
-    "MRAcquisitionType",
-    "RepetitionTime",
-    "EchoTime",
-    "InversionTime",
-    "FlipAngle",
-    "EchoNumbers",
-    "AngioFlag",
-    "DiffusionBValue",
-    "ContrastBolusAgent",
-    "ContrastBolusAgentSequence",
-    "EchoPulseSequence",
-    "EchoPlanarPulseSequence",
-    "SteadyStatePulseSequence",
-    "TimeOfFlightContrast",
-    "PhaseContrast",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
+    # What the file is
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"),
+    *("SeriesNumber", "InstanceNumber", "ImageType", "BodyPartExamined", "SeriesDescription"),
+    *("ProtocolName", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    # Which repetition of a slice it holds
+    *("AcquisitionNumber", "TemporalPositionIdentifier", "TriggerTime", "EchoNumbers"),
+    # How it was acquired
+    *("ScanningSequence", "SequenceVariant", "RepetitionTime", "EchoTime", "InversionTime"),
+    *("FlipAngle", "AngioFlag", "DiffusionBValue", "EchoPulseSequence", "TimeOfFlightContrast"),
+    *("EchoPlanarPulseSequence", "SteadyStatePulseSequence", "PhaseContrast"),
+    *("ContrastBolusAgent", "ContrastBolusAgentSequence"),
+    # Where it lies, and what its numbers mean
+    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("RescaleSlope", "RescaleIntercept"),
+    # The same of multi-frame images
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 _TAGS: list[Any] = [Tag(name) for name in (*_KEYWORDS, _SIEMENS_B_VALUE)]
 
@@ -80,14 +54,13 @@ class NotUsable(Exception):
     """A file is no image of ours; the message says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Acquisition:
     """How an image was acquired, as far as its header says.
 
     Args:
         kinds: Scanning sequence: SE, IR, GR, EP, RM.
         variants: Sequence variant: SK, SP, SS, MP, ...
-        dimensions: "2D", "3D" or "".
         repetition_ms: TR.
         echo_ms: TE.
         inversion_ms: TI, None without inversion.
@@ -104,7 +77,6 @@ class Acquisition:
 
     kinds: frozenset[str]
     variants: frozenset[str]
-    dimensions: str
     repetition_ms: float | None
     echo_ms: float | None
     inversion_ms: float | None
@@ -119,8 +91,8 @@ class Acquisition:
     body_part: str
 
 
-@dataclass(frozen=True)
-class Frame:
+@dataclass(frozen=True, kw_only=True)
+class DicomFrame:
     """One slice.
 
     Args:
@@ -155,6 +127,17 @@ class Frame:
     intercept: float
     acquisition: Acquisition
 
+    @property
+    def series_label(self) -> str:
+        """What its series is called: nothing that could identify a person."""
+        number = self.series_number
+        return "Series without a number" if number is None else f"Series {number}"
+
+    @property
+    def series_order(self) -> int:
+        """The number of its series for sorting, those without one the last."""
+        return 10**9 if self.series_number is None else self.series_number
+
 
 @contextlib.contextmanager
 def lenient() -> Iterator[None]:
@@ -168,7 +151,7 @@ def lenient() -> Iterator[None]:
         yield
 
 
-def read_frames(file: DicomFile, stream: BinaryIO) -> list[Frame]:
+def read_frames(file: DicomFile, stream: BinaryIO) -> list[DicomFrame]:
     """Read the header of a file.
 
     Returns:
@@ -189,7 +172,7 @@ def read_frames(file: DicomFile, stream: BinaryIO) -> list[Frame]:
             raise NotUsable("its header is damaged or breaks off") from error
 
 
-def _frames_of(file: DicomFile, header: Dataset) -> list[Frame]:
+def _frames_of(file: DicomFile, header: Dataset) -> list[DicomFrame]:
     kind = str(header.get("SOPClassUID", ""))
     if kind == _INDEX_OF_A_DISC:
         raise NotUsable("the index of a disc")
@@ -210,16 +193,16 @@ def _frames_of(file: DicomFile, header: Dataset) -> list[Frame]:
         raise NotUsable("several frames without a position for each")
     if kind != _MR_IMAGE and kind and "ImagePositionPatient" not in header:
         raise NotUsable("not an MR image (a screen shot or document)")
-    return [_frame(file, None, header, [header])]
+    return [_frame(file, [header])]
 
 
-def _enhanced_frames(file: DicomFile, header: Dataset) -> list[Frame]:
+def _enhanced_frames(file: DicomFile, header: Dataset) -> list[DicomFrame]:
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
     if len(per_frame) != int(header.get("NumberOfFrames", 1) or 1):
         raise NotUsable("a multi-frame image whose frames are not described")
     shared = _items_of(header.get("SharedFunctionalGroupsSequence"))
     return [
-        _frame(file, index, header, [*_items_of([groups]), *shared, header])
+        _frame(file, [*_items_of([groups]), *shared, header], index=index)
         for index, groups in enumerate(per_frame)
     ]
 
@@ -234,8 +217,9 @@ def _items_of(groups: Sequence[Dataset] | None) -> list[Dataset]:
     ]
 
 
-def _frame(file: DicomFile, index: int | None, header: Dataset, places: list[Dataset]) -> Frame:
-    """Make a frame of the first of several data sets that holds each element."""
+def _frame(file: DicomFile, places: list[Dataset], *, index: int | None = None) -> DicomFrame:
+    """Make a frame of several data sets, the file's own the last; the first that says it counts."""
+    header = places[-1]
     position = _numbers(places, "ImagePositionPatient", 3)
     directions = _numbers(places, "ImageOrientationPatient", 6)
     spacing = _numbers(places, "PixelSpacing", 2)
@@ -246,7 +230,7 @@ def _frame(file: DicomFile, index: int | None, header: Dataset, places: list[Dat
     repeats = ("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex")
     number = _number(places, "SeriesNumber")
     slope = _number(places, "RescaleSlope")
-    return Frame(
+    return DicomFrame(
         file=file,
         index=index,
         study=str(header.get("StudyInstanceUID", "")),
@@ -279,7 +263,6 @@ def _acquisition(places: list[Dataset]) -> Acquisition:
     return Acquisition(
         kinds=frozenset(kinds),
         variants=frozenset(_texts(places, "SequenceVariant")),
-        dimensions=_text(places, "MRAcquisitionType"),
         repetition_ms=_positive(places, "RepetitionTime"),
         echo_ms=_positive(places, "EffectiveEchoTime") or _positive(places, "EchoTime"),
         inversion_ms=_positive(places, "InversionTimes") or _positive(places, "InversionTime"),

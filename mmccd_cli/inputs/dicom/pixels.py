@@ -14,29 +14,17 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.dicom.files import DicomFile, open_files
 from mmccd_cli.inputs.dicom.headers import lenient
-from mmccd_cli.inputs.dicom.stacks import Stack, describe_series
+from mmccd_cli.inputs.dicom.stacks import Stack
 from mmccd_cli.inputs.nifti import NiftiGrid, finite_values, make_grid
 from mmccd_cli.inputs.volume import Volume
 
 # All that decoding needs, and nothing of the person.
 _KEYWORDS = (
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "NumberOfFrames",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PixelPaddingValue",
-    "PlanarConfiguration",
-    "LossyImageCompression",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "PixelData",
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue"),
+    *("PlanarConfiguration", "LossyImageCompression"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("FloatPixelData", "DoubleFloatPixelData", "PixelData"),
 )
 _TAGS: list[Any] = [Tag(name) for name in _KEYWORDS]
 
@@ -55,7 +43,7 @@ def read_stack(stack: Stack, *, notes: list[str] | None = None) -> tuple[Volume,
         DataError: A file is truncated, or compressed in a way that no installed package decodes.
     """
     notes = notes if notes is not None else []
-    label = describe_series(stack.frames[0])
+    label = stack.frames[0].series_label
     slices = np.empty(stack.shape[::-1], np.float32)
     places: dict[DicomFile, list[int]] = defaultdict(list)
     for place, frame in enumerate(stack.frames):

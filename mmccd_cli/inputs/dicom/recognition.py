@@ -69,7 +69,7 @@ _REFORMATTED = {"MPR", "REFORMATTED", "CPR"}
 _WORDS_OF_REFORMATS = {"mpr", "mprs", "reformat", "reformats", "reformatted", "rfmt"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recognition:
     """What a series was taken for.
 
@@ -80,7 +80,7 @@ class Recognition:
         has_agent: Whether there was contrast agent in the blood.
     """
 
-    modality: str | None
+    modality: str | None = None
     reason: str
     derived: int = 0
     has_agent: bool = False
@@ -89,10 +89,10 @@ class Recognition:
 def recognise(acquisition: Acquisition) -> Recognition:
     """Tell T1w, T2w and FLAIR from everything else that a study holds."""
     if other := _other_image(acquisition):
-        return Recognition(None, other)
+        return Recognition(reason=other)
     modality, other = _by_parameters(acquisition)
     if other:
-        return Recognition(None, f"{other} ({_parameters(acquisition)})")
+        return Recognition(reason=f"{other} ({_parameters(acquisition)})")
     described = modality_of(acquisition.words)
     if modality:
         reason = _parameters(acquisition)
@@ -101,11 +101,13 @@ def recognise(acquisition: Acquisition) -> Recognition:
     elif described and not _CONTRASTS & set(acquisition.words):
         modality, reason = described, "by its description; the parameters do not decide"
     else:
-        return Recognition(None, "neither its parameters nor its description tell the modality")
+        return Recognition(reason="neither its parameters nor its description tell the modality")
     agent = acquisition.has_agent or agent_in(acquisition.words) is not None
     if modality == "T1w" and agent:
-        return Recognition(None, "contrast-enhanced, which is not T1w")
-    return Recognition(modality, reason, _derived(acquisition), agent)
+        return Recognition(reason="contrast-enhanced, which is not T1w")
+    return Recognition(
+        modality=modality, reason=reason, derived=_derived(acquisition), has_agent=agent
+    )
 
 
 def known_words(acquisition: Acquisition) -> str:

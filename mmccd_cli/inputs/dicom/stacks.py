@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.errors import GeometryError
-from mmccd_cli.inputs.dicom.headers import Acquisition, Frame
+from mmccd_cli.inputs.dicom.headers import Acquisition, DicomFrame
+from mmccd_cli.template import spacing_of
 
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SAME_DIRECTION = 1e-3
@@ -34,7 +35,7 @@ class Stack:
         notes: What was found and mended.
     """
 
-    frames: tuple[Frame, ...]
+    frames: tuple[DicomFrame, ...]
     affine: NDArray[np.float64]
     notes: tuple[str, ...] = ()
 
@@ -46,8 +47,12 @@ class Stack:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Distance of neighbouring columns, rows and slices."""
-        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return (float(i), float(j), float(k))
+        return spacing_of(self.affine)
+
+    @property
+    def coverage_mm(self) -> float:
+        """Extent of all slices."""
+        return self.spacing_mm[2] * self.shape[2]
 
     @property
     def acquisition(self) -> Acquisition:
@@ -57,7 +62,7 @@ class Stack:
     @property
     def label(self) -> str:
         """What it is called in records: no name of a file, and no description."""
-        return describe_series(self.frames[0]).lower()
+        return self.frames[0].series_label.lower()
 
     @property
     def series_number(self) -> int | None:
@@ -65,24 +70,30 @@ class Stack:
         return self.frames[0].series_number
 
 
-def group_frames(frames: Iterable[Frame]) -> list[list[Frame]]:
+def group_frames(frames: Iterable[DicomFrame]) -> list[list[DicomFrame]]:
     """Split frames by series and, within one, by all that makes it more than one volume.
 
     Returns:
         Groups in the order of their series' numbers; copies of one instance are dropped.
     """
-    groups: dict[tuple, list[Frame]] = defaultdict(list)
-    seen: set[tuple[str, int | None]] = set()
+    kept: dict[tuple[str, int | None], DicomFrame] = {}
     for frame in frames:
-        if (frame.instance, frame.index) not in seen:
-            seen.add((frame.instance, frame.index))
-            groups[_key(frame)].append(frame)
-    merged = _merge_close_directions(list(groups.values()))
-    split = [part for group in merged for part in _split_repeats(group)]
-    return sorted(split, key=lambda group: (_or_last(group[0].series_number), group[0].series))
+        kept.setdefault((frame.instance, frame.index), frame)
+    groups: list[list[DicomFrame]] = []
+    groups_of_key: dict[tuple, list[list[DicomFrame]]] = defaultdict(list)
+    for frame in kept.values():
+        alike = groups_of_key[_key(frame)]
+        group = next((group for group in alike if _same_directions(group[0], frame)), None)
+        if group is None:
+            group = []
+            alike.append(group)
+            groups.append(group)
+        group.append(frame)
+    split = [part for group in groups for part in _split_repeats(group)]
+    return sorted(split, key=lambda group: (group[0].series_order, group[0].series))
 
 
-def arrange(frames: Sequence[Frame]) -> Stack:
+def arrange(frames: Sequence[DicomFrame]) -> Stack:
     """Put the frames of one group in order and find the affine.
 
     Raises:
@@ -109,14 +120,14 @@ def arrange(frames: Sequence[Frame]) -> Stack:
     return Stack(ordered, _RAS_FROM_LPS @ affine, notes)
 
 
-def _key(frame: Frame) -> tuple:
+def _key(frame: DicomFrame) -> tuple:
+    """All that frames of one volume share, but for the directions, which are rounded."""
     seen_with = frame.acquisition
     echo = None if seen_with.echo_ms is None else round(seen_with.echo_ms, 1)
     return (
         frame.series,
         frame.shape,
         tuple(round(value, 3) for value in frame.spacing_mm),
-        tuple(round(value, 3) for value in frame.directions),
         seen_with.image_type,
         seen_with.echo_number,
         echo,
@@ -124,28 +135,16 @@ def _key(frame: Frame) -> tuple:
     )
 
 
-def _merge_close_directions(groups: list[list[Frame]]) -> list[list[Frame]]:
-    """Join groups whose directions differ only by where the rounding of the key happened to cut."""
-    merged: list[list[Frame]] = []
-    for group in groups:
-        for other in merged:
-            first, second = other[0], group[0]
-            near = np.allclose(first.directions, second.directions, atol=_SAME_DIRECTION)
-            alike = _key(first)[:3] + _key(first)[4:] == _key(second)[:3] + _key(second)[4:]
-            if near and alike:
-                other.extend(group)
-                break
-        else:
-            merged.append(list(group))
-    return merged
+def _same_directions(frame: DicomFrame, other: DicomFrame) -> bool:
+    return np.allclose(frame.directions, other.directions, atol=_SAME_DIRECTION)
 
 
-def _split_repeats(group: list[Frame]) -> list[list[Frame]]:
+def _split_repeats(group: list[DicomFrame]) -> list[list[DicomFrame]]:
     """Split a group whose slices come several times, by whatever tells the times apart."""
     if max(_count_places(group).values()) == 1:
         return [group]
     for element in range(len(group[0].repeat)):
-        parts: dict[float, list[Frame]] = defaultdict(list)
+        parts: dict[float, list[DicomFrame]] = defaultdict(list)
         for frame in group:
             parts[frame.repeat[element]].append(frame)
         if all(max(_count_places(part).values()) == 1 for part in parts.values()):
@@ -153,18 +152,18 @@ def _split_repeats(group: list[Frame]) -> list[list[Frame]]:
     return [group]
 
 
-def _count_places(group: Sequence[Frame]) -> Counter[tuple[int, ...]]:
+def _count_places(group: Sequence[DicomFrame]) -> Counter[tuple[int, ...]]:
     return Counter(
         tuple(round(value / _SAME_PLACE_MM) for value in frame.position) for frame in group
     )
 
 
-def _directions(frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _directions(frame: DicomFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     row, column = np.array(frame.directions[:3]), np.array(frame.directions[3:])
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if min(lengths) < 0.9 or max(lengths) > 1.1 or abs(row @ column) > 0.01:
         raise GeometryError(
-            f"{describe_series(frame)} states impossible directions of its rows and columns.",
+            f"{frame.series_label} states impossible directions of its rows and columns.",
             cause="ImageOrientationPatient is damaged.",
             next_step="Export the series again.",
         )
@@ -182,16 +181,16 @@ def _towards_positive(normal: NDArray[np.float64]) -> NDArray[np.float64]:
     return normal if in_ras[np.abs(in_ras).argmax()] > 0 else -normal
 
 
-def _check_spacing(frames: Sequence[Frame], places: NDArray[np.float64]) -> None:
+def _check_spacing(frames: Sequence[DicomFrame], places: NDArray[np.float64]) -> None:
     if len(frames) < 2:
-        raise GeometryError(f"{describe_series(frames[0])} is a single slice.")
+        raise GeometryError(f"{frames[0].series_label} is a single slice.")
     gaps = np.diff(places)
     typical = float(np.median(gaps))
     double = int(np.count_nonzero(gaps < _SAME_PLACE_MM))
     if double:
         first = int(np.argmax(gaps < _SAME_PLACE_MM))
         raise GeometryError(
-            f"{describe_series(frames[0])} has {double + 1} slices at places where one belongs, "
+            f"{frames[0].series_label} has {double + 1} slices at places where one belongs, "
             f"such as {frames[first].file.name} and {frames[first + 1].file.name}.",
             cause="Two series, or points in time, were mixed under one identity.",
             next_step="Give a folder with one of them.",
@@ -201,7 +200,7 @@ def _check_spacing(frames: Sequence[Frame], places: NDArray[np.float64]) -> None
         missing = int(np.rint(gaps[wide] / typical - 1).sum())
         first = int(np.argmax(wide))
         raise GeometryError(
-            f"{describe_series(frames[0])} lacks about {max(missing, 1)} of its "
+            f"{frames[0].series_label} lacks about {max(missing, 1)} of its "
             f"{len(frames) + max(missing, 1)} slices: {frames[first].file.name} and "
             f"{frames[first + 1].file.name} are {gaps[first]:.2f} mm apart, most others "
             f"{typical:.2f} mm.",
@@ -210,7 +209,7 @@ def _check_spacing(frames: Sequence[Frame], places: NDArray[np.float64]) -> None
         )
     if gaps.min() < (1 - _MAX_IRREGULARITY) * typical:
         raise GeometryError(
-            f"{describe_series(frames[0])} has slices {gaps.min():.2f} to {gaps.max():.2f} mm "
+            f"{frames[0].series_label} has slices {gaps.min():.2f} to {gaps.max():.2f} mm "
             "apart; a volume needs even distances.",
             cause="It overlaps in parts, or was acquired in packages.",
             next_step="Give another series, or resample it to even slices first.",
@@ -218,27 +217,14 @@ def _check_spacing(frames: Sequence[Frame], places: NDArray[np.float64]) -> None
 
 
 def _check_straight(
-    frames: Sequence[Frame], positions: NDArray[np.float64], step: NDArray[np.float64]
+    frames: Sequence[DicomFrame], positions: NDArray[np.float64], step: NDArray[np.float64]
 ) -> None:
     expected = positions[0] + np.arange(len(frames))[:, None] * step
     off = np.linalg.norm(positions - expected, axis=1)
     if off.max() > 2 * _MAX_IRREGULARITY * np.linalg.norm(step):
         raise GeometryError(
-            f"{describe_series(frames[0])} is not stacked in one direction: "
+            f"{frames[0].series_label} is not stacked in one direction: "
             f"{frames[int(off.argmax())].file.name} lies {off.max():.1f} mm beside its place.",
             cause="The slices fan out, or belong to several stacks.",
             next_step="Give another series.",
         )
-
-
-def describe_series(frame: Frame) -> str:
-    """Name a series without anything that could identify a person."""
-    return (
-        "Series without a number"
-        if frame.series_number is None
-        else (f"Series {frame.series_number}")
-    )
-
-
-def _or_last(number: int | None) -> int:
-    return 10**9 if number is None else number

@@ -11,9 +11,9 @@ import numpy as np
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, GeometryError
 from mmccd_cli.inputs.dicom.files import find_dicom_files, open_files
-from mmccd_cli.inputs.dicom.headers import Frame, NotUsable, read_frames
+from mmccd_cli.inputs.dicom.headers import DicomFrame, NotUsable, read_frames
 from mmccd_cli.inputs.dicom.recognition import Recognition, known_words, recognise
-from mmccd_cli.inputs.dicom.stacks import Stack, arrange, describe_series, group_frames
+from mmccd_cli.inputs.dicom.stacks import Stack, arrange, group_frames
 
 _MIN_COVERAGE_MM = 60.0
 _WHOLE_HEAD_MM = 100.0
@@ -36,7 +36,7 @@ class Study:
     ignored: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Candidate:
     """A group of frames, as a stack where they make one."""
 
@@ -100,10 +100,10 @@ def read_single_series(source: Path) -> Stack:
     return arrange(groups[0])
 
 
-def _read_headers(source: Path) -> tuple[list[Frame], list[tuple[str, str]]]:
+def _read_headers(source: Path) -> tuple[list[DicomFrame], list[tuple[str, str]]]:
     """Read all headers; files that are of no use are counted, by their reason."""
     unread: list[tuple[str, str]] = []
-    frames: list[Frame] = []
+    frames: list[DicomFrame] = []
     files = find_dicom_files(source, unread)
     for file, stream in open_files(files):
         try:
@@ -122,7 +122,7 @@ def _read_headers(source: Path) -> tuple[list[Frame], list[tuple[str, str]]]:
     return frames, ignored
 
 
-def _check_one_study(source: Path, frames: Sequence[Frame]) -> None:
+def _check_one_study(source: Path, frames: Sequence[DicomFrame]) -> None:
     studies = {frame.study for frame in frames}
     if len(studies) > 1:
         raise DataError(
@@ -132,53 +132,50 @@ def _check_one_study(source: Path, frames: Sequence[Frame]) -> None:
         )
 
 
-def _candidate(frames: Sequence[Frame]) -> _Candidate:
+def _candidate(frames: Sequence[DicomFrame]) -> _Candidate:
     label = _label(frames[0])
     recognition = recognise(frames[0].acquisition)
-    if recognition.modality is None:
-        return _Candidate(label, recognition)
-    if len(frames) < _MIN_SLICES:
-        few = Recognition(None, f"only {len(frames)} slices in this direction")
-        return _Candidate(label, few)
-    try:
-        stack = arrange(frames)
-    except GeometryError as error:
-        if (
-            len(frames) < _FEW_SLICES
-        ):  # a localizer that does not say so, rather than a damaged scan
-            few = Recognition(None, f"only {len(frames)} slices, unevenly placed")
-            return _Candidate(label, few)
-        # Last of all, so that it only counts where the modality has no other series.
-        return _Candidate(label, recognition, error=error, rank=(9,))
-    coverage = stack.spacing_mm[2] * stack.shape[2]
-    if coverage < _MIN_COVERAGE_MM:
-        part = Recognition(None, f"covers only {coverage:.0f} mm")
-        return _Candidate(label, part)
-    return _Candidate(label, recognition, stack, rank=_rank(recognition, stack))
+    reason = recognition.reason
+    if recognition.modality and len(frames) < _MIN_SLICES:
+        reason = f"only {len(frames)} slices in this direction"
+    elif recognition.modality:
+        try:
+            stack = arrange(frames)
+        except GeometryError as error:
+            if len(frames) >= _FEW_SLICES:
+                # Last of all, so that it only counts where the modality has no other series.
+                return _Candidate(label=label, recognition=recognition, error=error, rank=(9,))
+            # A localizer that does not say so, rather than a damaged scan.
+            reason = f"only {len(frames)} slices, unevenly placed"
+        else:
+            if stack.coverage_mm >= _MIN_COVERAGE_MM:
+                rank = _rank(recognition, stack)
+                return _Candidate(label=label, recognition=recognition, stack=stack, rank=rank)
+            reason = f"covers only {stack.coverage_mm:.0f} mm"
+    return _Candidate(label=label, recognition=Recognition(reason=reason))
 
 
 def _rank(recognition: Recognition, stack: Stack) -> tuple:
     """Sort the best first: as acquired, whole head, no agent, fine voxels, many, early."""
-    number = stack.series_number
     return (
         recognition.derived,
-        stack.spacing_mm[2] * stack.shape[2] < _WHOLE_HEAD_MM,
+        stack.coverage_mm < _WHOLE_HEAD_MM,
         recognition.has_agent,
         round(max(stack.spacing_mm), 1),
         round(float(np.prod(stack.spacing_mm)), 1),
         -stack.shape[2],
         "NORM" not in stack.acquisition.image_type,
-        number if number is not None else 10**9,
+        stack.frames[0].series_order,
         stack.frames[0].repeat,
     )
 
 
-def _label(frame: Frame) -> str:
+def _label(frame: DicomFrame) -> str:
     """Name a series by its number and those words of its description that hold no name."""
     words = known_words(frame.acquisition)
     echo = frame.acquisition.echo_number
     told = ", ".join(filter(None, [words, f"echo {echo}" if echo and echo > 1 else ""]))
-    label = describe_series(frame).lower()
+    label = frame.series_label.lower()
     return f"{label} ({told})" if told else label
 
 

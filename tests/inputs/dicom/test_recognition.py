@@ -22,7 +22,6 @@ def acquired(
 ) -> Acquisition:
     values: dict[str, Any] = {
         "variants": frozenset(),
-        "dimensions": "2D",
         "echo_number": None,
         "image_type": ("ORIGINAL", "PRIMARY", "M", "ND"),
         "has_agent": False,

@@ -21,7 +21,7 @@ from mmccd_cli.inputs.dicom.files import DicomFile
 from mmccd_cli.inputs.dicom.headers import NotUsable, read_frames
 from mmccd_cli.inputs.dicom.pixels import read_stack
 from mmccd_cli.inputs.dicom.recognition import recognise
-from mmccd_cli.inputs.dicom.stacks import Stack, describe_series
+from mmccd_cli.inputs.dicom.stacks import Stack
 from mmccd_cli.inputs.dicom.studies import read_single_series, read_study
 from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
@@ -138,6 +138,14 @@ def test_rounded_positions_are_no_tilt(flair):
     notes: list[str] = []
     _, grid = read_stack(only_stack(flair), notes=notes)
     assert (grid.header["qform_code"], notes) == (1, [])
+
+
+def test_directions_that_are_rounded_differently_are_one_stack(flair, volumes):
+    for number, path in enumerate(slices_of(flair)):
+        directions = [float(value) for value in pydicom.dcmread(path).ImageOrientationPatient]
+        directions[1] += 0.0004 + 0.0002 * (number % 2)  # on both sides of a third decimal
+        change(path, ImageOrientationPatient=directions)
+    assert read_stack(only_stack(flair))[0].shape == volumes["FLAIR"].shape
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8"])
@@ -477,7 +485,7 @@ def test_damaged_headers_are_left_out_and_quote_nobody(flair):
         try:
             frames = read_frames(DicomFile(Path("x")), io.BytesIO(damaged.tobytes()))
             reasons |= {recognise(frame.acquisition).reason for frame in frames}
-            reasons |= {describe_series(frame) for frame in frames}
+            reasons |= {frame.series_label for frame in frames}
         except NotUsable as reason:
             reasons.add(str(reason))
     assert len(reasons) > 5
