@@ -153,7 +153,7 @@ def bids(
     extras = {"picture": "anomaly.png"} if picture else {}
     extras |= {"report": "report.html"} if report else {}
     jobs, failures = _plan(bids_dir, out, wanted, share, extras, console)
-    settings = RunSettings(mask.threshold, mask.min_lesion, strip)
+    settings = RunSettings(mask.threshold, mask.min_lesion_mm3, strip)
     load = partial(model.load, **sampling.describe())
     running = Run(console, jobs, settings, load, policy.force, policy.resume, many=True)
     running.check()

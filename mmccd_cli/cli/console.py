@@ -6,7 +6,7 @@ import contextlib
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +15,11 @@ import typer
 from mmccd_cli.errors import MmccdError
 
 MESSAGES = "Messages"
+
+
+def switch(*names: str, help: str, panel: str | None = None) -> Any:
+    """Declare an option that takes no value, such as --force."""
+    return typer.Option(*names, metavar="", help=help, show_default=False, rich_help_panel=panel)
 
 
 @dataclass
@@ -26,10 +31,7 @@ class Console:
         verbose: 0 for results and warnings, 1 also for details, 2 also for tracebacks.
     """
 
-    quiet: Annotated[
-        bool,
-        typer.Option("--quiet", "-q", metavar="", help="Only errors.", rich_help_panel=MESSAGES),
-    ] = False
+    quiet: Annotated[bool, switch("--quiet", "-q", help="Only errors.", panel=MESSAGES)] = False
     verbose: Annotated[
         int,
         typer.Option(
@@ -134,13 +136,25 @@ class JsonConsole(Console):
 
     as_json: Annotated[
         bool,
-        typer.Option(
+        switch(
             "--json",
-            metavar="",
             help="Print the results to stdout as JSON: of subjects, one record a line.",
-            rich_help_panel=MESSAGES,
+            panel=MESSAGES,
         ),
     ] = False
+
+    def record(self, record: Any) -> None:
+        """Print what is meant for programs, as one line of JSON, where that was asked for."""
+        if self.as_json:
+            from mmccd_cli.outputs.images import to_json
+
+            self.result(to_json(record))
+
+
+def lesions_of(record: Mapping[str, Any]) -> str:
+    """Say how many lesions a subject's record holds, and their volume."""
+    number = len(record["lesions"])
+    return f"{number} lesion{'' if number == 1 else 's'}, {record['lesion_volume_ml']:.2f} ml"
 
 
 class Progress:

@@ -23,7 +23,6 @@ def demo(
 ) -> None:
     """Make a synthetic subject with a lesion, segment it, and say how well that went."""
     from mmccd_cli.cohort.demo import plan_demo, segment_demo, write_scans
-    from mmccd_cli.outputs.images import to_json
 
     files = plan_demo(out_dir, force=force)
     with console.progress() as progress:
@@ -44,9 +43,8 @@ def demo(
         console.info(f"  {kind}: {path}")
     for warning in record["warnings"]:
         console.note(warning)
-    if console.as_json:
-        console.result(to_json({**record, "dice": dice}))
-    elif not console.quiet:
+    console.record({**record, "dice": dice})
+    if not (console.as_json or console.quiet):
         console.result(
             f"{record['lesion_volume_ml']:.1f} ml found; "
             f"Dice with the true lesion: {dice:.2f}. Look at {files.picture}"

@@ -125,24 +125,18 @@ def _processor() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
+    from mmccd_cli.translation.devices import cgroup_memory_limit
+
     if not hasattr(os, "sysconf"):
         yield Finding("memory", "note", "cannot be asked on this system")
         return
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _cgroup_limit()
+    limit = cgroup_memory_limit()
     text = f"{total / 2**30:.1f} GiB"
     if limit is not None and limit < total:
         text += f", of which this process may use {limit / 2**30:.1f} GiB"
     enough = min(total, limit or total) >= 2 * 2**30
     yield Finding("memory", "ok" if enough else "note", text, None if enough else "2 GiB are safe")
-
-
-def _cgroup_limit() -> int | None:
-    try:
-        text = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        return None if text == "max" else int(text)
-    except (OSError, ValueError):
-        return None
 
 
 def _torch() -> Iterator[Finding]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from mmccd_cli.cli.console import switch
+
 if TYPE_CHECKING:
     from mmccd_cli.api import Segmenter
 
@@ -21,9 +23,6 @@ OUTPUT = "Output"
 METHOD = "Method"
 WEIGHTS = "Weights"
 COMPUTING = "Computing"
-
-SWITCH = ""
-"""Metavar of an option that takes no value."""
 
 _VOLUME = re.compile(
     r"\s*(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>mm3|mm\^3|mm³|µl|ul|ml|cm3|cm\^3|cm³|cc)?\s*"
@@ -137,16 +136,9 @@ Threads = Annotated[
 ]
 Force = Annotated[
     bool,
-    typer.Option(
-        "--force", "-f", metavar=SWITCH, help="Overwrite existing outputs; never an input."
-    ),
+    switch("--force", "-f", help="Overwrite existing outputs; never an input."),
 ]
-Offline = Annotated[
-    bool,
-    typer.Option(
-        "--offline", metavar=SWITCH, help="Never use the network.", rich_help_panel=WEIGHTS
-    ),
-]
+Offline = Annotated[bool, switch("--offline", help="Never use the network.", panel=WEIGHTS)]
 CacheDir = Annotated[
     Path | None,
     typer.Option(
@@ -255,9 +247,10 @@ class MaskChoice:
             rich_help_panel=METHOD,
         ),
     ] = None
-    min_lesion: Annotated[
+    min_lesion_mm3: Annotated[
         float | None,
         typer.Option(
+            "--min-lesion",
             metavar="auto|VOLUME",
             parser=volume_mm3,
             show_default="auto",
@@ -274,16 +267,15 @@ class RunPolicy:
     force: Force = False
     resume: Annotated[
         bool,
-        typer.Option(
+        switch(
             "--resume",
-            metavar=SWITCH,
             help="Skip subjects whose result has the same inputs, weights and settings; where "
             "only --threshold or --min-lesion differ, make the mask anew from the map.",
         ),
     ] = False
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", metavar=SWITCH, help="Say what would be done, and do nothing."),
+        switch("--dry-run", help="Say what would be done, and do nothing."),
     ] = False
 
 

@@ -255,7 +255,7 @@ def _settings(
 ) -> RunSettings:
     from mmccd_cli.cohort.jobs import RunSettings
 
-    return RunSettings(mask.threshold, mask.min_lesion, skull_strip, space)
+    return RunSettings(mask.threshold, mask.min_lesion_mm3, skull_strip, space)
 
 
 def register(app: typer.Typer) -> None:

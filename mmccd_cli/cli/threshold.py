@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import JsonConsole
+from mmccd_cli.cli.console import JsonConsole, lesions_of
 from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, as_mmccd_error
-
-if TYPE_CHECKING:
-    from mmccd_cli.anomaly.mask import MaskOptions
-    from mmccd_cli.cohort.threshold import MaskJob
 
 
 @command
@@ -48,49 +44,29 @@ def threshold(
     --min-lesion. What is not given is as calibrated, whatever the mask was made with before.
     """
     from mmccd_cli.anomaly.mask import MaskOptions
-    from mmccd_cli.cohort.threshold import plan_masks
+    from mmccd_cli.cohort.threshold import make_mask, plan_masks
 
-    chosen = MaskOptions(threshold=mask.threshold, min_lesion_mm3=mask.min_lesion)
-    jobs = plan_masks(maps, out, force=force)
-    _Run(console, chosen, force, many=len(maps) > 1).execute(jobs)
-
-
-@dataclass
-class _Run:
-    console: JsonConsole
-    chosen: MaskOptions
-    force: bool
-    many: bool
-
-    def execute(self, jobs: list[MaskJob]) -> None:
-        failed: list[tuple[str, str]] = []
-        for job in jobs:
-            try:
-                self._do(job)
-            except (MmccdError, OSError) as error:
-                known = as_mmccd_error(error)
-                if not self.many:
-                    raise known from error
-                self.console.error(known, about=str(job.map))
-                failed.append((str(job.map), known.message))
-        if failed:
-            self.console.table(failed)
-            raise typer.Exit(SomeSubjectsFailed.exit_code)
-
-    def _do(self, job: MaskJob) -> None:
-        from mmccd_cli.cohort.threshold import make_mask
-        from mmccd_cli.outputs.images import to_json
-
-        record, stale = make_mask(job, self.chosen, force=self.force)
-        if self.console.as_json:
-            self.console.result(to_json(record))
-        number, volume = len(record["lesions"]), record["lesion_volume_ml"]
-        lesions = f"{number} lesion{'' if number == 1 else 's'}, {volume:.2f} ml"
-        self.console.info(
-            f"{record['subject']}: {lesions} above {record['threshold']:g}, written to {job.mask}"
+    failed: list[tuple[str, str]] = []
+    for job in plan_masks(maps, out, force=force):
+        try:
+            record, stale = make_mask(job, MaskOptions(**asdict(mask)), force=force)
+        except (MmccdError, OSError) as error:
+            if len(maps) == 1:
+                raise
+            known = as_mmccd_error(error)
+            console.error(known, about=str(job.map))
+            failed.append((str(job.map), known.message))
+            continue
+        console.record(record)
+        console.info(
+            f"{record['subject']}: {lesions_of(record)} above {record['threshold']:g}, "
+            f"written to {job.mask}"
         )
         for name in stale:
-            self.console.note(f"{name} still shows the mask of before")
+            console.note(f"{name} still shows the mask of before")
+    if failed:
+        console.table(failed)
+        raise typer.Exit(SomeSubjectsFailed.exit_code)
 
 
 def register(app: typer.Typer) -> None:

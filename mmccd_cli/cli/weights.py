@@ -9,7 +9,7 @@ import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import JsonConsole
+from mmccd_cli.cli.console import JsonConsole, switch
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -175,9 +175,7 @@ def push(
     *,
     folder: Annotated[str, typer.Argument(metavar="DIR|NAME", help="The bundle to publish.")],
     repo: Annotated[str, typer.Argument(metavar="ORG/REPO", help="Where to on the Hub.")],
-    public: Annotated[
-        bool, typer.Option("--public", help="Let everybody see a new repository.")
-    ] = False,
+    public: Annotated[bool, switch("--public", help="Let everybody see a new repository.")] = False,
     console: JsonConsole,
 ) -> None:
     """Publish a bundle on the Hub with its model card; a new repository is private.

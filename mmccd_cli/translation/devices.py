@@ -171,13 +171,20 @@ def _available_memory() -> int | None:
     return 1024 * int(found[1]) if found else None
 
 
+def cgroup_memory_limit() -> int | None:
+    """Bytes that the cgroup (version 2) lets this process use, None without a limit."""
+    return _cgroup_number("memory.max")
+
+
 def _cgroup_memory() -> int | None:
-    """What the cgroup's limit (version 2) leaves."""
+    """What the cgroup's limit leaves."""
+    limit, used = cgroup_memory_limit(), _cgroup_number("memory.current")
+    return None if limit is None or used is None else max(0, limit - used)
+
+
+def _cgroup_number(name: str) -> int | None:
+    """Return what a file of the cgroup holds; None for "max", or where there is no such file."""
     try:
-        limit, used = (
-            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii").strip()
-            for name in ("max", "current")
-        )
-        return None if limit == "max" else max(0, int(limit) - int(used))
+        return int(Path("/sys/fs/cgroup", name).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
