@@ -13,7 +13,7 @@ RAMP = np.arange(120, dtype=np.float32).reshape(SHAPE)
 AFFINES = {
     **{axes: make_affine(SHAPE, (1, 1, 1), axes) for axes in ("RAS", "LAS", "LPS", "PIR")},
     "anisotropic": make_affine(SHAPE, (0.9, 0.9, 5.5), "LPS"),
-    "oblique": make_affine(SHAPE, (1.2, 0.8, 3), "LPS", (10, -17, 25)),
+    "oblique": make_affine(SHAPE, (1.2, 0.8, 3), "LPS", rotation_deg=(10, -17, 25)),
 }
 SHEARED = AFFINES["oblique"] @ np.array(
     [[1, 0.2, 0, 0], [0, 1, 0.1, 0], [0, 0, 1, 0], [0, 0, 0, 1]]

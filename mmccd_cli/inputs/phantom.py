@@ -99,22 +99,22 @@ def make_phantom(
     Returns:
         The images with the masks of lesion and brain.
     """
-    affine = make_affine(shape, spacing_mm, orientation, rotation_deg, center_mm)
+    affine = make_affine(
+        shape, spacing_mm, orientation, rotation_deg=rotation_deg, center_mm=center_mm
+    )
     head_from_world = np.linalg.inv(np.eye(4) if pose is None else np.asarray(pose, float))
     place = _place_in_head(shape, affine, head_from_world)
     inside, position = _near_brain(place)
     anatomy = _Anatomy(np.random.default_rng([seed, 0]), float(min(spacing_mm)))
     tissues = anatomy.tissues(position)
     if lesion:
-        edema, core = anatomy.lesion(position, tissues, lesion_radius_mm)
-    else:
-        edema = core = np.zeros(len(inside), np.float32)
+        tissues |= anatomy.lesion(position, tissues, lesion_radius_mm)
     brain = _on_grid(tissues["hull"] > 0, inside, shape)
     layers = _head_layers(place) if skull else np.zeros(1, np.uint8)
     volumes = {}
     for modality in modalities:
         rng = np.random.default_rng([seed, 1 + MODALITIES.index(modality)])
-        signal = _signal(modality, tissues, edema, core)
+        signal = _signal(modality, tissues)
         signal *= np.exp(np.float32(bias) * _smooth_polynomial(position, rng))
         image = _on_grid(np.where(tissues["hull"] > 0, signal, 0), inside, shape)
         if skull:
@@ -124,13 +124,15 @@ def make_phantom(
         if not skull:
             image = np.where(brain, np.maximum(image, np.float32(0.01)), np.float32(0))
         volumes[modality] = Volume(np.float32(_SCANNER_SCALE[modality]) * image, affine)
-    return Phantom(volumes, _on_grid(edema + core > 0.5, inside, shape) & brain, brain)
+    in_lesion = tissues["edema"] + tissues["core"] > 0.5
+    return Phantom(volumes, _on_grid(in_lesion, inside, shape) & brain, brain)
 
 
 def make_affine(
     shape: tuple[int, int, int],
     spacing_mm: Sequence[float],
     orientation: str,
+    *,
     rotation_deg: Sequence[float] = (0.0, 0.0, 0.0),
     center_mm: Sequence[float] = GRID_CENTER_MM,
 ) -> NDArray[np.float64]:
@@ -162,26 +164,30 @@ class _Anatomy:
         return np.clip(distance / self.edge_mm + np.float32(0.5), 0, 1)
 
     def tissues(self, p: _Points) -> dict[str, Array]:
-        """Return what is at the points: parts of csf, gm, wm; distance `hull`; texture."""
+        """Return what is at the points of a healthy head.
+
+        Returns:
+            Parts of csf, gm, wm, edema and core, the distance `hull`, and the texture.
+        """
         hull, cerebrum, cerebellum, stem, radius = _hull(p)
         csf_distance = self._to_cortical_csf(p, cerebrum, radius)
         ventricles = self.soft(_ventricles(p))
         csf = np.maximum(self.soft(-csf_distance), ventricles)
         deep = 0.8 * self.soft(_deep_grey(p))
         wm = np.minimum(self.soft(csf_distance - np.float32(2.6)), 1 - deep)
-        wm, csf = self._with_hindbrain(p, (cerebrum, cerebellum, stem), wm, csf)
+        wm, csf = self._with_hindbrain(p, (cerebrum, cerebellum, stem), (wm, csf))
         wm *= 1 - csf
         return {
             "csf": csf,
             "wm": wm,
             "gm": 1 - csf - wm,
+            "edema": np.zeros_like(csf),
+            "core": np.zeros_like(csf),
             "hull": hull,
             "texture": self.texture(p),
         }
 
-    def lesion(
-        self, p: _Points, tissues: dict[str, Array], radius_mm: float
-    ) -> tuple[Array, Array]:
+    def lesion(self, p: _Points, tissues: dict[str, Array], radius_mm: float) -> dict[str, Array]:
         """Return the parts of edema and core; edema spreads along white matter."""
         radii = (0.9 * radius_mm, 1.1 * radius_mm, radius_mm)
         distance = _ellipsoid(p, self.site, radii)
@@ -189,7 +195,7 @@ class _Anatomy:
         distance -= 2.5 * tissues["gm"] + 0.1 * radius_mm
         tissue = 1 - tissues["csf"]
         core = self.soft(distance - np.float32(0.62 * radius_mm)) * tissue
-        return self.soft(distance / 1.5) * tissue - core, core
+        return {"edema": self.soft(distance / 1.5) * tissue - core, "core": core}
 
     def _to_cortical_csf(self, p: _Points, cerebrum: Array, radius: Array) -> Array:
         """Distance to the nearest sulcus, fissure or outer surface; negative in the fluid."""
@@ -206,10 +212,11 @@ class _Anatomy:
         return np.minimum(np.minimum(cerebrum - 0.7, sulci), np.minimum(midline, sylvian))
 
     def _with_hindbrain(
-        self, p: _Points, distances: tuple[Array, Array, Array], wm: Array, csf: Array
+        self, p: _Points, distances: tuple[Array, Array, Array], parts: tuple[Array, Array]
     ) -> tuple[Array, Array]:
-        """Put cerebellum and brainstem where the cerebrum is not."""
+        """Put cerebellum and brainstem into the parts of wm and csf, where the cerebrum is not."""
         cerebrum, cerebellum, stem = distances
+        wm, csf = parts
         gap = np.float32(1.2) - np.abs(cerebrum - cerebellum)
         in_cerebellum = self.soft(cerebellum - cerebrum)
         in_stem = self.soft(np.minimum(stem, 2 - cerebrum))
@@ -338,9 +345,9 @@ def _deep_grey(p: _Points) -> Array:
     return np.maximum(np.maximum(thalamus, putamen), caudate)
 
 
-def _signal(modality: str, tissues: dict[str, Array], edema: Array, core: Array) -> Array:
+def _signal(modality: str, tissues: dict[str, Array]) -> Array:
     """Noise-free signal of brain and lesion, relative to the brain's median."""
-    value = _SIGNAL[modality]
+    value, edema, core = _SIGNAL[modality], tissues["edema"], tissues["core"]
     signal = sum((tissues[name] * value[name] for name in ("csf", "gm", "wm")), np.float32(0))
     signal = signal * (1 - edema - core) + edema * value["edema"] + core * value["core"]
     signal *= 1 + np.float32(0.05) * tissues["texture"]

@@ -99,7 +99,7 @@ def test_nothing_but_geometry_passes_from_an_input_to_an_output(tmp_path):
     flip=st.sampled_from([1.0, -1.0]),
 )
 def test_any_rotation_and_spacing_survives_the_file(angles, spacing, flip):
-    affine = make_affine(SHAPE, spacing, "RAS", angles) @ np.diag([flip, 1, 1, 1])
+    affine = make_affine(SHAPE, spacing, "RAS", rotation_deg=angles) @ np.diag([flip, 1, 1, 1])
     grid = make_grid(SHAPE, affine)
     image = nib.Nifti1Image.from_bytes(encode_nifti(RAMP, grid, compress=False))
     np.testing.assert_allclose(image.affine, affine, atol=2e-3)

@@ -25,7 +25,7 @@ from mmccd_cli.outputs.images import (
 SHAPE = (4, 5, 6)
 MAP = np.linspace(0, 1, 120, dtype=np.float32).reshape(SHAPE)
 MASK = MAP > 0.5
-GRID = make_grid(SHAPE, make_affine(SHAPE, (1, 2, 3), "LPS", (5, 10, 20)), code=4)
+GRID = make_grid(SHAPE, make_affine(SHAPE, (1, 2, 3), "LPS", rotation_deg=(5, 10, 20)), code=4)
 
 
 def write(paths, record, *, values=MAP, extra=None, force=False):
