@@ -1,24 +1,16 @@
-"""DICOM series written from volumes: what a scanner would have sent of a phantom or a NIfTI scan.
-
-    python tests/dicom_phantoms.py SUBJECT_FOLDER OUT_FOLDER
-
-turns a subject's folder of NIfTI files into a folder with a DICOM series for each modality.
-"""
+"""DICOM series written from volumes: what a scanner would have sent of a phantom."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
-from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.template import transform_points
 
@@ -122,21 +114,18 @@ def write_series(
         "StudyInstanceUID": generate_uid(),
         "FrameOfReferenceUID": generate_uid(),
         "SeriesInstanceUID": generate_uid(),
-        **(tags or {}),
+        "SeriesNumber": number,
     }
+    if (slope, intercept) != (1.0, 0.0):
+        common |= {"RescaleSlope": _ds(slope), "RescaleIntercept": _ds(intercept)}
     order = np.arange(volume.shape[2])
     if shuffled is not None:
         order = np.random.default_rng(shuffled).permutation(order)
     paths = []
-    for index in range(volume.shape[2]):
-        image = _image(stored[:, :, index], {"SeriesNumber": number, **common})
-        image.InstanceNumber = int(order[index]) + 1
-        _place(image, volume.affine, index)
-        if (slope, intercept) != (1.0, 0.0):
-            image.RescaleSlope, image.RescaleIntercept = _ds(slope), _ds(intercept)
-        for keyword, value in (tags or {}).items():
-            setattr(image, keyword, value)
-        paths.append(folder / name.format(int(order[index]) + 1))
+    for index, instance in enumerate(order.tolist()):
+        place = {"InstanceNumber": instance + 1, **_place(volume, index)}
+        image = _image(stored[:, :, index], {**common, **place, **(tags or {})})
+        paths.append(folder / name.format(instance + 1))
         image.save_as(paths[-1], enforce_file_format=True)
     return paths
 
@@ -152,89 +141,87 @@ def write_enhanced(
         for echo, volume in volumes.items()
     ]
     stack, _, _ = _as_stored(np.stack([data for *_, data in frames]), "uint16")
-    common = {"StudyInstanceUID": generate_uid(), "FrameOfReferenceUID": generate_uid()}
-    image = _image(stack[0], {**common, "SeriesInstanceUID": generate_uid(), "SeriesNumber": 7})
-    image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = ENHANCED_MR_IMAGE
-    image.InstanceNumber = 1
-    image.NumberOfFrames = len(frames)
-    image.PixelData = np.ascontiguousarray(stack.transpose(0, 2, 1)).tobytes()
-    for keyword, value in (tags or {}).items():
-        setattr(image, keyword, value)
-    image.SharedFunctionalGroupsSequence = DicomSequence([_shared_groups(first)])
-    image.PerFrameFunctionalGroupsSequence = DicomSequence(
-        [_groups_of_frame(first, echo, index) for echo, index, _ in frames]
-    )
+    common = {
+        "SOPClassUID": ENHANCED_MR_IMAGE,
+        "StudyInstanceUID": generate_uid(),
+        "FrameOfReferenceUID": generate_uid(),
+        "SeriesInstanceUID": generate_uid(),
+        "SeriesNumber": 7,
+        "InstanceNumber": 1,
+        "SharedFunctionalGroupsSequence": [_shared_groups(first)],
+        "PerFrameFunctionalGroupsSequence": [
+            _groups_of_frame(first, echo, index) for echo, index, _ in frames
+        ],
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save_as(path, enforce_file_format=True)
+    _image(stack, {**common, **(tags or {})}).save_as(path, enforce_file_format=True)
     return path
 
 
 def _image(pixels: np.ndarray, tags: Mapping[str, Any]) -> Dataset:
-    """One image with everything that is required of it but its place."""
-    image = Dataset()
+    """One image of (columns, rows) or (frames, columns, rows) with all that is required of it."""
+    image = _dataset(
+        SOPClassUID=MR_IMAGE,
+        SOPInstanceUID=generate_uid(),
+        Modality="MR",
+        ImageType=["ORIGINAL", "PRIMARY", "M", "ND"],
+        MRAcquisitionType="2D",
+        Manufacturer="Phantom",
+        StudyID="",
+        MagneticFieldStrength=3,
+        BodyPartExamined="HEAD",
+        **PATIENT,
+    )
     image.file_meta = FileMetaDataset()
     image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = MR_IMAGE
-    image.SOPInstanceUID = generate_uid()
-    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
-    image.Modality = "MR"
-    image.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND"]
-    image.MRAcquisitionType = "2D"
-    image.Manufacturer, image.StudyID, image.MagneticFieldStrength = "Phantom", "", 3
-    image.BodyPartExamined = "HEAD"
-    for keyword, value in {**PATIENT, **tags}.items():
+    rows_first = np.ascontiguousarray(pixels.swapaxes(-1, -2))
+    bits = 8 * pixels.dtype.itemsize
+    image.set_pixel_data(rows_first, "MONOCHROME2", bits, generate_instance_uid=False)
+    for keyword, value in tags.items():
         setattr(image, keyword, value)
-    image.Columns, image.Rows = pixels.shape
-    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
-    image.BitsAllocated = image.BitsStored = 8 * pixels.dtype.itemsize
-    image.HighBit = image.BitsStored - 1
-    image.PixelRepresentation = int(pixels.dtype.kind == "i")
-    image.PixelData = np.ascontiguousarray(pixels.T).tobytes()
-    if len(image.PixelData) % 2:
-        image.PixelData += b"\0"
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
     return image
 
 
-def _place(image: Dataset, affine: np.ndarray, index: int) -> None:
-    row, column, position, spacing = _geometry(affine, index)
-    image.ImageOrientationPatient = [_ds(value) for value in (*row, *column)]
-    image.ImagePositionPatient = [_ds(value) for value in position]
-    image.PixelSpacing = [_ds(value) for value in spacing]
-    image.SliceThickness = _ds(np.linalg.norm(affine[:3, 2]))
+def _dataset(**elements: Any) -> Dataset:
+    dataset = Dataset()
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    return dataset
 
 
-def _geometry(
-    affine: np.ndarray, index: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float]]:
-    """Directions along a row and a column, position, and spacing of rows and of columns."""
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    width, height = np.linalg.norm(lps[:3, 0]), np.linalg.norm(lps[:3, 1])
-    position = transform_points(lps, [0, 0, index])
-    return lps[:3, 0] / width, lps[:3, 1] / height, position, (float(height), float(width))
+def _place(volume: Volume, index: int) -> dict[str, Any]:
+    """What an image's header says of where a slice lies."""
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
+    width, height, thickness = volume.spacing_mm
+    directions = (*lps[:3, 0] / width, *lps[:3, 1] / height)
+    return {
+        "ImageOrientationPatient": [_ds(value) for value in directions],
+        "ImagePositionPatient": [_ds(value) for value in transform_points(lps, [0, 0, index])],
+        "PixelSpacing": [_ds(height), _ds(width)],
+        "SliceThickness": _ds(thickness),
+    }
 
 
 def _shared_groups(volume: Volume) -> Dataset:
-    row, column, _, spacing = _geometry(volume.affine, 0)
-    shared, orientation, measures, timing = Dataset(), Dataset(), Dataset(), Dataset()
-    orientation.ImageOrientationPatient = [_ds(value) for value in (*row, *column)]
-    measures.PixelSpacing = [_ds(value) for value in spacing]
-    measures.SliceThickness = _ds(volume.spacing_mm[2])
-    timing.RepetitionTime, timing.FlipAngle = 3000.0, 90.0
-    shared.PlaneOrientationSequence = DicomSequence([orientation])
-    shared.PixelMeasuresSequence = DicomSequence([measures])
-    shared.MRTimingAndRelatedParametersSequence = DicomSequence([timing])
-    return shared
+    place = _place(volume, 0)
+    measures = {keyword: place[keyword] for keyword in ("PixelSpacing", "SliceThickness")}
+    orientation = _dataset(ImageOrientationPatient=place["ImageOrientationPatient"])
+    return _dataset(
+        PlaneOrientationSequence=[orientation],
+        PixelMeasuresSequence=[_dataset(**measures)],
+        MRTimingAndRelatedParametersSequence=[_dataset(RepetitionTime=3000.0, FlipAngle=90.0)],
+    )
 
 
 def _groups_of_frame(volume: Volume, echo: float, index: int) -> Dataset:
-    frame, position, content, mr_echo = Dataset(), Dataset(), Dataset(), Dataset()
-    position.ImagePositionPatient = [_ds(value) for value in _geometry(volume.affine, index)[2]]
-    content.DimensionIndexValues = [index + 1]
-    mr_echo.EffectiveEchoTime = float(echo)
-    frame.PlanePositionSequence = DicomSequence([position])
-    frame.FrameContentSequence = DicomSequence([content])
-    frame.MREchoSequence = DicomSequence([mr_echo])
-    return frame
+    position = _place(volume, index)["ImagePositionPatient"]
+    return _dataset(
+        PlanePositionSequence=[_dataset(ImagePositionPatient=position)],
+        FrameContentSequence=[_dataset(DimensionIndexValues=[index + 1])],
+        MREchoSequence=[_dataset(EffectiveEchoTime=float(echo))],
+    )
 
 
 def _as_stored(data: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]:
@@ -251,16 +238,3 @@ def _as_stored(data: np.ndarray, dtype: str) -> tuple[np.ndarray, float, float]:
 
 def _ds(value: float) -> DSfloat:
     return DSfloat(float(value), auto_format=True)
-
-
-def main() -> None:
-    """Turn a subject's NIfTI files into DICOM."""
-    from mmccd_cli.inputs.subjects import find_subject
-
-    source, target = Path(sys.argv[1]), Path(sys.argv[2])
-    paths = find_subject(source).paths
-    make_dicom({modality: read_nifti(path)[0] for modality, path in paths.items()}, target)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,10 @@ def head(**settings: Any) -> dict[str, Volume]:
 def only_stack(folder: Path) -> Stack:
     (stack,) = read_study(folder).stacks.values()
     return stack
+
+
+def volume_in(folder: Path) -> Volume:
+    return read_stack(only_stack(folder))[0]
 
 
 def same_place(volume: Volume, other: Volume) -> bool:
@@ -114,7 +117,7 @@ def test_gdcm_sees_the_same_affine(tmp_path, case):
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     second = Volume(sitk.GetArrayFromImage(image).T, _LPS @ affine)
-    assert same_place(read_stack(only_stack(tmp_path))[0], second)
+    assert same_place(volume_in(tmp_path), second)
 
 
 def test_a_tilted_stack_keeps_its_shear(tmp_path, volumes):
@@ -145,14 +148,14 @@ def test_directions_that_are_rounded_differently_are_one_stack(flair, volumes):
         directions = [float(value) for value in pydicom.dcmread(path).ImageOrientationPatient]
         directions[1] += 0.0004 + 0.0002 * (number % 2)  # on both sides of a third decimal
         change(path, ImageOrientationPatient=directions)
-    assert read_stack(only_stack(flair))[0].shape == volumes["FLAIR"].shape
+    assert volume_in(flair).shape == volumes["FLAIR"].shape
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "uint8"])
 def test_stored_values_are_scaled(tmp_path, volumes, dtype):
     scaled = Volume(volumes["T1w"].data * 0.37 - 55, volumes["T1w"].affine)
     write_series(scaled, tmp_path / "case", tags=PARAMETERS["T1w"], dtype=dtype)
-    read, _ = read_stack(only_stack(tmp_path / "case"))
+    read = volume_in(tmp_path / "case")
     step = np.ptp(scaled.data) / (255 if dtype == "uint8" else 65535)
     np.testing.assert_allclose(read.data, scaled.data, atol=0.51 * step)
 
@@ -161,7 +164,7 @@ def test_stored_values_are_scaled(tmp_path, volumes, dtype):
 def test_inverted_grey_is_turned_round(tmp_path, volumes, dtype):
     tags = {**PARAMETERS["T1w"], "PhotometricInterpretation": "MONOCHROME1"}
     write_series(volumes["T1w"], tmp_path / "case", tags=tags, dtype=dtype)
-    read, _ = read_stack(only_stack(tmp_path / "case"))
+    read = volume_in(tmp_path / "case")
     brightest = {"int16": -1, "uint16": 65535}[dtype]
     np.testing.assert_array_equal(read.data, brightest - volumes["T1w"].data)
 
@@ -170,7 +173,7 @@ def test_padding_is_background(tmp_path, volumes):
     data = np.where(volumes["T1w"].data == 0, -2000, volumes["T1w"].data)
     tags = {**PARAMETERS["T1w"], "PixelPaddingValue": -2000}
     write_series(Volume(data, volumes["T1w"].affine), tmp_path / "case", tags=tags)
-    read, _ = read_stack(only_stack(tmp_path / "case"))
+    read = volume_in(tmp_path / "case")
     np.testing.assert_array_equal(read.data, volumes["T1w"].data)
 
 
@@ -184,22 +187,18 @@ def test_transfer_syntaxes(flair, volumes, syntax):
         else:
             image.compress(getattr(pydicom.uid, syntax), encoding_plugin=_ENCODERS[syntax])
             image.save_as(path)
-    assert same_place(read_stack(only_stack(flair))[0], volumes["FLAIR"])
+    assert same_place(volume_in(flair), volumes["FLAIR"])
 
 
 def test_lossless_jpeg_as_archives_have_it(flair, volumes):
     gdcm = pytest.importorskip("gdcm")
     for path in slices_of(flair):
-        reader, change_syntax, writer = (
-            gdcm.ImageReader(),
-            gdcm.ImageChangeTransferSyntax(),
-            gdcm.ImageWriter(),
-        )
+        reader, writer = gdcm.ImageReader(), gdcm.ImageWriter()
+        change_syntax = gdcm.ImageChangeTransferSyntax()
         reader.SetFileName(str(path))
         assert reader.Read()
-        change_syntax.SetTransferSyntax(
-            gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1)
-        )
+        lossless = gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1)
+        change_syntax.SetTransferSyntax(lossless)
         change_syntax.SetInput(reader.GetImage())
         assert change_syntax.Change()
         writer.SetFileName(str(path))
@@ -207,7 +206,7 @@ def test_lossless_jpeg_as_archives_have_it(flair, volumes):
         writer.SetImage(change_syntax.GetOutput())
         assert writer.Write()
     assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == pydicom.uid.JPEGLosslessSV1
-    assert same_place(read_stack(only_stack(flair))[0], volumes["FLAIR"])
+    assert same_place(volume_in(flair), volumes["FLAIR"])
 
 
 def test_a_compression_that_nobody_decodes_names_the_package(flair):
@@ -228,7 +227,7 @@ def test_files_without_the_preamble_are_read(flair, volumes):
         image.file_meta, image.preamble = pydicom.dataset.FileMetaDataset(), None
         image.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
         assert path.read_bytes()[:2] == b"\x08\x00"
-    assert same_place(read_stack(only_stack(flair))[0], volumes["FLAIR"])
+    assert same_place(volume_in(flair), volumes["FLAIR"])
 
 
 def test_a_whole_study_in_one_folder_and_in_an_archive(tmp_path, volumes):
@@ -259,9 +258,8 @@ def test_two_echoes_of_one_series_are_two_volumes(tmp_path, volumes):
     dual = {**PARAMETERS["T2w"], **uid, "SeriesDescription": "PD T2"}
     for echo, te in ((1, 15), (2, 98)):
         tags = {**dual, "EchoTime": te, "EchoNumbers": echo}
-        write_series(
-            volumes["T2w" if echo == 2 else "T1w"], tmp_path, tags=tags, name=f"{echo}{{}}"
-        )
+        volume = volumes["T2w" if echo == 2 else "T1w"]
+        write_series(volume, tmp_path, tags=tags, name=f"{echo}{{}}")
     found = read_study(tmp_path)
     assert same_place(read_stack(found.stacks["T2w"])[0], volumes["T2w"])
     assert found.ignored == (
@@ -310,32 +308,14 @@ def test_the_best_of_several_series_is_chosen_and_the_choice_explained(tmp_path,
 def test_copies_do_not_count_and_repetitions_are_two_series(tmp_path, flair, volumes):
     for path in slices_of(flair)[:5]:
         shutil.copy(path, path.with_name(f"copy of {path.name}"))
-    assert same_place(read_stack(only_stack(flair))[0], volumes["FLAIR"])
+    assert same_place(volume_in(flair), volumes["FLAIR"])
     first = pydicom.dcmread(slices_of(flair)[0])
-    again = {
-        "SeriesInstanceUID": first.SeriesInstanceUID,
-        "StudyInstanceUID": first.StudyInstanceUID,
-        "AcquisitionNumber": 2,
-    }
+    same = {name: first[name].value for name in ("SeriesInstanceUID", "StudyInstanceUID")}
+    again = {**same, "AcquisitionNumber": 2}
     write_series(volumes["T2w"], flair / "again", tags={**PARAMETERS["FLAIR"], **again})
     found = read_study(flair)
     assert same_place(read_stack(found.stacks["FLAIR"])[0], volumes["FLAIR"])
     assert found.ignored == (("series 1 (ax flair)", "another FLAIR: acquired later"),)
-
-
-Damage = Callable[[list[Path]], None]
-
-
-def remove_one(paths: list[Path]) -> None:
-    paths[9].unlink()
-
-
-def remove_one_near_the_end(paths: list[Path]) -> None:
-    paths[-2].unlink()
-
-
-def cut_a_header(paths: list[Path]) -> None:
-    paths[9].write_bytes(paths[9].read_bytes()[:400])
 
 
 def mix_two_series(paths: list[Path]) -> None:
@@ -345,26 +325,34 @@ def mix_two_series(paths: list[Path]) -> None:
         change(path, SOPInstanceUID=generate_uid())
 
 
-def move_sideways(paths: list[Path]) -> None:
-    x, y, z = pydicom.dcmread(paths[9]).ImagePositionPatient
-    change(paths[9], ImagePositionPatient=[x + 9, y, z])
-
-
-def move_along(paths: list[Path]) -> None:
-    x, y, z = pydicom.dcmread(paths[9]).ImagePositionPatient
-    change(paths[9], ImagePositionPatient=[x, y, z - 2])
+def move(path: Path, *, x_mm: float = 0, z_mm: float = 0) -> None:
+    x, y, z = pydicom.dcmread(path).ImagePositionPatient
+    change(path, ImagePositionPatient=[x + x_mm, y, z + z_mm])
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove_one, "lacks about 1 of its 24 slices: IM0009 and IM0011 are 15.00 mm apart"),
-        (remove_one_near_the_end, "lacks about 1 of its 24 slices"),
-        (cut_a_header, "lacks about 1 of its 24 slices"),
+        (
+            lambda paths: paths[9].unlink(),
+            "lacks about 1 of its 24 slices: IM0009 and IM0011 are 15.00 mm apart",
+        ),
+        (lambda paths: paths[-2].unlink(), "lacks about 1 of its 24 slices"),
+        (
+            lambda paths: paths[9].write_bytes(paths[9].read_bytes()[:400]),
+            "lacks about 1 of its 24 slices",
+        ),
         (mix_two_series, "has 5 slices at places where one belongs"),
-        (move_sideways, "not stacked in one direction: IM0010 lies 9.0 mm beside its place"),
-        (move_along, "9.50 mm apart|lacks about 1|slices 5.50 to 9.50 mm apart"),
+        (
+            lambda paths: move(paths[9], x_mm=9),
+            "not stacked in one direction: IM0010 lies 9.0 mm beside its place",
+        ),
+        (
+            lambda paths: move(paths[9], z_mm=-2),
+            "9.50 mm apart|lacks about 1|slices 5.50 to 9.50 mm apart",
+        ),
     ],
+    ids=["gap", "gap near the end", "cut header", "mixed", "sideways", "along"],
 )
 def test_a_stack_with_faults_is_refused(flair, damage, message):
     damage(slices_of(flair))
