@@ -42,7 +42,9 @@ def _report(segmented: SegmentedSubject) -> bytes:
     from mmccd_cli.outputs.report.page import subject_report
 
     volumes = segmented.volumes or {}
-    return subject_report(segmented.result, volumes, segmented.bundle.template, segmented.record)
+    return subject_report(
+        segmented.result, volumes, template=segmented.bundle.template, record=segmented.record
+    )
 
 
 def _bids(make: Callable[[BidsMask], bytes], segmented: SegmentedSubject) -> bytes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from mmccd_cli.files import write_atomically
+from mmccd_cli.anomaly.components import label_components
 from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.template import bounding_box, transform_points
 
 Color = tuple[int, int, int]
 FloatArray = NDArray[np.float32]
@@ -48,7 +48,7 @@ class Plane:
 
     def caption(self, affine: NDArray[np.float64], center: Sequence[int]) -> str:
         """Return name and position of a cut, for example "axial, z = 12 mm"."""
-        world = affine[:3, :3] @ np.asarray(center) + affine[:3, 3]
+        world = transform_points(affine, center)
         return f"{self.name}, {'xyz'[self.across]} = {round(world[self.across])} mm"
 
 
@@ -98,28 +98,23 @@ def frame_around(
         spacing_mm: Size of its voxels.
         width_px: Width that three planes beside each other may take; None for 2 pixels a mm.
     """
-    (tight,) = ndimage.find_objects(region.astype(np.uint8))
-    box = tuple(
-        slice(max(0, part.start - round(_MARGIN_MM / mm)), part.stop + round(_MARGIN_MM / mm))
-        for part, mm in zip(tight, spacing_mm, strict=True)
-    )
+    box = bounding_box(region, [round(_MARGIN_MM / mm) for mm in spacing_mm])
     if width_px is None:
         return Frame(box, spacing_mm)
-    x_mm, y_mm = (
-        (min(part.stop, count) - part.start) * mm
-        for part, count, mm in zip(box[:2], region.shape[:2], spacing_mm[:2], strict=True)
+    x_mm, y_mm, _ = (
+        (part.stop - part.start) * mm for part, mm in zip(box, spacing_mm, strict=True)
     )
     return Frame(box, spacing_mm, width_px / (2 * x_mm + y_mm))
 
 
-def windowed(data: FloatArray, region: BoolArray) -> FloatArray:
+def window(data: FloatArray, region: BoolArray) -> FloatArray:
     """Return intensities scaled to [0, 1] between low and high percentiles in a region."""
     low, high = np.percentile(data[region], (0.5, 99.7))
     grey: FloatArray = np.clip((data - low) / max(high - low, 1e-6), 0, 1)
     return grey
 
 
-def painted(grey: FloatArray, score: FloatArray | None = None) -> FloatArray:
+def overlay(grey: FloatArray, score: FloatArray | None = None) -> FloatArray:
     """Return an (H, W, 3) picture of grey pixels, with those of an anomaly map on top.
 
     Args:
@@ -141,7 +136,7 @@ def outline(rgb: FloatArray, inside: FloatArray, color: Color, width: int = 2) -
     rgb[found & ~ndimage.binary_erosion(found, iterations=width)] = color
 
 
-def lettered(rgb: FloatArray, plane: Plane) -> Image.Image:
+def label_sides(rgb: FloatArray, plane: Plane) -> Image.Image:
     """Return a panel with the letters of its two sides."""
     panel = Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(panel)
@@ -151,25 +146,6 @@ def lettered(rgb: FloatArray, plane: Plane) -> Image.Image:
             (x, middle), letter, _TEXT, _font(16), anchor, stroke_width=2, stroke_fill="black"
         )
     return panel
-
-
-def render_overview(
-    background: Volume,
-    anomaly_map: ArrayLike,
-    mask: ArrayLike,
-    path: Path,
-    *,
-    brain: ArrayLike | None = None,
-    title: str = "",
-) -> None:
-    """Write the picture of `overview_png` to a file, whole or not at all.
-
-    Raises:
-        OSError: The folder cannot be written; nothing is left behind.
-    """
-    write_atomically(
-        Path(path), overview_png(background, anomaly_map, mask, brain=brain, title=title)
-    )
 
 
 def overview_png(
@@ -195,28 +171,28 @@ def overview_png(
         ValueError: The shapes differ.
     """
     image = reorient(background, "RAS")
-    scores = turned(background, anomaly_map)
-    found = turned(background, mask) > 0
-    region = image.data != 0 if brain is None else turned(background, brain) > 0
+    scores = to_ras(background, anomaly_map)
+    found = to_ras(background, mask) > 0
+    region = image.data != 0 if brain is None else to_ras(background, brain) > 0
     if not region.any():
         region = np.ones(image.shape, dtype=bool)
     center = _center(scores, found, region)
     frame = frame_around(region, image.spacing_mm)
-    grey = windowed(image.data, region)
+    grey = window(image.data, region)
     rows: list[list[Image.Image]] = [[], []]
     for plane in PLANES:
         pixels, score, inside = (frame.cut(data, plane, center) for data in (grey, scores, found))
-        overlay = painted(pixels, score)
-        outline(overlay, inside, CONTOUR)
-        rows[0].append(lettered(painted(pixels), plane))
-        rows[1].append(lettered(overlay, plane))
+        rgb = overlay(pixels, score)
+        outline(rgb, inside, CONTOUR)
+        rows[0].append(label_sides(overlay(pixels), plane))
+        rows[1].append(label_sides(rgb, plane))
     captions = [plane.caption(image.affine, center) for plane in PLANES]
     buffer = io.BytesIO()
     _arrange(rows, title, captions).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def turned(background: Volume, values: ArrayLike) -> FloatArray:
+def to_ras(background: Volume, values: ArrayLike) -> FloatArray:
     """Return an array on a volume's grid in RAS order.
 
     Raises:
@@ -231,8 +207,8 @@ def turned(background: Volume, values: ArrayLike) -> FloatArray:
 def _center(scores: FloatArray, found: BoolArray, region: BoolArray) -> tuple[int, ...]:
     if not found.any():
         return tuple(round(c) for c in ndimage.center_of_mass(region))
-    labels, _ = ndimage.label(found, structure=np.ones((3, 3, 3)))
-    largest = labels == np.argmax(np.bincount(labels.ravel())[1:]) + 1
+    labels, voxels, _ = label_components(found)
+    largest = labels == np.argmax(voxels) + 1
     peak = np.argmax(np.where(largest, scores, -np.inf))
     return tuple(int(i) for i in np.unravel_index(peak, scores.shape))
 

@@ -11,15 +11,18 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.outputs.pictures import BoolArray, FloatArray
-from mmccd_cli.outputs.report.data import Material
+from mmccd_cli.outputs.report.data import ReportData
 from mmccd_cli.preprocessing.subject import PreparedSubject
 from mmccd_cli.template import Template
+
+Verdict = Literal["good", "look", "bad"]
 
 _BINS = 32
 _SHIFT_MM = 4.0
@@ -30,7 +33,7 @@ _SHIFTS = tuple(
 _MAX_SAMPLES = 150_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """One measured sign.
 
@@ -47,9 +50,14 @@ class Check:
     suspicion: float
 
     @property
-    def verdict(self) -> str:
-        """ "good", "look" or "bad"."""
-        return "good" if self.suspicion < 0.25 else "look" if self.suspicion < 0.75 else "bad"
+    def verdict(self) -> Verdict:
+        """See `verdict`."""
+        return verdict(self.suspicion)
+
+
+def verdict(suspicion: float) -> Verdict:
+    """Return "good", "look" or "bad", which are also the names of the pages' colours."""
+    return "good" if suspicion < 0.25 else "look" if suspicion < 0.75 else "bad"
 
 
 def suspicion(checks: Sequence[Check]) -> float:
@@ -57,18 +65,18 @@ def suspicion(checks: Sequence[Check]) -> float:
     return round(1 - math.prod(1 - check.suspicion for check in checks), 3)
 
 
-def check_subject(material: Material, warnings: Sequence[str]) -> list[Check]:
+def check_subject(data: ReportData, warnings: Sequence[str]) -> list[Check]:
     """Measure all signs.
 
     Args:
-        material: The subject.
+        data: The subject.
         warnings: What the run had to say; sentences that start with "Warning" count.
     """
     return [
-        *_brain_checks(material),
-        *_template_checks(material),
-        *_modality_checks(material),
-        *_map_checks(material),
+        *_brain_checks(data),
+        *_template_checks(data),
+        *_modality_checks(data),
+        *_map_checks(data),
         _warning_check(warnings),
     ]
 
@@ -78,92 +86,96 @@ def _ramp(value: float, fine: float, bad: float) -> float:
     return float(np.clip((value - fine) / (bad - fine), 0, 1))
 
 
-def _brain_checks(material: Material) -> Iterator[Check]:
-    litres = material.brain_litres
+def _brain_checks(data: ReportData) -> Iterator[Check]:
+    litres = data.brain_litres
     yield Check(
-        "Brain volume",
-        f"{litres:.2f} l",
-        "0.9 to 1.9 l",
-        max(_ramp(litres, 0.9, 0.6), _ramp(litres, 1.9, 2.3)),
+        name="Brain volume",
+        value=f"{litres:.2f} l",
+        expected="0.9 to 1.9 l",
+        suspicion=max(_ramp(litres, 0.9, 0.6), _ramp(litres, 1.9, 2.3)),
     )
-    edge = material.at_edge
+    edge = data.at_edge
     yield Check(
-        "Brain mask at the edge of the scan",
-        f"{edge:.0%} of its surface",
-        "up to 10%",
-        _ramp(edge, 0.10, 0.40),
+        name="Brain mask at the edge of the scan",
+        value=f"{edge:.0%} of its surface",
+        expected="up to 10%",
+        suspicion=_ramp(edge, 0.10, 0.40),
     )
 
 
-def _template_checks(material: Material) -> Iterator[Check]:
-    prepared, template = material.prepared, material.template
+def _template_checks(data: ReportData) -> Iterator[Check]:
+    prepared, template = data.prepared, data.template
     common = [name for name in prepared.images if name in template.images]
     if not common:
         return
-    total = int(prepared.brain.sum() + template.mask.sum())
-    dice = 2 * int((prepared.brain & template.mask).sum()) / max(1, total)
+    dice = overlap(prepared.brain, template.mask).dice
     yield Check(
-        "Overlap of brain and template",
-        f"Dice {dice:.2f}",
-        "at least 0.89",
-        _ramp(dice, 0.89, 0.78),
+        name="Overlap of brain and template",
+        value=f"Dice {dice:.2f}",
+        expected="at least 0.89",
+        suspicion=_ramp(dice, 0.89, 0.78),
     )
     likeness = _likeness(prepared, template, common)
     yield Check(
-        "Likeness with the template",
-        f"mean correlation {likeness:.2f}",
-        "at least 0.32",
-        _ramp(likeness, 0.32, 0.15),
+        name="Likeness with the template",
+        value=f"mean correlation {likeness:.2f}",
+        expected="at least 0.32",
+        suspicion=_ramp(likeness, 0.32, 0.15),
     )
     shifted = max(_likeness(prepared, template, common, shift) for shift in _SHIFTS)
     gain = shifted / max(likeness, 0.05) - 1
     yield Check(
-        "Scans lie on the template",
-        _of_shift(gain, 6),
-        "any shift matches worse",
-        _ramp(gain, 0.0, 0.20),
+        name="Scans lie on the template",
+        value=_of_shift(gain, 6),
+        expected="any shift matches worse",
+        suspicion=_ramp(gain, 0.0, 0.20),
     )
 
 
-def _modality_checks(material: Material) -> Iterator[Check]:
-    reference = material.images[material.reference]
-    for name, image in material.images.items():
-        if name == material.reference:
+def _modality_checks(data: ReportData) -> Iterator[Check]:
+    reference = data.images[data.reference]
+    for name, image in data.images.items():
+        if name == data.reference:
             continue
-        gain = _gain_by_shifting(reference, image, material.brain, material.spacing_mm)
+        gain = _gain_by_shifting(reference, image, data.brain, data.spacing_mm)
         yield Check(
-            f"{name} lies on {material.reference}",
-            _of_shift(gain, 4),
-            "any shift matches worse",
-            _ramp(gain, -0.15, 0.05),
+            name=f"{name} lies on {data.reference}",
+            value=_of_shift(gain, 4),
+            expected="any shift matches worse",
+            suspicion=_ramp(gain, -0.15, 0.05),
         )
-    for name, covered in material.prepared.covered.items():
-        share = covered.sum() / max(1, material.prepared.brain.sum())
+    for name, covered in data.prepared.covered.items():
+        share = covered.sum() / max(1, data.prepared.brain.sum())
         if share < 0.95:
             yield Check(
-                f"{name} shows the brain",
-                f"{share:.0%} of it",
-                "at least 95%",
-                _ramp(share, 0.95, 0.60),
+                name=f"{name} shows the brain",
+                value=f"{share:.0%} of it",
+                expected="at least 95%",
+                suspicion=_ramp(share, 0.95, 0.60),
             )
 
 
-def _map_checks(material: Material) -> Iterator[Check]:
-    inside = material.anomaly_map[material.brain]
-    share = float(material.mask[material.brain].mean())
-    yield Check("Lesions", f"{share:.1%} of the brain", "up to 15%", _ramp(share, 0.15, 0.35))
-    median = float(np.median(inside)) / max(material.threshold, 1e-6)
+def _map_checks(data: ReportData) -> Iterator[Check]:
+    inside = data.anomaly_map[data.brain]
+    share = float(data.mask[data.brain].mean())
     yield Check(
-        "Middle value of the map",
-        f"{median:.0%} of the threshold",
-        "up to 8%",
-        _ramp(median, 0.08, 0.35),
+        name="Lesions",
+        value=f"{share:.1%} of the brain",
+        expected="up to 15%",
+        suspicion=_ramp(share, 0.15, 0.35),
+    )
+    median = float(np.median(inside)) / max(data.threshold, 1e-6)
+    yield Check(
+        name="Middle value of the map",
+        value=f"{median:.0%} of the threshold",
+        expected="up to 8%",
+        suspicion=_ramp(median, 0.08, 0.35),
     )
 
 
 def _warning_check(warnings: Sequence[str]) -> Check:
     number = sum(warning.startswith("Warning") for warning in warnings)
-    return Check("Warnings", str(number), "none", 1 - 0.5**number)
+    return Check(name="Warnings", value=str(number), expected="none", suspicion=1 - 0.5**number)
 
 
 def _of_shift(gain: float, mm: int) -> str:
@@ -180,8 +192,8 @@ def _likeness(
     """Mean correlation of normalised scans with the template's, optionally shifted first."""
     shift = [round(mm / spacing) for mm, spacing in zip(shift_mm, template.spacing_mm, strict=True)]
 
-    def moved(data: NDArray[Any]) -> NDArray[Any]:
-        return np.roll(data, shift, axis=(0, 1, 2))  # the margins hold no brain
+    def moved(image: NDArray[Any]) -> NDArray[Any]:
+        return np.roll(image, shift, axis=(0, 1, 2))  # the margins hold no brain
 
     values = []
     for name in names:

@@ -7,13 +7,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from mmccd_cli.errors import UsageError
 from mmccd_cli.files import write_atomically
-from mmccd_cli.outputs.report.html import Markup, data_block, element, join, page, read_data_block
+from mmccd_cli.outputs.report.checks import verdict
 from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION
+from mmccd_cli.outputs.report.render import read_data_block, render
 
 if TYPE_CHECKING:
     from mmccd_cli.outputs.record import Outcome
@@ -25,14 +26,20 @@ _MARK = "mmccd-cohort"
 _HEAD_BYTES = 200_000  # a report's summary, with its thumbnail, lies within
 _ANY_FOLDERS = re.compile(r"[/\\].*[/\\]")
 _FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
-_EXPLAINED = (
-    "Suspicion is 1 − (1 − a)(1 − b)…, where a, b, … are the signs of failure that a report’s "
-    "checks measure, each between 0 (as expected) and 1 (clearly unusual): brain volume outside "
-    "the human range, brain mask at the edge of the scan, poor overlap or likeness with the "
-    "template, a modality that matches better when shifted, a modality that shows only part of "
-    "the brain, a large share of lesions, high values of the map everywhere, warnings. It orders "
-    "subjects for a closer look and is no probability."
-)
+
+
+class Failure(NamedTuple):
+    """A subject that failed.
+
+    Attributes:
+        name: Its name, without folders.
+        reason: What happened, and the likely cause.
+        next_step: What helps; empty where nothing is known.
+    """
+
+    name: str
+    reason: str
+    next_step: str
 
 
 def report_path(report_dir: Path, subject: str) -> Path:
@@ -89,37 +96,22 @@ def write_cohort_page(
         ) from error
 
 
-def cohort_page(
-    summaries: Sequence[Mapping[str, Any]], failures: Sequence[tuple[str, str, str]]
-) -> bytes:
+def cohort_page(summaries: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> bytes:
     """Return the page.
 
     Args:
         summaries: The data block of each report, with the report's name under "file".
-        failures: Name, reason and next step of each subject that failed.
+        failures: The subjects that failed.
     """
     ordered = sorted(summaries, key=lambda summary: -summary["lesion_volume_ml"])
-    counts = f"{len(ordered)} subjects with a report"
-    if failures:
-        counts += f", {len(failures)} without a result"
-    body = [
-        element(
-            "header",
-            element("h1", "Anomalies in a cohort"),
-            element("p", f"{counts}. Research use only, not for diagnosis.", class_="faint"),
-        ),
-        element("h2", "Failed") if failures else None,
-        _failure_table(failures) if failures else None,
-        element("h2", "Subjects"),
-        element("p", _EXPLAINED),
-        element("p", "Press a column’s name to sort by it.", class_="faint screen"),
-        _subject_table(ordered),
-    ]
-    return page(
-        "mmccd: reports of a cohort",
-        data_block(_MARK, {"summary_version": SUMMARY_VERSION}),
-        join(body),
+    return render(
+        "cohort.html",
         script="cohort.js",
+        mark_id=_MARK,
+        mark={"summary_version": SUMMARY_VERSION},
+        subjects=[{**each, "link": quote(os.fsencode(each["file"]))} for each in ordered],
+        failures=failures,
+        verdict=verdict,
     )
 
 
@@ -137,104 +129,15 @@ def without_folders(text: str, known: Sequence[str] = ()) -> str:
     return _FOLDERS.sub("", text)
 
 
-def _subject_table(summaries: Sequence[Mapping[str, Any]]) -> Markup:
-    columns = (
-        ("Largest lesion", None),
-        ("Subject", "text"),
-        ("Lesions, ml", "number"),
-        ("Number", "number"),
-        ("Suspicion", "number"),
-        ("Signs of failure", None),
-        ("Brain, l", "number"),
-        ("Notes", "number"),
-    )
-    headers = [
-        element(
-            "th",
-            name if kind is None else element("button", name, type="button"),
-            scope="col",
-            data_type=kind,
-            aria_sort=None if kind is None else "descending" if name == "Lesions, ml" else "none",
-            class_="number" if kind == "number" else None,
-        )
-        for name, kind in columns
-    ]
-    whole = element(
-        "table",
-        element("thead", element("tr", headers)),
-        element("tbody", [_subject_row(summary) for summary in summaries]),
-        id="subjects",
-        class_="cohort",
-    )
-    return element(
-        "div", whole, class_="scroll", tabindex=0, role="region", aria_label="Table of subjects"
-    )
-
-
-def _subject_row(summary: Mapping[str, Any]) -> Markup:
-    subject = summary["subject"]
-    picture = element(
-        "img",
-        src=f"data:image/jpeg;base64,{summary['thumbnail']}",
-        alt=f"Largest lesion of {subject}",
-        loading="lazy",
-    )
-    link = element("a", subject, href=quote(os.fsencode(summary["file"])))
-    doubt = float(summary["suspicion"])
-    verdict = "good" if doubt < 0.25 else "look" if doubt < 0.75 else "bad"
-    signs = [element("li", f"{sign['name']}: {sign['value']}") for sign in summary["signs"]]
-    return element(
-        "tr",
-        element("td", picture),
-        element("th", link, scope="row", class_="name", data_key=subject),
-        _number(summary["lesion_volume_ml"], ".2f"),
-        _number(summary["lesions"], "d"),
-        element(
-            "td",
-            element("span", f"{doubt:.2f}", class_=verdict),
-            class_="number",
-            data_key=doubt,
-        ),
-        element("td", element("ul", signs, class_="notes") if signs else "none"),
-        _number(summary["brain_litres"], ".2f"),
-        _number(summary["warnings"], "d"),
-    )
-
-
-def _number(value: float, form: str) -> Markup:
-    return element("td", format(value, form), class_="number", data_key=value)
-
-
-def _failure_table(failures: Sequence[tuple[str, str, str]]) -> Markup:
-    rows = [
-        element(
-            "tr",
-            element("th", name, scope="row", class_="name"),
-            element("td", reason),
-            element("td", step),
-        )
-        for name, reason, step in failures
-    ]
-    headers = [element("th", name, scope="col") for name in ("Subject", "Reason", "What helps")]
-    return element(
-        "div",
-        element("table", element("thead", element("tr", headers)), element("tbody", rows)),
-        class_="scroll",
-        tabindex=0,
-        role="region",
-        aria_label="Table of failed subjects",
-    )
-
-
 def _failures(
     outcomes: Sequence[Outcome], inputs: Sequence[str], tables: Iterable[Path]
-) -> list[tuple[str, str, str]]:
+) -> list[Failure]:
     """What failed, in this run and according to the tables of others."""
-    found: dict[str, tuple[str, str, str]] = {}
+    found: dict[str, Failure] = {}
     for table in tables:
         for name, message in _failed_rows(table):
             # Where its paths end is not known here: take away too much rather than too little.
-            found[name] = (_last_part(name), _ANY_FOLDERS.sub("", message), "")
+            found[name] = Failure(_last_part(name), _ANY_FOLDERS.sub("", message), "")
     for outcome in outcomes:
         found.pop(outcome.name, None)
         if outcome.error is None:
@@ -245,7 +148,7 @@ def _failures(
         known = [outcome.name, *inputs]
         reason = without_folders(" ".join(part for part in parts if part), known)
         step = without_folders(getattr(error, "next_step", None) or "", known)
-        found[outcome.name] = (_last_part(outcome.name), reason, step)
+        found[outcome.name] = Failure(_last_part(outcome.name), reason, step)
     return list(found.values())
 
 

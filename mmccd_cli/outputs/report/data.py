@@ -16,7 +16,14 @@ from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.outputs.pictures import BoolArray, FloatArray
 from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.preprocessing.subject import PreparedSubject
-from mmccd_cli.template import Template, transform_points
+from mmccd_cli.template import (
+    Box,
+    Template,
+    bounding_box,
+    spacing_of,
+    transform_points,
+    voxel_volume_mm3,
+)
 
 if TYPE_CHECKING:
     from mmccd_cli.pipeline import SegmentationResult
@@ -24,8 +31,8 @@ if TYPE_CHECKING:
 _MARGIN_MM = 25.0  # around the brain mask: wide enough to see what the mask has missed
 
 
-@dataclass(frozen=True, eq=False)
-class Material:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReportData:
     """A subject on the grid of its map, in RAS order, cut to the brain's surroundings.
 
     Args:
@@ -63,18 +70,30 @@ class Material:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel size along each axis."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
+        return spacing_of(self.affine)
 
     @property
     def brain_litres(self) -> float:
         """Volume of the brain mask."""
-        return float(self.brain.sum() * abs(np.linalg.det(self.affine[:3, :3]))) / 1e6
+        return float(self.brain.sum()) * voxel_volume_mm3(self.affine) / 1e6
+
+    @property
+    def lesion_share(self) -> float:
+        """Share of the brain's voxels that the mask holds."""
+        return float(self.mask.sum() / max(1, self.brain.sum()))
+
+    @property
+    def points_mm(self) -> list[list[float]]:
+        """`points` in RAS+ mm, rounded."""
+        return [
+            [round(float(mm), 2) for mm in transform_points(self.affine, point)]
+            for point in self.points
+        ]
 
 
-def gather(
+def report_data(
     result: SegmentationResult, volumes: Mapping[str, Volume], template: Template
-) -> Material:
+) -> ReportData:
     """Bring a result, its scans and the template to the grid of the map.
 
     Args:
@@ -103,7 +122,7 @@ def gather(
             images[name] = crop.resampled(volumes[name], prepared.matrices[name])
     names = [result.reference, *MODALITIES]
     chosen = next((name for name in names if name in template.images), None)
-    return Material(
+    return ReportData(
         affine=crop.affine,
         reference=result.reference,
         images=images,
@@ -130,20 +149,15 @@ def gather(
 class _Crop:
     """The part of a volume's grid around its brain, and that part's affine in RAS order."""
 
-    box: tuple[slice, ...]
+    box: Box
     cut: Volume
     affine: NDArray[np.float64]
 
     @classmethod
     def around(cls, brain: BoolArray, shown: Volume) -> _Crop:
-        (tight,) = ndimage.find_objects(brain.astype(np.uint8))
-        box = tuple(
-            slice(max(0, part.start - round(_MARGIN_MM / mm)), part.stop + round(_MARGIN_MM / mm))
-            for part, mm in zip(tight, shown.spacing_mm, strict=True)
-        )
-        affine = shown.affine.copy()
-        affine[:3, 3] = transform_points(shown.affine, [part.start for part in box])
-        cut = Volume(shown.data[box], affine)
+        margin = [round(_MARGIN_MM / mm) for mm in shown.spacing_mm]
+        box = bounding_box(brain, margin)
+        cut = shown.cropped(box)
         return cls(box, cut, reorient(cut, "RAS").affine)
 
     def of(self, data: ArrayLike) -> FloatArray:

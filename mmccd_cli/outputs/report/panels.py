@@ -20,13 +20,13 @@ from mmccd_cli.outputs.pictures import (
     Frame,
     Plane,
     frame_around,
-    lettered,
+    label_sides,
     outline,
-    painted,
-    windowed,
+    overlay,
+    window,
 )
-from mmccd_cli.outputs.report.data import Material
-from mmccd_cli.outputs.report.html import Markup, element, image_url
+from mmccd_cli.outputs.report.data import ReportData
+from mmccd_cli.outputs.report.render import base64_of
 
 EDGES: Color = (255, 210, 60)
 TEMPLATE: Color = (255, 92, 200)
@@ -54,46 +54,40 @@ class Panel:
     caption: str
     alt: str
 
-    def figure(self) -> Markup:
-        """Return the picture with its caption."""
-        picture = element(
-            "img",
-            src=image_url(jpeg(self.image)),
-            alt=self.alt,
-            width=self.image.width,
-            height=self.image.height,
-        )
-        return element("figure", picture, element("figcaption", self.caption))
+    @property
+    def url(self) -> str:
+        """The picture as an address that holds it."""
+        return f"data:image/jpeg;base64,{base64_of(jpeg(self.image))}"
 
 
-class Drawing:
+class Panels:
     """All pictures of one subject.
 
     Args:
-        material: The subject.
+        data: The subject.
     """
 
-    def __init__(self, material: Material) -> None:
-        self._material = material
-        self._brain_frame = frame_around(material.brain, material.spacing_mm, _ROW_PX)
-        whole = tuple(slice(0, count) for count in material.brain.shape)
-        self._wide_frame = Frame(whole, material.spacing_mm, 1.5)
+    def __init__(self, data: ReportData) -> None:
+        self._data = data
+        self._brain_frame = frame_around(data.brain, data.spacing_mm, _ROW_PX)
+        whole = tuple(slice(0, count) for count in data.brain.shape)
+        self._wide_frame = Frame(whole, data.spacing_mm, 1.5)
         self._greys: dict[str, FloatArray] = {}
 
     @cached_property
     def center(self) -> tuple[int, int, int]:
         """Where the planes of a picture of no lesion meet: the middle of the brain."""
-        i, j, k = np.rint(ndimage.center_of_mass(self._material.brain)).astype(int)
+        i, j, k = np.rint(ndimage.center_of_mass(self._data.brain)).astype(int)
         return int(i), int(j), int(k)
 
     def lesion(self, number: int) -> list[Panel]:
         """Three planes through a lesion, by its place in the list, with map and outline."""
-        center = self._material.points[number]
+        center = self._data.points[number]
         return self._three(center, self._with_map, f"with lesion {number + 1} outlined")
 
     def overview(self) -> list[Panel]:
         """Three planes of the reference scan alone, through the largest lesion or the middle."""
-        points = self._material.points
+        points = self._data.points
         return self._three(points[0] if points else self.center, self._plain, "without overlay")
 
     def without_lesion(self) -> list[Panel]:
@@ -117,22 +111,22 @@ class Drawing:
         def paint(plane: Plane, center: Sequence[int]) -> FloatArray:
             ours, theirs = (
                 self._brain_frame.cut(self._grey(modality), plane, center)
-                for modality in (self._material.reference, name)
+                for modality in (self._data.reference, name)
             )
             side = round(_TILE_MM * self._brain_frame.pixels_per_mm)
             rows, columns = (np.arange(count) // side for count in ours.shape)
-            return painted(np.where((rows[:, None] + columns) % 2, theirs, ours))
+            return overlay(np.where((rows[:, None] + columns) % 2, theirs, ours))
 
         return self._three(self.center, paint, f"in a checkerboard with {name}")
 
     def template(self) -> list[Panel]:
         """The reference with the outline of the template's brain and the template's edges."""
-        material = self._material
+        data = self._data
 
         def paint(plane: Plane, center: Sequence[int]) -> FloatArray:
             rgb = self._plain(plane, center)
-            inside = self._brain_frame.cut(material.template_mask, plane, center)
-            if material.template_image is not None:
+            inside = self._brain_frame.cut(data.template_mask, plane, center)
+            if data.template_image is not None:
                 cut = self._brain_frame.cut(self._grey(""), plane, center)
                 core = ndimage.binary_erosion(inside > 0.5, iterations=6)
                 rgb[_edges(cut) & core] = TEMPLATE
@@ -143,13 +137,13 @@ class Drawing:
 
     def brain(self) -> list[Panel]:
         """The outline of the brain mask at six levels and in two more planes."""
-        heights = np.flatnonzero(self._material.brain.any(axis=(0, 1)))
+        heights = np.flatnonzero(self._data.brain.any(axis=(0, 1)))
         x, y, z = self.center
         axial, coronal, sagittal = PLANES
         levels = [(x, y, int(np.quantile(heights, level))) for level in _LEVELS]
         cuts = [(axial, level) for level in levels]
         # Beside the middle, where the falx is no edge of the brain.
-        beside = x + round(15 / self._material.spacing_mm[0])
+        beside = x + round(15 / self._data.spacing_mm[0])
         cuts += [(coronal, (x, y, z)), (sagittal, (beside, y, z))]
         return [
             self._panel(plane, center, self._with_brain, "with the outline of the brain mask")
@@ -158,7 +152,7 @@ class Drawing:
 
     def thumbnail(self) -> bytes:
         """An axial plane through the largest lesion, as a small JPEG."""
-        points = self._material.points
+        points = self._data.points
         panel = self._with_map(PLANES[0], points[0] if points else self.center)
         picture = Image.fromarray(np.clip(panel, 0, 255).astype(np.uint8))
         picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
@@ -176,35 +170,35 @@ class Drawing:
         paint: Callable[[Plane, Sequence[int]], FloatArray],
         what: str,
     ) -> Panel:
-        caption = plane.caption(self._material.affine, center)
-        alt = f"{self._material.reference} {what}, {caption}"
-        return Panel(lettered(paint(plane, center), plane), caption, alt)
+        caption = plane.caption(self._data.affine, center)
+        alt = f"{self._data.reference} {what}, {caption}"
+        return Panel(label_sides(paint(plane, center), plane), caption, alt)
 
     def _plain(self, plane: Plane, center: Sequence[int]) -> FloatArray:
-        grey = self._grey(self._material.reference)
-        return painted(self._brain_frame.cut(grey, plane, center))
+        grey = self._grey(self._data.reference)
+        return overlay(self._brain_frame.cut(grey, plane, center))
 
     def _with_map(self, plane: Plane, center: Sequence[int]) -> FloatArray:
-        material, frame = self._material, self._brain_frame
-        grey = frame.cut(self._grey(material.reference), plane, center)
-        rgb = painted(grey, frame.cut(material.anomaly_map, plane, center))
-        outline(rgb, frame.cut(material.mask, plane, center), CONTOUR)
+        data, frame = self._data, self._brain_frame
+        grey = frame.cut(self._grey(data.reference), plane, center)
+        rgb = overlay(grey, frame.cut(data.anomaly_map, plane, center))
+        outline(rgb, frame.cut(data.mask, plane, center), CONTOUR)
         return rgb
 
     def _with_brain(self, plane: Plane, center: Sequence[int]) -> FloatArray:
         frame = self._wide_frame
-        rgb = painted(frame.cut(self._grey(self._material.reference), plane, center))
-        outline(rgb, frame.cut(self._material.brain, plane, center), BRAIN)
+        rgb = overlay(frame.cut(self._grey(self._data.reference), plane, center))
+        outline(rgb, frame.cut(self._data.brain, plane, center), BRAIN)
         return rgb
 
     def _grey(self, name: str) -> FloatArray:
         """Windowed intensities of a modality, or of the template under the name ""."""
         if name not in self._greys:
-            material = self._material
-            image = material.images[name] if name else material.template_image
-            region = material.brain if name else material.template_mask
+            data = self._data
+            image = data.images[name] if name else data.template_image
+            region = data.brain if name else data.template_mask
             assert image is not None  # the template is asked for only where it has an image
-            self._greys[name] = windowed(image, region if region.any() else material.brain)
+            self._greys[name] = window(image, region if region.any() else data.brain)
         return self._greys[name]
 
 

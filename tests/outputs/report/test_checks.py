@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from mmccd_cli.inputs.phantom import Phantom
-from mmccd_cli.outputs.report.checks import Check, check_subject, suspicion
-from mmccd_cli.outputs.report.data import Material
+from mmccd_cli.outputs.report.checks import Check, check_subject, suspicion, verdict
+from mmccd_cli.outputs.report.data import ReportData
 from mmccd_cli.template import Template
 
-Change = Callable[[Material], Material]
+Change = Callable[[ReportData], ReportData]
 
 
 def normalised(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def normalised(image: np.ndarray, brain: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def material(tiny_phantom: Phantom) -> Material:
+def data(tiny_phantom: Phantom) -> ReportData:
     """A subject that is its own template, with its true lesion as the result."""
     brain = tiny_phantom.brain
     images = {name: volume.data for name, volume in tiny_phantom.volumes.items()}
@@ -32,7 +32,7 @@ def material(tiny_phantom: Phantom) -> Material:
     prepared: Any = SimpleNamespace(
         images=scans, brain=brain, covered=dict.fromkeys(images, brain), brain_method="stripped"
     )
-    return Material(
+    return ReportData(
         affine=tiny_phantom.affine,
         reference="FLAIR",
         images={"FLAIR": images["FLAIR"], **images},
@@ -50,32 +50,32 @@ def material(tiny_phantom: Phantom) -> Material:
     )
 
 
-def loud(material: Material, *warnings: str) -> set[str]:
-    return {check.name for check in check_subject(material, warnings) if check.suspicion > 0.5}
+def loud(data: ReportData, *warnings: str) -> set[str]:
+    return {check.name for check in check_subject(data, warnings) if check.suspicion > 0.5}
 
 
-def test_nothing_is_said_of_a_subject_that_is_well(material):
-    assert suspicion(check_subject(material, ["T2w lies on another grid."])) < 0.05
+def test_nothing_is_said_of_a_subject_that_is_well(data):
+    assert suspicion(check_subject(data, ["T2w lies on another grid."])) < 0.05
 
 
-def shifted(material: Material) -> Material:
-    moved = np.roll(material.images["T2w"], 1, axis=1)  # by 4 mm
-    return replace(material, images={**material.images, "T2w": moved})
+def shifted(data: ReportData) -> ReportData:
+    moved = np.roll(data.images["T2w"], 1, axis=1)  # by 4 mm
+    return replace(data, images={**data.images, "T2w": moved})
 
 
-def off_the_template(material: Material) -> Material:
-    scans = {n: np.roll(a, 3, axis=2) for n, a in material.prepared.images.items()}
-    brain = np.roll(material.brain, 3, axis=2)
+def off_the_template(data: ReportData) -> ReportData:
+    scans = {n: np.roll(a, 3, axis=2) for n, a in data.prepared.images.items()}
+    brain = np.roll(data.brain, 3, axis=2)
     prepared: Any = SimpleNamespace(images=scans, brain=brain, covered=dict.fromkeys(scans, brain))
-    return replace(material, prepared=prepared)
+    return replace(data, prepared=prepared)
 
 
-def cut(material: Material) -> Material:
-    half = material.brain.copy()
+def cut(data: ReportData) -> ReportData:
+    half = data.brain.copy()
     half[:, :, : half.shape[2] // 2] = False
-    prepared: Any = SimpleNamespace(**vars(material.prepared))
+    prepared: Any = SimpleNamespace(**vars(data.prepared))
     prepared.covered = {**prepared.covered, "FLAIR": half}
-    return replace(material, prepared=prepared)
+    return replace(data, prepared=prepared)
 
 
 @pytest.mark.parametrize(
@@ -92,20 +92,27 @@ def cut(material: Material) -> Material:
     ],
     ids=["shifted", "template", "cut", "small", "large", "edge", "all-lesion", "high-map"],
 )
-def test_each_fault_raises_its_sign(material: Material, change: Change, sign: str):
-    assert sign in loud(change(material))
+def test_each_fault_raises_its_sign(data: ReportData, change: Change, sign: str):
+    assert sign in loud(change(data))
 
 
-def test_only_warnings_count_of_what_a_run_says(material):
-    assert "Warnings" in loud(material, "Warning: one.", "Warning: two.")
-    assert "Warnings" not in loud(material, "A note.", "Another.")
+def test_only_warnings_count_of_what_a_run_says(data):
+    assert "Warnings" in loud(data, "Warning: one.", "Warning: two.")
+    assert "Warnings" not in loud(data, "A note.", "Another.")
 
 
 def test_one_clear_sign_is_enough_and_weak_ones_add_up():
     def check(value: float) -> Check:
-        return Check("a", "b", "c", value)
+        return Check(name="a", value="b", expected="c", suspicion=value)
 
     assert suspicion([check(0.0)]) == 0
     assert suspicion([check(1.0), check(0.0)]) == 1
     assert suspicion([check(0.5), check(0.5)]) == 0.75
-    assert [check(v).verdict for v in (0, 0.3, 0.9)] == ["good", "look", "bad"]
+    assert [verdict(v) for v in (0, 0.24, 0.25, 0.74, 0.75)] == [
+        "good",
+        "good",
+        "look",
+        "look",
+        "bad",
+    ]
+    assert check(0.3).verdict == "look"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -22,7 +23,6 @@ from mmccd_cli.outputs.report.cohort import (
     without_folders,
     write_cohort_page,
 )
-from mmccd_cli.outputs.report.html import Markup, data_block, page
 from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION
 
 HOSTILE = '<script>alert(1)</script>"'
@@ -42,8 +42,9 @@ def write_report(folder: Path, subject: str, **changes: Any) -> None:
         "warnings": 0,
         "thumbnail": "",
     }
-    content = page("x", data_block(SUMMARY, summary | changes), Markup(), script="report.js")
-    report_path(folder, subject).write_bytes(content)
+    text = json.dumps(summary | changes)
+    block = f'<script type="application/json" id="{SUMMARY}">{text}</script>'
+    report_path(folder, subject).write_text(block)
 
 
 def shown(folder: Path) -> str:

@@ -19,10 +19,10 @@ import pytest
 
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.volume import Volume, reorient
-from mmccd_cli.outputs.report.data import gather
-from mmccd_cli.outputs.report.html import read_data_block
+from mmccd_cli.outputs.report.data import report_data
 from mmccd_cli.outputs.report.page import SUMMARY, subject_report
-from mmccd_cli.outputs.report.panels import Drawing
+from mmccd_cli.outputs.report.panels import Panels
+from mmccd_cli.outputs.report.render import read_data_block
 from mmccd_cli.outputs.report.viewer import library_code, library_licence, small_grid
 from mmccd_cli.pipeline import Pipeline, SegmentationResult
 from mmccd_cli.template import Template
@@ -42,7 +42,9 @@ class Case:
     record: dict[str, Any]
 
     def report(self) -> str:
-        return subject_report(self.result, self.volumes, self.template, self.record).decode()
+        return subject_report(
+            self.result, self.volumes, template=self.template, record=self.record
+        ).decode()
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +216,8 @@ def test_pictures_do_not_depend_on_the_order_of_the_voxels(case: Case, codes: st
         lesions=[],
         prepared=replace(case.result.prepared, reference_volume=shown),
     )
-    ours = Drawing(gather(replace(case.result, lesions=[]), case.volumes, case.template))
-    theirs = Drawing(gather(other, volumes, case.template))
+    ours = Panels(report_data(replace(case.result, lesions=[]), case.volumes, case.template))
+    theirs = Panels(report_data(other, volumes, case.template))
     pairs = zip(
         [*ours.without_lesion(), *ours.edges_of("T2w"), *ours.template(), *ours.brain()],
         [*theirs.without_lesion(), *theirs.edges_of("T2w"), *theirs.template(), *theirs.brain()],
@@ -228,8 +230,8 @@ def test_pictures_do_not_depend_on_the_order_of_the_voxels(case: Case, codes: st
 
 
 def test_the_pictures_of_a_lesion_show_its_outline(case):
-    drawing = Drawing(gather(case.result, case.volumes, case.template))
-    for panel in drawing.lesion(0):
+    panels = Panels(report_data(case.result, case.volumes, case.template))
+    for panel in panels.lesion(0):
         pixels = np.asarray(panel.image).astype(int)
         outline = (pixels[..., 1] > 200) & (pixels[..., 0] < 150)
         assert outline.sum() > 20

@@ -1,0 +1,85 @@
+"""Pages from templates: escaped throughout, and reaching nothing outside themselves."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def render(
+    template: str, *, script: str, more_scripts: Iterable[bytes] = (), **content: Any
+) -> bytes:
+    """Return a whole page that the browser forbids to load, send or run anything else.
+
+    Args:
+        template: File in `templates`.
+        script: File in `assets` with the page's script.
+        more_scripts: Code that the script may run besides.
+        content: What the template shows. Text may hold anything: it is escaped, and bytes that are
+            no valid UTF-8 become U+FFFD.
+    """
+    style, code = asset("report.css"), asset(script)
+    allowed = " ".join(_hash(text) for text in (code, *more_scripts))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
+        f"script-src {allowed}; base-uri 'none'; form-action 'none'"
+    )
+    page = environment().get_template(template)
+    text = page.render(policy=policy, style=style.decode(), script=code.decode(), **content)
+    return _SURROGATES.sub("\ufffd", text).encode()
+
+
+@cache
+def environment() -> Environment:
+    """Return what reads the templates: it escapes all text, and a name that is missing raises."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    made = Environment(
+        loader=PackageLoader("mmccd_cli.outputs.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
+    return made
+
+
+def read_data_block(page: str, id: str) -> Any:
+    """Return the value of a page's `data_block`; see `templates/parts.html`.
+
+    Raises:
+        ValueError: There is none, or it is damaged.
+    """
+    opening = f'<script type="application/json" id="{id}">'
+    start = page.find(opening)
+    end = page.find("</script>", start)
+    if start < 0 or end < 0:
+        raise ValueError(f"the page has no {id}")
+    return json.loads(page[start + len(opening) : end])
+
+
+def base64_of(content: bytes) -> str:
+    """Return bytes as base64, which needs no escaping."""
+    return base64.b64encode(content).decode()
+
+
+def asset(name: str) -> bytes:
+    """Return a file of `assets`."""
+    return (resources.files("mmccd_cli.outputs.report") / "assets" / name).read_bytes()
+
+
+def _hash(content: bytes) -> str:
+    return f"'sha256-{base64_of(hashlib.sha256(content).digest())}'"
