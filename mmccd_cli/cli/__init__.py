@@ -1,0 +1,13 @@
+"""The program `mmccd`: commands and options, and the only place that prints.
+
+A command reads its options, calls one function of a room below, and shows what comes back. In the
+order in which a call passes through them:
+
+- `app`: the program, its commands and its signals;
+- `command`: a function as a command, its dataclasses as options, its exceptions as exit codes;
+- `options`: the groups of options that several commands share, and how their values are read;
+- `console`: messages, progress, and results;
+- `segment`, `bids`, `threshold`, `demo`, `weights`: commands for results;
+- `doctor`, `doctor_checks`: what works on this computer;
+- `train`, `evaluate`, `comparison`, `benchmark`: commands for those that make and judge weights.
+"""

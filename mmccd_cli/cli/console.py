@@ -138,7 +138,7 @@ class JsonConsole(Console):
         bool,
         switch(
             "--json",
-            help="Print the results to stdout as JSON: of subjects, one record a line.",
+            help="Print the results to stdout as JSON; for subjects, one record a line.",
             panel=MESSAGES,
         ),
     ] = False
