@@ -25,17 +25,6 @@ _MAP = "space-orig_desc-anomaly_probseg"
 
 
 @pytest.fixture(scope="module")
-def call(bundle: Path) -> Call:
-    """Run a command with tiny weights on the CPU."""
-
-    def call(*words: object) -> Result:
-        weights = ["--weights", str(bundle), "--device", "cpu", "--threads", "1"]
-        return CliRunner().invoke(app, [*map(str, words), *weights])
-
-    return call
-
-
-@pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory, tiny_phantom: Phantom) -> Path:
     """A BIDS data set: runs and contrast agent in sub-01, two sessions in sub-02, sub-03 broken."""
     root = tmp_path_factory.mktemp("study") / "raw"
@@ -60,10 +49,10 @@ def data_set(tmp_path_factory: pytest.TempPathFactory, tiny_phantom: Phantom) ->
 
 
 @pytest.fixture(scope="module")
-def first_run(call: Call, data_set: Path) -> tuple[Result, Path]:
+def first_run(mmccd: Call, data_set: Path) -> tuple[Result, Path]:
     """What a run over all participants said, and where it wrote."""
     out = data_set.parent / "out"
-    return call("bids", data_set, out, "participant", "--json"), out
+    return mmccd("bids", data_set, out, "participant", "--json"), out
 
 
 def _issues(root: Path) -> list[str]:
@@ -145,18 +134,18 @@ def test_numbered_lesions_are_those_of_the_table(first_run: tuple[Result, Path])
 
 
 def test_resume_keeps_results_and_a_new_threshold_makes_new_masks(
-    first_run: tuple[Result, Path], call: Call, data_set: Path, tmp_path: Path
+    first_run: tuple[Result, Path], mmccd: Call, data_set: Path, tmp_path: Path
 ) -> None:
     out = shutil.copytree(first_run[1], tmp_path / "out")
     (out / "dataset_description.json").unlink()  # its links are relative to where it was
     words = ("bids", data_set, out, "participant", "--participant_label", "sub-01")
-    assert "exists already" in call(*words).stderr
-    again = call(*words, "--resume")
+    assert "exists already" in mmccd(*words).stderr
+    again = mmccd(*words, "--resume")
     assert again.exit_code == 0, again.stderr
     assert "up to date" in again.stderr
     anat = out / "sub-01" / "anat"
     numbers = _image(anat / "sub-01_space-orig_desc-lesions_dseg.nii.gz")
-    higher = call(*words, "--resume", "--threshold", "0.9")
+    higher = mmccd(*words, "--resume", "--threshold", "0.9")
     assert higher.exit_code == 0, higher.stderr
     assert "new mask" in higher.stderr
     fewer = _image(anat / "sub-01_space-orig_desc-lesions_dseg.nii.gz")
@@ -166,13 +155,13 @@ def test_resume_keeps_results_and_a_new_threshold_makes_new_masks(
 
 
 def test_a_new_threshold_without_inference_renews_all_that_shows_the_mask(
-    first_run: tuple[Result, Path], call: Call, data_set: Path, tmp_path: Path
+    first_run: tuple[Result, Path], mmccd: Call, data_set: Path, tmp_path: Path
 ) -> None:
     """`mmccd threshold` leaves what `--resume` with that threshold leaves."""
     outs = [shutil.copytree(first_run[1], tmp_path / name) for name in ("resumed", "cut")]
     (outs[0] / "dataset_description.json").unlink()  # its links are relative to where it was
     words = ("bids", data_set, outs[0], "participant", "--participant_label", "sub-01")
-    assert call(*words, "--resume", "--threshold", "0.9").exit_code == 0
+    assert mmccd(*words, "--resume", "--threshold", "0.9").exit_code == 0
     resumed, cut = (out / "sub-01" / "anat" for out in outs)
     (map_file,) = cut.glob("*_probseg.nii.gz")
     result = CliRunner().invoke(app, ["threshold", str(map_file), "--threshold", "0.9", "-f"])
@@ -187,29 +176,31 @@ def test_a_new_threshold_without_inference_renews_all_that_shows_the_mask(
     assert _issues(outs[1]) == []
 
 
-def test_group_writes_one_table(first_run: tuple[Result, Path], call: Call, tmp_path: Path) -> None:
+def test_group_writes_one_table(
+    first_run: tuple[Result, Path], mmccd: Call, tmp_path: Path
+) -> None:
     out = shutil.copytree(first_run[1], tmp_path / "out")
-    assert call("bids", "unused", out, "group").exit_code == 0
+    assert mmccd("bids", "unused", out, "group").exit_code == 0
     header, *rows = [row.split("\t") for row in (out / "summary.tsv").read_text().splitlines()]
     assert [row[0] for row in rows] == ["sub-01", "sub-02_ses-a", "sub-02_ses-b"]
     assert header[2] == "lesion_volume_ml"
     assert _issues(out) == []
-    nothing = call("bids", "unused", tmp_path / "nothing", "group")
+    nothing = mmccd("bids", "unused", tmp_path / "nothing", "group")
     assert nothing.exit_code == 3
 
 
 def test_a_dry_run_says_which_files_are_meant_and_writes_nothing(
-    call: Call, data_set: Path, tmp_path: Path
+    mmccd: Call, data_set: Path, tmp_path: Path
 ) -> None:
     words = ("bids", data_set, tmp_path / "out", "participant", "--dry-run", "--run", 2)
-    result = call(*words, "--participant-label", "01", "02", "--quiet", "--json")
+    result = mmccd(*words, "--participant-label", "01", "02", "--quiet", "--json")
     assert result.exit_code == 0, result.stderr
     assert [json.loads(line)["subject"] for line in result.stdout.splitlines()] == [
         "sub-01",
         "sub-02_ses-a",
         "sub-02_ses-b",
     ]
-    result = call(*words, "--participant-label", "sub-01")
+    result = mmccd(*words, "--participant-label", "sub-01")
     assert "sub-01_run-2_FLAIR.nii.gz" in result.stderr
     assert "sub-01_run-2_space-orig" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -224,18 +215,18 @@ def test_a_dry_run_says_which_files_are_meant_and_writes_nothing(
         (["participant", "--bids-filter-file", "missing.json"], 2, "missing.json"),
     ],
 )
-def test_faults_of_the_call(
-    call: Call, data_set: Path, tmp_path: Path, words: list[str], code: int, said: str
+def test_faults_of_the_mmccd(
+    mmccd: Call, data_set: Path, tmp_path: Path, words: list[str], code: int, said: str
 ) -> None:
-    result = call("bids", data_set, tmp_path / "out", *words)
+    result = mmccd("bids", data_set, tmp_path / "out", *words)
     assert result.exit_code == code
     assert said in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_shares_are_whole_and_do_not_overlap(call: Call, data_set: Path, tmp_path: Path) -> None:
+def test_shares_are_whole_and_do_not_overlap(mmccd: Call, data_set: Path, tmp_path: Path) -> None:
     said = [
-        call("bids", data_set, tmp_path / "out", "participant", "--dry-run", "--shard", f"{i}/2")
+        mmccd("bids", data_set, tmp_path / "out", "participant", "--dry-run", "--shard", f"{i}/2")
         for i in (1, 2)
     ]
     names = ("sub-01:", "sub-02_ses-a:", "sub-02_ses-b:", "sub-03:")
@@ -244,15 +235,15 @@ def test_shares_are_whole_and_do_not_overlap(call: Call, data_set: Path, tmp_pat
 
 
 def test_segment_writes_derivatives_of_any_folder(
-    call: Call, data_set: Path, tmp_path: Path
+    mmccd: Call, data_set: Path, tmp_path: Path
 ) -> None:
     case = tmp_path / "data" / "case_7"
     case.mkdir(parents=True)
     shutil.copy(data_set / "sub-02/ses-b/anat/sub-02_ses-b_T2w.nii.gz", case / "t2.nii.gz")
     out = tmp_path / "out"
     for contradiction in (["--out-dir", out], ["--space", "template"]):
-        assert call("segment", case, "--bids-out", out, *contradiction).exit_code == 2
-    result = call("segment", case, data_set / "sub-02" / "ses-a", "--bids-out", out, "-q")
+        assert mmccd("segment", case, "--bids-out", out, *contradiction).exit_code == 2
+    result = mmccd("segment", case, data_set / "sub-02" / "ses-a", "--bids-out", out, "-q")
     assert result.exit_code == 0, result.stderr
     record = json.loads((out / "sub-case7" / "anat" / f"sub-case7_{_MAP}.json").read_text())
     assert record["Sources"] == ["bids:data:case_7/t2.nii.gz"]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -31,16 +29,9 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(bundle: Path) -> Run:
-    """Run `mmccd segment` with the tiny bundle on the CPU."""
-
-    def run(*words: object, stdin: str = "", command: str = "segment") -> Result:
-        given = [str(word) for word in words]
-        weights = [] if "--weights" in given else ["--weights", str(bundle)]
-        device = [] if "--device" in given else ["--device", "cpu"]
-        return CliRunner().invoke(app, [command, *given, *weights, *device], input=stdin)
-
-    return run
+def run(mmccd: Run) -> Run:
+    """Run `mmccd segment`."""
+    return partial(mmccd, "segment")
 
 
 @pytest.fixture
@@ -314,16 +305,6 @@ def test_a_bug_is_one_sentence_and_a_traceback_only_with_vv(
     assert "Traceback" in run(subject, "--out", tmp_path / "map.nii.gz", "-vv").stderr
 
 
-def test_interruption_exits_130(
-    run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mmccd_cli.cohort.run.finish_job", interrupt)
-    assert run(subject, "--out", tmp_path / "map.nii.gz").exit_code == 130
-
-
 def test_a_full_disk_leaves_nothing_behind(
     run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,38 +431,19 @@ def test_resume_overwrites_nothing_that_is_not_ours(
     assert (tmp_path / "map.json").read_text() == '{"my": "thesis"}'
 
 
-# The program as a process.
+# A demonstration.
 
 
-def test_a_closed_pipe_ends_quietly(bundle: Path, subject: Path, tmp_path: Path) -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    words = ["segment", subject, "--out", tmp_path / "map.nii.gz", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "mmccd_cli", *words, "--weights", bundle, "--device", "cpu"],
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    os.close(writer)
-    assert done.returncode == 141, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "Broken" not in done.stderr
-    assert (tmp_path / "map.json").is_file()
-
-
-def test_demo(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo(mmccd: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = partial(make_phantom, shape=(50, 56, 46), spacing_mm=(4, 4, 4))
     monkeypatch.setattr("mmccd_cli.cohort.demo.make_phantom", small)
-    result = run("--out-dir", tmp_path / "demo", command="demo")
+    result = mmccd("demo", "--out-dir", tmp_path / "demo")
     assert result.exit_code == 0, result.stderr
     assert "Dice" in result.stdout
     assert {"anomaly.nii.gz", "anomaly_mask.nii.gz", "anomaly.json", "anomaly.png"} < _files(
         tmp_path / "demo"
     )
-    assert run("--out-dir", tmp_path / "demo", command="demo").exit_code == 2
+    assert mmccd("demo", "--out-dir", tmp_path / "demo").exit_code == 2
 
 
 # Values of options.

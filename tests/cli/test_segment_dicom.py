@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from dicom_phantoms import PATIENT, make_dicom
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from mmccd_cli.cli.app import app
 from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.scans import describe_inputs, read_scans
@@ -23,14 +23,10 @@ from mmccd_cli.inputs.volume import Volume
 Run = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def run(bundle: Path) -> Run:
-    def run(*words: object) -> Result:
-        given = [str(word) for word in words]
-        common = ["--weights", str(bundle), "--device", "cpu"]
-        return CliRunner().invoke(app, ["segment", *given, *common])
-
-    return run
+@pytest.fixture
+def run(mmccd: Run) -> Run:
+    """Run `mmccd segment`."""
+    return partial(mmccd, "segment")
 
 
 @pytest.fixture
