@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +29,7 @@ from mmccd_cli.preprocessing.subject import (
     prepare_subject,
     to_reference_grid,
 )
+from mmccd_cli.progress import Progress, Stopwatch, silent
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.template import spacing_of
 from mmccd_cli.translation.devices import choose_device, describe_device
@@ -39,7 +38,7 @@ from mmccd_cli.weights.bundle import Bundle
 Space = Literal["native", "template"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SegmentationResult:
     """What `Pipeline.segment` returns.
 
@@ -52,6 +51,7 @@ class SegmentationResult:
         lesions: Components of the mask, the largest first.
         threshold: Value of the map above which a voxel belongs to the mask.
         settings: Everything that changes a number, as plain values.
+        device: What the networks ran on, in words.
         notes: Sentences for the user.
         seconds: Stage -> seconds.
         prepared: The subject in template space; None where only the mask was made anew.
@@ -65,22 +65,25 @@ class SegmentationResult:
     lesions: list[Lesion]
     threshold: float
     settings: dict[str, Any]
+    device: str
     notes: list[str]
     seconds: dict[str, float]
     prepared: PreparedSubject | None = None
 
 
-@dataclass
-class _Clock:
-    """Seconds of each stage."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _ShownScore:
+    """A score on the grid that the user gets.
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    Attributes:
+        values: (I, J, K) float32, in robust standard deviations; 0 outside the brain.
+        brain: (I, J, K) bool.
+        shown: The reference scan on the same grid.
+    """
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+    values: NDArray[np.float32]
+    brain: NDArray[np.bool_]
+    shown: Volume
 
 
 class Pipeline:
@@ -119,7 +122,7 @@ class Pipeline:
             bundle,
             self.sampling,
             choose_device(device),
-            batch_size,
+            batch_size=batch_size,
             precision=precision,
             may_use_cpu=device == "auto",
         )
@@ -143,7 +146,7 @@ class Pipeline:
         skull_strip: str = "auto",
         space: Space = "native",
         threads: int = 1,
-        advance: Callable[[int, int], None] = lambda done, total: None,
+        advance: Progress = silent,
     ) -> SegmentationResult:
         """Segment one subject: `prepare`, then `infer`.
 
@@ -206,7 +209,7 @@ class Pipeline:
         *,
         options: MaskOptions = AS_CALIBRATED,
         space: Space = "native",
-        advance: Callable[[int, int], None] = lambda done, total: None,
+        advance: Progress = silent,
     ) -> SegmentationResult:
         """Run the networks on a prepared subject, and bring the map to its grid.
 
@@ -220,24 +223,52 @@ class Pipeline:
             WeightsError: The bundle has no cycle for the subject's modalities.
             ComputeError: Device or memory fails.
         """
-        clock = _Clock(dict(prepared.seconds))
-        config = self.bundle.choose_score(self.sampling.method, tuple(prepared.images))
-        with clock.stage("inference"):
-            signals = self.signals(prepared, config, advance)
-        with clock.stage("score"):
-            scored = score_scan(
+        calibrated = self.bundle.choose_score(self.sampling.method, tuple(prepared.images))
+        chosen = options.applied_to(calibrated)
+        watch = Stopwatch(dict(prepared.seconds))
+        with watch.stage("inference"):
+            signals = self.signals(prepared, calibrated, advance)
+        with watch.stage("score"):
+            score = score_scan(
                 signals,
                 prepared.brain,
                 spacing_mm=self.bundle.template.spacing_mm,
-                config=config,
+                config=calibrated,
             )
-        return self._finish(prepared, scored, config, options, space, clock)
+        with watch.stage("output_grid"):
+            output = self._on_output_grid(prepared, score, space)
+            anomaly_map = _calibrated_map(output, score.threshold, calibrated)
+            mask, lesions = mask_and_lesions(
+                anomaly_map, chosen, affine=output.shown.affine, scan_threshold=score.threshold
+            )
+        return SegmentationResult(
+            anomaly_map=anomaly_map,
+            mask=mask,
+            brain=output.brain,
+            reference=prepared.reference,
+            shown=output.shown,
+            lesions=lesions,
+            threshold=chosen.threshold,
+            settings={
+                "sampling": to_dict(self.sampling),
+                "score": to_dict(chosen),
+                "calibrated_mask": mask_settings(calibrated),
+                "score_threshold_of_this_scan": score.threshold,
+                "space": space if space == "native" else self.bundle.config.template.space,
+                "reference_to_template": prepared.to_reference.tolist(),
+                "precision": self.precision,
+            },
+            device=describe_device(self.device),
+            notes=[*prepared.notes, *self._model.notes, *_unused(prepared, calibrated)],
+            seconds=watch.seconds,
+            prepared=prepared,
+        )
 
     def signals(
         self,
         prepared: PreparedSubject,
         config: ScoreConfig,
-        advance: Callable[[int, int], None] = lambda done, total: None,
+        advance: Progress = silent,
     ) -> dict[str, NDArray[np.float32]]:
         """Compute all signals that a score combines.
 
@@ -251,69 +282,46 @@ class Pipeline:
             signal[~prepared.covered[name.partition(":")[2]]] = 0.0
         return values
 
-    def _finish(
-        self,
-        prepared: PreparedSubject,
-        scored: ScanScore,
-        calibrated: ScoreConfig,
-        options: MaskOptions,
-        space: Space,
-        clock: _Clock,
-    ) -> SegmentationResult:
-        """Bring the score to the output's grid, calibrate, threshold and describe it."""
-        config = options.applied_to(calibrated)
-        with clock.stage("output_grid"):
-            if space == "native":
-                shown, brain = prepared.reference_volume, prepared.reference_brain
-                values = to_reference_grid(scored.values, prepared, "linear")
-            else:
-                image = prepared.images[prepared.reference]
-                # Rounded as in the file, so that a mask made from the file is the same.
-                shown = Volume(image, make_grid(self.bundle.template.shape, prepared.affine).affine)
-                brain, values = prepared.brain, scored.values
-            result = map_from_score(values, scored.threshold, config)
-            result[~brain] = 0.0
-            if calibrated.refine_mm > 0:
-                # By the calibrated mask: the map must not depend on what the user cuts out of it.
-                spacing = spacing_of(shown.affine)
-                result = refine_contour(
-                    result,
-                    mask_from_map(
-                        result, calibrated, spacing_mm=spacing, scan_threshold=scored.threshold
-                    ),
-                    image=shown.data,
-                    brain=brain,
-                    spacing_mm=spacing,
-                    reach_mm=calibrated.refine_mm,
-                    threshold=calibrated.threshold,
-                )
-            mask, lesions = mask_and_lesions(
-                result, config, affine=shown.affine, scan_threshold=scored.threshold
+    def _on_output_grid(
+        self, prepared: PreparedSubject, score: ScanScore, space: Space
+    ) -> _ShownScore:
+        """Bring a score from the template to the grid of the reference scan, or leave it there."""
+        if space == "native":
+            return _ShownScore(
+                values=to_reference_grid(score.values, prepared),
+                brain=prepared.reference_brain,
+                shown=prepared.reference_volume,
             )
-        settings = {
-            "sampling": to_dict(self.sampling),
-            "score": to_dict(config),
-            "calibrated_mask": mask_settings(calibrated),
-            "score_threshold_of_this_scan": scored.threshold,
-            "space": space if space == "native" else self.bundle.config.template.space,
-            "reference_to_template": prepared.to_reference.tolist(),
-            "device": describe_device(self.device),
-            "precision": self.precision,
-        }
-        unused = [m for m in prepared.images if m not in config.modalities]
-        notes = [*prepared.notes, *self._model.notes]
-        if unused:
-            notes.append(f"{', '.join(unused)}: not used by the calibrated score")
-        return SegmentationResult(
-            anomaly_map=result,
-            mask=mask,
-            brain=brain,
-            reference=prepared.reference,
-            shown=shown,
-            lesions=lesions,
-            threshold=config.threshold,
-            settings=settings,
-            notes=notes,
-            seconds=clock.seconds,
-            prepared=prepared,
-        )
+        # Rounded as in the file, so that a mask made from the file is the same.
+        affine = make_grid(self.bundle.template.shape, prepared.affine).affine
+        shown = Volume(prepared.images[prepared.reference], affine)
+        return _ShownScore(values=score.values, brain=prepared.brain, shown=shown)
+
+
+def _calibrated_map(
+    output: _ShownScore, scan_threshold: float, calibrated: ScoreConfig
+) -> NDArray[np.float32]:
+    """The anomaly map of a score: in [0, 1], 0 outside the brain, its contour refined.
+
+    All by the calibrated mask: the map must not depend on what the user cuts out of it.
+    """
+    anomaly_map = map_from_score(output.values, scan_threshold, calibrated)
+    anomaly_map[~output.brain] = 0.0
+    if calibrated.refine_mm <= 0:
+        return anomaly_map
+    spacing = spacing_of(output.shown.affine)
+    return refine_contour(
+        anomaly_map,
+        mask_from_map(anomaly_map, calibrated, spacing_mm=spacing, scan_threshold=scan_threshold),
+        image=output.shown.data,
+        brain=output.brain,
+        spacing_mm=spacing,
+        reach_mm=calibrated.refine_mm,
+        threshold=calibrated.threshold,
+    )
+
+
+def _unused(prepared: PreparedSubject, config: ScoreConfig) -> list[str]:
+    """A note on the modalities that were given and do not count."""
+    unused = [modality for modality in prepared.images if modality not in config.modalities]
+    return [f"{', '.join(unused)}: not used by the calibrated score"] if unused else []

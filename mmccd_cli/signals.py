@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmccd_cli.anomaly.atlas import deviation
-from mmccd_cli.config import CycleConfig, SamplingConfig, ScoreConfig
+from mmccd_cli.config import SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DeviceMemoryError
+from mmccd_cli.progress import Progress, silent
 from mmccd_cli.translation.devices import (
     PRECISIONS,
     choose_batch_size,
@@ -55,8 +56,8 @@ class SignalModel:
         bundle: Bundle,
         sampling: SamplingConfig,
         device: torch.device,
-        batch_size: int | None = None,
         *,
+        batch_size: int | None = None,
         precision: str = "auto",
         may_use_cpu: bool = False,
     ) -> None:
@@ -72,7 +73,7 @@ class SignalModel:
         images: Mapping[str, NDArray[np.float32]],
         brain: NDArray[np.bool_],
         config: ScoreConfig,
-        advance: Callable[[int, int], None] = lambda done, total: None,
+        advance: Progress = silent,
     ) -> dict[str, NDArray[np.float32]]:
         """Compute what a score combines.
 
@@ -114,7 +115,7 @@ class SignalModel:
         images: Mapping[str, NDArray[np.float32]],
         brain: NDArray[np.bool_],
         config: ScoreConfig,
-        advance: Callable[[int, int], None],
+        advance: Progress,
     ) -> dict[str, NDArray[np.float32]]:
         """One attempt at `signals`."""
         scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
@@ -126,16 +127,19 @@ class SignalModel:
             sign = next((c.sign for c in self.bundle.config.cycles if c.source == modality), 0)
             beyond = deviation(images[modality], self.bundle.template.normal[modality], sign)
             values[f"atlas:{modality}"] = np.where(brain, beyond / scale, np.float32(0))
-        runs = [self._run(source, images[source], brain, config) for source in config.sources]
-        total, done = sum(run.count for run in runs), 0
+        runs = {
+            source: self._run(source, images[source], brain, residual=config.residual)
+            for source in config.sources
+        }
+        total, done = sum(run.count for run in runs.values()), 0
 
         def count(pairs: int) -> None:
             nonlocal done
             done += pairs
             advance(done, total)
 
-        for run in runs:
-            values[f"cycle:{run.settings.source}"] = run.first_pass(count)
+        for source, run in runs.items():
+            values[f"cycle:{source}"] = run.residual(count)
         return values
 
     @property
@@ -148,24 +152,27 @@ class SignalModel:
         source: str,
         image: NDArray[np.float32],
         brain: NDArray[np.bool_],
-        config: ScoreConfig,
+        *,
+        residual: Residual,
     ) -> _CycleRun:
         bundle = self.bundle.config
         if source not in self._cycles:
             self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
-        background = bundle.preprocessing.intensity.background
-        stack = to_slices(image, brain, multiple=self._stride, fill=background)
+        intensity = bundle.preprocessing.intensity
+        stack = to_slices(image, brain, multiple=self._stride, fill=intensity.background)
         batch = self.batch_size or choose_batch_size(
             self.device, int(np.prod(stack.data.shape[-2:])), bundle.denoiser.base_channels
         )
+        sign = next(c for c in bundle.cycles if c.source == source).sign
         return _CycleRun(
-            settings=next(c for c in bundle.cycles if c.source == source),
             networks=self._cycles[source],
             stack=stack,
             sampling=self.sampling,
-            config=config,
+            # A sign that is not known cannot be kept.
+            kind="absolute" if residual == "signed" and sign == 0 else residual,
+            sign=sign,
+            scale=intensity.scale,
             execution=Execution(self.device, batch, PRECISIONS[self.precision]),
-            scale=bundle.preprocessing.intensity.scale,
         )
 
 
@@ -173,64 +180,58 @@ def _all_finite(values: Mapping[str, NDArray[np.float32]]) -> bool:
     return all(bool(np.isfinite(signal).all()) for signal in values.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _CycleRun:
-    """One source's cycle over one subject."""
+    """One source's cycle over one subject.
 
-    settings: CycleConfig
+    Attributes:
+        networks: The cycle, on the device.
+        stack: The subject's slices.
+        sampling: How they are imagined.
+        kind: How errors count.
+        sign: 1 where anomalies are brighter than imagined, -1 darker, 0 either way.
+        scale: One robust standard deviation in the slices' unit.
+        execution: Device, batch size and precision.
+    """
+
     networks: Cycle
     stack: SliceStack
     sampling: SamplingConfig
-    config: ScoreConfig
-    execution: Execution
+    kind: Residual
+    sign: int
     scale: float
-
-    @property
-    def residual(self) -> Residual:
-        """How errors count: a sign that is not known cannot be kept."""
-        unsigned = self.config.residual == "signed" and self.settings.sign == 0
-        return "absolute" if unsigned else self.config.residual
+    execution: Execution
 
     @property
     def count(self) -> int:
-        """Pairs of slice and band (or slices) of the first pass."""
-        if self.sampling.method == "cyclic-unet":
-            return len(self.stack)
-        return len(band_work(torch.from_numpy(self.stack.brain), self.sampling).pairs)
+        """Pairs of slice and band, or slices where no band is hidden."""
+        return len(self.stack) if self.sampling.method == "cyclic-unet" else len(self._work.pairs)
 
-    def first_pass(self, advance: Callable[[int], None]) -> NDArray[np.float32]:
-        """The residual of every voxel."""
-        execution = replace(self.execution, advance=advance)
-        if self.sampling.method == "mmccd":
-            work = band_work(torch.from_numpy(self.stack.brain), self.sampling)
-            total, count = self._masked(work, execution)
-            return self._to_volume(total / count.clamp_min(1))
-        x, kind = torch.from_numpy(self.stack.data), self.residual
-        return self._to_volume(
-            run_within_memory(
-                lambda e: plain_residual(x, self.networks, residual=kind, execution=e), execution
-            )
-        )
+    @property
+    def _work(self) -> Work:
+        return band_work(torch.from_numpy(self.stack.brain), self.sampling)
 
-    def _masked(self, work: Work, execution: Execution) -> tuple[Tensor, Tensor]:
-        x, numbers = torch.from_numpy(self.stack.data), torch.from_numpy(self.stack.levels)
-        return run_within_memory(
-            lambda e: masked_residual(
-                x,
-                numbers,
-                work,
-                self.networks,
-                seed=self.sampling.seed,
-                residual=self.residual,
-                execution=e,
-            ),
-            execution,
-        )
-
-    def _to_volume(self, residual: Tensor) -> NDArray[np.float32]:
+    def residual(self, advance: Callable[[int], None]) -> NDArray[np.float32]:
         """(I, J, K) in robust standard deviations, positive where anomalous."""
-        unit = self.scale**2 if self.residual == "squared" else self.scale
-        values = residual.numpy() / np.float32(unit)
-        if self.residual == "signed":
-            values = values * np.float32(self.settings.sign)
+        compute = self._plain if self.sampling.method == "cyclic-unet" else self._masked
+        errors = run_within_memory(compute, replace(self.execution, advance=advance)).numpy()
+        values = errors / np.float32(self.scale**2 if self.kind == "squared" else self.scale)
+        if self.kind == "signed":
+            values = values * np.float32(self.sign)
         return from_slices(np.where(self.stack.brain, values, np.float32(0)), self.stack)
+
+    def _plain(self, execution: Execution) -> Tensor:
+        x = torch.from_numpy(self.stack.data)
+        return plain_residual(x, self.networks, residual=self.kind, execution=execution)
+
+    def _masked(self, execution: Execution) -> Tensor:
+        total, count = masked_residual(
+            torch.from_numpy(self.stack.data),
+            torch.from_numpy(self.stack.levels),
+            self._work,
+            self.networks,
+            seed=self.sampling.seed,
+            residual=self.kind,
+            execution=execution,
+        )
+        return total / count.clamp_min(1)

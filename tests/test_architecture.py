@@ -18,7 +18,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     "errors",
     "files",
-    "config template",
+    "config template progress",
     "inputs anomaly translation",
     "preprocessing weights",
     "signals",

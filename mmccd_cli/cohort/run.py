@@ -434,6 +434,7 @@ def _redo_mask(
         lesions=new.lesions,
         threshold=record["threshold"],
         settings=record["settings"],
+        device=record["device"],
         notes=record["warnings"],
         seconds=record["seconds"],
     )

@@ -267,7 +267,7 @@ class Session:
             place.bundle,
             self.sampling(preset),
             place.device,
-            place.batch_size,
+            batch_size=place.batch_size,
             precision=place.precision,
         )
         brain, clock = self.brain_of(levels), Clock(place.device)

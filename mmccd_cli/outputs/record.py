@@ -82,8 +82,6 @@ def describe_result(
         seconds: Seconds of stages outside the pipeline.
         threads: Threads of the CPU that were used.
     """
-    settings = dict(result.settings)
-    device = settings.pop("device", None)
     return {
         "record_version": RECORD_VERSION,
         "subject": subject.id,
@@ -97,9 +95,9 @@ def describe_result(
         "inputs": inputs,
         "ignored": describe_ignored(subject),
         "bundle": describe_bundle(bundle),
-        "settings": {**settings, "requested": requested},
+        "settings": {**result.settings, "requested": requested},
         "seed": requested["sampling"]["seed"],
-        "device": device,
+        "device": result.device,
         "threads": threads,
         "versions": versions(),
         "seconds": {
