@@ -7,7 +7,6 @@ all functional runs and derivatives, before their first answer, and leave the ch
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.files import read_json_as
 from mmccd_cli.inputs.names import NameReading, read_mask, stem_of, tokens_of
 
 DESCRIPTION = "dataset_description.json"
@@ -40,6 +40,10 @@ _ANY = "*"
 _MASK_SUFFIXES = ("mask", "dseg", "roi")
 _CANONICAL_SUFFIX = {name.lower(): name for name in MODALITIES}
 FILTER_EXAMPLE = '{"t1w": {"acquisition": "mprage"}, "flair": {"run": 2}}'
+FILTER_HINT = (
+    f"; or, with mmccd bids, say what is meant in a file such as {FILTER_EXAMPLE} and give it with "
+    "--bids-filter-file."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,28 +151,19 @@ def read_filter(path: Path) -> dict[str, dict[str, tuple[str | None, ...]]]:
     Raises:
         UsageError: It cannot be read, or says something unknown.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"The filter file {path} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise UsageError(
-            f"The filter file {path} is not JSON.",
-            cause=f"The parser says: {error}.",
-            next_step=f"Write something like {FILTER_EXAMPLE}",
-        ) from error
-    if not isinstance(content, dict):
-        content = {str(content): {}}
-    modality_of = {name.lower(): name for name in MODALITIES}
+    next_step = f"Write something like {FILTER_EXAMPLE}"
+    content = read_json_as(
+        path, dict[str, Any], what="a BIDS filter file", error=UsageError, next_step=next_step
+    )
     queries: dict[str, dict[str, tuple[str | None, ...]]] = {}
     for key, query in content.items():
         # Files for whole pipelines also filter what is no concern of ours, such as "bold".
-        if modality := modality_of.get(key.lower()):
+        if modality := _CANONICAL_SUFFIX.get(key.lower()):
             queries[modality] = _query(query, path)
     if not queries:
         raise UsageError(
-            f"The filter file {path} says nothing about {', '.join(modality_of)}.",
-            next_step=f"Write something like {FILTER_EXAMPLE}",
+            f"The filter file {path} says nothing about {', '.join(_CANONICAL_SUFFIX)}.",
+            next_step=next_step,
         )
     return queries
 

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmccd_cli.config import MODALITIES
+
+ANY_MODALITY = f"{', '.join(MODALITIES[:-1])} or {MODALITIES[-1]}"
+
 _PREFIX = r"(?:2d|3d|ax|axial|cor|sag|tra|iso)*"
 _SUFFIX = r"(?:2d|3d|w|wi|weighted|ax|axial|cor|sag|tra|iso|tse|fse|se|spc|space|cube)*"
 _TOKENS_OF_MODALITY = {

@@ -17,7 +17,7 @@ from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.bids import (
     EVERYTHING,
-    FILTER_EXAMPLE,
+    FILTER_HINT,
     BidsFilter,
     find_anat_folders,
     find_participants,
@@ -25,7 +25,7 @@ from mmccd_cli.inputs.bids import (
 )
 from mmccd_cli.inputs.dicom.files import has_dicom_files, is_archive
 from mmccd_cli.inputs.names import (
-    NameReading,
+    ANY_MODALITY,
     names_modality,
     nifti_files,
     read_names,
@@ -134,19 +134,14 @@ def subject_from_files(
                 next_step="Give each file once.",
             )
         seen[path.resolve()] = modality
-    series = {name: _single_series(path) for name, path in paths.items() if _is_dicom(path)}
+    series = {}
+    for modality, path in paths.items():
+        if path.is_dir() or is_archive(path) or has_dicom_files(path):
+            from mmccd_cli.inputs.dicom.studies import read_single_series
+
+            series[modality] = read_single_series(path)
     name = _safe_name(id) if id else _id_of_file(next(iter(paths.values())))
     return Subject(id=name, paths=paths, layout="files", series=series)
-
-
-def _is_dicom(path: Path) -> bool:
-    return path.is_dir() or is_archive(path) or has_dicom_files(path)
-
-
-def _single_series(path: Path) -> Stack:
-    from mmccd_cli.inputs.dicom.studies import read_single_series
-
-    return read_single_series(path)
 
 
 def _dicom_subject(source: Path, name: str) -> Subject:
@@ -259,16 +254,26 @@ def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
         readings = read_bids_names(files, wanted)
     else:
         readings = read_names(files, folder.resolve().name)
+    hint = FILTER_HINT if is_bids else "."
     found: dict[str, Path] = {}
     for modality in MODALITIES:
         paths = [reading.path for reading in readings if reading.modality == modality]
         if len(paths) > 1:
-            raise _several_images(modality, paths, is_bids=is_bids)
+            raise DataError(
+                f"{folder} has {len(paths)} images for {modality}: {_listed(paths)}.",
+                cause="Their names do not tell which one is meant.",
+                next_step=f"Name the file: {_OPTION_OF_MODALITY[modality]} '{paths[0]}'{hint}",
+            )
         if paths:
             found[modality] = paths[0]
             _check_content(paths[0])
     if not found:
-        raise _no_modality(folder, readings, is_bids=is_bids)
+        reasons = "; ".join(f"{reading.path.name}: {reading.reason}" for reading in readings[:4])
+        raise DataError(
+            f"No {ANY_MODALITY} image was recognised in {folder}.",
+            cause=f"What the names say: {reasons}." if reasons else "It holds no NIfTI image.",
+            next_step=f"Name the modalities: --flair FILE --t2 FILE --t1 FILE{hint}",
+        )
     lesions = [reading.path for reading in readings if reading.is_lesion_mask]
     segmentation = lesions[0] if len(lesions) == 1 else None
     starts = [path.name.lower().startswith(name.lower()) for path in found.values()]
@@ -348,20 +353,6 @@ def _check_content(path: Path) -> None:
         )
 
 
-def _several_images(modality: str, paths: Sequence[Path], *, is_bids: bool) -> DataError:
-    next_step = f"Name the file: {_OPTION_OF_MODALITY[modality]} '{paths[0]}'"
-    if is_bids:
-        next_step += (
-            "; or, with mmccd bids, describe it in a file such as "
-            f"{FILTER_EXAMPLE} and give that with --bids-filter-file."
-        )
-    return DataError(
-        f"{paths[0].parent} has {len(paths)} images for {modality}: {_listed(paths)}.",
-        cause="Their names do not tell which one is meant.",
-        next_step=next_step,
-    )
-
-
 def _no_images(folder: Path) -> DataError:
     others = sorted(path for path in folder.iterdir() if path.is_file())
     if others:
@@ -381,16 +372,6 @@ def _no_images(folder: Path) -> DataError:
     return DataError(
         f"{folder} is empty: no image in it.",
         next_step="Give the folder that holds the subject's .nii.gz files or DICOM series.",
-    )
-
-
-def _no_modality(folder: Path, readings: Sequence[NameReading], *, is_bids: bool) -> DataError:
-    reasons = "; ".join(f"{reading.path.name}: {reading.reason}" for reading in readings[:4])
-    filtered = "; or, with mmccd bids, change the filter." if is_bids else "."
-    return DataError(
-        f"No {', '.join(MODALITIES[:-1])} or {MODALITIES[-1]} image was recognised in {folder}.",
-        cause=f"What the names say: {reasons}." if reasons else "It holds no NIfTI image.",
-        next_step="Name the modalities: --flair FILE --t2 FILE --t1 FILE" + filtered,
     )
 
 

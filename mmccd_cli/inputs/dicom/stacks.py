@@ -64,11 +64,6 @@ class Stack:
         """What it is called in records: no name of a file, and no description."""
         return self.frames[0].series_label.lower()
 
-    @property
-    def series_number(self) -> int | None:
-        """Number of its series."""
-        return self.frames[0].series_number
-
 
 def group_frames(frames: Iterable[DicomFrame]) -> list[list[DicomFrame]]:
     """Split frames by series and, within one, by all that makes it more than one volume.

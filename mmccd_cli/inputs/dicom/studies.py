@@ -14,6 +14,7 @@ from mmccd_cli.inputs.dicom.files import find_dicom_files, open_files
 from mmccd_cli.inputs.dicom.headers import DicomFrame, NotUsable, read_frames
 from mmccd_cli.inputs.dicom.recognition import Recognition, known_words, recognise
 from mmccd_cli.inputs.dicom.stacks import Stack, arrange, group_frames
+from mmccd_cli.inputs.names import ANY_MODALITY
 
 _MIN_COVERAGE_MM = 60.0
 _WHOLE_HEAD_MM = 100.0
@@ -224,7 +225,7 @@ def _no_dicom(source: Path, unread: Sequence[tuple[str, str]]) -> DataError:
 def _no_modality(source: Path, ignored: Sequence[tuple[str, str]]) -> DataError:
     told = "; ".join(f"{label}: {reason}" for label, reason in ignored[:6])
     return DataError(
-        f"No {', '.join(MODALITIES[:-1])} or {MODALITIES[-1]} series was recognised in {source}.",
+        f"No {ANY_MODALITY} series was recognised in {source}.",
         cause=f"What the headers say: {told}.",
         next_step="Name the series by their folders: --flair DIR --t2 DIR --t1 DIR.",
     )

@@ -291,7 +291,7 @@ def test_the_best_of_several_series_is_chosen_and_the_choice_explained(tmp_path,
         {},
     )
     found = read_study(tmp_path)
-    assert found.stacks["T1w"].series_number == 4
+    assert found.stacks["T1w"].label == "series 4"
     reasons = {label.split(" (")[0]: reason for label, reason in found.ignored}
     assert reasons == {
         "series 1": "another T1w: coarser",
@@ -364,7 +364,7 @@ def test_a_faulty_series_gives_way_to_a_sound_one(tmp_path, volumes):
     write_candidates(tmp_path, volumes["T1w"], {}, {"SeriesDescription": "MPRAGE MPR"})
     slices_of(tmp_path / "1")[7].unlink()
     found = read_study(tmp_path)
-    assert found.stacks["T1w"].series_number == 2
+    assert found.stacks["T1w"].label == "series 2"
     assert "lacks about 1" in dict(found.ignored)["series 1 (mprage)"]
 
 
