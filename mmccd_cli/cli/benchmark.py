@@ -44,7 +44,7 @@ def benchmark(
     """Measure what fast, balanced and paper cost on this machine, beside what they must cost."""
     with tempfile.TemporaryDirectory(prefix="mmccd-") as folder:
         from mmccd_cli.evaluation.benchmark import run_benchmark
-        from mmccd_cli.outputs.images import to_json
+        from mmccd_cli.outputs.record import to_json
 
         place = _workplace(subject, model, Path(folder))
         with console.progress() as progress:

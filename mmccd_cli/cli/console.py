@@ -146,7 +146,7 @@ class JsonConsole(Console):
     def record(self, record: Any) -> None:
         """Print what is meant for programs, as one line of JSON, where that was asked for."""
         if self.as_json:
-            from mmccd_cli.outputs.images import to_json
+            from mmccd_cli.outputs.record import to_json
 
             self.result(to_json(record))
 

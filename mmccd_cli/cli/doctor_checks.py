@@ -16,7 +16,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -277,13 +276,11 @@ def _extras() -> Iterator[Finding]:
 
 def _versions(packages: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return "name version" of those that are there, and the names of the others."""
-    there, missing = [], []
-    for name in packages:
-        try:
-            there.append(f"{name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            missing.append(name)
-    return there, missing
+    from mmccd_cli.outputs.record import package_versions
+
+    found = package_versions(packages)
+    there = [f"{name} {version}" for name, version in found.items()]
+    return there, [name for name in packages if name not in found]
 
 
 def _anonymous(path: Path) -> str:

@@ -154,7 +154,7 @@ class Run:
             self._report_failure(outcome.name, as_mmccd_error(outcome.error))
             return
         if self.console.as_json:
-            from mmccd_cli.outputs.images import to_json
+            from mmccd_cli.outputs.record import to_json
 
             self.console.result(to_json(outcome.record))
         now = time.perf_counter()
@@ -172,8 +172,7 @@ class Run:
         if not self.many:
             raise error
         if self.console.as_json:
-            from mmccd_cli.outputs.images import to_json
-            from mmccd_cli.outputs.record import describe_failure
+            from mmccd_cli.outputs.record import describe_failure, to_json
 
             self.console.result(to_json(describe_failure(name, error)))
         self.console.error(error, about=name)

@@ -13,12 +13,12 @@ from typing import Any
 from mmccd_cli import __version__
 from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.errors import UsageError
-from mmccd_cli.files import write_atomically
+from mmccd_cli.files import read_json, write_atomically
 from mmccd_cli.inputs.bids import DESCRIPTION, bids_root
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.outputs.bids import DESCRIPTIONS, encode_json, read_json
+from mmccd_cli.outputs.bids import DESCRIPTIONS
 from mmccd_cli.outputs.images import OutputPaths
-from mmccd_cli.outputs.record import read_record
+from mmccd_cli.outputs.record import encode_json, read_record
 
 BIDS_VERSION = "1.10.0"
 
@@ -255,4 +255,8 @@ def _authors(sources: Iterable[Source]) -> list[str]:
 
 def _read_description(root: Path) -> dict[str, Any]:
     """Read a data set's description; empty where there is none."""
-    return read_json(root / DESCRIPTION)
+    try:
+        content = read_json(root / DESCRIPTION)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -13,8 +13,8 @@ from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.config import SamplingConfig, without_retired
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
-from mmccd_cli.outputs.images import MAP_DESCRIPTION, plain
-from mmccd_cli.outputs.record import read_record
+from mmccd_cli.outputs.images import MAP_DESCRIPTION
+from mmccd_cli.outputs.record import jsonable, read_record
 
 _NIFTI_DESCRIPTION = slice(148, 228)
 
@@ -53,12 +53,12 @@ def find_earlier(
     record = read_record(job.outputs.sidecar)
     if record is None or record.get("status") != "done" or not job.outputs.map.is_file():
         return None
-    earlier, now = _requested(record), plain(requested)
+    earlier, now = _requested(record), jsonable(requested)
     hashes = record.get("output_sha256", {})
     same_map = (
         record.get("bundle", {}).get("sha256") == bundle_sha256
         and _without_mask(earlier) == _without_mask(now)
-        and record.get("inputs") == plain(inputs)
+        and record.get("inputs") == jsonable(inputs)
         and hashes.get("map") == sha256_of_file(job.outputs.map)
     )
     if not same_map:

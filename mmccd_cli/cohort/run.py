@@ -23,8 +23,6 @@ from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import (
     encode_images,
-    encode_record,
-    plain,
     write_outputs,
 )
 from mmccd_cli.outputs.record import (
@@ -33,6 +31,8 @@ from mmccd_cli.outputs.record import (
     describe_bundle,
     describe_ignored,
     describe_result,
+    encode_json,
+    jsonable,
 )
 from mmccd_cli.outputs.remask import remask
 from mmccd_cli.outputs.segmented import SegmentedSubject
@@ -473,8 +473,8 @@ def _write(
         contents[path] = EXTRA_OUTPUTS[kind].make(segmented)
         seconds[kind] = time.perf_counter() - began
     rounded = {stage: round(value, 3) for stage, value in seconds.items()}
-    record = plain({**record, "seconds": {**record["seconds"], **rounded}, **job.sidecar_fields})
-    contents[job.outputs.sidecar] = encode_record(record)
+    record = jsonable({**record, "seconds": {**record["seconds"], **rounded}, **job.sidecar_fields})
+    contents[job.outputs.sidecar] = encode_json(record)
     if job.makes_folder:
         for folder in {path.parent for path in contents}:
             folder.mkdir(parents=True, exist_ok=True)

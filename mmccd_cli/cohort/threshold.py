@@ -14,11 +14,10 @@ from mmccd_cli.files import refuse_to_overwrite, sha256_of_file
 from mmccd_cli.outputs.bids import BIDS_OUTPUTS
 from mmccd_cli.outputs.images import (
     OutputPaths,
-    encode_record,
     output_paths,
     write_outputs,
 )
-from mmccd_cli.outputs.record import Outcome, read_record
+from mmccd_cli.outputs.record import Outcome, encode_json, read_record
 from mmccd_cli.outputs.remask import remask
 
 CORE = ("map", "mask", "sidecar")
@@ -110,7 +109,7 @@ def make_mask(
     files |= {kind: path for kind, path in others.items() if kind in BIDS_OUTPUTS}
     new = remask(files, record, options)
     contents = {files[kind]: made for kind, made in new.contents.items()}
-    contents[job.sidecar] = encode_record(new.record)
+    contents[job.sidecar] = encode_json(new.record)
     write_outputs(contents, inputs=job.inputs, force=force)
     if job.in_place:
         update_summaries(job.map.parent, Outcome(new.record["subject"], "done", new.record))

@@ -7,11 +7,11 @@ lesions numbered, whose table lists them.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import csv
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from mmccd_cli.anomaly.components import label_components
 from mmccd_cli.anomaly.mask import Lesion
 from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti
+from mmccd_cli.outputs.record import encode_json
 
 DESCRIPTIONS = {
     "anomaly": "How anomalous a voxel is, from 0 to 1; 0.5 is the threshold of the scan.",
@@ -84,12 +85,14 @@ def lesions_image(shown: BidsMask) -> bytes:
 
 def lesion_table(shown: BidsMask) -> bytes:
     """Return the table of the numbered lesions."""
-    lines = ["\t".join(("index", "name", *_COLUMNS))]
+    text = io.StringIO()
+    table = csv.writer(text, "excel-tab", lineterminator="\n")
+    table.writerow(["index", "name", *_COLUMNS])
     for lesion in shown.lesions:
         numbers = (lesion.volume_ml, lesion.peak, lesion.mean, *lesion.centroid_ras_mm)
         written = (f"{number:.6g}" for number in numbers)
-        lines.append("\t".join((str(lesion.id), f"lesion {lesion.id}", *written)))
-    return ("\n".join(lines) + "\n").encode()
+        table.writerow([lesion.id, f"lesion {lesion.id}", *written])
+    return text.getvalue().encode()
 
 
 def lesions_sidecar(shown: BidsMask) -> bytes:
@@ -121,16 +124,3 @@ def _own_uri(path: Path) -> str:
     """Return the BIDS URI of one of our outputs; its name where it lies in no data set."""
     root = bids_root(path.parent)
     return path.name if root is None else f"bids::{path.relative_to(root).as_posix()}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def encode_json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()

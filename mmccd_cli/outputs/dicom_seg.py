@@ -39,11 +39,11 @@ _MAY_BE_EMPTY = (
 )
 
 
-@dataclass(frozen=True)
-class Origin:
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
     """What made a segmentation.
 
-    Args:
+    Attributes:
         name: Name of the weights.
         version: Version of the weights.
         sha256: Hash of the weights.
@@ -72,7 +72,7 @@ def check_available() -> None:
 
 
 def encode_segmentation(
-    stack: Stack, values: NDArray[Any], origin: Origin, *, kind: Literal["mask", "map"]
+    stack: Stack, values: NDArray[Any], made_by: Provenance, *, kind: Literal["mask", "map"]
 ) -> bytes:
     """Return a DICOM SEG file with values on the slices of a series.
 
@@ -82,7 +82,7 @@ def encode_segmentation(
     Args:
         stack: The series that the values belong to.
         values: (I, J, K), columns, rows and slices: bool for a mask, [0, 1] for a map.
-        origin: What made them.
+        made_by: What made them.
         kind: "mask" for a binary, "map" for a fractional segmentation.
 
     Raises:
@@ -97,7 +97,7 @@ def encode_segmentation(
     sources = _source_headers(stack)
     with lenient():
         try:
-            made = _make(stack, sources, stored, origin, kind)
+            made = _make(stack, sources, values=stored, made_by=made_by, kind=kind)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 "No DICOM segmentation can be made of this series.",
@@ -133,8 +133,9 @@ def _source_headers(stack: Stack) -> list[Dataset]:
 def _make(
     stack: Stack,
     sources: Sequence[Dataset],
-    slices: NDArray,
-    origin: Origin,
+    *,
+    values: NDArray[Any],
+    made_by: Provenance,
     kind: Literal["mask", "map"],
 ) -> highdicom.seg.Segmentation:
     import highdicom
@@ -147,11 +148,11 @@ def _make(
     number = int(sources[0].get("SeriesNumber") or 0) + _SERIES_NUMBER_OFFSET
     return highdicom.seg.Segmentation(
         source_images=sources,
-        pixel_array=slices,
+        pixel_array=values,
         plane_positions=positions,
         segmentation_type="BINARY" if kind == "mask" else "FRACTIONAL",
         fractional_type="PROBABILITY",
-        segment_descriptions=[_segment(origin)],
+        segment_descriptions=[_segment(made_by)],
         series_instance_uid=generate_uid(),
         series_number=number if kind == "mask" else number + 1,
         sop_instance_uid=generate_uid(),
@@ -159,22 +160,22 @@ def _make(
         manufacturer="mmccd developers",
         manufacturer_model_name="mmccd",
         software_versions=__version__,
-        device_serial_number=origin.sha256[:16],
-        omit_empty_frames=bool(slices.any()),
+        device_serial_number=made_by.sha256[:16],
+        omit_empty_frames=bool(values.any()),
         content_label="ANOMALY",
         content_description=f"Anomaly {kind}, for research use only",
         series_description=f"mmccd anomaly {kind}",
     )
 
 
-def _segment(origin: Origin) -> highdicom.seg.SegmentDescription:
+def _segment(made_by: Provenance) -> highdicom.seg.SegmentDescription:
     import highdicom
 
     algorithm = highdicom.AlgorithmIdentificationSequence(
-        name=f"mmccd {origin.name}"[:64],
-        version=f"{__version__}, weights {origin.version}"[:64],
+        name=f"mmccd {made_by.name}"[:64],
+        version=f"{__version__}, weights {made_by.version}"[:64],
         family=codes.cid7162.ArtificialIntelligence,
-        parameters=origin.parameters or None,
+        parameters=made_by.parameters or None,
     )
     return highdicom.seg.SegmentDescription(
         segment_number=1,

@@ -62,18 +62,19 @@ def _bids(make: Callable[[BidsMask], bytes], segmented: SegmentedSubject) -> byt
 
 
 def _dicom(segmented: SegmentedSubject, kind: Literal["mask", "map"]) -> bytes:
-    from mmccd_cli.outputs.dicom_seg import Origin, encode_segmentation
+    from mmccd_cli.outputs.dicom_seg import Provenance, encode_segmentation
 
     result, weights = segmented.result, segmented.bundle
-    origin = Origin(
-        weights.config.name,
-        weights.config.version,
-        weights.sha256,
-        {"threshold": f"{result.threshold:g}"},
+    made_by = Provenance(
+        name=weights.config.name,
+        version=weights.config.version,
+        sha256=weights.sha256,
+        parameters={"threshold": f"{result.threshold:g}"},
     )
     values = result.mask if kind == "mask" else result.anomaly_map
-    stack = segmented.subject.series[result.reference]
-    return encode_segmentation(stack, values, origin, kind=kind)
+    return encode_segmentation(
+        segmented.subject.series[result.reference], values, made_by, kind=kind
+    )
 
 
 EXTRA_OUTPUTS: dict[str, ExtraOutput] = {

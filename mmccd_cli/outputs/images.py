@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,8 +15,6 @@ from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti, is_compressed_name
 
 MAP_DESCRIPTION = "mmccd anomaly map"
 MASK_DESCRIPTION = "mmccd anomaly mask"
-
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -116,23 +109,6 @@ def write_outputs(
         ) from error
 
 
-def to_json(record: Any, *, indent: int | None = None) -> str:
-    """Return a record as strict JSON; a float that is not finite becomes null."""
-    text = json.dumps(_reduced(record), indent=indent, allow_nan=False, ensure_ascii=False)
-    # Names of files need not be valid in any encoding; what is not becomes U+FFFD.
-    return _SURROGATES.sub("\ufffd", text)
-
-
-def plain(record: Any) -> Any:
-    """Return a record as it would be read back from JSON."""
-    return json.loads(to_json(record))
-
-
-def encode_record(record: Any) -> bytes:
-    """Return a sidecar's bytes."""
-    return to_json(record, indent=2).encode() + b"\n"
-
-
 def _checked_map(anomaly_map: ArrayLike) -> np.ndarray:
     values = np.asarray(anomaly_map, dtype=np.float32)
     if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() > 1:
@@ -145,20 +121,3 @@ def _checked_mask(mask: ArrayLike) -> np.ndarray:
     if labels.dtype.kind not in "bui" or labels.min() < 0 or labels.max() > 255:
         raise ValueError("the mask must hold integers from 0 to 255")
     return labels.astype(np.uint8)
-
-
-def _reduced(value: Any) -> Any:
-    """Reduce a value to what JSON knows."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _reduced(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _reduced(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic):
-        return _reduced(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_reduced(item) for item in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

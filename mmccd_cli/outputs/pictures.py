@@ -36,12 +36,20 @@ _FAINT = (150, 150, 150)
 _COLORS = np.array([(70, 0, 40), (180, 20, 40), (240, 90, 20), (255, 180, 30), (255, 250, 160)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plane:
-    """A cut through a RAS volume: axis 0 is x, 1 is y, 2 is z."""
+    """A cut through a RAS volume: axis 0 is x, 1 is y, 2 is z.
+
+    Attributes:
+        name: What it is called.
+        across: The axis that the cut is perpendicular to.
+        right: The axis that runs to the right.
+        up: The axis that runs upwards.
+        letters: What its left and its right side show.
+    """
 
     name: str
-    across: int  # the axis that the cut is perpendicular to
+    across: int
     right: int
     up: int
     letters: tuple[str, str]
@@ -53,9 +61,9 @@ class Plane:
 
 
 PLANES = (
-    Plane("axial", 2, 0, 1, ("L", "R")),
-    Plane("coronal", 1, 0, 2, ("L", "R")),
-    Plane("sagittal", 0, 1, 2, ("P", "A")),
+    Plane(name="axial", across=2, right=0, up=1, letters=("L", "R")),
+    Plane(name="coronal", across=1, right=0, up=2, letters=("L", "R")),
+    Plane(name="sagittal", across=0, right=1, up=2, letters=("P", "A")),
 )
 
 
@@ -241,13 +249,14 @@ def _arrange(rows: list[list[Image.Image]], title: str, captions: list[str]) -> 
     for width, caption in zip(widths, captions, strict=True):
         draw.text((left + width // 2, size[1] - foot // 2), caption, _FAINT, _font(14), anchor="mm")
         left += width + gap
-    _draw_color_bar(canvas, left + 4, head + height + gap + 10, height - 20)
+    _draw_color_bar(canvas, (left + 4, head + height + gap + 10), height=height - 20)
     return canvas
 
 
-def _draw_color_bar(canvas: Image.Image, left: int, top: int, height: int) -> None:
+def _draw_color_bar(canvas: Image.Image, corner: tuple[int, int], *, height: int) -> None:
+    left, top = corner
     scores = np.repeat(np.linspace(1, 0, height)[:, None], 12, axis=1)
-    canvas.paste(Image.fromarray(_color(scores).astype(np.uint8)), (left, top))
+    canvas.paste(Image.fromarray(_color(scores).astype(np.uint8)), corner)
     draw = ImageDraw.Draw(canvas)
     for score in (0.0, 0.5, 1.0):
         position = (left + 16, top + round((1 - score) * (height - 1)))

@@ -6,17 +6,23 @@ person than a result should carry.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import platform
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from mmccd_cli import __version__
 from mmccd_cli.errors import MmccdError
+from mmccd_cli.files import read_json
 from mmccd_cli.weights.hub import cached_id
 
 if TYPE_CHECKING:
@@ -25,6 +31,8 @@ if TYPE_CHECKING:
     from mmccd_cli.weights.bundle import Bundle
 
 RECORD_VERSION = 1
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 _DISTRIBUTIONS = (
     "torch",
@@ -140,8 +148,14 @@ def describe_ignored(subject: Subject) -> list[dict[str, str]]:
 
 def versions() -> dict[str, str]:
     """Return the versions of everything that computes."""
-    found = {"mmccd": __version__, "python": platform.python_version()}
-    for name in _DISTRIBUTIONS:
+    own = {"mmccd": __version__, "python": platform.python_version()}
+    return own | package_versions(_DISTRIBUTIONS)
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of packages by their names; those that are not installed are left out."""
+    found = {}
+    for name in names:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -162,7 +176,46 @@ def peak_memory_mib() -> float | None:
 def read_record(path: Path) -> dict[str, Any] | None:
     """Read a sidecar; None where it is missing or was not written by mmccd."""
     try:
-        record = json.loads(path.read_bytes())
+        record = read_json(path)
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and "record_version" in record else None
+
+
+def to_json(record: Any, *, indent: int | None = None) -> str:
+    """Return a record as strict JSON; a float that is not finite becomes null."""
+    return readable(
+        json.dumps(_as_json(record), indent=indent, allow_nan=False, ensure_ascii=False)
+    )
+
+
+def readable(text: str) -> str:
+    """Return text in which what is in no encoding, as names of files may be, is U+FFFD."""
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def jsonable(record: Any) -> Any:
+    """Return a record as it would be read back from JSON."""
+    return json.loads(to_json(record))
+
+
+def encode_json(content: Any) -> bytes:
+    """Return the bytes of a JSON file, such as a sidecar."""
+    return to_json(content, indent=2).encode() + b"\n"
+
+
+def _as_json(value: Any) -> Any:
+    """Reduce a value to what JSON knows."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _as_json(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_as_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -22,7 +22,8 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.bids import BIDS_OUTPUTS, BidsMask
-from mmccd_cli.outputs.images import encode_mask, plain
+from mmccd_cli.outputs.images import encode_mask
+from mmccd_cli.outputs.record import jsonable
 
 _OLDER_MAP = "The map was made by mmccd"
 
@@ -100,7 +101,7 @@ def remask(outputs: Mapping[str, Path], record: Mapping[str, Any], options: Mask
         mask=mask,
         lesions=lesions,
         contents=contents,
-        record=plain(changed),
+        record=jsonable(changed),
     )
 
 

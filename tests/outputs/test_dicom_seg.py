@@ -14,12 +14,12 @@ from mmccd_cli.inputs.dicom.pixels import read_stack
 from mmccd_cli.inputs.dicom.studies import read_study
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.outputs.dicom_seg import Origin, check_available, encode_segmentation
+from mmccd_cli.outputs.dicom_seg import Provenance, check_available, encode_segmentation
 from mmccd_cli.template import transform_points
 
 highdicom = pytest.importorskip("highdicom")
 
-ORIGIN = Origin("glioma", "1", "ab" * 32, {"threshold": "0.5"})
+MADE_BY = Provenance(name="glioma", version="1", sha256="ab" * 32, parameters={"threshold": "0.5"})
 _RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -73,7 +73,7 @@ def test_a_mask_lies_on_the_voxels_of_the_nifti_mask(tmp_path, case):
     stack = read_study(tmp_path).stacks["FLAIR"]
     volume, grid = read_stack(stack)
     mask = volume.data > np.quantile(volume.data[volume.data > 0], 0.97)
-    content = encode_segmentation(stack, mask, ORIGIN, kind="mask")
+    content = encode_segmentation(stack, mask, MADE_BY, kind="mask")
     assert 50 < np.count_nonzero(mask) == len(world_of_segmentation(content))
     assert world_of_segmentation(content) == points_in_world(grid.affine, mask)
 
@@ -84,7 +84,9 @@ def test_a_mask_says_what_it_is_and_names_its_source_images(tmp_path):
     stack = read_study(tmp_path).stacks["FLAIR"]
     mask = np.zeros(stack.shape, bool)
     mask[10:14, 11:15, 7:9] = True
-    image = highdicom.seg.segread(io.BytesIO(encode_segmentation(stack, mask, ORIGIN, kind="mask")))
+    image = highdicom.seg.segread(
+        io.BytesIO(encode_segmentation(stack, mask, MADE_BY, kind="mask"))
+    )
     source = pydicom.dcmread(paths[0])
     assert image.SegmentationType == "BINARY"
     assert image.NumberOfFrames == 2  # empty slices are left out
@@ -109,7 +111,7 @@ def test_a_map_is_fractional(tmp_path):
     stack = read_study(tmp_path).stacks["FLAIR"]
     values = np.clip(read_stack(stack)[0].data / 600, 0, 1)
     image = highdicom.seg.segread(
-        io.BytesIO(encode_segmentation(stack, values, ORIGIN, kind="map"))
+        io.BytesIO(encode_segmentation(stack, values, MADE_BY, kind="map"))
     )
     assert (image.SegmentationType, image.SegmentationFractionalType) == (
         "FRACTIONAL",
@@ -130,7 +132,7 @@ def test_an_empty_mask_can_be_written(tmp_path):
     data, affine = phantom()
     make_dicom({"FLAIR": Volume(data, affine)}, tmp_path)
     stack = read_study(tmp_path).stacks["FLAIR"]
-    content = encode_segmentation(stack, np.zeros(stack.shape, bool), ORIGIN, kind="mask")
+    content = encode_segmentation(stack, np.zeros(stack.shape, bool), MADE_BY, kind="mask")
     assert not world_of_segmentation(content)
 
 
@@ -141,7 +143,7 @@ def test_a_mask_on_one_echo_of_an_enhanced_image(tmp_path):
     stack = read_study(tmp_path).stacks["T2w"]
     mask = np.zeros(stack.shape, bool)
     mask[10:14, 11:15, 7:9] = True
-    content = encode_segmentation(stack, mask, ORIGIN, kind="mask")
+    content = encode_segmentation(stack, mask, MADE_BY, kind="mask")
     assert world_of_segmentation(content) == points_in_world(stack.affine, mask)
 
 
@@ -153,7 +155,7 @@ def test_a_source_without_a_patient_is_enough(tmp_path):
             delattr(image, keyword)
         image.save_as(path)
     stack = read_study(tmp_path).stacks["FLAIR"]
-    content = encode_segmentation(stack, np.ones(stack.shape, bool), ORIGIN, kind="mask")
+    content = encode_segmentation(stack, np.ones(stack.shape, bool), MADE_BY, kind="mask")
     assert pydicom.dcmread(io.BytesIO(content)).PatientID == ""
 
 

@@ -16,11 +16,10 @@ from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.phantom import make_affine
 from mmccd_cli.outputs.images import (
     encode_images,
-    encode_record,
     output_paths,
-    to_json,
     write_outputs,
 )
+from mmccd_cli.outputs.record import encode_json, to_json
 
 SHAPE = (4, 5, 6)
 MAP = np.linspace(0, 1, 120, dtype=np.float32).reshape(SHAPE)
@@ -30,7 +29,7 @@ GRID = make_grid(SHAPE, make_affine(SHAPE, (1, 2, 3), "LPS", rotation_deg=(5, 10
 
 def write(paths, record, *, values=MAP, extra=None, force=False):
     contents = encode_images(paths, values, MASK, GRID) | (extra or {})
-    write_outputs({**contents, paths.sidecar: encode_record(record)}, force=force)
+    write_outputs({**contents, paths.sidecar: encode_json(record)}, force=force)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _template_checks(data: ReportData) -> Iterator[Check]:
         expected="at least 0.32",
         suspicion=_ramp(likeness, 0.32, 0.15),
     )
-    shifted = max(_likeness(prepared, template, common, shift) for shift in _SHIFTS)
+    shifted = max(_likeness(prepared, template, common, shift_mm=shift) for shift in _SHIFTS)
     gain = shifted / max(likeness, 0.05) - 1
     yield Check(
         name="Scans lie on the template",
@@ -137,7 +137,7 @@ def _modality_checks(data: ReportData) -> Iterator[Check]:
     for name, image in data.images.items():
         if name == data.reference:
             continue
-        gain = _gain_by_shifting(reference, image, data.brain, data.spacing_mm)
+        gain = _gain_by_shifting(reference, image, brain=data.brain, spacing_mm=data.spacing_mm)
         yield Check(
             name=f"{name} lies on {data.reference}",
             value=_of_shift(gain, 4),
@@ -187,6 +187,7 @@ def _likeness(
     prepared: PreparedSubject,
     template: Template,
     names: Sequence[str],
+    *,
     shift_mm: tuple[int, int, int] = (0, 0, 0),
 ) -> float:
     """Mean correlation of normalised scans with the template's, optionally shifted first."""
@@ -212,6 +213,7 @@ def _correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 def _gain_by_shifting(
     fixed: FloatArray,
     moving: FloatArray,
+    *,
     brain: BoolArray,
     spacing_mm: tuple[float, float, float],
 ) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmccd_cli import __version__
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.outputs.images import plain
+from mmccd_cli.outputs.record import jsonable
 from mmccd_cli.outputs.report.checks import Check, check_subject, suspicion
 from mmccd_cli.outputs.report.data import ReportData, report_data
 from mmccd_cli.outputs.report.facts import (
@@ -53,7 +53,7 @@ def subject_report(
     Raises:
         ValueError: The result has no prepared subject.
     """
-    record = plain(record)
+    record = jsonable(record)
     data = report_data(result, volumes, template)
     checks = check_subject(data, record["warnings"])
     panels = Panels(data)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
@@ -27,6 +29,10 @@ from mmccd_cli.outputs.pictures import (
 )
 from mmccd_cli.outputs.report.data import ReportData
 from mmccd_cli.outputs.report.render import base64_of
+
+Point = tuple[int, int, int]
+Cut = Callable[[NDArray[Any]], FloatArray]
+"""Cuts (I, J, K) data where a panel lies, and returns the panel's (H, W) pixels."""
 
 EDGES: Color = (255, 210, 60)
 TEMPLATE: Color = (255, 92, 200)
@@ -61,7 +67,7 @@ class Panel:
 
 
 class Panels:
-    """All pictures of one subject.
+    """All pictures of one subject, each made when it is asked for.
 
     Args:
         data: The subject.
@@ -72,133 +78,121 @@ class Panels:
         self._brain_frame = frame_around(data.brain, data.spacing_mm, _ROW_PX)
         whole = tuple(slice(0, count) for count in data.brain.shape)
         self._wide_frame = Frame(whole, data.spacing_mm, 1.5)
+        i, j, k = np.rint(ndimage.center_of_mass(data.brain)).astype(int)
+        self._center = (int(i), int(j), int(k))
+        self._first = data.points[0] if data.points else self._center
         self._greys: dict[str, FloatArray] = {}
-
-    @cached_property
-    def center(self) -> tuple[int, int, int]:
-        """Where the planes of a picture of no lesion meet: the middle of the brain."""
-        i, j, k = np.rint(ndimage.center_of_mass(self._data.brain)).astype(int)
-        return int(i), int(j), int(k)
 
     def lesion(self, number: int) -> list[Panel]:
         """Three planes through a lesion, by its place in the list, with map and outline."""
         center = self._data.points[number]
-        return self._three(center, self._with_map, f"with lesion {number + 1} outlined")
+        return self._three(self._with_map, f"with lesion {number + 1} outlined", center)
 
     def overview(self) -> list[Panel]:
         """Three planes of the reference scan alone, through the largest lesion or the middle."""
-        points = self._data.points
-        return self._three(points[0] if points else self.center, self._plain, "without overlay")
+        return self._three(self._scan_alone, "without overlay", self._first)
 
     def without_lesion(self) -> list[Panel]:
         """Three planes with the map, through the middle of the brain."""
-        return self._three(self.center, self._with_map, "with the anomaly map")
+        return self._three(self._with_map, "with the anomaly map")
 
     def edges_of(self, name: str) -> list[Panel]:
         """The reference with the edges of another modality."""
 
-        def paint(plane: Plane, center: Sequence[int]) -> FloatArray:
-            rgb = self._plain(plane, center)
-            cut = self._brain_frame.cut(self._grey(name), plane, center)
-            rgb[_edges(cut)] = EDGES
+        def paint(cut: Cut) -> FloatArray:
+            rgb = self._scan_alone(cut)
+            rgb[_edges(cut(self._grey(name)))] = EDGES
             return rgb
 
-        return self._three(self.center, paint, f"with the edges of {name}")
+        return self._three(paint, f"with the edges of {name}")
 
     def checkerboard_with(self, name: str) -> list[Panel]:
         """Tiles of the reference and of another modality in turn."""
 
-        def paint(plane: Plane, center: Sequence[int]) -> FloatArray:
-            ours, theirs = (
-                self._brain_frame.cut(self._grey(modality), plane, center)
-                for modality in (self._data.reference, name)
-            )
+        def paint(cut: Cut) -> FloatArray:
+            ours, theirs = cut(self._grey(self._data.reference)), cut(self._grey(name))
             side = round(_TILE_MM * self._brain_frame.pixels_per_mm)
             rows, columns = (np.arange(count) // side for count in ours.shape)
             return overlay(np.where((rows[:, None] + columns) % 2, theirs, ours))
 
-        return self._three(self.center, paint, f"in a checkerboard with {name}")
+        return self._three(paint, f"in a checkerboard with {name}")
 
     def template(self) -> list[Panel]:
         """The reference with the outline of the template's brain and the template's edges."""
-        data = self._data
+        image, mask = self._data.template_image, self._data.template_mask
+        grey = None if image is None else window(image, mask if mask.any() else self._data.brain)
 
-        def paint(plane: Plane, center: Sequence[int]) -> FloatArray:
-            rgb = self._plain(plane, center)
-            inside = self._brain_frame.cut(data.template_mask, plane, center)
-            if data.template_image is not None:
-                cut = self._brain_frame.cut(self._grey(""), plane, center)
+        def paint(cut: Cut) -> FloatArray:
+            rgb = self._scan_alone(cut)
+            inside = cut(mask)
+            if grey is not None:
                 core = ndimage.binary_erosion(inside > 0.5, iterations=6)
-                rgb[_edges(cut) & core] = TEMPLATE
+                rgb[_edges(cut(grey)) & core] = TEMPLATE
             outline(rgb, inside, TEMPLATE)
             return rgb
 
-        return self._three(self.center, paint, "with the outline of the template")
+        return self._three(paint, "with the outline of the template")
 
     def brain(self) -> list[Panel]:
         """The outline of the brain mask at six levels and in two more planes."""
+
+        def paint(cut: Cut) -> FloatArray:
+            rgb = self._scan_alone(cut)
+            outline(rgb, cut(self._data.brain), BRAIN)
+            return rgb
+
+        x, y, z = self._center
         heights = np.flatnonzero(self._data.brain.any(axis=(0, 1)))
-        x, y, z = self.center
         axial, coronal, sagittal = PLANES
-        levels = [(x, y, int(np.quantile(heights, level))) for level in _LEVELS]
-        cuts = [(axial, level) for level in levels]
+        views = [(axial, (x, y, int(np.quantile(heights, level)))) for level in _LEVELS]
         # Beside the middle, where the falx is no edge of the brain.
         beside = x + round(15 / self._data.spacing_mm[0])
-        cuts += [(coronal, (x, y, z)), (sagittal, (beside, y, z))]
-        return [
-            self._panel(plane, center, self._with_brain, "with the outline of the brain mask")
-            for plane, center in cuts
-        ]
+        views += [(coronal, (x, y, z)), (sagittal, (beside, y, z))]
+        return self._panels(
+            views, paint, what="with the outline of the brain mask", frame=self._wide_frame
+        )
 
     def thumbnail(self) -> bytes:
         """An axial plane through the largest lesion, as a small JPEG."""
-        points = self._data.points
-        panel = self._with_map(PLANES[0], points[0] if points else self.center)
-        picture = Image.fromarray(np.clip(panel, 0, 255).astype(np.uint8))
+        rgb = self._with_map(partial(self._brain_frame.cut, plane=PLANES[0], center=self._first))
+        picture = Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8))
         picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX), Image.Resampling.LANCZOS)
         return jpeg(picture)
 
     def _three(
-        self, center: Sequence[int], paint: Callable[[Plane, Sequence[int]], FloatArray], what: str
+        self, paint: Callable[[Cut], FloatArray], what: str, center: Point | None = None
     ) -> list[Panel]:
-        return [self._panel(plane, center, paint, what) for plane in PLANES]
+        """Three planes that meet in a voxel; by default in the middle of the brain."""
+        views = [(plane, center or self._center) for plane in PLANES]
+        return self._panels(views, paint, what=what, frame=self._brain_frame)
 
-    def _panel(
+    def _panels(
         self,
-        plane: Plane,
-        center: Sequence[int],
-        paint: Callable[[Plane, Sequence[int]], FloatArray],
+        views: Iterable[tuple[Plane, Point]],
+        paint: Callable[[Cut], FloatArray],
+        *,
         what: str,
-    ) -> Panel:
-        caption = plane.caption(self._data.affine, center)
-        alt = f"{self._data.reference} {what}, {caption}"
-        return Panel(label_sides(paint(plane, center), plane), caption, alt)
+        frame: Frame,
+    ) -> list[Panel]:
+        panels = []
+        for plane, center in views:
+            caption = plane.caption(self._data.affine, center)
+            image = label_sides(paint(partial(frame.cut, plane=plane, center=center)), plane)
+            panels.append(Panel(image, caption, f"{self._data.reference} {what}, {caption}"))
+        return panels
 
-    def _plain(self, plane: Plane, center: Sequence[int]) -> FloatArray:
-        grey = self._grey(self._data.reference)
-        return overlay(self._brain_frame.cut(grey, plane, center))
+    def _scan_alone(self, cut: Cut) -> FloatArray:
+        return overlay(cut(self._grey(self._data.reference)))
 
-    def _with_map(self, plane: Plane, center: Sequence[int]) -> FloatArray:
-        data, frame = self._data, self._brain_frame
-        grey = frame.cut(self._grey(data.reference), plane, center)
-        rgb = overlay(grey, frame.cut(data.anomaly_map, plane, center))
-        outline(rgb, frame.cut(data.mask, plane, center), CONTOUR)
-        return rgb
-
-    def _with_brain(self, plane: Plane, center: Sequence[int]) -> FloatArray:
-        frame = self._wide_frame
-        rgb = overlay(frame.cut(self._grey(self._data.reference), plane, center))
-        outline(rgb, frame.cut(self._data.brain, plane, center), BRAIN)
+    def _with_map(self, cut: Cut) -> FloatArray:
+        rgb = overlay(cut(self._grey(self._data.reference)), cut(self._data.anomaly_map))
+        outline(rgb, cut(self._data.mask), CONTOUR)
         return rgb
 
     def _grey(self, name: str) -> FloatArray:
-        """Windowed intensities of a modality, or of the template under the name ""."""
+        """Return the intensities of a modality, scaled to [0, 1] in the brain."""
         if name not in self._greys:
-            data = self._data
-            image = data.images[name] if name else data.template_image
-            region = data.brain if name else data.template_mask
-            assert image is not None  # the template is asked for only where it has an image
-            self._greys[name] = window(image, region if region.any() else data.brain)
+            self._greys[name] = window(self._data.images[name], self._data.brain)
         return self._greys[name]
 
 

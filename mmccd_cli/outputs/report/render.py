@@ -5,16 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from mmccd_cli.outputs.record import readable
+
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def render(
@@ -37,7 +36,7 @@ def render(
     )
     page = environment().get_template(template)
     text = page.render(policy=policy, style=style.decode(), script=code.decode(), **content)
-    return _SURROGATES.sub("\ufffd", text).encode()
+    return readable(text).encode()
 
 
 @cache

@@ -131,10 +131,6 @@
     goTo(facts.start);
   }
 
-  // A printed page has no buttons to open details with.
-  addEventListener("beforeprint", () =>
-    document.querySelectorAll("details.print").forEach((part) => { part.open = true; }));
-
   if (!panel) return;
   if (!hasWebGL() || typeof DecompressionStream === "undefined") {
     panel.dataset.state = "fallback";
