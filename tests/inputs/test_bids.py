@@ -94,6 +94,10 @@ def test_contrast_agent_phases_and_other_images_are_left_out(tmp_path: Path) -> 
     assert "suffix T2starw" in reasons["sub-01_T2starw"]
 
 
+def test_a_suffix_may_be_written_small(tmp_path: Path) -> None:
+    assert list(_only(_make(tmp_path, "sub-01_t1w", "sub-01_flair")).paths) == ["FLAIR", "T1w"]
+
+
 @pytest.mark.parametrize("part", ["real", "imag", "phase"])
 def test_a_part_of_an_image_alone_is_none(tmp_path: Path, part: str) -> None:
     _make(tmp_path, f"sub-01_part-{part}_FLAIR", "sub-01_T1w")
