@@ -24,8 +24,7 @@ _Points = tuple[Array, Array, Array]  # x, y, z apart: sums over a short axis ar
 
 GRID_CENTER_MM = (-119.5, 119.5, 77.0)
 """Centre of the 240 x 240 x 155 grid of BraTS, in RAS mm."""
-BRAIN_CENTER_MM = (-118.0, 104.0, 72.0)
-"""Where an adult brain lies on that grid, in RAS mm."""
+_BRAIN_CENTER_MM = (-118.0, 104.0, 72.0)  # where an adult brain lies on that grid
 
 # Relative to the median of the brain. Measured over BraTS-like and healthy scans, rounded.
 _SIGNAL = {
@@ -40,6 +39,7 @@ _SIGNAL_OF_HEAD = {
 }
 _LAYERS = ("csf", "marrow", "bone", "eye", "muscle", "fat")
 _SCANNER_SCALE = {"FLAIR": 310.0, "T2w": 420.0, "T1w": 530.0}
+_LESION_RADIUS_MM = 18.0
 _LESION_SITES_MM = ((29, 24, 22), (31, -32, 24), (34, 2, 30), (33, -44, 8))
 
 
@@ -73,7 +73,6 @@ def make_phantom(
     center_mm: Sequence[float] = GRID_CENTER_MM,
     pose: ArrayLike | None = None,
     lesion: bool = True,
-    lesion_radius_mm: float = 18.0,
     skull: bool = False,
     noise: float = 0.04,
     bias: float = 0.06,
@@ -90,7 +89,6 @@ def make_phantom(
         center_mm: Centre of the grid in RAS mm.
         pose: (4, 4) rigid or affine motion of the head in RAS mm, with the grid left alone.
         lesion: Whether there is one.
-        lesion_radius_mm: Its approximate radius.
         skull: Whether there is a head around the brain; otherwise the background is exactly 0.
         noise: Standard deviation of the Rician noise, as a part of the brain's median.
         bias: Standard deviation of the logarithm of the coil shading.
@@ -108,7 +106,7 @@ def make_phantom(
     anatomy = _Anatomy(np.random.default_rng([seed, 0]), float(min(spacing_mm)))
     tissues = anatomy.tissues(position)
     if lesion:
-        tissues |= anatomy.lesion(position, tissues, lesion_radius_mm)
+        tissues |= anatomy.lesion(position, tissues)
     brain = _on_grid(tissues["hull"] > 0, inside, shape)
     layers = _head_layers(place) if skull else np.zeros(1, np.uint8)
     volumes = {}
@@ -187,8 +185,9 @@ class _Anatomy:
             "texture": self.texture(p),
         }
 
-    def lesion(self, p: _Points, tissues: dict[str, Array], radius_mm: float) -> dict[str, Array]:
+    def lesion(self, p: _Points, tissues: dict[str, Array]) -> dict[str, Array]:
         """Return the parts of edema and core; edema spreads along white matter."""
+        radius_mm = _LESION_RADIUS_MM
         radii = (0.9 * radius_mm, 1.1 * radius_mm, radius_mm)
         distance = _ellipsoid(p, self.site, radii)
         distance += np.float32(0.2 * radius_mm) * self.blob(p)
@@ -261,7 +260,7 @@ def _place_in_head(
 ) -> _Points:
     """Return x, y and z of all voxels, relative to the centre of the brain, in mm."""
     to_head = head_from_world @ affine
-    to_head[:3, 3] -= BRAIN_CENTER_MM
+    to_head[:3, 3] -= _BRAIN_CENTER_MM
     i, j, k = (np.arange(n) for n in shape)
     x, y, z = (
         (row[0] * i).astype(np.float32)[:, None, None]
