@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import hashlib
 import json
 import math
+import operator
 import os
 import re
 import secrets
@@ -206,13 +209,16 @@ def read_json_as(
         raise error(f"{path} is not {what}.", cause=cause, next_step=next_step) from failure
 
 
-def check_json(kind: type[T], values: Any, where: str = "") -> T:
+def check_json(
+    kind: type[T], values: Any, where: str = "", *, retired: Mapping[str, Any] | None = None
+) -> T:
     """Turn what JSON holds into a type: lists into tuples, objects into dataclasses, all checked.
 
     Args:
         kind: The type.
         values: What was read from JSON.
         where: Name of the values in messages.
+        retired: Unknown keys that are left out where they have exactly the value given here.
 
     Raises:
         ValueError: An unknown key, a value of the wrong type or out of range; the text is a clause
@@ -220,11 +226,15 @@ def check_json(kind: type[T], values: Any, where: str = "") -> T:
     """
     from pydantic import TypeAdapter, ValidationError
 
+    adapter = TypeAdapter(kind)
     try:
         # As JSON once more, because only there a list may stand for a tuple.
-        return TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
+        return adapter.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
-        raise ValueError(explain_invalid(error, where)) from error
+        known = _without(values, error, retired or {})
+        if known is None:
+            raise ValueError(explain_invalid(error, where)) from error
+    return check_json(kind, known, where)
 
 
 def explain_invalid(error: ValidationError, where: str = "") -> str:
@@ -239,10 +249,20 @@ def explain_invalid(error: ValidationError, where: str = "") -> str:
     if first["type"] in ("missing", "missing_argument"):
         return f"{_place(first['loc'][:-1], where)} is incomplete: {first['loc'][-1]} is missing"
     if first["type"] == "value_error":
-        return f"{place}: {first['ctx']['error']}"
-    must = first["msg"].replace("Input should be", "must be")
+        return f"{place}: {first['ctx']['error']}".removeprefix("it: ")
+    must = re.sub(r"^\w+ should", "must", first["msg"])
     got = repr(first["input"])
     return f"{place} {must}, got {got if len(got) <= 80 else got[:80] + '...'}"
+
+
+def _without(values: Any, error: ValidationError, retired: Mapping[str, Any]) -> Any:
+    """Return the values less their retired keys, or None where there is no such key."""
+    unknown = [p for p in error.errors() if p["type"] == "unexpected_keyword_argument"]
+    gone = [p["loc"] for p in unknown if (p["loc"][-1], p["input"]) in retired.items()]
+    known = copy.deepcopy(values)
+    for *path, key in gone:
+        del functools.reduce(operator.getitem, path, known)[key]
+    return known if gone else None
 
 
 def _place(loc: tuple[int | str, ...], where: str) -> str:

@@ -44,7 +44,10 @@ def write_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 0) -> Pat
         networks[network_name("unet", source, target)] = UNet(unet).state_dict()
         networks[network_name("diffusion", source, target)] = UNet(denoiser).state_dict()
     scores = tuple(
-        ScoreConfig(modalities, {f"intensity:{modalities[0]}": 1.0, f"cycle:{modalities[0]}": 0.1})
+        ScoreConfig(
+            modalities=modalities,
+            weights={f"intensity:{modalities[0]}": 1.0, f"cycle:{modalities[0]}": 0.1},
+        )
         for modalities in (("FLAIR", "T2w"), ("FLAIR",), ("T2w",))
     )
     config = BundleConfig(

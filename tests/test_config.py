@@ -54,7 +54,6 @@ trainings = st.builds(
     weight_decay=share,
     gradient_clip=share,
     ema_decay=below_one,
-    loss=st.sampled_from(["l1", "l2"]),
     loss_region=st.sampled_from(["brain", "image"]),
     healthy_by=st.sampled_from(["pixel", "slice"]),
     lesion_dilation_mm=st.floats(0, 50),
@@ -78,8 +77,7 @@ def unets(draw: st.DrawFn) -> c.UNetConfig:
         middle_attention=draw(st.booleans()),
         attention_heads=draw(st.sampled_from([1, 2, 4])),
         time_conditioned=draw(st.booleans()),
-        scale_shift_norm=draw(st.booleans()),
-        resample=draw(st.sampled_from(["residual", "convolution", "plain"])),
+        resample=draw(st.sampled_from(["residual", "plain"])),
         dropout=draw(below_one),
         norm_groups=draw(st.sampled_from([1, 2, 4, 8])),
         pixel_unshuffle=draw(st.integers(1, 4)),
@@ -94,7 +92,6 @@ def samplings(draw: st.DrawFn) -> c.SamplingConfig:
         num_inference_steps=draw(st.integers(1, 1000)),
         band_width=stride * draw(st.integers(1, 4)),
         band_stride=stride,
-        band_axes=draw(st.sampled_from(["columns", "rows", "both"])),
         seed=draw(seeds),
     )
 
@@ -163,35 +160,45 @@ def test_missing_keys_take_their_defaults() -> None:
             {"intensity": {"skale": 1.0}},
             "config.intensity has unknown keys: skale",
         ),
-        (c.CycleConfig, {"source": "FLAIR"}, "config is incomplete: .*target"),
-        (c.SamplingConfig, [1], "config must be an object, not list"),
+        (c.CycleConfig, {"source": "FLAIR"}, "config is incomplete: target is missing"),
+        (c.SamplingConfig, [1], "config must be an object, got \\[1\\]"),
         (c.PreprocessingConfig, {"intensity": 3}, "config.intensity must be an object"),
-        (c.SamplingConfig, {"seed": 1.0}, "config.seed must be an integer, got 1.0"),
-        (c.SamplingConfig, {"seed": True}, "config.seed must be an integer, got True"),
-        (c.SamplingConfig, {"seed": "1"}, "config.seed must be an integer"),
+        (c.SamplingConfig, {"seed": 1.0}, "config.seed must be a valid integer, got 1.0"),
+        (c.SamplingConfig, {"seed": True}, "config.seed must be a valid integer, got True"),
+        (c.SamplingConfig, {"seed": "1"}, "config.seed must be a valid integer, got '1'"),
         (c.SamplingConfig, {"second_pass": True}, "config has unknown keys: second_pass"),
-        (c.UNetConfig, {"time_conditioned": 1}, "config.time_conditioned must be a bool"),
-        (c.IntensityConfig, {"scale": True}, "config.scale must be a finite number"),
+        (c.UNetConfig, {"time_conditioned": 1}, "config.time_conditioned must be a valid boolean"),
+        (c.IntensityConfig, {"scale": True}, "config.scale must be a valid number"),
         (c.IntensityConfig, {"scale": float("nan")}, "config.scale must be a finite number"),
         (c.IntensityConfig, {"scale": float("inf")}, "config.scale must be a finite number"),
-        (c.IntensityConfig, {"clip": "wide"}, "config.clip must be a finite number"),
-        (c.SamplingConfig, {"method": "mmcd"}, "config.method must be one of"),
-        (c.SamplingConfig, {"method": ["mmccd"]}, "config.method must be one of"),
-        (c.UNetConfig, {"channel_multipliers": 4}, "config.channel_multipliers must be a list"),
+        (c.IntensityConfig, {"clip": "wide"}, "config.clip must be a valid number"),
+        (
+            c.SamplingConfig,
+            {"method": "mmcd"},
+            "config.method must be 'mmccd' or 'cyclic-unet', got 'mmcd'",
+        ),
+        (c.SamplingConfig, {"method": ["mmccd"]}, "config.method must be"),
+        (
+            c.UNetConfig,
+            {"channel_multipliers": 4},
+            "config.channel_multipliers must be a valid array",
+        ),
         (c.UNetConfig, {"channel_multipliers": [1, "2"]}, r"config.channel_multipliers\[1\]"),
-        (c.ScoreConfig, {"modalities": ["FLAIR"], "weights": [1.0]}, "weights must be an object"),
-        (c.ScoreConfig, {"modalities": [1], "weights": {}}, r"modalities\[0\] must be a str"),
+        (
+            c.ScoreConfig,
+            {"modalities": ["FLAIR"], "weights": [1.0]},
+            "config.weights must be an object",
+        ),
+        (
+            c.ScoreConfig,
+            {"modalities": [1], "weights": {}},
+            r"modalities\[0\] must be a valid string, got 1",
+        ),
     ],
 )
 def test_wrong_json_is_named(cls: type, values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_dict(cls, values)
-
-
-def test_a_setting_that_is_gone_may_have_the_value_that_it_had() -> None:
-    assert from_dict(c.SamplingConfig, {"second_pass": False}) == c.SamplingConfig()
-    plain = from_dict(c.PreprocessingConfig, {"bias_correction": False})
-    assert plain == c.PreprocessingConfig()
 
 
 SCORE = {"modalities": ("FLAIR",), "weights": {"cycle:FLAIR": 1.0}}

@@ -149,7 +149,9 @@ def test_what_is_dark_on_t1w_is_positive() -> None:
 
 
 def test_intensities_are_in_robust_standard_deviations_inside_the_brain() -> None:
-    config = ScoreConfig(("FLAIR", "T2w"), {"cycle:FLAIR": 1.0, "intensity:T2w": 0.5})
+    config = ScoreConfig(
+        modalities=("FLAIR", "T2w"), weights={"cycle:FLAIR": 1.0, "intensity:T2w": 0.5}
+    )
     values = signals(config)
     assert set(values) == {"cycle:FLAIR", "intensity:FLAIR", "intensity:T2w"}
     _, brain = subject()
@@ -163,7 +165,9 @@ def test_intensities_are_in_robust_standard_deviations_inside_the_brain() -> Non
 def test_only_the_cycles_that_count_are_loaded_and_each_once() -> None:
     images, brain = subject()
     model = SignalModel(bundle(), SAMPLING, torch.device("cpu"))
-    config = ScoreConfig(("FLAIR", "T1w"), {"cycle:FLAIR": 1.0, "cycle:T1w": 0.0})
+    config = ScoreConfig(
+        modalities=("FLAIR", "T1w"), weights={"cycle:FLAIR": 1.0, "cycle:T1w": 0.0}
+    )
     for _ in range(2):
         values = model.signals(images, brain, config)
     assert LOADED == ["FLAIR"]
@@ -173,7 +177,9 @@ def test_only_the_cycles_that_count_are_loaded_and_each_once() -> None:
 def test_progress_reaches_its_end_and_passes_are_counted() -> None:
     """Brain of 18 x 21: three bands an axis, four slices, two cycles."""
     reports: list[tuple[int, int]] = []
-    config = ScoreConfig(("FLAIR", "T1w"), {"cycle:FLAIR": 1.0, "cycle:T1w": 1.0})
+    config = ScoreConfig(
+        modalities=("FLAIR", "T1w"), weights={"cycle:FLAIR": 1.0, "cycle:T1w": 1.0}
+    )
     signals(config, advance=lambda done, total: reports.append((done, total)))
     done = [d for d, _ in reports]
     assert done == sorted(done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mmccd_cli.config import (
     CycleConfig,
@@ -91,7 +91,7 @@ def _paper() -> Recipe:
         dropout=0.1,
         norm_groups=32,
     )
-    denoiser = UNetConfig(**{**vars(network), "in_channels": 2, "time_conditioned": True})
+    denoiser = replace(network, in_channels=2, time_conditioned=True)
     return Recipe(
         name="paper",
         unet=network,

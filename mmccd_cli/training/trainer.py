@@ -233,7 +233,7 @@ class _Step:
             times = timesteps.to(device) if self.spec.kind == "diffusion" else None
             prediction = model(inputs, times)
         difference = prediction.float() - target.to(device)
-        error = difference.abs() if self.config.loss == "l1" else difference.square()
+        error = difference.square()
         weight = region.to(device)
         total, count = (error * weight).sum(), weight.sum()
         self._loss_sum += total.detach()

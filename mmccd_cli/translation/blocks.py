@@ -46,7 +46,7 @@ class TimeEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised convolutions with a skip, modulated by the time embedding where there is one.
+    """Two normalised convolutions with a skip; a time embedding scales and shifts the second norm.
 
     Args:
         in_channels: Channels that come in.
@@ -54,7 +54,6 @@ class ResidualBlock(nn.Module):
         embedding_channels: Channels of the time embedding; 0 for a block without time.
         groups: Groups of the group norms.
         dropout: Dropout probability before the second convolution.
-        scale_shift: Whether the embedding scales and shifts the second norm, or is added before it.
         resample: Parameter-free change of resolution, applied to both branches.
     """
 
@@ -66,16 +65,14 @@ class ResidualBlock(nn.Module):
         embedding_channels: int,
         groups: int,
         dropout: float,
-        scale_shift: bool,
         resample: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.scale_shift = scale_shift
         self.resample = resample
         self.norm1 = nn.GroupNorm(math.gcd(groups, in_channels), in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        width = 2 * out_channels if scale_shift else out_channels
-        self.modulation = nn.Linear(embedding_channels, width) if embedding_channels else None
+        modulates = embedding_channels > 0
+        self.modulation = nn.Linear(embedding_channels, 2 * out_channels) if modulates else None
         self.norm2 = nn.GroupNorm(math.gcd(groups, out_channels), out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -90,12 +87,10 @@ class ResidualBlock(nn.Module):
         h = self.conv1(h)
         if self.modulation is None or embedding is None:
             h = self.norm2(h)
-        elif self.scale_shift:
+        else:
             change = self.modulation(F.silu(embedding))[:, :, None, None]
             scale, shift = change.chunk(2, dim=1)
             h = self.norm2(h) * (1 + scale) + shift
-        else:
-            h = self.norm2(h + self.modulation(F.silu(embedding))[:, :, None, None])
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 

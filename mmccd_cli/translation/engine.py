@@ -80,7 +80,6 @@ def band_work(brain: Tensor, sampling: SamplingConfig) -> Work:
         *brain.shape[-2:],
         band_width=sampling.band_width,
         stride=sampling.band_stride,
-        axes=sampling.band_axes,
     )
     inside = brain.flatten(1).float()
     hidden = (~masks).flatten(1).float()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,6 @@ def band_masks(
     *,
     band_width: int,
     stride: int,
-    axes: Literal["columns", "rows", "both"] = "both",
 ) -> Tensor:
     """Masks that each hide one full-height or full-width band.
 
@@ -26,7 +23,6 @@ def band_masks(
         width: Pixels along the last axis.
         band_width: Hidden pixels across a band.
         stride: Distance between the starts of neighbouring bands; must divide `band_width`.
-        axes: "columns" hides full-height bands, "rows" full-width ones.
 
     Returns:
         (B, 1, height, width) bool, True = seen. Every pixel is hidden by `band_width / stride`
@@ -40,12 +36,9 @@ def band_masks(
     """
     if stride < 1 or band_width % stride:
         raise ValueError(f"stride {stride} must divide the band width {band_width}")
-    masks = []
-    if axes in ("columns", "both"):
-        masks.append(_bands(width, band_width, stride)[:, None, None, :].expand(-1, 1, height, -1))
-    if axes in ("rows", "both"):
-        masks.append(_bands(height, band_width, stride)[:, None, :, None].expand(-1, 1, -1, width))
-    return torch.cat(masks)
+    columns = _bands(width, band_width, stride)[:, None, None, :].expand(-1, 1, height, -1)
+    rows = _bands(height, band_width, stride)[:, None, :, None].expand(-1, 1, -1, width)
+    return torch.cat([columns, rows])
 
 
 def _bands(length: int, band_width: int, stride: int) -> Tensor:

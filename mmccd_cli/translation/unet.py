@@ -124,22 +124,17 @@ class UNet(nn.Module):
             embedding_channels=embedding,
             groups=self.config.norm_groups,
             dropout=self.config.dropout,
-            scale_shift=self.config.scale_shift_norm,
             resample=resample,
         )
 
     def _downsample(self, channels: int, embedding: int) -> nn.Module:
         if self.config.resample == "residual":
             return self._residual(channels, channels, embedding, nn.AvgPool2d(2))
-        if self.config.resample == "convolution":
-            return nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         return nn.AvgPool2d(2)
 
     def _upsample(self, channels: int, embedding: int) -> nn.Module:
         if self.config.resample == "residual":
             return self._residual(channels, channels, embedding, Repeat())
-        if self.config.resample == "convolution":
-            return nn.Sequential(Repeat(), nn.Conv2d(channels, channels, 3, padding=1))
         return Repeat()
 
     def _attention(self, channels: int) -> SelfAttention:

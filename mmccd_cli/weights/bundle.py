@@ -18,11 +18,13 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
@@ -31,8 +33,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mmccd_cli.config import (
+    CHECKED,
+    METHODS,
     CycleConfig,
     DiffusionConfig,
+    Number,
     PreprocessingConfig,
     SamplingConfig,
     ScoreConfig,
@@ -53,7 +58,10 @@ MEAN, SPREAD = "normal.mean", "normal.spread"
 SPREADS = Quantisation(minimum=0.0, step=4.0 / 255)
 
 
-@dataclass(frozen=True)
+Length = Annotated[int, Field(ge=1, le=1024)]
+
+
+@checked_dataclass(frozen=True, config=CHECKED)
 class TemplateConfig:
     """Where the template lies and how its images are stored.
 
@@ -63,16 +71,12 @@ class TemplateConfig:
         space: Name of the space.
     """
 
-    affine: tuple[float, ...]
-    shape: tuple[int, int, int]
+    affine: Annotated[tuple[Number, ...], Field(min_length=16, max_length=16)]
+    shape: tuple[Length, Length, Length]
     space: str = "unknown"
 
-    def __post_init__(self) -> None:
-        if len(self.affine) != 16 or not all(1 <= n <= 1024 for n in self.shape):
-            raise ValueError("template.affine needs 16 numbers and template.shape 1..1024 voxels")
 
-
-@dataclass(frozen=True)
+@checked_dataclass(frozen=True, kw_only=True, config=CHECKED)
 class BundleConfig:
     """All of a bundle but its arrays.
 
@@ -113,7 +117,7 @@ class BundleConfig:
         if not sources or len(set(sources)) != len(sources):
             raise ValueError("a bundle needs cycles, one for each source modality")
         for method, scores in self.scores.items():
-            if method not in ("mmccd", "cyclic-unet") or not scores:
+            if method not in METHODS or not scores:
                 raise ValueError(f"scores holds an unknown or empty method {method!r}")
             for score in scores:
                 missing = sorted(set(score.sources) - set(sources))

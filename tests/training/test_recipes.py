@@ -29,12 +29,12 @@ def test_the_paper_recipe_is_the_published_one() -> None:
     assert (network.residual_blocks, network.attention_heads) == (2, 1)
     sizes = [128 // 2**level for level in network.attention_levels]
     assert (sizes, network.middle_attention) == ([32, 16, 8], True)
-    assert (network.scale_shift_norm, network.dropout) == (True, 0.1)
+    assert network.dropout == 0.1
     assert recipe.diffusion.num_train_timesteps == 1000
     training = recipe.training
     assert (training.iterations, training.batch_size) == (100_000, 32)
     assert (training.learning_rate, training.ema_decay) == (1e-4, 0.9999)
-    assert (training.loss, training.loss_region, training.healthy_by) == ("l2", "image", "slice")
+    assert (training.loss_region, training.healthy_by) == ("image", "slice")
     assert (training.band_width, training.blob_radius_px, training.augment) == (16, 0.0, False)
     assert training.last_timestep_fraction == 0.0
     intensity = recipe.preprocessing.intensity

@@ -144,7 +144,12 @@ def test_a_bright_lesion_is_found_by_what_was_chosen(trained: Trained) -> None:
 
 def test_settings_are_chosen_by_the_given_subjects_alone() -> None:
     low, high = (
-        ScoreConfig(("FLAIR",), {"cycle:FLAIR": 1.0}, threshold_rule="fixed", threshold_offset=t)
+        ScoreConfig(
+            modalities=("FLAIR",),
+            weights={"cycle:FLAIR": 1.0},
+            threshold_rule="fixed",
+            threshold_offset=t,
+        )
         for t in (1.0, 2.0)
     )
     # The first subject alone is best at the lower threshold.

@@ -15,19 +15,30 @@ needed.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmccd_cli.config import DiffusionConfig, UNetConfig
+from mmccd_cli.config import (
+    CHECKED,
+    Count,
+    DiffusionConfig,
+    Modality,
+    NotNegative,
+    UNetConfig,
+)
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.unet import UNet
 
+Side = Annotated[int, Field(ge=16, le=4096, multiple_of=16)]
+Size = Annotated[int, Field(ge=1, le=4096)]
 Kind = Literal["ae", "vae", "dae", "ddpm"]
 KINDS: tuple[Kind, ...] = ("ae", "vae", "dae", "ddpm")
 ComparisonResidual = Literal["signed", "absolute"]
@@ -38,7 +49,7 @@ STAGES = (1, 2, 4, 4)
 BOTTLENECK_CHANNELS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class ComparisonConfig:
     """One model's architecture and how it reconstructs.
 
@@ -63,27 +74,20 @@ class ComparisonConfig:
     """
 
     kind: Kind
-    modality: str
-    shape: tuple[int, int]
-    width: int = 16
-    latent: int = 128
-    kl_weight: float = 0.1
-    base_channels: int = 16
-    noise_std: float = 0.8
-    noise_cell_px: int = 8
-    start_timestep: int = 250
-    denoising_steps: int = 5
+    modality: Modality
+    shape: tuple[Side, Side]
+    width: Size = 16
+    latent: Size = 128
+    kl_weight: NotNegative = 0.1
+    base_channels: Size = 16
+    noise_std: NotNegative = 0.8
+    noise_cell_px: Size = 8
+    start_timestep: Count = 250
+    denoising_steps: Count = 5
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
-        if any(n < 16 or n % 16 for n in self.shape):
-            raise ValueError(f"height and width must be multiples of 16, got {self.shape}")
-        sizes = (self.width, self.latent, self.base_channels, self.noise_cell_px)
-        if min(sizes) < 1 or max(sizes) > 4096:
-            raise ValueError(f"a size is out of range: {sizes}")
-        if not 1 <= self.denoising_steps <= self.start_timestep:
+        if self.denoising_steps > self.start_timestep:
             raise ValueError("denoising_steps must lie in 1..start_timestep")
         if self.start_timestep >= self.diffusion.num_train_timesteps:
             raise ValueError("start_timestep lies beyond the schedule")
