@@ -330,7 +330,7 @@ class TrainingConfig:
 
     iterations: Count = 4000
     batch_size: Count = 16
-    learning_rate: Positive = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     warmup_iterations: Annotated[int, Field(ge=0, lt=2**40)] = 100
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: NotNegative = 1e-2
@@ -364,6 +364,21 @@ def from_dict(cls: type[T], values: Any, *, where: str = "config") -> T:
         ValueError: An unknown key, a value of the wrong type, or one out of range.
     """
     return check_json(cls, values, where, retired=RETIRED)
+
+
+def with_changes(config: T, changes: Mapping[str, Any], *, next_step: str | None = None) -> T:
+    """Return a config with some settings changed; a change to None leaves one as it is.
+
+    Raises:
+        UsageError: A value is out of range, or does not fit to the others.
+    """
+    wanted: Any = {name: value for name, value in changes.items() if value is not None}
+    try:
+        return replace(config, **wanted)  # type: ignore[type-var]  # always a config
+    except ValidationError as error:
+        raise UsageError(
+            f"The settings do not fit together: {explain_invalid(error)}.", next_step=next_step
+        ) from error
 
 
 def describe_rule(config: ScoreConfig) -> str:
@@ -433,10 +448,5 @@ def choose_sampling(
     if DIFFUSION_ONLY & set(given) and "method" not in chosen:
         # Whoever sets steps or bands means the method that has them.
         chosen["method"] = "mmccd"
-    try:
-        return replace(default, **chosen)
-    except ValidationError as error:
-        raise UsageError(
-            f"The sampling settings do not fit together: {explain_invalid(error)}.",
-            next_step="Change --steps, --band-width or --band-stride, or give --preset alone.",
-        ) from error
+    advice = "Change --steps, --band-width or --band-stride, or give --preset alone."
+    return with_changes(default, chosen, next_step=advice)

@@ -35,11 +35,11 @@ MODEL_SIDE = ("translation", "signals", "weights", "training")
 READS_SCANS = ("dataset.py",)
 """Of the model side: what turns a data set of scans into slices, before training."""
 
-LIGHT = ("config", "errors", "files", "cli")
+LIGHT = ("errors", "files", "cli")
 """What `mmccd --help` imports."""
 
 IMAGE_LIBRARIES = {"nibabel", "SimpleITK"}
-HEAVY = {"torch", "numpy", "scipy", "cc3d", "PIL", "huggingface_hub", *IMAGE_LIBRARIES}
+HEAVY = {"torch", "numpy", "pydantic", "scipy", "cc3d", "PIL", "huggingface_hub", *IMAGE_LIBRARIES}
 
 
 def _sources(*names: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from mmccd_cli import config as c
 from mmccd_cli.config import MODALITIES, from_dict, to_dict
+from mmccd_cli.errors import UsageError
 from mmccd_cli.training.recipes import RECIPES
 
 positive = st.floats(1e-6, 1e6)
@@ -199,6 +201,41 @@ def test_missing_keys_take_their_defaults() -> None:
 def test_wrong_json_is_named(cls: type, values: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_dict(cls, values)
+
+
+def test_retired_settings_are_left_out_where_they_have_their_only_value() -> None:
+    old = {"band_width": 16, "band_axes": "both"}
+    assert from_dict(c.SamplingConfig, old) == c.SamplingConfig()
+    assert old["band_axes"] == "both", "what is handed in is not changed"
+    with pytest.raises(ValueError, match="config has unknown keys: band_axes"):
+        from_dict(c.SamplingConfig, {"band_axes": "rows"})
+
+
+def test_the_shipped_bundle_is_understood() -> None:
+    path = Path(__file__).parent.parent / "weights" / "glioma-compact" / "bundle.json"
+    from mmccd_cli.weights.bundle import BundleConfig
+
+    values = json.loads(path.read_bytes())["bundle"]
+    config = from_dict(BundleConfig, values, where="bundle")
+    written = to_dict(config)
+    assert written["scores"] == values["scores"]
+    assert from_dict(BundleConfig, written) == config
+    with pytest.raises(ValueError, match=r"bundle\.template\.shape\[0\] must be greater than"):
+        from_dict(
+            BundleConfig,
+            values | {"template": {"affine": [0.0] * 16, "shape": [0, 1, 1]}},
+            where="bundle",
+        )
+
+
+def test_settings_that_do_not_fit_are_a_usage_error_in_one_sentence() -> None:
+    assert c.choose_sampling(c.SamplingConfig(), "paper", seed=None).num_inference_steps == 100
+    with pytest.raises(
+        UsageError, match=r"band_stride must divide the band width of 16 pixels, got 5\.$"
+    ):
+        c.choose_sampling(c.SamplingConfig(), band_stride=5)
+    with pytest.raises(UsageError, match=r"learning_rate must be greater than 0, got -1\.0\.$"):
+        c.with_changes(c.TrainingConfig(), {"learning_rate": -1.0, "seed": None})
 
 
 SCORE = {"modalities": ("FLAIR",), "weights": {"cycle:FLAIR": 1.0}}

@@ -98,16 +98,10 @@ def _wanted(prepared: Path, kinds: list[str] | None, sources: list[str] | None) 
 
 
 def _training(changes: dict[str, Any]) -> TrainingConfig:
-    from dataclasses import replace
-
+    from mmccd_cli.config import with_changes
     from mmccd_cli.evaluation.comparison.training import DEFAULT_TRAINING
 
-    try:
-        return replace(
-            DEFAULT_TRAINING, **{name: v for name, v in changes.items() if v is not None}
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    return with_changes(DEFAULT_TRAINING, changes)
 
 
 def _train(

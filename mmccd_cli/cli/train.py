@@ -191,11 +191,9 @@ def _recipe(name: str) -> Recipe:
 def _changed(recipe: Recipe, **changes: Any) -> Recipe:
     from dataclasses import replace
 
-    wanted = {name: value for name, value in changes.items() if value is not None}
-    try:
-        return replace(recipe, training=replace(recipe.training, **wanted))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    from mmccd_cli.config import with_changes
+
+    return replace(recipe, training=with_changes(recipe.training, changes))
 
 
 def _check_train(
