@@ -366,6 +366,11 @@ def from_dict(cls: type[T], values: Any, *, where: str = "config") -> T:
     return check_json(cls, values, where, retired=RETIRED)
 
 
+def without_retired(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the settings that are gone, where they have the value that they always had."""
+    return {k: v for k, v in values.items() if k not in RETIRED or v != RETIRED[k]}
+
+
 def with_changes(config: T, changes: Mapping[str, Any], *, next_step: str | None = None) -> T:
     """Return a config with some settings changed; a change to None leaves one as it is.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmccd_cli.anomaly.mask import MASK_SETTINGS
 from mmccd_cli.cohort.jobs import Job
-from mmccd_cli.config import SamplingConfig, without_retired
+from mmccd_cli.config import without_retired
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import MAP_DESCRIPTION
@@ -94,7 +94,7 @@ def _requested(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a record says was asked for, without settings that are gone by now."""
     requested = dict(record.get("settings", {}).get("requested", {}))
     if isinstance(sampling := requested.get("sampling"), dict):
-        requested["sampling"] = without_retired(SamplingConfig, sampling)
+        requested["sampling"] = without_retired(sampling)
     return requested
 
 
