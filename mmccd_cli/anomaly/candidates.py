@@ -18,6 +18,7 @@ from mmccd_cli.anomaly.components import (
     BoolArray,
     FloatArray,
     erode,
+    fill_holes,
     grow_into_rim,
     keep_components,
 )
@@ -53,7 +54,7 @@ class SeedSettings(Protocol):
 
     @property
     def min_seed_mm3(self) -> float:
-        """over at least this volume."""
+        """over at least this volume; 0 asks for no seeds."""
 
     @property
     def min_fraction_of_largest(self) -> float:
@@ -91,7 +92,9 @@ def candidate_masks(
     smoothed: SmoothedScore, thresholds: Sequence[float], settings: SeedSettings
 ) -> list[BoolArray]:
     """The mask at each threshold: inside the region, the components that count, holes left."""
-    seeds = (smoothed.values > settings.seed_threshold) & smoothed.region
+    seeds = None
+    if settings.min_seed_mm3 > 0:
+        seeds = (smoothed.values > settings.seed_threshold) & smoothed.region
     return [
         keep_components(
             (smoothed.values > threshold) & smoothed.region,
@@ -116,6 +119,13 @@ def with_rim(
         distance_mm=rim_mm,
         spacing_mm=smoothed.spacing_mm,
     )
+
+
+def mask_at(smoothed: SmoothedScore, threshold: float, config: ScoreConfig) -> BoolArray:
+    """The whole mask at a threshold of the score: what counts, its rim, and its holes filled."""
+    (mask,) = candidate_masks(smoothed, [threshold], config)
+    grown = with_rim(mask, smoothed, threshold=threshold, rim_mm=config.rim_mm)
+    return fill_holes(grown, config.fill_holes)
 
 
 def otsu_threshold(values: FloatArray) -> float:

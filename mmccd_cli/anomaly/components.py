@@ -76,7 +76,7 @@ def grow_into_rim(
     Returns:
         (I, J, K) bool, `mask` and the bright voxels of the rim near it.
     """
-    if not mask.any():
+    if distance_mm <= 0 or not mask.any():
         return mask.astype(bool)
     box = bounding_box(mask, margin=[int(np.ceil(distance_mm / float(s))) + 1 for s in spacing_mm])
     away = ndimage.distance_transform_edt(~mask[box], sampling=tuple(spacing_mm))

@@ -71,7 +71,7 @@ class Case:
         return int(np.abs(self.grid.affine[2, :3]).argmax())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Prediction:
     """What one row of the table says about one subject.
 
@@ -113,7 +113,7 @@ class Method(Protocol):
         """Yield one prediction for each of its rows; none where the case lacks a modality."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaseRow:
     """One method on one subject.
 
@@ -168,16 +168,16 @@ def evaluate_cases(
     cases: Sequence[tuple[Subject, bool]],
     methods_of: Callable[[str], Sequence[Method]],
     *,
-    observe: Observer = lambda case, prediction, row: None,
-    report: Callable[[str, int, int], None] = lambda subject, done, total: None,
+    observers: Sequence[Observer] = (),
+    report: Callable[[str, int, int], None] = lambda step, number, total: None,
 ) -> Iterator[list[CaseRow]]:
     """Score every method on every subject, as deployed.
 
     Args:
         cases: Subjects, each with whether it is healthy.
         methods_of: Subject's id -> what is compared on it.
-        observe: Called with every prediction.
-        report: Called with each subject's id, its number and the number of all.
+        observers: Called with every prediction.
+        report: Called with what is being done, each subject's number and the number of all.
 
     Yields:
         The rows of one subject after the other.
@@ -187,13 +187,14 @@ def evaluate_cases(
             out silently: what cannot be scored stops the evaluation.
     """
     for number, (subject, healthy) in enumerate(cases, start=1):
-        report(subject.id, number, len(cases))
+        report("evaluating", number, len(cases))
         case = load_case(subject, healthy=healthy)
         rows = []
         for method in methods_of(subject.id):
             for prediction in method.predict(case):
                 row = _score(case, method, prediction)
-                observe(case, prediction, row)
+                for observe in observers:
+                    observe(case, prediction, row)
                 rows.append(row)
         yield rows
 
@@ -204,8 +205,8 @@ def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
         scores = measure_healthy(prediction.mask, spacing)
     elif case.reference.shape != prediction.mask.shape:
         raise DataError(
-            f"the reference of {case.subject} is not on the grid of {prediction.method}'s result",
-            next_step="evaluate on scans that share the grid of their segmentation",
+            f"The reference of {case.subject} is not on the grid of {prediction.method}'s result.",
+            next_step="Evaluate on scans that share the grid of their segmentation.",
         )
     else:
         scores = measure_case(
@@ -217,26 +218,29 @@ def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
             axial_axis=case.axial_axis,
         )
     return CaseRow(
-        DEPLOYED,
-        prediction.method,
-        prediction.rule,
-        method.weights,
-        case.subject,
-        case.reference is None,
-        case.subject in method.seen,
-        prediction.passes,
-        prediction.seconds,
-        scores,
+        protocol=DEPLOYED,
+        method=prediction.method,
+        rule=prediction.rule,
+        weights=method.weights,
+        subject=case.subject,
+        healthy=case.reference is None,
+        seen=case.subject in method.seen,
+        passes=prediction.passes,
+        seconds=prediction.seconds,
+        scores=scores,
     )
 
 
 def _reference(subject: Subject, grid: Volume) -> BoolArray:
     if subject.segmentation is None:
         raise DataError(
-            f"{subject.id} has no segmentation to compare with",
-            next_step="give healthy subjects by --healthy, others with a *_seg.nii.gz",
+            f"{subject.id} has no segmentation to compare with.",
+            next_step="Give healthy subjects by --healthy, others with a *_seg.nii.gz.",
         )
     labels, _ = read_nifti(subject.segmentation, allow_constant=True)
     if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
-        raise DataError(f"{subject.segmentation} does not lie on the grid of its images")
+        raise DataError(
+            f"{subject.segmentation} does not lie on the grid of its images.",
+            next_step="Resample the segmentation to the grid of the first scan.",
+        )
     return np.asarray(labels.data > 0)

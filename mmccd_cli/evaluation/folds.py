@@ -1,25 +1,21 @@
-"""Whole evaluations: constants chosen first, then every subject scored by what has not seen it."""
+"""Constants of threshold rows, and folds: every subject scored by what has not seen it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.evaluation.baselines import Constants
 from mmccd_cli.evaluation.cases import Case, load_case
 from mmccd_cli.evaluation.methods import RuleMethod, Scorer
-from mmccd_cli.evaluation.thresholds import (
-    Constants,
-    DiceCurve,
-    choose_constants,
-    dice_curve,
-    rules_of,
-)
+from mmccd_cli.evaluation.thresholds import DiceCurve, choose_constants, dice_curve
+from mmccd_cli.files import read_json_as
 from mmccd_cli.inputs.subjects import Subject
 
-Report = Callable[[str, int, int], None]
+CHOOSING = "choosing thresholds"
+OTHER_FOLDS = "chosen in this run on the other folds"
 
 
 @dataclass(frozen=True)
@@ -48,10 +44,7 @@ class ChosenConstants:
                 f"There are no thresholds for {', '.join(missing)}.",
                 next_step="Choose them in this run: --split FILE --constants-from train.",
             )
-        return [
-            RuleMethod(scorer, rules_of(scorer.name, self.values[scorer.name]), self.subjects)
-            for scorer in scorers
-        ]
+        return [RuleMethod(s, self.values[s.name], self.subjects) for s in scorers]
 
 
 def shipped_constants(scorers: Sequence[Scorer]) -> ChosenConstants:
@@ -65,7 +58,7 @@ def shipped_constants(scorers: Sequence[Scorer]) -> ChosenConstants:
 
 
 @dataclass
-class CurveBook:
+class DiceCurves:
     """Dice curves of subjects, from which constants are chosen for any group of them.
 
     Attributes:
@@ -81,11 +74,13 @@ class CurveBook:
             DataError: It is healthy: without a lesion no threshold is better than the highest.
         """
         if case.reference is None:
-            raise DataError(f"{case.subject} has no lesion to choose a threshold by")
+            raise DataError(f"{case.subject} has no lesion to choose a threshold by.")
         for scorer in scorers:
-            scored = scorer.score(case)
-            if scored is not None:
-                curve = dice_curve(case.subject, scored.score, case.reference, scorer.cleaning)
+            raw = scorer.score(case)
+            if raw is not None:
+                curve = dice_curve(
+                    case.subject, raw.smoothed, reference=case.reference, config=scorer.config
+                )
                 self.curves.setdefault(scorer.name, {})[case.subject] = curve
 
     def choose(self, subjects: frozenset[str], source: str) -> ChosenConstants:
@@ -99,14 +94,16 @@ class CurveBook:
 
 
 def measure_curves(
-    subjects: Sequence[Subject], scorers: Sequence[Scorer], report: Report
-) -> CurveBook:
-    """Measure all subjects, see `CurveBook`."""
-    book = CurveBook()
+    subjects: Sequence[Subject],
+    scorers: Sequence[Scorer],
+    report: Callable[[str, int, int], None] = lambda step, number, total: None,
+) -> DiceCurves:
+    """Measure all subjects, see `DiceCurves`; `report` is told as by `evaluate_cases`."""
+    curves = DiceCurves()
     for number, subject in enumerate(subjects, start=1):
-        report(subject.id, number, len(subjects))
-        book.add(load_case(subject), scorers)
-    return book
+        report(CHOOSING, number, len(subjects))
+        curves.add(load_case(subject), scorers)
+    return curves
 
 
 def read_folds(path: Path) -> dict[str, list[str]]:
@@ -117,23 +114,17 @@ def read_folds(path: Path) -> dict[str, list[str]]:
     Raises:
         DataError: Not such a file, or a subject stands in two folds.
     """
-    try:
-        folds = json.loads(path.read_text(encoding="utf-8"))
-        good = isinstance(folds, dict) and all(
-            isinstance(ids, list) and ids and all(isinstance(i, str) for i in ids)
-            for ids in folds.values()
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the folds {path}", cause=str(error)) from error
-    if not good or len(folds) < 2:
-        raise DataError(
-            f"{path} is not a file of folds",
-            cause='expected at least two of {"bundle folder": ["id", ...], ...}',
-        )
+    step = 'Write at least two of {"bundle folder": ["id", ...], ...}.'
+    folds = read_json_as(path, dict[str, list[str]], what="a file of folds", next_step=step)
+    if len(folds) < 2 or not all(folds.values()):
+        raise DataError(f"{path} is not a file of folds.", cause="One is empty.", next_step=step)
     ids = [i for members in folds.values() for i in members]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:
-        raise DataError(f"{', '.join(twice)} in {path}: every subject belongs to one fold")
+        raise DataError(
+            f"{', '.join(twice)} in {path}: a subject stands in two folds.",
+            next_step="Let every subject belong to one fold.",
+        )
     return {str(path.parent / folder): members for folder, members in folds.items()}
 
 
@@ -146,20 +137,19 @@ def check_unseen(fold: str, members: Sequence[str], seen: frozenset[str]) -> Non
     leaked = sorted(set(members) & seen)
     if leaked:
         raise DataError(
-            f"the bundle {fold} was trained or calibrated on {', '.join(leaked)}",
-            cause="a subject must be scored by a bundle that has not seen it",
-            next_step="move the subject to another fold, or train the bundle without it",
+            f"The bundle {fold} was trained or calibrated on {', '.join(leaked)}.",
+            cause="A subject must be scored by a bundle that has not seen it.",
+            next_step="Move the subject to another fold, or train the bundle without it.",
         )
 
 
 def constants_by_fold(
-    book: CurveBook, folds: Mapping[str, Sequence[str]]
+    curves: DiceCurves, folds: Mapping[str, Sequence[str]]
 ) -> dict[str, ChosenConstants]:
     """Choose each fold's constants on the subjects of all other folds."""
     everyone = frozenset(i for members in folds.values() for i in members)
     return {
-        fold: book.choose(everyone - set(members), "chosen in this run on the other folds")
-        for fold, members in folds.items()
+        fold: curves.choose(everyone - set(members), OTHER_FOLDS) for fold, members in folds.items()
     }
 
 
@@ -173,21 +163,32 @@ def read_constants(path: Path, scorers: Sequence[Scorer]) -> ChosenConstants:
     Raises:
         DataError: Not such a file.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        values = {
-            str(score): {rule: float(numbers[rule]) for rule in ("fixed", "adaptive")}
-            for score, numbers in document["constants"].items()
-        }
-        chosen_on = frozenset(map(str, document.get("constants_subjects", ())))
-        source = str(document["constants_source"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"cannot read the constants in {path}",
-            cause=f"expected OUT.summary.json of mmccd evaluate --constants-from SPLIT: {error}",
-        ) from error
+    found = read_json_as(
+        path,
+        _Summary,
+        what="a summary with constants",
+        next_step="Give OUT.summary.json of mmccd evaluate --constants-from SPLIT.",
+    )
+    values: dict[str, Mapping[str, float]] = {m: asdict(c) for m, c in found.constants.items()}
     own = {s.name: s.constants for s in scorers if s.constants is not None and s.name not in values}
-    words = f"{source} (read from {path.name})"
+    words = f"{found.constants_source} (read from {path.name})"
     if own:
         words += f"; {', '.join(own)}: their own, chosen beforehand"
-    return ChosenConstants({**values, **own}, chosen_on, words)
+    return ChosenConstants({**values, **own}, frozenset(found.constants_subjects), words)
+
+
+@dataclass(frozen=True)
+class _RuleConstants:
+    """Constants of one score."""
+
+    fixed: float
+    adaptive: float
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What is read of an earlier run's summary."""
+
+    constants: dict[str, _RuleConstants]
+    constants_source: str
+    constants_subjects: list[str] = field(default_factory=list)

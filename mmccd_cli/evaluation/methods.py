@@ -1,90 +1,66 @@
-"""What an evaluation compares: bundles, intensity thresholds and comparison models."""
+"""What an evaluation compares: bundles, intensity thresholds and trained comparison models."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from mmccd_cli.anomaly.score import SmoothedScore
+from mmccd_cli.anomaly.candidates import find_threshold, mask_at
+from mmccd_cli.anomaly.score import SmoothedScore, smooth
+from mmccd_cli.config import ScoreConfig
 from mmccd_cli.evaluation.baselines import (
-    SHARED_CLEANING,
-    Cleaning,
-    IntensityBaseline,
-    ThresholdRule,
+    BASELINES,
+    SHIPPED_CONSTANTS,
+    Z_SCORE,
+    describe_threshold,
+    plain_score,
+    threshold_rules,
 )
 from mmccd_cli.evaluation.cases import Case, Prediction
 from mmccd_cli.evaluation.comparison.files import ComparisonModel
-from mmccd_cli.evaluation.comparison.networks import (
-    AutoEncoder,
-    ComparisonResidual,
-    residual_of_volume,
-)
-from mmccd_cli.evaluation.thresholds import SHIPPED_CONSTANTS
+from mmccd_cli.evaluation.comparison.networks import ComparisonResidual, residual_of_volume
+from mmccd_cli.evaluation.passes import counting_passes
 from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.preprocessing.brain import find_brain
+from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
     prepare_subject,
     to_reference_grid,
 )
-from mmccd_cli.translation.unet import UNet
-
-
-class PassCounter:
-    """Counts the slices that go through any network of ours or of the comparison models."""
-
-    def __init__(self) -> None:
-        self.passes = 0
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Count one forward pass; torch calls this before each."""
-        if isinstance(module, (UNet, AutoEncoder)):
-            self.passes += len(inputs[0])
-
-
-@contextmanager
-def counted_passes() -> Iterator[PassCounter]:
-    """Count passes while the block runs."""
-    counter = PassCounter()
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(counter)
-    try:
-        yield counter
-    finally:
-        handle.remove()
+from mmccd_cli.weights.bundle import BundleConfig
 
 
 @dataclass(frozen=True)
 class BundleMethod:
-    """A segmenter on some of the modalities, exactly as `mmccd segment` runs it.
+    """A bundle on some of the modalities, exactly as `mmccd segment` runs it.
 
     Attributes:
         name: Name of the row.
-        segmenter: The segmenter.
+        pipeline: The loaded bundle.
         modalities: Given to it; None for all that a subject has.
     """
 
     name: str
-    segmenter: Pipeline
+    pipeline: Pipeline
     modalities: tuple[str, ...] | None = None
 
     @property
     def weights(self) -> str:
         """Name and version of the bundle."""
-        config = self.segmenter.bundle.config
+        config = self.pipeline.bundle.config
         return f"{config.name} {config.version}"
 
     @property
     def seen(self) -> frozenset[str]:
         """Subjects that the bundle was trained or calibrated on."""
-        return subjects_of_bundle(self.segmenter)
+        return subjects_of_bundle(self.pipeline.bundle.config)
 
     def predict(self, case: Case) -> Iterator[Prediction]:
         """Segment the case."""
@@ -92,8 +68,8 @@ class BundleMethod:
             m: v for m, v in case.volumes.items() if self.modalities is None or m in self.modalities
         }
         began = time.perf_counter()
-        with counted_passes() as counter:
-            result = self.segmenter.segment(chosen)
+        with counting_passes() as count:
+            result = self.pipeline.segment(chosen)
         yield Prediction(
             method=self.name,
             score=self.name,
@@ -103,114 +79,112 @@ class BundleMethod:
             brain=result.brain,
             affine=chosen[result.reference].affine,
             seconds=time.perf_counter() - began,
-            passes=counter.passes,
+            passes=count.passes,
         )
 
 
-def subjects_of_bundle(segmenter: Pipeline) -> frozenset[str]:
+def subjects_of_bundle(config: BundleConfig) -> frozenset[str]:
     """Ids of the subjects that a bundle says it was trained or calibrated on."""
-    config = segmenter.bundle.config
     trained = (entry.get("id", "") for entry in config.training.get("subjects", ()))
     return frozenset([*trained, *config.calibration.get("subjects", ())])
 
 
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """A smoothed score and what it cost.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RawScore:
+    """A smoothed score before any threshold, and what it cost.
 
     Attributes:
-        score: The score, on the grid of `affine`.
+        smoothed: The score, on the grid of `affine`.
         affine: (4, 4).
         seconds: From volumes in memory to the score.
         passes: Slices through a network.
     """
 
-    score: SmoothedScore
+    smoothed: SmoothedScore
     affine: NDArray[np.float64]
     seconds: float
     passes: int = 0
 
 
 class Scorer(Protocol):
-    """Something that turns a case into a score without a threshold."""
+    """Makes a score that needs a threshold."""
 
     @property
     def name(self) -> str:
-        """Name of the score."""
-
-    @property
-    def cleaning(self) -> Cleaning:
-        """From score to mask."""
+        """Name of its map."""
 
     @property
     def weights(self) -> str:
-        """Name of its weights."""
+        """Name of its weights; empty where nothing is learned."""
 
     @property
     def seen(self) -> frozenset[str]:
-        """Subjects that its weights were made with."""
+        """Ids of the subjects that its weights were made with."""
+
+    @property
+    def config(self) -> ScoreConfig:
+        """How it is smoothed and its masks are cleaned."""
 
     @property
     def constants(self) -> Mapping[str, float] | None:
-        """Constants of its threshold rules that come with it; None where there are none."""
+        """Rule -> the constant that comes with it; None where there are none."""
 
-    def score(self, case: Case) -> Scored | None:
+    def score(self, case: Case) -> RawScore | None:
         """Score a case; None where it lacks a modality."""
 
 
 @dataclass(frozen=True)
 class IntensityScorer:
-    """A weighted sum of z-scores; nothing is learned."""
+    """A weighted sum of z-scores; nothing is learned.
 
-    baseline: IntensityBaseline
+    Attributes:
+        name: A key of `BASELINES`.
+    """
+
+    name: str
     weights: str = ""
     seen: frozenset[str] = frozenset()
 
     @property
-    def name(self) -> str:
-        """Name of the baseline."""
-        return self.baseline.name
-
-    @property
-    def cleaning(self) -> Cleaning:
-        """Cleaning of the baseline."""
-        return self.baseline.cleaning
+    def config(self) -> ScoreConfig:
+        """The baseline's settings."""
+        return BASELINES[self.name]
 
     @property
     def constants(self) -> Mapping[str, float] | None:
         """The shipped ones."""
         return SHIPPED_CONSTANTS.get(self.name)
 
-    def score(self, case: Case) -> Scored | None:
+    def score(self, case: Case) -> RawScore | None:
         """Score the scans as they lie; None where one is missing or lies on another grid."""
-        shape = case.grid.shape
-        images = {m: v.data for m, v in case.volumes.items() if v.shape == shape}
-        if not set(self.baseline.weights) <= set(images):
+        grid = case.grid
+        images = {m: v.data for m, v in case.volumes.items() if v.shape == grid.shape}
+        if not set(self.config.modalities) <= set(images):
             return None
         brain, seconds = case.shared("brain", lambda: find_brain(case.volumes).mask)
-        grid = case.grid
         began = time.perf_counter()
-        score = self.baseline.score(images, brain, grid.spacing_mm)
-        return Scored(score, grid.affine, seconds + time.perf_counter() - began)
+        signals = {
+            f"intensity:{modality}": normalise(images[modality], brain, Z_SCORE)[0]
+            for modality in self.config.modalities
+        }
+        smoothed = smooth(signals, brain, spacing_mm=grid.spacing_mm, config=self.config)
+        seconds += time.perf_counter() - began
+        return RawScore(smoothed=smoothed, affine=grid.affine, seconds=seconds)
 
 
 @dataclass(frozen=True)
 class ComparisonScorer:
-    """A comparison model's residual.
+    """A trained comparison model's residual.
 
     Attributes:
         model: The trained model.
         residual: "signed" (brighter than reconstructed; darker for T1w) or "absolute" (published).
         device: Where its network runs.
-        cleaning: From score to mask, as for the intensity thresholds.
-        seed: Seed of the diffusion's noise.
     """
 
     model: ComparisonModel
     residual: ComparisonResidual = "signed"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    cleaning: Cleaning = SHARED_CLEANING
-    seed: int = 0
 
     @property
     def name(self) -> str:
@@ -229,41 +203,47 @@ class ComparisonScorer:
         return self.model.subjects
 
     @property
+    def config(self) -> ScoreConfig:
+        """Its residual is smoothed and cleaned as the baselines are."""
+        return plain_score({f"cycle:{self.model.config.modality}": 1.0})
+
+    @property
     def constants(self) -> Mapping[str, float] | None:
         """Those that were chosen after its training, on the subjects of its training."""
         return self.model.constants.get(self.residual)
 
-    def score(self, case: Case) -> Scored | None:
+    def score(self, case: Case) -> RawScore | None:
         """Reconstruct the case's slices; None where it lacks the modality."""
-        config = self.model.config
-        if config.modality not in case.volumes:
+        modality = self.model.config.modality
+        if modality not in case.volumes:
             return None
         prepared, seconds = case.shared(self._preparation, lambda: self._prepare(case))
         began = time.perf_counter()
-        with counted_passes() as counter:
+        with counting_passes() as count:
             residual = residual_of_volume(
                 self.model.network.to(self.device),
-                config,
-                prepared.images[config.modality],
-                prepared.brain,
-                self.model.preprocessing.intensity.scale,
-                self.residual,
+                self.model.config,
+                image=prepared.images[modality],
+                brain=prepared.brain,
+                scale=self.model.preprocessing.intensity.scale,
+                residual=self.residual,
                 device=self.device,
-                seed=self.seed,
             )
-        residual[~prepared.covered[config.modality]] = 0.0
+        residual[~prepared.covered[modality]] = 0.0
         grid = prepared.reference_volume
-        raw = to_reference_grid(residual, prepared, "linear")
-        smooth = self.cleaning.smooth(raw, prepared.reference_brain, grid.spacing_mm)
+        signals = {f"cycle:{modality}": to_reference_grid(residual, prepared, "linear")}
+        smoothed = smooth(
+            signals, prepared.reference_brain, spacing_mm=grid.spacing_mm, config=self.config
+        )
         seconds += time.perf_counter() - began
-        return Scored(smooth, grid.affine, seconds, counter.passes)
+        return RawScore(smoothed=smoothed, affine=grid.affine, seconds=seconds, passes=count.passes)
 
     @property
     def _preparation(self) -> tuple[object, ...]:
         """What decides how a case is prepared: models of one training share it."""
-        model, template = self.model, self.model.template
+        rival, template = self.model, self.model.template
         grid = (template.shape, template.affine.tobytes(), template.mask.tobytes())
-        return (model.config.modality, model.preprocessing, grid)
+        return (rival.config.modality, rival.preprocessing, grid)
 
     def _prepare(self, case: Case) -> PreparedSubject:
         modality = self.model.config.modality
@@ -278,12 +258,12 @@ class RuleMethod:
 
     Attributes:
         scorer: Makes the score.
-        rules: Name -> rule.
-        chosen_on: Subjects that the rules' constants were chosen on.
+        constants: Rule -> constant, see `threshold_rules`.
+        chosen_on: Subjects that the constants were chosen on.
     """
 
     scorer: Scorer
-    rules: Mapping[str, ThresholdRule]
+    constants: Mapping[str, float]
     chosen_on: frozenset[str] = frozenset()
 
     @property
@@ -298,20 +278,21 @@ class RuleMethod:
 
     def predict(self, case: Case) -> Iterator[Prediction]:
         """Score the case once and threshold it by every rule."""
-        scored = self.scorer.score(case)
-        if scored is None:
+        raw = self.scorer.score(case)
+        if raw is None:
             return
-        for name, rule in self.rules.items():
+        rules = threshold_rules(self.scorer.name, self.scorer.config, self.constants)
+        for rule, config in rules.items():
             began = time.perf_counter()
-            mask = self.scorer.cleaning.segment(scored.score, rule)
+            mask = mask_at(raw.smoothed, find_threshold(raw.smoothed, config), config)
             yield Prediction(
-                method=f"{self.scorer.name} ({name})",
+                method=f"{self.scorer.name} ({rule})",
                 score=self.scorer.name,
-                rule=rule.describe(),
+                rule=describe_threshold(config),
                 mask=mask,
-                values=scored.score.values,
-                brain=scored.score.brain,
-                affine=scored.affine,
-                seconds=scored.seconds + time.perf_counter() - began,
-                passes=scored.passes,
+                values=raw.smoothed.values,
+                brain=raw.smoothed.brain,
+                affine=raw.affine,
+                seconds=raw.seconds + time.perf_counter() - began,
+                passes=raw.passes,
             )

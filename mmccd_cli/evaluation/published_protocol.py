@@ -25,7 +25,7 @@ SHAPE, LEVEL_COUNT = (240, 240), 155
 CANDIDATES = 1000
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Slice:
     """One map on one subject's slice; every array is three-dimensional with one axial level."""
 
@@ -39,7 +39,7 @@ class _Slice:
 
 @dataclass
 class PublishedProtocol:
-    """Collects one slice of every map of every subject; an `evaluation.Observer`.
+    """Collects one slice of every map of every subject; an `Observer`.
 
     Attributes:
         without_tumour: Subjects left out because their slices 70 to 89 show no tumour.
@@ -64,12 +64,12 @@ class PublishedProtocol:
         axis = case.axial_axis
         place = tuple(slice(level, level + 1) if a == axis else slice(None) for a in range(3))
         kept[case.subject] = _Slice(
-            prediction.values[place].copy(),
-            case.reference[place].copy(),
-            prediction.brain[place].copy(),
-            spacing_of(prediction.affine),
-            axis,
-            row,
+            values=prediction.values[place].copy(),
+            reference=case.reference[place].copy(),
+            brain=prediction.brain[place].copy(),
+            spacing_mm=spacing_of(prediction.affine),
+            axial_axis=axis,
+            row=row,
         )
 
     def rows(self) -> list[CaseRow]:
@@ -103,11 +103,11 @@ def _check_grid(case: Case, axis: int) -> None:
     if (*in_plane, shape[axis]) != (*SHAPE, LEVEL_COUNT) or not np.allclose(spacing, 1, atol=0.01):
         size = " x ".join(map(str, shape))
         raise DataError(
-            f"the published protocol is not defined for {case.subject}",
-            cause=f"its slices 70 to 89 are those of the BraTS grid (240 x 240 x 155 voxels of "
+            f"The published protocol is not defined for {case.subject}.",
+            cause=f"Its slices 70 to 89 are those of the BraTS grid (240 x 240 x 155 voxels of "
             f"1 mm), and this subject has {size} voxels of "
-            f"{' x '.join(f'{s:.2f}' for s in spacing)} mm",
-            next_step="use --protocol deployed",
+            f"{' x '.join(f'{s:.2f}' for s in spacing)} mm.",
+            next_step="Use --protocol deployed.",
         )
 
 

@@ -1,14 +1,18 @@
-"""Rows of an evaluation as files: one line a case as CSV, and a summary with intervals as JSON."""
+"""Rows of an evaluation: one line a case as CSV, a summary with intervals as JSON, and tables."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
 
 from mmccd_cli import __version__
 from mmccd_cli.anomaly.metrics import CaseMetrics, MetricSummary, summarise, summarise_cases
@@ -28,6 +32,33 @@ CONVENTIONS = (
     "covered. Intervals: percentile bootstrap of the mean over subjects, 95 %, 10 000 resamples."
 )
 """How the numbers are to be read; part of every summary."""
+SHOWN = (
+    ("jaccard", "Jaccard", "{:.3f}"),
+    ("precision", "prec.", "{:.2f}"),
+    ("recall", "recall", "{:.2f}"),
+    ("auroc", "AUROC", "{:.3f}"),
+    ("auprc", "AUPRC", "{:.3f}"),
+    ("assd_mm", "ASSD mm", "{:.1f}"),
+    ("hd95_mm", "HD95 mm", "{:.1f}"),
+    ("lesion_f1", "lesion F1", "{:.2f}"),
+    ("false_positive_ml", "FP ml", "{:.1f}"),
+    ("false_positive_healthy_slices_ml", "FP ml healthy slices", "{:.1f}"),
+    ("passes", "passes", "{:.0f}"),
+    ("seconds", "s", "{:.1f}"),
+)
+SHOWN_OF_HEALTHY = (("false_positive_ml", "FP ml", "{:.2f}"), *SHOWN[-2:])
+"""Score, heading and format of the columns of a table."""
+WIDE = 190
+SHOWN_IF_NARROW = ("precision", "recall", "auprc", "false_positive_ml", "passes", "seconds")
+"""What a terminal under `WIDE` columns shows; the summary has the rest."""
+
+Group = dict[str, MetricSummary]
+"""Score -> its summary, of one row of a table."""
+
+
+def summary_path(out: Path) -> Path:
+    """Where the summary of a CSV is written."""
+    return out.with_suffix(".summary.json")
 
 
 def write_rows(path: Path, rows: Sequence[CaseRow]) -> None:
@@ -52,7 +83,7 @@ def group_rows(rows: Sequence[CaseRow]) -> dict[tuple[str, str, bool], list[Case
     return groups
 
 
-def summarise_group(rows: Sequence[CaseRow]) -> dict[str, MetricSummary]:
+def summarise_group(rows: Sequence[CaseRow]) -> Group:
     """Summarise every score, the passes and the seconds of one row of the table."""
     return {
         **summarise_cases([row.scores for row in rows]),
@@ -128,3 +159,94 @@ def _plain(summary: MetricSummary) -> dict[str, float]:
         name: round(value, 5) if isinstance(value, float) else value
         for name, value in asdict(summary).items()
     }
+
+
+def text_tables(rows: Sequence[CaseRow], *, width: int, details: bool = False) -> Iterator[str]:
+    """Lay rows out for people: a table a protocol, and what learning gained over intensities.
+
+    Args:
+        rows: All rows.
+        width: Characters of a line; under `WIDE` there are fewer columns.
+        details: Whether mean, SD and interval of every score follow.
+
+    Yields:
+        One table after the other, each with its title.
+    """
+    groups = {key: summarise_group(group) for key, group in group_rows(rows).items()}
+    for protocol, healthy in dict.fromkeys((p, h) for p, _, h in groups):
+        chosen = {m: s for (p, m, h), s in groups.items() if (p, h) == (protocol, healthy)}
+        title = f"{protocol}{', healthy subjects' if healthy else ''}"
+        yield text_table(title, *_overview(chosen, healthy, narrow=width < WIDE), width=width)
+        own = [row for row in rows if row.protocol == protocol and not row.healthy]
+        best, above = ("", {}) if healthy else dice_above_unlearned(own)
+        if above:
+            heading = f"{protocol}: Dice above {best}, the best row that learns nothing, by subject"
+            cells = [
+                [method, f"{s.mean:+.3f}", f"{s.low:+.3f} to {s.high:+.3f}", str(s.n)]
+                for method, s in above.items()
+            ]
+            yield text_table(heading, ["method", "mean", "95 % interval", "n"], cells, width=width)
+        if details:
+            yield text_table(f"{title}: every score", *_details(chosen), width=width, left=2)
+
+
+def text_table(
+    title: str,
+    header: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    *,
+    width: int,
+    left: int = 1,
+) -> str:
+    """Align cells under their header: the first `left` columns to the left, others to the right."""
+    table = Table(box=SIMPLE, pad_edge=False)
+    for number, name in enumerate(header):
+        short = number == 0 or name in ("Dice", "SD", "95 % interval")
+        table.add_column(name, justify="left" if number < left else "right", no_wrap=short)
+    for row in cells:
+        table.add_row(*row)
+    stream = io.StringIO()
+    Console(file=stream, width=max(100, width), color_system=None).print(table)
+    lines = (line.rstrip() for line in stream.getvalue().splitlines())
+    return "\n".join([title, *filter(None, lines), ""])
+
+
+def _overview(
+    table: dict[str, Group], healthy: bool, *, narrow: bool
+) -> tuple[list[str], list[list[str]]]:
+    """One line a method: Dice with SD and interval, and the mean of everything else."""
+    columns = [
+        column
+        for column in (SHOWN_OF_HEALTHY if healthy else SHOWN)
+        if column[0] in SHOWN_IF_NARROW or not narrow
+    ]
+    dice = [] if healthy else ["Dice", "SD", "95 % interval"]
+    cells = []
+    for method, scores in table.items():
+        line = [method, str(scores["false_positive_ml"].n)]
+        if not healthy:
+            s = scores["dice"]
+            line += [f"{s.mean:.3f}", f"{s.sd:.3f}", f"{s.low:.3f}-{s.high:.3f}"]
+        means = ((scores[name], form) for name, _, form in columns)
+        line += [form.format(s.mean) if s.n else "-" for s, form in means]
+        cells.append(line)
+    return ["method", "n", *dice, *(name for _, name, _ in columns)], cells
+
+
+def _details(table: dict[str, Group]) -> tuple[list[str], list[list[str]]]:
+    """One line a method and score."""
+    header = ["method", "score", "mean", "SD", "95 % interval", "n", "undefined"]
+    return header, [
+        [
+            method,
+            name,
+            f"{s.mean:.4g}",
+            f"{s.sd:.4g}",
+            f"{s.low:.4g} to {s.high:.4g}",
+            str(s.n),
+            str(s.undefined),
+        ]
+        for method, scores in table.items()
+        for name, s in scores.items()
+        if s.n
+    ]

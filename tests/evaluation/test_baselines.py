@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,100 +10,89 @@ import pytest
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.errors import DataError
-from mmccd_cli.evaluation.baselines import (
-    BASELINES,
-    AdaptiveThreshold,
-    EdgeThreshold,
-    FixedThreshold,
-    robust_z,
-)
-
-ONE_MM = (1.0, 1.0, 1.0)
+from mmccd_cli.evaluation.baselines import BASELINES, SHIPPED_CONSTANTS
+from mmccd_cli.evaluation.cases import Case, Prediction, load_case
+from mmccd_cli.evaluation.methods import IntensityScorer, RuleMethod
+from mmccd_cli.inputs.subjects import find_subject
+from mmccd_cli.inputs.volume import Volume
 
 
-def phantom(
-    seed: int = 0, gain: float = 1.0
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+def phantom(*, dimmer: float = 0.0) -> Case:
     """A noisy ball of a brain with a lesion: bright on FLAIR and T2w, dark on T1w."""
     i, j, k = np.mgrid[:36, :36, :36]
     brain = (i - 18) ** 2 + (j - 18) ** 2 + (k - 18) ** 2 < 15**2
     lesion = (i - 20) ** 2 + (j - 16) ** 2 + (k - 18) ** 2 < 7**2
-    noise = np.random.default_rng(seed).normal(size=(3, *brain.shape))
-    signs = {"FLAIR": 5.0, "T2w": 4.0, "T1w": -4.0}
+    noise = np.random.default_rng(0).normal(size=(3, *brain.shape))
+    contrasts = {"FLAIR": 5.0 - dimmer, "T2w": 4.0, "T1w": -4.0}
     images = {
-        m: np.where(brain, gain * (100 + 5 * (n + sign * lesion)), 0).astype(np.float32)
-        for (m, sign), n in zip(signs.items(), noise, strict=True)
+        m: np.where(brain, 100 + 5 * (n + contrast * lesion), 0).astype(np.float32)
+        for (m, contrast), n in zip(contrasts.items(), noise, strict=True)
     }
-    return images, brain, lesion
+    case = Case("a", {m: Volume(data, np.eye(4)) for m, data in images.items()}, lesion)
+    case.shared("brain", lambda: brain)
+    return case
 
 
-def test_robust_z_has_a_unit_that_ignores_gain_and_lesion() -> None:
-    images, brain, lesion = phantom()
-    z = robust_z(images["FLAIR"], brain)
-    assert abs(np.median(z[brain])) < 1e-6
-    assert z[brain & ~lesion].std() == pytest.approx(1.0, abs=0.2)
-    assert not z[~brain].any()
-    np.testing.assert_allclose(robust_z(1000 * images["FLAIR"] + 7, brain), z, atol=1e-4)
+def rows(name: str, constants: Mapping[str, float], case: Case) -> dict[str, Prediction]:
+    found = RuleMethod(IntensityScorer(name), constants).predict(case)
+    return {prediction.method: prediction for prediction in found}
 
 
 @pytest.mark.parametrize("name", list(BASELINES))
 def test_every_baseline_finds_the_lesion_of_the_phantom(name: str) -> None:
-    images, brain, lesion = phantom()
-    baseline = BASELINES[name]
-    score = baseline.score(images, brain, ONE_MM)
-    assert score.values.dtype == np.float32
-    assert not score.region[~brain].any()
-    assert overlap(baseline.cleaning.segment(score, FixedThreshold(2.0)), lesion).dice > 0.8
-    assert overlap(baseline.cleaning.segment(score, AdaptiveThreshold(0.6)), lesion).dice > 0.8
-    assert overlap(baseline.cleaning.segment(score, EdgeThreshold(0.9, 3.0)), lesion).dice > 0.8
+    case = phantom()
+    found = rows(name, {"fixed": 2.0, "adaptive": 0.6}, case)
+    edge = ["flair-z (edge)"] if name == "flair-z" else []
+    assert list(found) == [f"{name} (fixed)", f"{name} (adaptive)", *edge]
+    words = [prediction.rule for prediction in found.values()]
+    assert words == ["fixed 2", "adaptive 0.6", *["edge 0.9 to 1.9" for _ in edge]]
+    for prediction in found.values():
+        assert prediction.values.dtype == np.float32
+        assert not prediction.values[~prediction.brain].any()
+        assert case.reference is not None
+        assert overlap(prediction.mask, case.reference).dice > 0.8
 
 
 def test_an_unreachable_threshold_marks_nothing() -> None:
-    images, brain, _ = phantom()
-    baseline = BASELINES["flair-z"]
-    assert not baseline.cleaning.segment(
-        baseline.score(images, brain, ONE_MM), FixedThreshold(99.0)
-    ).any()
+    found = rows("flair-z", {"fixed": 99.0, "adaptive": 99.0}, phantom())
+    assert not found["flair-z (fixed)"].mask.any()
 
 
-def test_seeds_leave_a_brain_without_a_bright_core_alone() -> None:
-    images, brain, lesion = phantom()
-    images["FLAIR"][lesion] -= 17.0  # from five standard deviations to less than two
-    baseline = BASELINES["flair-z"]
-    score = baseline.score(images, brain, ONE_MM)
-    rule = FixedThreshold(0.9)
-    assert baseline.cleaning.segment(score, rule).any()
-    assert not replace(baseline.cleaning, min_seed_mm3=80.0).segment(score, rule).any()
+def test_only_the_contour_rule_asks_for_a_bright_core() -> None:
+    case = phantom(dimmer=3.4)  # from five standard deviations to less than two
+    found = rows("flair-z", {"fixed": 0.9, "adaptive": 0.6}, case)
+    assert found["flair-z (fixed)"].mask.any()
+    assert not found["flair-z (edge)"].mask.any()
 
 
-def test_missing_modality_and_empty_brain_are_named() -> None:
-    images, brain, _ = phantom()
-    with pytest.raises(DataError, match="T2w"):
-        BASELINES["flair-t2w-z"].score({"FLAIR": images["FLAIR"]}, brain, ONE_MM)
-    with pytest.raises(DataError, match="empty"):
-        BASELINES["flair-z"].score(images, np.zeros_like(brain), ONE_MM)
+def test_a_missing_scan_makes_no_row_and_a_flat_one_is_named() -> None:
+    case = phantom()
+    flat = Volume(np.ones(case.grid.shape, dtype=np.float32), np.eye(4))
+    brain = case.shared("brain", dict)[0]
+    alone, dull = (Case("b", {"FLAIR": v}, case.reference) for v in (case.grid, flat))
+    dull.shared("brain", lambda: brain)
+    assert IntensityScorer("flair-t2w-z").score(alone) is None
     with pytest.raises(DataError, match="contrast"):
-        robust_z(np.ones(brain.shape, dtype=np.float32), brain)
+        IntensityScorer("flair-z").score(dull)
+
+
+def test_every_baseline_has_shipped_constants() -> None:
+    assert set(SHIPPED_CONSTANTS) == set(BASELINES)
+    assert all(set(c) == {"fixed", "adaptive"} for c in SHIPPED_CONSTANTS.values())
 
 
 @pytest.mark.realdata
-@pytest.mark.parametrize(
-    ("name", "rule", "known"),
-    [
-        ("flair-z", FixedThreshold(1.4), 0.732),
-        ("flair-t2w-z", FixedThreshold(2.0), 0.742),
-        ("t2w-z", FixedThreshold(1.2), 0.448),
-        ("flair-z", AdaptiveThreshold(0.6), 0.788),
-        ("flair-t2w-z", AdaptiveThreshold(1.0), 0.767),
-    ],
-)
 @pytest.mark.slow
-def test_baselines_reach_their_known_dice_on_gliomas(
-    real_data: Path, name: str, rule: FixedThreshold | AdaptiveThreshold, known: float
-) -> None:
-    nibabel = pytest.importorskip("nibabel")
-    baseline = BASELINES[name]
-    dice = []
+def test_baselines_reach_their_known_dice_on_gliomas(real_data: Path) -> None:
+    known = {
+        "flair-z (fixed)": 0.732,
+        "flair-z (adaptive)": 0.788,
+        "flair-z (edge)": 0.650,
+        "flair-t2w-z (fixed)": 0.742,
+        "flair-t2w-z (adaptive)": 0.767,
+        "t2w-z (fixed)": 0.448,
+    }
+    dice: dict[str, list[float]] = {name: [] for name in known}
     for subject in (
         "Brats18_TCIA02_135_1",
         "Brats18_CBICA_AME_1",
@@ -111,14 +100,11 @@ def test_baselines_reach_their_known_dice_on_gliomas(
         "Brats18_TCIA10_637_1",
         "Brats18_TCIA01_425_1",
     ):
-        folder = real_data / "glioma" / subject
-        files = {"FLAIR": "flair", "T2w": "t2", "T1w": "t1", "seg": "seg"}
-        images = {
-            m: np.asarray(nibabel.load(folder / f"{subject}_{s}.nii.gz").dataobj, dtype=np.float32)
-            for m, s in files.items()
-        }
-        reference = images.pop("seg") > 0
-        brain = np.any([image != 0 for image in images.values()], axis=0)
-        mask = baseline.cleaning.segment(baseline.score(images, brain, ONE_MM), rule)
-        dice.append(overlap(mask, reference).dice)
-    assert np.mean(dice) == pytest.approx(known, abs=0.01)
+        case = load_case(find_subject(real_data / "glioma" / subject))
+        for name, constants in SHIPPED_CONSTANTS.items():
+            for method, prediction in rows(name, constants, case).items():
+                if method in known:
+                    assert case.reference is not None
+                    dice[method].append(overlap(prediction.mask, case.reference).dice)
+    for name, values in dice.items():
+        assert np.mean(values) == pytest.approx(known[name], abs=0.0006), name

@@ -31,7 +31,17 @@ class Bright:
         data = case.grid.data
         brain = data > 0
         mask = data > self.threshold
-        yield Prediction("bright", "bright", "450", mask, data, brain, case.grid.affine, 0.5, 7)
+        yield Prediction(
+            method="bright",
+            score="bright",
+            rule="450",
+            mask=mask,
+            values=data,
+            brain=brain,
+            affine=case.grid.affine,
+            seconds=0.5,
+            passes=7,
+        )
 
 
 @pytest.fixture
@@ -45,7 +55,7 @@ def test_a_labelled_subject_gets_every_score(subject: Subject, tiny_phantom: Pha
     ((row,),) = evaluate_cases(
         [(subject, False)],
         lambda _: [method],
-        observe=lambda case, prediction, row: seen.append(f"{case.subject} {prediction.method}"),
+        observers=[lambda case, prediction, row: seen.append(f"{case.subject} {row.method}")],
     )
     assert (row.protocol, row.method, row.subject) == (DEPLOYED, "bright", "one")
     assert (row.healthy, row.seen, row.passes, row.seconds) == (False, True, 7, 0.5)

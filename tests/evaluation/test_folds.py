@@ -8,42 +8,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from mmccd_cli.config import UNetConfig
 from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.evaluation.baselines import BASELINES
+from mmccd_cli.evaluation.baselines import SHIPPED_CONSTANTS
 from mmccd_cli.evaluation.cases import Case
 from mmccd_cli.evaluation.folds import (
-    CurveBook,
+    DiceCurves,
     check_unseen,
     constants_by_fold,
     read_constants,
     read_folds,
     shipped_constants,
 )
-from mmccd_cli.evaluation.methods import IntensityScorer, counted_passes
-from mmccd_cli.evaluation.thresholds import SHIPPED_CONSTANTS, THRESHOLDS, DiceCurve
+from mmccd_cli.evaluation.methods import IntensityScorer
+from mmccd_cli.evaluation.thresholds import CURVE_THRESHOLDS, DiceCurve
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.translation.unet import UNet
 
-FLAIR = IntensityScorer(BASELINES["flair-z"])
+FLAIR = IntensityScorer("flair-z")
 
 
 def peak(subject: str, at: float) -> DiceCurve:
-    return DiceCurve(subject, tuple(max(0.0, 1 - abs(t - at)) for t in THRESHOLDS), 0.0)
+    return DiceCurve(subject, tuple(max(0.0, 1 - abs(t - at)) for t in CURVE_THRESHOLDS), 0.0)
 
 
 def test_a_folds_constants_come_from_the_other_folds_only() -> None:
     curves = {"a": peak("a", 1.0), "b": peak("b", 2.0), "c": peak("c", 3.0)}
-    chosen = constants_by_fold(CurveBook({"flair-z": curves}), {"x": ["a", "b"], "y": ["c"]})
+    chosen = constants_by_fold(DiceCurves({"flair-z": curves}), {"x": ["a", "b"], "y": ["c"]})
     assert chosen["x"].values["flair-z"]["fixed"] == 3.0
     assert 1.0 <= chosen["y"].values["flair-z"]["fixed"] <= 2.0
     assert chosen["x"].subjects == {"c"}
     (method,) = chosen["x"].methods([FLAIR])
     assert method.seen == {"c"}
     with pytest.raises(UsageError, match="t2w-z"):
-        chosen["x"].methods([IntensityScorer(BASELINES["t2w-z"])])
+        chosen["x"].methods([IntensityScorer("t2w-z")])
 
 
 def test_a_case_is_measured_by_every_score_it_has_the_scans_for() -> None:
@@ -53,12 +50,12 @@ def test_a_case_is_measured_by_every_score_it_has_the_scans_for() -> None:
     noise = np.random.default_rng(0).normal(size=brain.shape)
     data = np.where(brain, 100 + 5 * noise + 30 * lesion, 0).astype(np.float32)
     volumes: Mapping[str, Volume] = {"FLAIR": Volume(data, np.diag([6.0, 6.0, 6.0, 1.0]))}
-    book = CurveBook()
-    book.add(Case("a", volumes, lesion), [FLAIR, IntensityScorer(BASELINES["t2w-z"])])
-    assert list(book.curves) == ["flair-z"]
-    assert max(book.curves["flair-z"]["a"].dice) > 0.8
+    curves = DiceCurves()
+    curves.add(Case("a", volumes, lesion), [FLAIR, IntensityScorer("t2w-z")])
+    assert list(curves.curves) == ["flair-z"]
+    assert max(curves.curves["flair-z"]["a"].dice) > 0.8
     with pytest.raises(DataError, match="no lesion"):
-        book.add(Case("b", volumes, None), [FLAIR])
+        curves.add(Case("b", volumes, None), [FLAIR])
 
 
 def test_shipped_constants_are_those_of_the_scorers() -> None:
@@ -104,18 +101,8 @@ def test_scores_that_an_earlier_run_did_not_have_use_their_own_constants(tmp_pat
         "constants_subjects": ["a"],
     }
     path.write_text(json.dumps(earlier))
-    chosen = read_constants(path, [FLAIR, IntensityScorer(BASELINES["t2w-z"])])
+    chosen = read_constants(path, [FLAIR, IntensityScorer("t2w-z")])
     assert chosen.values == {"t2w-z": numbers, "flair-z": SHIPPED_CONSTANTS["flair-z"]}
     assert chosen.subjects == {"a"}
     assert "there" in chosen.source
     assert "flair-z: their own" in chosen.source
-
-
-def test_passes_count_slices_only_while_counting() -> None:
-    network = UNet(UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2))
-    x = torch.zeros(3, 1, 8, 8)
-    with counted_passes() as counter:
-        network(x)
-        network(x[:1])
-    network(x)
-    assert counter.passes == 4

@@ -29,9 +29,17 @@ def predict(
     brain = np.zeros(values.shape, dtype=bool)
     brain[20:220, 20:220] = True
     empty = np.zeros(values.shape, dtype=bool)
-    prediction = Prediction(method, "m", "fixed 1", empty, values, brain, LPS, 1.5, 20)
-    scores = measure_healthy(empty, (1.0, 1.0, 1.0))
-    row = CaseRow(DEPLOYED, method, "fixed 1", "", case.subject, False, False, 20, 1.5, scores)
+    shared = {"method": method, "rule": "fixed 1", "seconds": 1.5, "passes": 20}
+    prediction = Prediction(score="m", mask=empty, values=values, brain=brain, affine=LPS, **shared)
+    row = CaseRow(
+        protocol=DEPLOYED,
+        weights="",
+        subject=case.subject,
+        healthy=False,
+        seen=False,
+        scores=measure_healthy(empty, (1.0, 1.0, 1.0)),
+        **shared,
+    )
     return prediction, row
 
 

@@ -31,16 +31,16 @@ def make_rows() -> list[CaseRow]:
     mask = np.zeros((8, 8, 8), dtype=bool)
     mask[2:5, 2:5, 2:5] = True
     first = CaseRow(
-        DEPLOYED,
-        "m (fixed)",
-        "fixed 1",
-        "w",
-        "a",
-        False,
-        False,
-        12,
-        1.25,
-        measure_case(mask, mask, ONE_MM),
+        protocol=DEPLOYED,
+        method="m (fixed)",
+        rule="fixed 1",
+        weights="w",
+        subject="a",
+        healthy=False,
+        seen=False,
+        passes=12,
+        seconds=1.25,
+        scores=measure_case(mask, mask, ONE_MM),
     )
     second = replace(first, subject="b", scores=measure_case(mask, ~mask, ONE_MM), seconds=2.75)
     healthy = replace(first, subject="c", healthy=True, scores=measure_healthy(mask, ONE_MM))

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mmccd_cli.anomaly.score import smooth
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import ComputeError
-from mmccd_cli.evaluation.baselines import SHARED_CLEANING
+from mmccd_cli.evaluation.baselines import plain_score
 from mmccd_cli.evaluation.comparison.networks import (
     RESIDUALS,
     ComparisonConfig,
@@ -170,6 +171,8 @@ def choose_thresholds(
     index = read_index(shards)
     quantisation, (i, j, k) = Quantisation(**index["quantisation"]), index["spacing_mm"]
     scale = float(index["preprocessing"]["intensity"]["scale"])
+    signal = f"cycle:{config.modality}"
+    cleaning = plain_score({signal: 1.0})
     curves: dict[str, list[DiceCurve]] = {residual: [] for residual in RESIDUALS}
     for number, subject in enumerate(subjects, start=1):
         report(subject, number, len(subjects))
@@ -180,8 +183,10 @@ def choose_thresholds(
             continue
         signed = residual_of_volume(network, config, image, brain, scale, "signed", device=device)
         for residual, raw in (("signed", signed), ("absolute", np.abs(signed))):
-            score = SHARED_CLEANING.smooth(raw, brain, (i, j, k))
-            curves[residual].append(dice_curve(subject, score, lesion, SHARED_CLEANING))
+            smoothed = smooth({signal: raw}, brain, spacing_mm=(i, j, k), config=cleaning)
+            curves[residual].append(
+                dice_curve(subject, smoothed, reference=lesion, config=cleaning)
+            )
     return {residual: choose_constants(found) for residual, found in curves.items() if found}
 
 

@@ -1,0 +1,334 @@
+"""Whole evaluations: who is scored by what, with which constants, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.evaluation.baselines import BASELINES, describe_cleaning
+from mmccd_cli.evaluation.cases import CaseRow, Method, Observer, evaluate_cases
+from mmccd_cli.evaluation.comparison.files import find_comparison_models, load_comparison_model
+from mmccd_cli.evaluation.comparison.networks import ComparisonResidual
+from mmccd_cli.evaluation.folds import (
+    OTHER_FOLDS,
+    ChosenConstants,
+    check_unseen,
+    constants_by_fold,
+    measure_curves,
+    read_constants,
+    read_folds,
+    shipped_constants,
+)
+from mmccd_cli.evaluation.methods import BundleMethod, ComparisonScorer, IntensityScorer, Scorer
+from mmccd_cli.evaluation.published_protocol import PublishedProtocol
+from mmccd_cli.evaluation.tables import summary_path, write_rows, write_summary
+from mmccd_cli.inputs.subjects import Subject, find_subject, find_subjects
+from mmccd_cli.pipeline import Pipeline
+from mmccd_cli.training.dataset import read_split
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, the number of the subject, and the number of all."""
+
+
+def _silent(step: str, number: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSubjects:
+    """The subjects of an evaluation.
+
+    Attributes:
+        data_dir: Folder of subjects with segmentations.
+        split_file: JSON file of lists of ids; without it, whoever has a segmentation is scored.
+        on: The list that is scored.
+        healthy_dir: Folder of healthy subjects, or of one.
+    """
+
+    data_dir: Path
+    split_file: Path | None = None
+    on: str = "val"
+    healthy_dir: Path | None = None
+
+    @cached_property
+    def found(self) -> list[Subject]:
+        """All subjects of the folder."""
+        return find_subjects(self.data_dir)
+
+    def labelled(self) -> list[Subject]:
+        """All subjects with a segmentation."""
+        return [s for s in self.found if s.segmentation is not None]
+
+    def of_split(self, name: str, option: str) -> list[Subject]:
+        """The labelled subjects of one split, which an option asked for.
+
+        Raises:
+            UsageError: There is no such split.
+            DataError: One of its subjects is not there.
+        """
+        if self.split_file is None:
+            raise UsageError(f"{option} {name} needs --split.")
+        members = read_split(self.split_file)
+        if name not in members:
+            raise UsageError(f"{option} {name}: {self.split_file} has {', '.join(members)}.")
+        return self.named(members[name])
+
+    def named(self, ids: Sequence[str]) -> list[Subject]:
+        """The labelled subjects of these ids.
+
+        Raises:
+            DataError: One of them is not there: leaving it out would change what is measured.
+        """
+        found = {s.id: s for s in self.labelled()}
+        missing = [i for i in ids if i not in found]
+        if missing:
+            raise DataError(
+                f"{', '.join(missing[:3])} ({len(missing)} of {len(ids)}) cannot be evaluated.",
+                cause=f"Not with a segmentation in {self.data_dir}.",
+                next_step="Give a split file of subjects that are there.",
+            )
+        return [found[i] for i in ids]
+
+    def scored(self) -> list[Subject]:
+        """The labelled subjects to score.
+
+        Raises:
+            DataError: There is none.
+        """
+        chosen = self.of_split(self.on, "--on") if self.split_file else self.labelled()
+        if not chosen:
+            raise DataError(
+                f"There is no subject with a segmentation in {self.data_dir}.",
+                next_step="Give a folder of subjects that have a *_seg.nii.gz.",
+            )
+        return chosen
+
+    def healthy(self) -> list[Subject]:
+        """The healthy subjects."""
+        if self.healthy_dir is None:
+            return []
+        try:
+            return find_subjects(self.healthy_dir)
+        except DataError:
+            return [find_subject(self.healthy_dir)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
+
+    Attributes:
+        load: Called with a method's name and the weights; gives a loaded bundle.
+        weights: Name, folder or place of the weights; None for the default ones.
+        methods: Names of our methods.
+        modality_sets: What each of them is given; None for all that a subject has.
+        thresholds: Whether plain intensity thresholds are compared.
+        models: Folders of trained comparison models.
+        residuals: How their errors count.
+        device: Where their networks run.
+    """
+
+    load: Callable[[str, str | None], Pipeline]
+    weights: str | None = None
+    methods: Sequence[str] = ("mmccd", "cyclic-unet")
+    modality_sets: Sequence[tuple[str, ...] | None] = (None, ("FLAIR",), ("T2w",), ("T1w",))
+    thresholds: bool = True
+    models: Sequence[Path] = ()
+    residuals: Sequence[ComparisonResidual] = ("signed",)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def bundle_methods(self, weights: str | None) -> list[Method]:
+        """One row for each of our methods and set of modalities."""
+        loaded = {name: self.load(name, weights) for name in self.methods}
+        return [
+            BundleMethod(f"{name} ({'+'.join(chosen) if chosen else 'all'})", pipeline, chosen)
+            for name, pipeline in loaded.items()
+            for chosen in self.modality_sets
+        ]
+
+    def scorers(self) -> list[Scorer]:
+        """The scores that need a threshold: intensities and comparison models."""
+        scorers: list[Scorer] = [IntensityScorer(name) for name in BASELINES if self.thresholds]
+        for folder in (one for given in self.models for one in find_comparison_models(given)):
+            trained = load_comparison_model(folder)
+            scorers += [
+                ComparisonScorer(trained, residual, self.device) for residual in self.residuals
+            ]
+        return scorers
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPlan:
+    """Who is scored by what, and what a reader must know about it.
+
+    Attributes:
+        cases: Subjects, each with whether it is healthy.
+        methods_of: Subject's id -> what scores it.
+        about: Part of the summary.
+    """
+
+    cases: list[tuple[Subject, bool]]
+    methods_of: Callable[[str], Sequence[Method]]
+    about: dict[str, Any]
+
+    def seen(self) -> dict[str, set[str]]:
+        """Weights -> the subjects that they were made with, whose rows therefore flatter."""
+        known: dict[str, set[str]] = {}
+        for subject, _ in self.cases:
+            for one in self.methods_of(subject.id):
+                if one.weights and subject.id in one.seen:
+                    known.setdefault(one.weights, set()).add(subject.id)
+        return known
+
+
+def plan_evaluation(
+    subjects: EvaluationSubjects,
+    comparison: Comparison,
+    *,
+    constants_from: str = "shipped",
+    report: Report = _silent,
+) -> EvaluationPlan:
+    """Plan an evaluation by one set of weights for all subjects.
+
+    Args:
+        subjects: Who is scored.
+        comparison: What is compared.
+        constants_from: Where constants of threshold rows come from: "shipped", the name of a
+            split to choose them on, or an earlier run's summary (FILE.json).
+        report: Told of each subject that they are chosen on.
+
+    Raises:
+        UsageError: The options contradict each other.
+        DataError: A subject or a file cannot be used.
+    """
+    scored, scorers = subjects.scored(), comparison.scorers()
+    if constants_from == "shipped":
+        constants = shipped_constants(scorers)
+    elif constants_from.endswith(".json"):
+        constants = read_constants(Path(constants_from), scorers)
+    else:
+        constants = _choose_on_split(
+            constants_from, subjects, scored=scored, scorers=scorers, report=report
+        )
+    methods = [*comparison.bundle_methods(comparison.weights), *constants.methods(scorers)]
+    about = {
+        "constants_source": constants.source,
+        "constants_subjects": sorted(constants.subjects),
+        "constants": constants.values,
+    }
+    cases = [(s, False) for s in scored] + [(s, True) for s in subjects.healthy()]
+    return EvaluationPlan(cases=cases, methods_of=lambda subject: methods, about=about)
+
+
+def _choose_on_split(
+    split: str,
+    subjects: EvaluationSubjects,
+    *,
+    scored: Sequence[Subject],
+    scorers: Sequence[Scorer],
+    report: Report,
+) -> ChosenConstants:
+    chosen = subjects.of_split(split, "--constants-from")
+    ids = frozenset(s.id for s in chosen)
+    both = sorted(ids & {s.id for s in scored})
+    if both:
+        raise UsageError(
+            f"--constants-from {split}: {', '.join(both[:3])} would be scored with thresholds "
+            "chosen on themselves.",
+            next_step="Choose a split that shares no subject with --on.",
+        )
+    curves = measure_curves(chosen, scorers, report)
+    return curves.choose(ids, f"chosen in this run on {len(ids)} subjects of the split {split}")
+
+
+def plan_folds(
+    path: Path, subjects: EvaluationSubjects, comparison: Comparison, *, report: Report = _silent
+) -> EvaluationPlan:
+    """Plan an evaluation of each fold's subjects by its bundle, with the other folds' thresholds.
+
+    Args:
+        path: The folds, see `read_folds`.
+        subjects: Where they are.
+        comparison: What is compared; its weights do not count.
+        report: Told of each subject that constants are chosen on.
+
+    Raises:
+        DataError: A bundle has seen a subject that it would score, or a file cannot be used.
+    """
+    folds = read_folds(path)
+    everyone = [s for members in folds.values() for s in subjects.named(members)]
+    methods = {fold: comparison.bundle_methods(fold) for fold in folds}
+    for fold, members in folds.items():
+        for one in methods[fold]:
+            check_unseen(fold, members, one.seen)
+    scorers = comparison.scorers()
+    constants = constants_by_fold(measure_curves(everyone, scorers, report), folds)
+    for fold in folds:
+        methods[fold] += constants[fold].methods(scorers)
+    fold_of = {i: fold for fold, members in folds.items() for i in members}
+    names = {fold: Path(fold).name for fold in folds}
+    shown = names if len(set(names.values())) == len(folds) else {fold: fold for fold in folds}
+    about = {
+        "folds": {shown[fold]: members for fold, members in folds.items()},
+        "constants_source": OTHER_FOLDS,
+        "constants": {shown[fold]: chosen.values for fold, chosen in constants.items()},
+    }
+    return EvaluationPlan(
+        cases=[(s, False) for s in everyone], methods_of=lambda i: methods[fold_of[i]], about=about
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of a plan.
+
+    Attributes:
+        rows: All rows.
+        about: What else a reader must know; part of the summary.
+    """
+
+    rows: list[CaseRow]
+    about: dict[str, Any]
+
+
+def run_evaluation(
+    plan: EvaluationPlan,
+    *,
+    protocol: str = "deployed",
+    out: Path | None = None,
+    report: Report = _silent,
+) -> Evaluation:
+    """Carry out a plan.
+
+    Args:
+        plan: Who is scored by what.
+        protocol: "deployed", "published" or "both".
+        out: CSV, which is written after every subject; the summary lies beside it.
+        report: Told of each subject.
+
+    Raises:
+        DataError: A subject cannot be scored.
+    """
+    published = PublishedProtocol()
+    observers: list[Observer] = [] if protocol == "deployed" else [published]
+    rows: list[CaseRow] = []
+    for new in evaluate_cases(plan.cases, plan.methods_of, observers=observers, report=report):
+        rows += new
+        if out is not None:
+            write_rows(out, rows)
+    rows = [*(rows if protocol != "published" else []), *published.rows()]
+    about = {
+        **plan.about,
+        "cleaning": f"comparison models and thresholds: {describe_cleaning()}; ours: as calibrated",
+        "published_without_tumour": sorted(published.without_tumour),
+    }
+    if out is not None:
+        write_rows(out, rows)
+        write_summary(summary_path(out), rows, about)
+    return Evaluation(rows, about)
