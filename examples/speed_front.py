@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from speed_roofs import Clock, flops_of
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import SamplingConfig, choose_sampling
-from mmccd_cli.evaluation.benchmark_costs import Clock, counting_passes
 from mmccd_cli.evaluation.folds import read_folds
+from mmccd_cli.evaluation.passes import counting_passes
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_scans
 from mmccd_cli.inputs.subjects import Subject, find_subjects
@@ -101,7 +102,7 @@ def measure(
         segmenter = Pipeline(bundle, device=device, sampling=sampling)
         prepared = prepared or segmenter.prepare(read_scans(subject).volumes)
         clock = Clock(segmenter.device)
-        with counting_passes() as tally:
+        with counting_passes() as count:
             began = clock()
             result = segmenter.infer(prepared)
             seconds = clock() - began
@@ -112,8 +113,8 @@ def measure(
             band_stride=sampling.band_stride if bands else 0,
             steps=sampling.num_inference_steps if bands else 0,
             subject=subject.id,
-            passes=tally.passes,
-            tflop=round(tally.flops / 1e12, 4),
+            passes=count.passes,
+            tflop=round(flops_of(count) / 1e12, 4),
             seconds=round(seconds, 2),
             dice=round(overlap(result.mask, truth).dice, 4),
         )

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from speed_roofs import Clock
 
 from mmccd_cli.config import DiffusionConfig, SamplingConfig, UNetConfig
-from mmccd_cli.evaluation.benchmark_costs import Clock
 from mmccd_cli.training.recipes import RECIPES
 from mmccd_cli.translation.devices import CPU_BATCH, PRECISIONS, choose_device, choose_precision
 from mmccd_cli.translation.engine import Execution, band_work, masked_residual

@@ -11,12 +11,10 @@ import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import JsonConsole
+from mmccd_cli.cli.console import Console, JsonConsole
 
 if TYPE_CHECKING:
-    from mmccd_cli.evaluation.benchmark import BenchmarkResult, Workplace
-
-_LABEL, _CELL = 42, 11
+    from mmccd_cli.evaluation.benchmark import BenchmarkResult, BenchmarkSetup
 
 
 @command
@@ -34,31 +32,29 @@ def benchmark(
         float,
         typer.Option(
             min=0,
-            help="Seconds for the networks of paper: it is run on as many slices as fit, "
-            "and multiplied.",
+            help="Seconds that the networks of a preset may take; longer ones are estimated from "
+            "their passes.",
         ),
     ] = 180.0,
     model: options.ModelOptions,
     console: JsonConsole,
 ) -> None:
-    """Measure what fast, balanced and paper cost on this machine, beside what they must cost."""
+    """Measure seconds, memory and Dice of fast, balanced and paper on this machine."""
     with tempfile.TemporaryDirectory(prefix="mmccd-") as folder:
         from mmccd_cli.evaluation.benchmark import run_benchmark
-        from mmccd_cli.outputs.record import to_json
 
-        place = _workplace(subject, model, Path(folder))
+        setup = _setup(subject, model, Path(folder))
         with console.progress() as progress:
-            result = run_benchmark(place, budget_s=budget, report=progress.begin)
+            result = run_benchmark(setup, budget_s=budget, report=progress.begin)
         if console.as_json:
-            console.result(to_json(_record(result)))
+            console.record(_record(result))
         else:
-            for line in table(result):
-                console.result(line)
+            _show(result, console)
 
 
-def _workplace(subject: Path | None, model: options.ModelOptions, folder: Path) -> Workplace:
+def _setup(subject: Path | None, model: options.ModelOptions, folder: Path) -> BenchmarkSetup:
     from mmccd_cli.cohort.demo import plan_demo, write_scans
-    from mmccd_cli.evaluation.benchmark import Workplace
+    from mmccd_cli.evaluation.benchmark import BenchmarkSetup
     from mmccd_cli.inputs.subjects import find_subject
 
     if subject is None:
@@ -66,14 +62,13 @@ def _workplace(subject: Path | None, model: options.ModelOptions, folder: Path) 
         write_scans(files)
         subject = files.scans["FLAIR"].parent
     segmenter = model.load()
-    return Workplace(
+    return BenchmarkSetup(
         subject=find_subject(subject),
         bundle=segmenter.bundle,
         device=segmenter.device,
         precision=segmenter.precision,
         arguments=[str(subject), *_arguments(model, segmenter.bundle.folder)],
         folder=folder,
-        batch_size=model.batch_size,
     )
 
 
@@ -92,59 +87,42 @@ def _arguments(model: options.ModelOptions, bundle: Path) -> list[str]:
 def _record(result: BenchmarkResult) -> dict[str, Any]:
     record = asdict(result)
     for entry, cost in zip(record["presets"], result.presets, strict=True):
-        entry["share_of_rate"] = cost.share_of_rate
-        entry["run"]["total_seconds"] = cost.run.total_seconds
+        entry["total_seconds"] = cost.total_seconds
     return record
 
 
-def table(result: BenchmarkResult) -> list[str]:
+def _show(result: BenchmarkResult, console: Console) -> None:
     """Lay a result out for people, one column a preset."""
-    costs, rates = result.presets, result.rates
-    convolutions, copies = rates.convolution_gflops, rates.copy_gbytes
-    lines = [
-        f"{result.subject}: {result.slices} slices with brain; {result.bundle}; "
-        f"{result.device}, {result.precision}",
-        _row("", [cost.preset for cost in costs]),
-        _row("network passes", [f"{cost.passes:,}" for cost in costs]),
-        _row("TFLOP", [_short(cost.flops / 1e12) for cost in costs]),
-    ]
-    stages = dict.fromkeys(stage for cost in costs for stage in cost.run.seconds)
-    for stage in stages:
-        times = [cost.run.seconds.get(stage, 0.0) for cost in costs]
-        lines.append(_row(f"  {stage.replace('_', ' ')}, s", [_short(t) for t in times]))
-    further: dict[str, list[float | None]] = {
-        "whole process, s": [cost.run.total_seconds for cost in costs],
-        "  of the CPU, s": [cost.run.cpu_seconds for cost in costs],
-        "peak memory, MiB": [cost.run.peak_memory_mib for cost in costs],
-        "networks, device busy, s": [cost.inference_seconds for cost in costs],
-        f"floor: operations at {convolutions:.0f} GFLOP/s, s": [c.floor_seconds for c in costs],
-        f"floor: bytes at {copies:.0f} GB/s, s": [cost.memory_floor_seconds for cost in costs],
-        "share of the convolutions' rate": [cost.share_of_rate for cost in costs],
-        "Dice": [cost.run.dice for cost in costs],
-        "correlation with paper, before smoothing": [cost.correlation for cost in costs],
-        "Dice in the slices in which paper ran": [cost.part_dice for cost in costs],
+    from mmccd_cli.evaluation.tables import text_table
+
+    costs = result.presets
+    stages = dict.fromkeys(stage for cost in costs for stage in cost.seconds)
+    rows: dict[str, list[float | None]] = {
+        "network passes": [cost.passes for cost in costs],
+        **{
+            f"  {stage.replace('_', ' ')}, s": [cost.seconds.get(stage) for cost in costs]
+            for stage in stages
+        },
+        "whole process, s": [cost.total_seconds for cost in costs],
+        "  of the CPU, s": [cost.cpu_seconds for cost in costs],
+        "peak memory, MiB": [cost.peak_memory_mib for cost in costs],
+        "Dice": [cost.dice for cost in costs],
     }
-    lines += [_row(name, [_short(value) for value in values]) for name, values in further.items()]
-    lines += [f"{cost.preset}: {cost.part}." for cost in costs if cost.part]
-    lines += [
-        f"Device: matrices {rates.matrix_gflops:,.0f} GFLOP/s, the network's convolutions alone "
-        f"{convolutions:,.0f}, the whole network {rates.network_gflops:,.0f}.",
-        f"As published (155 slices x 128 bands x 100 steps, a network ten times as large): "
-        f"{result.published.passes:,} passes, {result.published.flops / 1e15:.1f} PFLOP, "
-        f"{result.published.seconds / 3600:,.1f} hours; {result.published.measured_passes} passes "
-        "were measured and multiplied.",
-    ]
-    return lines
-
-
-def _row(label: str, cells: list[str]) -> str:
-    return f"{label:{_LABEL}}" + "".join(f"{cell:>{_CELL}}" for cell in cells)
+    title = (
+        f"{result.subject}: {result.slices} slices with brain; {result.bundle}; "
+        f"{result.device}, {result.precision}"
+    )
+    cells = [[name, *(_short(value) for value in values)] for name, values in rows.items()]
+    console.result(text_table(title, ["", *(cost.preset for cost in costs)], cells, width=100))
+    for cost in costs:
+        if cost.estimated:
+            console.info(f"{cost.preset} was not run: its seconds are estimated from its passes.")
 
 
 def _short(value: float | None) -> str:
-    """Three figures."""
-    if value is None:
-        return "-"
+    """Whole numbers as they are, others with three figures."""
+    if value is None or isinstance(value, int):
+        return "-" if value is None else f"{value:,}"
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 

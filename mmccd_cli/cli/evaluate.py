@@ -12,7 +12,6 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import Console
-from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import UsageError
 from mmccd_cli.files import refuse_to_overwrite
 
@@ -21,6 +20,17 @@ if TYPE_CHECKING:
 
 COMPARED = "What is compared"
 SUBJECTS = "Subjects"
+
+
+def residual(text: str) -> str:
+    """Read how errors of comparison models count.
+
+    Raises:
+        typer.BadParameter: Neither "signed" nor "absolute".
+    """
+    if text not in ("signed", "absolute"):
+        raise typer.BadParameter(f"{text} is not known. Use signed or absolute.")
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +116,12 @@ class ComparisonChoice:
         ),
     ] = None
     comparison_residual: Annotated[
-        list[Literal["signed", "absolute"]] | None,
+        list[str] | None,
         typer.Option(
             "--comparison-residual",
             "--rival-residual",
             metavar="signed|absolute",
+            parser=residual,
             help="How their errors count (repeatable): brighter than reconstructed, or both ways "
             "as published. signed by default.",
             show_default=False,
@@ -131,6 +142,7 @@ class ComparisonChoice:
 
     def load_with(self, model: options.ModelOptions) -> Comparison:
         """What the options ask for; weights are loaded when they are needed."""
+        from mmccd_cli.config import MODALITIES
         from mmccd_cli.evaluation.plan import Comparison
         from mmccd_cli.translation.devices import choose_device
 
@@ -141,12 +153,10 @@ class ComparisonChoice:
             ),
             weights=model.weights,
             methods=[name for name in methods if name != "none"],
-            modality_sets=[
-                _modality_set(text) for text in self.modalities or ["all", *MODALITIES]
-            ],
+            modality_sets=[_modality_set(text) for text in self.modalities or ["all", *MODALITIES]],
             thresholds=self.thresholds,
             models=self.comparison or (),
-            residuals=self.comparison_residual or ("signed",),
+            residuals=self.comparison_residual or ["signed"],  # type: ignore[arg-type]  # parsed
             device=choose_device(model.device),
         )
 
@@ -243,6 +253,8 @@ def _tell_who_is_left_out(subjects: EvaluationSubjects, console: Console) -> Non
 
 
 def _modality_set(text: str) -> tuple[str, ...] | None:
+    from mmccd_cli.config import MODALITIES
+
     if text == "all":
         return None
     chosen = tuple(part.strip() for part in text.split(","))

@@ -1,0 +1,45 @@
+"""Masks against references, and methods against each other.
+
+In the order in which data passes through:
+
+1. `cases`: a subject in memory, what a method says about it, and the row of its scores.
+2. `baselines`: scores without networks, which a learned method has to beat.
+3. `comparison/`: published models to compare with, trained on the same slices.
+4. `passes`: how many slices went through networks.
+5. `methods`: bundles, baselines and comparison models -> predictions.
+6. `thresholds`, `folds`: constants, chosen on subjects that are not scored with them.
+7. `published_protocol`: the way in which the literature scores, by an oracle.
+8. `plan`: who is scored by what, and the whole run.
+9. `tables`: rows -> CSV, summary and text.
+
+`benchmark` measures seconds, memory and Dice of the presets.
+
+Example:
+    >>> subjects = EvaluationSubjects(data_dir=folder)
+    >>> compared = Comparison(load=lambda method, weights: Pipeline(bundle), methods=["mmccd"])
+    >>> result = run_evaluation(plan_evaluation(subjects, compared), out=Path("rows.csv"))
+"""
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "cases": ["Case", "CaseRow", "Method", "Prediction", "evaluate_cases", "load_case"],
+        "baselines": ["BASELINES", "plain_score"],
+        "methods": ["BundleMethod", "ComparisonScorer", "IntensityScorer", "RuleMethod"],
+        "folds": ["read_folds"],
+        "plan": [
+            "Comparison",
+            "EvaluationPlan",
+            "EvaluationSubjects",
+            "plan_evaluation",
+            "plan_folds",
+            "run_evaluation",
+        ],
+        "tables": ["text_tables", "write_rows", "write_summary"],
+        "benchmark": ["BenchmarkSetup", "run_benchmark"],
+    },
+)

@@ -170,8 +170,8 @@ def test_subjects_without_a_segmentation_are_left_out_and_named(data: Path) -> N
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--protocol", "mine"], 2, "deployed or published or both"),
-        (["--rival-residual", "squared"], 2, "signed or absolute"),
+        (["--protocol", "mine"], 2, "'deployed', 'published', 'both'"),
+        (["--rival-residual", "squared"], 2, "Use signed or absolute"),
         (["--modalities", "PET"], 2, "PET"),
         (["--on", "test", "--split", "{split}"], 2, "--on test"),
         (["--constants-from", "train"], 2, "needs --split"),

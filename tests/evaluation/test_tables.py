@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+from accuracy_table import accuracy_tables
 
 from mmccd_cli.anomaly.metrics import measure_case, measure_healthy
 from mmccd_cli.evaluation.cases import DEPLOYED, CaseRow
@@ -91,22 +90,11 @@ def test_learned_rows_are_compared_with_the_best_that_learns_nothing() -> None:
     assert dice_above_unlearned(rows("net", "w", good)) == ("", {})
 
 
-@pytest.fixture
-def example() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "examples" / "accuracy_table.py"
-    spec = importlib.util.spec_from_file_location("accuracy_table", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_readme_table_from_several_csvs(tmp_path: Path, example: ModuleType) -> None:
+def test_readme_table_from_several_csvs(tmp_path: Path) -> None:
     rows = make_rows()
     write_rows(tmp_path / "one.csv", rows[:1])
     write_rows(tmp_path / "two.csv", rows[1:])
-    text = example.accuracy_tables([tmp_path / "one.csv", tmp_path / "two.csv"])
+    text = accuracy_tables([tmp_path / "one.csv", tmp_path / "two.csv"])
     deployed, calm, oracle = text.split("\n\n*")
     assert "| m (fixed) | 2 | 0.500 (0.71) | 0.00-1.00 |" in deployed
     assert "Dice" not in calm
@@ -115,4 +103,4 @@ def test_readme_table_from_several_csvs(tmp_path: Path, example: ModuleType) -> 
     widths = {line.count("|") for line in deployed.splitlines() if line.startswith("|")}
     assert len(widths) == 1
     with pytest.raises(SystemExit, match="twice"):
-        example.accuracy_tables([tmp_path / "one.csv", tmp_path / "one.csv"])
+        accuracy_tables([tmp_path / "one.csv", tmp_path / "one.csv"])
