@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from mmccd_cli.cli.app import app
 from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.outputs.record import Outcome
 from mmccd_cli.outputs.report.cohort import (
     check_cohort_page,
@@ -26,7 +22,6 @@ from mmccd_cli.outputs.report.cohort import (
 from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION
 
 HOSTILE = '<script>alert(1)</script>"'
-Run = Callable[..., Result]
 
 
 def write_report(folder: Path, subject: str, **changes: Any) -> None:
@@ -140,51 +135,3 @@ def test_only_pages_of_ours_are_replaced_and_read(tmp_path):
     (tmp_path / "index.html").write_text("my homepage")
     with pytest.raises(UsageError, match=r"index\.html exists"):
         check_cohort_page(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def run(bundle: Path) -> Run:
-    """Run `mmccd segment` with a tiny bundle on the CPU."""
-
-    def run(*words: object) -> Result:
-        fixed = ["--weights", str(bundle), "--device", "cpu"]
-        return CliRunner().invoke(app, ["segment", *map(str, words), *fixed])
-
-    return run
-
-
-def test_a_cohort_with_a_broken_subject_resumed(
-    run: Run, tmp_path: Path, write_subject: Callable[..., Path], tiny_phantom: Phantom
-) -> None:
-    good = write_subject(tmp_path / "Jane Doe", tiny_phantom, "brats", id="good")
-    broken = write_subject(tmp_path / "Jane Doe", tiny_phantom, "brats", id="broken")
-    for file in broken.iterdir():
-        file.write_bytes(file.read_bytes()[:500])
-    places = ["--out-dir", tmp_path / "out", "--report-dir", tmp_path / "reports"]
-    first = run(good, broken, *places)
-    assert first.exit_code == 6, first.output
-    text = shown(tmp_path / "reports")
-    assert rows(text) == ["good"]
-    assert "damaged" in text
-    for path in (tmp_path / "reports").iterdir():
-        assert "Jane Doe" not in path.read_text("utf-8")  # "Jane" alone may occur in base64
-        assert str(tmp_path) not in path.read_text("utf-8")
-    before = report_path(tmp_path / "reports", "good").stat().st_mtime_ns
-    write_subject(tmp_path / "Jane Doe", tiny_phantom, "brats", id="broken")
-    second = run(good, broken, *places, "--resume")
-    assert second.exit_code == 0, second.output
-    assert sorted(rows(shown(tmp_path / "reports"))) == ["broken", "good"]
-    assert "Failed" not in shown(tmp_path / "reports")
-    assert report_path(tmp_path / "reports", "good").stat().st_mtime_ns == before
-
-
-def test_report_options_that_cannot_be(run: Run, tmp_path: Path) -> None:
-    subject = tmp_path / "s"
-    for words, part in (
-        (["--out", "m.nii.gz", "--report", "r.txt"], "not named .html"),
-        (["--out", "m.nii.gz", "--report-dir", "r"], "any number of subjects"),
-        (["--out-dir", "o", "--report-dir", "r", "--report", "r.html"], "both given"),
-    ):
-        result = run(subject, *words)
-        assert result.exit_code == 2
-        assert part in result.output

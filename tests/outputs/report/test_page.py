@@ -26,7 +26,6 @@ from mmccd_cli.outputs.report.render import read_data_block
 from mmccd_cli.outputs.report.viewer import library_code, library_licence, small_grid
 from mmccd_cli.pipeline import Pipeline, SegmentationResult
 from mmccd_cli.template import Template
-from mmccd_cli.weights.bundle import load_bundle
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 NO_UTF8 = b"caf\xe9.nii.gz".decode("utf-8", "surrogateescape")
@@ -48,11 +47,8 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def segmenter(bundle: Path) -> Pipeline:
-    return Pipeline(load_bundle(bundle), device="cpu")
-
-
-def make_case(segmenter: Pipeline, volumes: dict[str, Volume]) -> Case:
+def case(segmenter: Pipeline, tiny_phantom: Phantom) -> Case:
+    volumes = {name: tiny_phantom.volumes[name] for name in ("FLAIR", "T2w")}
     result = segmenter.segment(volumes)
     record = {
         "subject": HOSTILE,
@@ -75,12 +71,6 @@ def make_case(segmenter: Pipeline, volumes: dict[str, Volume]) -> Case:
         "warnings": ["Warning: <b>one</b>", f"{NO_UTF8} was mended."],
     }
     return Case(result, volumes, segmenter.bundle.template, record)
-
-
-@pytest.fixture(scope="module")
-def case(segmenter: Pipeline, tiny_phantom: Phantom) -> Case:
-    names = ("FLAIR", "T2w")
-    return make_case(segmenter, {name: tiny_phantom.volumes[name] for name in names})
 
 
 @pytest.fixture(scope="module")

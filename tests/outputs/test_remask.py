@@ -1,0 +1,107 @@
+"""A new mask from a map that is there, with all that shows it and its record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mmccd_cli.anomaly.mask import MaskOptions, mask_settings
+from mmccd_cli.config import ScoreConfig, to_dict
+from mmccd_cli.errors import DataError
+from mmccd_cli.inputs.nifti import make_grid, write_nifti
+from mmccd_cli.outputs.bids import BIDS_OUTPUTS
+from mmccd_cli.outputs.remask import remask
+
+SHAPE = (20, 22, 24)
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> dict[str, Path]:
+    """A map with a large lesion and a small, less anomalous one, and names for what follows."""
+    values = np.zeros(SHAPE, np.float32)
+    values[4:10, 4:10, 4:10], values[14:17, 14:17, 14:17] = 0.9, 0.6
+    folder = tmp_path / "out" / "sub-01" / "anat"
+    folder.mkdir(parents=True)
+    write_nifti(folder / "map.nii.gz", values, make_grid(SHAPE, np.eye(4)))
+    names = {"map": "map.nii.gz", "mask": "mask.nii.gz", "sidecar": "map.json"}
+    names |= {kind: f"{kind}.file" for kind in BIDS_OUTPUTS}
+    return {kind: folder / name for kind, name in names.items()}
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    """The record of the map, whose mask was made with a threshold of its own."""
+    score = ScoreConfig(
+        modalities=("FLAIR",),
+        weights={"intensity:FLAIR": 1.0},
+        threshold=0.8,
+        min_seed_mm3=0,
+        min_lesion_mm3=1,
+        min_fraction_of_largest=0,
+    )
+    return {
+        "SpatialReference": "bids:raw:sub-01/anat/FLAIR.nii.gz",
+        "versions": {"mmccd": "0.0.1"},
+        "warnings": ["The map was made by mmccd 0.0.0; long ago.", "T2w was mended."],
+        "output_sha256": {"map": "of the map", "mask": "of the old mask"},
+        "settings": {
+            "score": to_dict(score),
+            "calibrated_mask": {**mask_settings(score), "threshold": 0.5},
+            "score_threshold_of_this_scan": 1.0,
+            "requested": {"space": "native", "threshold": 0.8, "min_lesion_mm3": "auto"},
+        },
+    }
+
+
+def test_what_is_not_asked_for_is_as_calibrated_not_as_before(outputs, record):
+    new = remask(outputs, record, MaskOptions())
+    assert new.record["threshold"] == 0.5
+    assert len(new.lesions) == len(new.record["lesions"]) == 2
+    assert new.record["settings"]["requested"]["threshold"] == "auto"
+    higher = remask(outputs, record, MaskOptions(threshold=0.7))
+    assert higher.mask.sum() == 6**3
+    assert higher.record["lesion_volume_ml"] == 0.216
+    asked = {"space": "native", "threshold": 0.7, "min_lesion_mm3": "auto"}
+    assert higher.record["settings"]["requested"] == asked
+
+
+def test_files_and_record_fit_the_mask(outputs, record, tmp_path):
+    new = remask(outputs, record, MaskOptions())
+    assert set(new.contents) == {"mask", *BIDS_OUTPUTS}
+    hashes = {"map": "of the map", "mask": hashlib.sha256(new.contents["mask"]).hexdigest()}
+    assert new.record["output_sha256"] == hashes
+    assert new.record["outputs"] == {kind: path.name for kind, path in outputs.items()}
+    kept, added = new.record["warnings"]
+    assert kept == "T2w was mended."
+    assert added.startswith("The map was made by mmccd 0.0.1; its mask")
+    sidecar = json.loads(new.contents["mask_sidecar"])
+    assert (sidecar["Threshold"], sidecar["Sources"]) == (0.5, ["bids::sub-01/anat/map.nii.gz"])
+    assert new.contents["lesion_table"].decode().split("\n") == [
+        "index\tname\tvolume_ml\tpeak\tmean\tx_mm\ty_mm\tz_mm",
+        "1\tlesion 1\t0.216\t0.9\t0.9\t6.5\t6.5\t6.5",
+        "2\tlesion 2\t0.027\t0.6\t0.6\t15\t15\t15",
+        "",
+    ]
+    (tmp_path / "numbered.nii.gz").write_bytes(new.contents["lesions"])
+    numbered = nib.load(tmp_path / "numbered.nii.gz").get_fdata()
+    assert (numbered[5, 5, 5], numbered[15, 15, 15]) == (1, 2)
+    np.testing.assert_array_equal(numbered > 0, new.mask)
+
+
+def test_a_result_outside_its_data_set_names_its_map(outputs, record, tmp_path):
+    outputs["map"].rename(tmp_path / "map.nii.gz")
+    moved = {kind: tmp_path / path.name for kind, path in outputs.items()}
+    sidecar = json.loads(remask(moved, record, MaskOptions()).contents["mask_sidecar"])
+    assert sidecar["Sources"] == ["map.nii.gz"]
+
+
+def test_a_record_without_settings_is_explained(outputs, record):
+    del record["settings"]["calibrated_mask"]
+    with pytest.raises(DataError, match="lacks the settings"):
+        remask(outputs, record, MaskOptions())
