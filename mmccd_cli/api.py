@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mmccd_cli.cohort.jobs import (
-    Job,
-    RunSettings,
-    check_extras,
-    check_targets,
-    find_all_subjects,
-    plan_job,
-)
-from mmccd_cli.cohort.run import finish_job, infer_job, prepare_job, run_jobs
-from mmccd_cli.cohort.summary import Summary
+from mmccd_cli.cohort.jobs import Job, RunSettings
+from mmccd_cli.cohort.plan import Cohort, RunPolicy, SubjectSelection
+from mmccd_cli.cohort.run import SILENT, segment_cohort
+from mmccd_cli.cohort.steps import finish_job, infer_job, prepare_job
 from mmccd_cli.config import METHODS, PRESETS, choose_sampling
 from mmccd_cli.errors import UsageError
 from mmccd_cli.inputs.subjects import Subject, find_subject, subject_from_files
@@ -95,29 +88,24 @@ class Segmenter(Pipeline):
 
     def segment_files(
         self,
-        subject: AnyPath | Subject | None = None,
+        subject: AnyPath | Subject | Mapping[str, AnyPath],
         *,
-        t1: AnyPath | None = None,
-        t2: AnyPath | None = None,
-        flair: AnyPath | None = None,
         out: AnyPath | None = None,
-        extras: dict[str, AnyPath] | None = None,
+        extras: Mapping[str, AnyPath] | None = None,
         brain_mask: AnyPath | None = None,
-        settings: RunSettings = RunSettings(),  # noqa: B008  # frozen
+        settings: RunSettings | None = None,
         force: bool = False,
-        advance: Callable[[int, int], None] = lambda done, total: None,
+        advance: Callable[[int, int], None] = SILENT.advance,
     ) -> SegmentedSubject:
         """Segment the files of one subject.
 
         Args:
-            subject: Its folder, or what `find_subject` returned; instead of the three files.
-            t1: T1w without contrast agent.
-            t2: T2w.
-            flair: FLAIR.
+            subject: Its folder, or its files as {"FLAIR": path, "T2w": path, "T1w": path} or any
+                of them, or what `find_subject` returned.
             out: Anomaly map; mask and sidecar come beside it. None writes nothing.
             extras: Kind -> path of further files, such as {"picture": "look.png"}.
             brain_mask: A brain mask in the reference's space.
-            settings: Threshold, smallest lesion, skull stripping and space.
+            settings: Threshold, smallest lesion, skull stripping and space; None for the defaults.
             force: Whether existing outputs are overwritten; an input never is.
             advance: Called with passes done and their number.
 
@@ -127,28 +115,28 @@ class Segmenter(Pipeline):
         Raises:
             MmccdError: See `mmccd_cli.errors`; nothing is written then.
         """
-        found = _subject(subject, t1, t2, flair)
-        mask = None if brain_mask is None else Path(brain_mask)
-        named = {kind: Path(path) for kind, path in (extras or {}).items()}
-        outputs = output_paths(Path(out) if out is not None else Path(f"{found.id}.nii.gz"))
-        job = Job(found, outputs, named, mask)
-        if out is not None:
-            check_targets([job], force=force, resume=False)
-            check_extras([job], settings)
-        elif named:
-            raise UsageError("extras are written beside out, which is None")
-        ready = prepare_job(job, self, settings)
+        job = Job(
+            subject=_subject(subject),
+            outputs=None if out is None else output_paths(Path(out)),
+            extras={kind: Path(path) for kind, path in (extras or {}).items()},
+            brain_mask=None if brain_mask is None else Path(brain_mask),
+        )
+        if out is None and extras:
+            raise UsageError("Extras are written beside the anomaly map, but out is None.")
+        settings = settings or RunSettings()
+        Cohort(jobs=[job]).check(settings, RunPolicy(force=force))
+        prepared = prepare_job(job, self, settings)
         if out is None:
-            return infer_job(ready, self, settings, advance=advance)
-        return finish_job(ready, self, settings, force=force, advance=advance)
+            return infer_job(prepared, self, settings, advance=advance)
+        return finish_job(prepared, self, settings, force=force, advance=advance)
 
     def segment_cohort(
         self,
         folders: Iterable[AnyPath],
         out_dir: AnyPath,
         *,
-        extras: dict[str, str] | None = None,
-        settings: RunSettings = RunSettings(),  # noqa: B008  # frozen
+        extras: Mapping[str, str] | None = None,
+        settings: RunSettings | None = None,
         force: bool = False,
         resume: bool = False,
         workers: int | None = None,
@@ -159,7 +147,7 @@ class Segmenter(Pipeline):
             folders: One folder a subject.
             out_dir: ID.nii.gz, ID_mask.nii.gz and ID.json go here, and summary.tsv.
             extras: Kind -> name, such as {"picture": "look.png"} for ID_look.png.
-            settings: Threshold, smallest lesion, skull stripping and space.
+            settings: Threshold, smallest lesion, skull stripping and space; None for the defaults.
             force: Whether existing outputs are overwritten; an input never is.
             resume: Whether results that are up to date are kept.
             workers: Subjects that are prepared ahead, each in a thread; None chooses.
@@ -170,27 +158,25 @@ class Segmenter(Pipeline):
         Raises:
             UsageError: Two results would collide, or an output exists already.
         """
-        subjects, failures = find_all_subjects(Path(folder) for folder in folders)
-        jobs = [plan_job(subject, Path(out_dir), extras=extras) for subject in subjects]
-        check_targets(jobs, force=force, resume=resume)
-        check_extras(jobs, settings)
-        summary = Summary(Path(out_dir))
-        summary.check()
-        done = run_jobs(jobs, lambda: self, settings, force=force, resume=resume, workers=workers)
-        for outcome in chain(failures, done):
-            summary.add(outcome)
-            yield outcome
+        found = [Path(folder) for folder in folders]
+        if not found:
+            return
+        selection = SubjectSelection(
+            folders=found,
+            out_dir=Path(out_dir),
+            extras={kind: Path(name) for kind, name in (extras or {}).items()},
+        )
+        yield from segment_cohort(
+            selection.plan(),
+            lambda: self,
+            settings=settings or RunSettings(),
+            policy=RunPolicy(force=force, resume=resume, workers=workers),
+        )
 
 
-def _subject(
-    subject: AnyPath | Subject | None,
-    t1: AnyPath | None,
-    t2: AnyPath | None,
-    flair: AnyPath | None,
-) -> Subject:
-    given = [None if path is None else Path(path) for path in (t1, t2, flair)]
-    if subject is not None and any(given):
-        raise UsageError("A subject was given both as a folder and as files.")
-    if subject is None:
-        return subject_from_files(t1=given[0], t2=given[1], flair=given[2])
-    return subject if isinstance(subject, Subject) else find_subject(Path(subject))
+def _subject(given: AnyPath | Subject | Mapping[str, AnyPath]) -> Subject:
+    if isinstance(given, Subject):
+        return given
+    if isinstance(given, Mapping):
+        return subject_from_files({name: Path(path) for name, path in given.items()})
+    return find_subject(Path(given))

@@ -44,14 +44,12 @@ def test_files_volumes_and_command_give_one_result(
     finished = segmenter.segment_files(subject, settings=settings)
     assert {path.name for path in tmp_path.iterdir()} == {"data"}  # nothing is written
     paths = {"FLAIR": "flair", "T2w": "t2", "T1w": "t1"}
-    volumes = {m: read_nifti(next(subject.glob(f"*_{n}.nii.gz")))[0] for m, n in paths.items()}
+    files = {m: next(subject.glob(f"*_{n}.nii.gz")) for m, n in paths.items()}
+    volumes = {modality: read_nifti(path)[0] for modality, path in files.items()}
     plain = segmenter.segment(volumes, options=settings.mask_options)
     np.testing.assert_array_equal(finished.result.anomaly_map, plain.anomaly_map)
     np.testing.assert_array_equal(finished.result.mask, plain.mask)
-    written = segmenter.segment_files(
-        flair=next(subject.glob("*_flair.nii.gz")), t2=next(subject.glob("*_t2.nii.gz")),
-        t1=next(subject.glob("*_t1.nii.gz")), out=tmp_path / "map.nii.gz", settings=settings,
-    )  # fmt: skip
+    written = segmenter.segment_files(files, out=tmp_path / "map.nii.gz", settings=settings)
     assert written.record == json.loads((tmp_path / "map.json").read_text())
     stored = np.asanyarray(nib.load(tmp_path / "map.nii.gz").dataobj)
     np.testing.assert_array_equal(stored, plain.anomaly_map)
@@ -76,7 +74,7 @@ def test_errors_are_typed(bundle: Path, subject: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         segmenter.segment_files(tmp_path / "nowhere")
     with pytest.raises(UsageError):
-        segmenter.segment_files(subject, flair=tmp_path / "flair.nii.gz")
+        segmenter.segment_files({"T1c": tmp_path / "flair.nii.gz"})
     (tmp_path / "map.json").write_text("mine")
     with pytest.raises(MmccdError) as caught:
         segmenter.segment_files(subject, out=tmp_path / "map.nii.gz")

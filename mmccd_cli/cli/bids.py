@@ -5,22 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import Console, JsonConsole
+from mmccd_cli.cli.console import JsonConsole
 from mmccd_cli.cli.planning import choose_shard
-from mmccd_cli.cli.running import Run
-from mmccd_cli.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from mmccd_cli.cohort.jobs import Job
-    from mmccd_cli.inputs.bids import BidsFilter
-    from mmccd_cli.outputs.record import Outcome
+from mmccd_cli.cli.running import CohortRun
+from mmccd_cli.errors import UsageError
 
 SELECTION, OUTPUT = "Selection", "Output"
 _LABELS = ("--participant-label", "--participant_label", "--session-id", "--session-label")
@@ -140,11 +135,15 @@ def bids(
             next_step="Use mmccd segment --skull-strip MASK --bids-out DIR, one by one.",
         )
     if level == "group":
-        _summarise(out, console)
+        from mmccd_cli.cohort.derivatives import summarise_derivatives
+
+        path, number = summarise_derivatives(out)
+        console.info(f"{number} results: {path}")
         return
-    from mmccd_cli.cohort.derivatives import write_root
     from mmccd_cli.cohort.jobs import RunSettings
+    from mmccd_cli.cohort.plan import RunPolicy, plan_bids_cohort, session_folder
     from mmccd_cli.inputs.bids import BidsFilter, read_filter
+    from mmccd_cli.inputs.subjects import find_sessions
 
     queries = read_filter(bids_filter_file) if bids_filter_file else {}
     participants, sessions = tuple(participant_label or ()), tuple(session_id or ())
@@ -152,65 +151,21 @@ def bids(
     share = "off" if shard == "auto" and participants else shard
     extras = {"picture": "anomaly.png"} if picture else {}
     extras |= {"report": "report.html"} if report else {}
-    jobs, failures = _plan(bids_dir, out, wanted, share, extras, console)
-    settings = RunSettings(mask.threshold, mask.min_lesion_mm3, strip)
-    load = partial(model.load, **sampling.describe())
-    running = Run(console, jobs, settings, load, policy.force, policy.resume, many=True)
-    running.check()
-    if policy.dry_run:
-        running.show_plan(failures)
-        return
-    if jobs:
-        write_root(out, [job.subject for job in jobs])
-    running.execute(failures)
+    subjects, missing = find_sessions(bids_dir, wanted)
+    chosen = choose_shard(share, [session_folder(subject) for subject in subjects], console)
+    settings = RunSettings(
+        threshold=mask.threshold, min_lesion_mm3=mask.min_lesion_mm3, skull_strip=strip
+    )
+    CohortRun(
+        console=console,
+        cohort=plan_bids_cohort(subjects, missing, out, run=run, extras=extras, shard=chosen),
+        settings=settings,
+        policy=RunPolicy(force=policy.force, resume=policy.resume),
+        load=partial(model.load, **sampling.describe()),
+        many=True,
+    ).execute(dry_run=policy.dry_run)
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("bids", cls=_BidsAppCommand)(bids)
-
-
-def _plan(
-    bids_dir: Path,
-    out: Path,
-    wanted: BidsFilter,
-    shard: str,
-    extras: dict[str, str],
-    console: Console,
-) -> tuple[list[Job], list[Outcome]]:
-    """Find the sessions and name their outputs."""
-    from mmccd_cli.cohort.derivatives import plan_derivatives
-    from mmccd_cli.inputs.subjects import find_sessions
-    from mmccd_cli.outputs.record import Outcome
-
-    subjects, missing = find_sessions(bids_dir, wanted)
-    # A session's folder and not its images: in a git-annex two images may be one and the same.
-    folders = [next(iter(subject.paths.values())).parent for subject in subjects]
-    if share := choose_shard(shard, folders, console):
-        mine = set(share.pick(folders))
-        subjects = [s for s, folder in zip(subjects, folders, strict=True) if folder in mine]
-        missing = missing if share.index == 1 else []
-    jobs = plan_derivatives(subjects, out, run=wanted.run, extras=extras)
-    return jobs, [Outcome(name, "failed", error=error) for name, error in missing]
-
-
-def _summarise(out: Path, console: Console) -> None:
-    """Write the table of all results, whichever call or cluster node made them."""
-    from mmccd_cli.cohort.derivatives import find_records
-    from mmccd_cli.cohort.summary import Summary
-    from mmccd_cli.outputs.record import Outcome
-
-    records = find_records(out)
-    if not records:
-        raise DataError(
-            f"{out} holds no result of mmccd.",
-            next_step="Run the level participant first.",
-        )
-    summary = Summary(out)
-    summary.check()
-    # Named after the map, which tells runs apart.
-    names = [record["outputs"]["map"].partition("_space-")[0] for record in records]
-    summary.add(
-        *(Outcome(name, "done", record) for name, record in zip(names, records, strict=True))
-    )
-    console.info(f"{len(records)} results: {summary.path}")

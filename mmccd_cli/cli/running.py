@@ -1,117 +1,77 @@
-"""A call of `mmccd segment` that is ready to run: it reports on each subject as it finishes."""
+"""What a command shows of a cohort: progress, an outcome for each subject, and a summary."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from mmccd_cli import __version__
-from mmccd_cli.cli.console import JsonConsole, Progress
-from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, UsageError, as_mmccd_error
+from mmccd_cli.cli.console import JsonConsole
+from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, as_mmccd_error
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort.jobs import Job, RunSettings
-    from mmccd_cli.cohort.shards import Shard
-    from mmccd_cli.cohort.summary import Summary
+    from mmccd_cli.cohort.plan import Cohort, RunPolicy
     from mmccd_cli.outputs.record import Outcome
     from mmccd_cli.pipeline import Pipeline
 
 
-@dataclass
-class Run:
-    """One call of the command.
+@dataclass(kw_only=True)
+class CohortRun:
+    """One call of a command that segments.
 
     Args:
         console: Where messages go.
-        jobs: What is to be done.
+        cohort: What is to be done.
         settings: What was asked for.
+        policy: What is overwritten or kept.
         load: Loads the weights.
-        force: Whether existing outputs are overwritten.
-        resume: Whether results that are up to date are kept.
         many: Whether one subject's failure is reported instead of raised.
-        workers: Subjects that are prepared ahead; None chooses.
     """
 
     console: JsonConsole
-    jobs: list[Job]
+    cohort: Cohort
     settings: RunSettings
+    policy: RunPolicy
     load: Callable[[], Pipeline]
-    force: bool
-    resume: bool
     many: bool
-    workers: int | None = None
-    summary: Summary | None = field(default=None, init=False)
-    report_dir: Path | None = field(default=None, init=False)
     _since: float = field(default_factory=time.perf_counter, init=False)
 
-    def summarise_in(self, out_dir: Path, shard: Shard | None = None) -> None:
-        """Keep a table of all subjects in a folder; a share of a cohort has one of its own."""
-        from mmccd_cli.cohort.summary import Summary
+    def execute(self, *, dry_run: bool = False) -> None:
+        """Segment all subjects, or say what would be done, and report on each as it finishes."""
+        from mmccd_cli.cohort.run import Observer, preview_cohort, segment_cohort
 
-        self.summary = Summary(out_dir, str(shard) if shard else None)
+        job_of = {job.subject.id: job for job in self.cohort.jobs}
+        reported: list[Outcome] = []
+        with self.console.progress() as progress:
 
-    def check(self) -> None:
-        """Refuse what cannot be written, before anything is computed."""
-        from mmccd_cli.cohort.jobs import check_extras, check_targets
+            def began(job: Job) -> None:
+                progress.begin(job.subject.id)
+                self._explain(job, self.console.detail)
 
-        if self.force and self.resume:
-            raise UsageError(
-                "--force does everything anew and --resume does not.", next_step="Give one of them."
-            )
-        check_targets(self.jobs, force=self.force, resume=self.resume)
-        if self.summary:
-            self.summary.check()
-        if self.report_dir:
-            from mmccd_cli.outputs.report.cohort import check_cohort_page
-
-            check_cohort_page(self.report_dir)
-        check_extras(self.jobs, self.settings)
-
-    def execute(self, failures: Sequence[Outcome]) -> None:
-        """Segment all subjects and report on each as it finishes."""
-        from mmccd_cli.cohort.run import run_jobs
-
-        outcomes: list[Outcome] = []
-        for failure in failures:
-            self._record(failure)
-            self._report(failure, outcomes)
-        try:
-            with self.console.progress() as progress:
-                for outcome in run_jobs(
-                    self.jobs,
+            if dry_run:
+                outcomes = preview_cohort(
+                    self.cohort, self._load, settings=self.settings, policy=self.policy
+                )
+            else:
+                outcomes = segment_cohort(
+                    self.cohort,
                     self._load,
-                    self.settings,
-                    force=self.force,
-                    resume=self.resume,
-                    workers=self.workers,
-                    began=lambda job: self._begin(job, progress),
-                    advance=progress.advance,
-                ):
-                    self._record(outcome)
-                    self._report(outcome, outcomes)
-        finally:  # also of a run that is interrupted, the reports that are there get their page
-            self._write_cohort_page(outcomes)
-        self._finish(outcomes)
-
-    def show_plan(self, failures: Sequence[Outcome]) -> None:
-        """Say what each file was taken for and what would be written."""
-        from mmccd_cli.cohort.run import plan_outcome
-
-        outcomes: list[Outcome] = []
-        for failure in failures:
-            self._report(failure, outcomes)
-        segmenter = self._load()
-        for job in self.jobs:
-            outcome = plan_outcome(job, segmenter, self.settings, resume=self.resume)
-            self._report(outcome, outcomes)
-            if outcome.status == "planned":
-                self._explain(job, self.console.info)
-        self._finish(outcomes)
+                    settings=self.settings,
+                    policy=self.policy,
+                    observer=Observer(began=began, advance=progress.advance),
+                )
+            with contextlib.closing(outcomes):
+                for outcome in outcomes:
+                    self._report(outcome, reported)
+                    if outcome.status == "planned":
+                        self._explain(job_of[outcome.name], self.console.info)
+        self._finish(reported)
 
     def _load(self) -> Pipeline:
         from mmccd_cli.translation.devices import describe_device
@@ -122,10 +82,6 @@ class Run:
         self.console.info(f"{weights.name} {weights.version}, {method}, on {device}")
         return segmenter
 
-    def _begin(self, job: Job, progress: Progress) -> None:
-        progress.begin(job.subject.id)
-        self._explain(job, self.console.detail)
-
     def _explain(self, job: Job, say: Callable[[str], None]) -> None:
         for kind, path in job.inputs.items():
             reason = job.subject.reasons.get(kind)
@@ -134,19 +90,6 @@ class Run:
             say(f"  left out: {path} ({reason})")
         for kind, path in job.targets.items():
             say(f"  writes {kind}: {path}")
-
-    def _write_cohort_page(self, outcomes: Sequence[Outcome]) -> None:
-        if self.report_dir is None:
-            return
-        from mmccd_cli.outputs.report.cohort import write_cohort_page
-
-        tables = self.summary.path.parent.glob("summary*.tsv") if self.summary else ()
-        inputs = [path for job in self.jobs for path in job.input_files]
-        write_cohort_page(self.report_dir, outcomes, inputs=inputs, tables=tables)
-
-    def _record(self, outcome: Outcome) -> None:
-        if self.summary:
-            self.summary.add(outcome)
 
     def _report(self, outcome: Outcome, outcomes: list[Outcome]) -> None:
         outcomes.append(outcome)

@@ -12,9 +12,8 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole
-from mmccd_cli.cli.planning import Wish, choose_shard, list_folders
-from mmccd_cli.cli.running import Run
-from mmccd_cli.errors import UsageError
+from mmccd_cli.cli.planning import choose_shard, list_folders
+from mmccd_cli.cli.running import CohortRun
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort.jobs import RunSettings
@@ -197,57 +196,28 @@ def segment(
     }
     chosen = choose_shard(shard, folders, console)
     extras = {kind: path for kind, path in wanted.items() if path is not None}
-    if bids_out is not None:
-        _check_bids(out, out_dir, space)
-    folder = out_dir or bids_out
-    wish = Wish(
-        folders,
-        t1,
-        t2,
-        flair,
-        out,
-        folder,
-        extras,
-        brain_mask,
-        chosen,
-        report_dir,
-        as_bids=bids_out is not None,
+    given = {"FLAIR": flair, "T2w": t2, "T1w": t1}
+    from mmccd_cli.cohort.plan import RunPolicy, SubjectSelection
+
+    selection = SubjectSelection(
+        folders=folders,
+        files={name: path for name, path in given.items() if path is not None},
+        out=out,
+        out_dir=out_dir,
+        bids_out=bids_out,
+        extras=extras,
+        brain_mask=brain_mask,
+        shard=chosen,
+        report_dir=report_dir,
     )
-    jobs, failures = wish.plan()
-    run = Run(
-        console,
-        jobs,
-        settings,
-        partial(model.load, **sampling.describe()),
-        policy.force,
-        policy.resume,
+    CohortRun(
+        console=console,
+        cohort=selection.plan(),
+        settings=settings,
+        policy=RunPolicy(force=policy.force, resume=policy.resume, workers=workers),
+        load=partial(model.load, **sampling.describe()),
         many=out is None,
-        workers=workers,
-    )
-    if out_dir is not None:
-        run.summarise_in(out_dir, chosen)
-    run.report_dir = report_dir
-    run.check()
-    if policy.dry_run:
-        run.show_plan(failures)
-        return
-    if bids_out is not None and jobs:
-        from mmccd_cli.cohort.derivatives import write_root
-
-        write_root(bids_out, [job.subject for job in jobs])
-    run.execute(failures)
-
-
-def _check_bids(out: Path | None, out_dir: Path | None, space: str) -> None:
-    if out is not None or out_dir is not None:
-        raise UsageError(
-            "Say where the result goes, once.", next_step="Give --bids-out without --out."
-        )
-    if space != "native":
-        raise UsageError(
-            "BIDS derivatives lie in the space of the scans here.",
-            next_step="Leave out --space template, or give --out-dir instead of --bids-out.",
-        )
+    ).execute(dry_run=policy.dry_run)
 
 
 def _settings(
@@ -255,7 +225,12 @@ def _settings(
 ) -> RunSettings:
     from mmccd_cli.cohort.jobs import RunSettings
 
-    return RunSettings(mask.threshold, mask.min_lesion_mm3, skull_strip, space)
+    return RunSettings(
+        threshold=mask.threshold,
+        min_lesion_mm3=mask.min_lesion_mm3,
+        skull_strip=skull_strip,
+        space=space,
+    )
 
 
 def register(app: typer.Typer) -> None:

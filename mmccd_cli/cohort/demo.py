@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.anomaly.metrics import overlap
-from mmccd_cli.cohort.jobs import Job, RunSettings, check_targets
-from mmccd_cli.cohort.run import segment_job
+from mmccd_cli.cohort.jobs import Job, RunSettings
+from mmccd_cli.cohort.run import SILENT
+from mmccd_cli.cohort.steps import finish_job, prepare_job
+from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
-from mmccd_cli.inputs.subjects import Subject, subject_from_files
-from mmccd_cli.outputs.images import output_paths
+from mmccd_cli.inputs.subjects import subject_from_files
+from mmccd_cli.outputs.images import OutputPaths, output_paths
 
 if TYPE_CHECKING:
     from mmccd_cli.pipeline import Pipeline
@@ -22,27 +24,28 @@ SUBJECT = "phantom"
 LESION = "lesion"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DemoFiles:
     """Where the demonstration writes.
 
     Attributes:
-        scans: Modality to the synthetic scan; also "lesion", its true lesion.
-        result: Stem-bearing path of the anomaly map; see `output_paths`.
+        scans: Modality -> synthetic scan; also "lesion", its true lesion.
+        outputs: Map, mask and sidecar.
         picture: PNG of the result.
     """
 
     scans: dict[str, Path]
-    result: Path
+    outputs: OutputPaths
     picture: Path
 
     def job(self) -> Job:
         """Return what is to be segmented; the scans must exist."""
         images = {name: path for name, path in self.scans.items() if name != LESION}
-        found = subject_from_files(
-            t1=images["T1w"], t2=images["T2w"], flair=images["FLAIR"], id=SUBJECT
+        return Job(
+            subject=subject_from_files(images, id=SUBJECT),
+            outputs=self.outputs,
+            extras={"picture": self.picture},
         )
-        return Job(found, output_paths(self.result), {"picture": self.picture}, makes_folder=True)
 
 
 def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
@@ -53,14 +56,15 @@ def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
         force: Whether existing ones may be overwritten.
 
     Raises:
-        UsageError: A file exists already, or the folder cannot be written.
+        UsageError: A result exists already, or the folder cannot be written.
     """
     names = ("FLAIR", "T2w", "T1w", LESION)
-    scans = {name: folder / SUBJECT / f"{SUBJECT}_{name}.nii.gz" for name in names}
-    files = DemoFiles(scans, folder / "anomaly.nii.gz", folder / "anomaly.png")
-    extras = {"picture": files.picture}
-    job = Job(Subject(id=SUBJECT, paths={}), output_paths(files.result), extras, makes_folder=True)
-    check_targets([job], force=force, resume=False)
+    files = DemoFiles(
+        scans={name: folder / SUBJECT / f"{SUBJECT}_{name}.nii.gz" for name in names},
+        outputs=output_paths(folder / "anomaly.nii.gz"),
+        picture=folder / "anomaly.png",
+    )
+    refuse_to_overwrite([*files.outputs, files.picture], force=force, make_folders=True)
     return files
 
 
@@ -79,20 +83,21 @@ def write_scans(files: DemoFiles, seed: int = 0) -> None:
 
 def segment_demo(
     files: DemoFiles,
-    segmenter: Pipeline,
+    pipeline: Pipeline,
     *,
     force: bool = False,
-    advance: Callable[[int, int], None] = lambda done, total: None,
+    advance: Callable[[int, int], None] = SILENT.advance,
 ) -> tuple[dict[str, Any], float]:
     """Segment the synthetic subject and compare with its true lesion.
 
     Returns:
         The record of the run, and the Dice coefficient of the mask as written.
     """
-    job = files.job()
-    finished = segment_job(job, segmenter, RunSettings(), force=force, advance=advance)
+    settings = RunSettings()
+    prepared = prepare_job(files.job(), pipeline, settings)
+    segmented = finish_job(prepared, pipeline, settings, force=force, advance=advance)
     mask, truth = (
         read_nifti(path, allow_constant=True)[0].data > 0
-        for path in (job.outputs.mask, files.scans[LESION])
+        for path in (files.outputs.mask, files.scans[LESION])
     )
-    return finished.record, overlap(mask, truth).dice
+    return segmented.record, overlap(mask, truth).dice

@@ -12,13 +12,14 @@ from typing import Any
 
 from mmccd_cli import __version__
 from mmccd_cli.cohort.jobs import Job
-from mmccd_cli.errors import UsageError
+from mmccd_cli.cohort.summary import Summary
+from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.files import read_json, write_atomically
 from mmccd_cli.inputs.bids import DESCRIPTION, bids_root
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.outputs.bids import DESCRIPTIONS
 from mmccd_cli.outputs.images import OutputPaths
-from mmccd_cli.outputs.record import encode_json, read_record
+from mmccd_cli.outputs.record import Outcome, encode_json, read_record
 
 BIDS_VERSION = "1.10.0"
 
@@ -101,7 +102,14 @@ def derivative_job(
         "SpatialReference": source.uri(images[0]),
         "Manual": False,
     }
-    return Job(subject, paths, others, brain_mask, makes_folder=True, sidecar_fields=fields)
+    return Job(
+        subject=subject,
+        outputs=paths,
+        extras=others,
+        brain_mask=brain_mask,
+        makes_folder=True,
+        sidecar_fields=fields,
+    )
 
 
 def find_records(out: Path) -> list[dict[str, Any]]:
@@ -109,6 +117,32 @@ def find_records(out: Path) -> list[dict[str, Any]]:
     places = ("sub-*/anat", "sub-*/ses-*/anat")
     paths = sorted(p for place in places for p in out.glob(f"{place}/*_desc-anomaly_probseg.json"))
     return [record for path in paths if (record := read_record(path)) is not None]
+
+
+def summarise_derivatives(out: Path) -> tuple[Path, int]:
+    """Write the table of all results of a derivative data set, whichever run made them.
+
+    Returns:
+        The table, and how many results are in it.
+
+    Raises:
+        DataError: There is no result.
+        UsageError: The table cannot be written, or is somebody else's.
+    """
+    records = find_records(out)
+    if not records:
+        raise DataError(
+            f"{out} holds no result of mmccd.",
+            next_step="Run the level participant first.",
+        )
+    summary = Summary(out)
+    summary.check()
+    # Named after the map, which tells runs apart.
+    names = [record["outputs"]["map"].partition("_space-")[0] for record in records]
+    summary.add(
+        *(Outcome(name, "done", record) for name, record in zip(names, records, strict=True))
+    )
+    return summary.path, len(records)
 
 
 def plan_derivatives(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +20,13 @@ from mmccd_cli.outputs.record import Outcome
 BRAIN_MASK = "brain_mask"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One subject and where its result goes.
 
     Attributes:
         subject: The files to read.
-        outputs: Map, mask and sidecar.
+        outputs: Map, mask and sidecar; None where nothing is written.
         extras: Kind -> path of what is written beside them, such as "picture"; each kind has a
             place in `mmccd_cli.outputs.extras.EXTRA_OUTPUTS`.
         brain_mask: A brain mask that was given, or None.
@@ -35,7 +35,7 @@ class Job:
     """
 
     subject: Subject
-    outputs: OutputPaths
+    outputs: OutputPaths | None
     extras: Mapping[str, Path] = field(default_factory=dict)
     brain_mask: Path | None = None
     makes_folder: bool = False
@@ -55,12 +55,9 @@ class Job:
     @property
     def targets(self) -> dict[str, Path]:
         """Everything that is written, by kind."""
-        core = {
-            "map": self.outputs.map,
-            "mask": self.outputs.mask,
-            "sidecar": self.outputs.sidecar,
-        }
-        return {**core, **self.extras}
+        if self.outputs is None:
+            return {}
+        return {**asdict(self.outputs), **self.extras}
 
     @property
     def exists(self) -> bool:
@@ -68,7 +65,7 @@ class Job:
         return any(path.exists() for path in self.targets.values())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What a user can ask for beside the sampling, and that changes a number.
 
@@ -168,8 +165,13 @@ def plan_job(
         brain_mask: A brain mask that was given.
     """
     named = {kind: out_dir / f"{subject.id}_{name}" for kind, name in (extras or {}).items()}
-    outputs = output_paths(out_dir / f"{subject.id}.nii.gz")
-    return Job(subject, outputs, named, brain_mask, makes_folder=True)
+    return Job(
+        subject=subject,
+        outputs=output_paths(out_dir / f"{subject.id}.nii.gz"),
+        extras=named,
+        brain_mask=brain_mask,
+        makes_folder=True,
+    )
 
 
 def check_targets(jobs: Sequence[Job], *, force: bool, resume: bool) -> None:

@@ -6,21 +6,25 @@ import gzip
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.anomaly.mask import MASK_SETTINGS
-from mmccd_cli.cohort.jobs import Job
+from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.config import without_retired
 from mmccd_cli.files import sha256_of_file
+from mmccd_cli.inputs.scans import describe_inputs
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import MAP_DESCRIPTION
 from mmccd_cli.outputs.record import jsonable, read_record
+
+if TYPE_CHECKING:
+    from mmccd_cli.pipeline import Pipeline
 
 _NIFTI_DESCRIPTION = slice(148, 228)
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PreviousResult:
     """A result of an earlier run whose map is the one that is asked for.
 
     Attributes:
@@ -32,34 +36,29 @@ class Earlier:
     is_current: bool
 
 
-def find_earlier(
-    job: Job,
-    bundle_sha256: str,
-    requested: Mapping[str, Any],
-    inputs: Mapping[str, Any],
-) -> Earlier | None:
+def find_previous(job: Job, pipeline: Pipeline, settings: RunSettings) -> PreviousResult | None:
     """Compare what lies at a job's outputs with what is asked for.
 
     Args:
         job: The job.
-        bundle_sha256: Hash of the weights.
-        requested: The settings, as `RunSettings.describe` returns them.
-        inputs: The inputs' hashes, as `describe_inputs` returns them.
+        pipeline: The loaded weights.
+        settings: What was asked for.
 
     Returns:
-        The earlier result; None where its map has other inputs, weights or settings, is not the
+        The previous result; None where its map has other inputs, weights or settings, is not the
         one that its sidecar speaks of, or cannot give all that is asked for.
     """
-    record = read_record(job.outputs.sidecar)
-    if record is None or record.get("status") != "done" or not job.outputs.map.is_file():
+    record = read_record(job.targets["sidecar"])
+    if record is None or record.get("status") != "done" or not job.targets["map"].is_file():
         return None
-    earlier, now = _requested(record), jsonable(requested)
+    earlier = _requested(record)
+    now = jsonable(settings.describe(pipeline.sampling, pipeline.asked_precision))
     hashes = record.get("output_sha256", {})
     same_map = (
-        record.get("bundle", {}).get("sha256") == bundle_sha256
+        record.get("bundle", {}).get("sha256") == pipeline.bundle.sha256
         and _without_mask(earlier) == _without_mask(now)
-        and record.get("inputs") == jsonable(inputs)
-        and hashes.get("map") == sha256_of_file(job.outputs.map)
+        and record.get("inputs") == jsonable(describe_inputs(job.subject, job.brain_mask))
+        and hashes.get("map") == sha256_of_file(job.targets["map"])
     )
     if not same_map:
         return None
@@ -67,21 +66,21 @@ def find_earlier(
         earlier == now
         and set(job.extras) <= set(record.get("outputs", {}))
         and all(path.is_file() for path in job.targets.values())
-        and hashes.get("mask") == sha256_of_file(job.outputs.mask)
+        and hashes.get("mask") == sha256_of_file(job.targets["mask"])
     )
     if current:
-        return Earlier(record, True)
+        return PreviousResult(record, True)
     remakes = all(not EXTRA_OUTPUTS[kind].needs_prepared for kind in job.extras)
     if not remakes or (job.extras and now["space"] != "native"):
         return None
-    return Earlier(record, False)
+    return PreviousResult(record, False)
 
 
 def is_ours(job: Job) -> bool:
     """Tell whether what lies at the outputs' places was made by mmccd, so may be replaced."""
-    if read_record(job.outputs.sidecar) is not None:
+    if read_record(job.targets["sidecar"]) is not None:
         return True
-    path = job.outputs.map
+    path = job.targets["map"]
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             header = stream.read(_NIFTI_DESCRIPTION.stop)

@@ -44,8 +44,34 @@ class Shard:
         mine = {path for path, _ in ordered[self.index - 1 :: self.count]}
         return [path for path in folders if path.resolve() in mine]
 
+    def describe(self, folders: Sequence[Path]) -> str:
+        """Return which share this is, and how many of the folders are in it."""
+        mine = f"{len(self.pick(folders))} of {len(folders)} subjects"
+        return f"{self.origin} {self.index} of {self.count}: {mine}"
+
     def __str__(self) -> str:
         return f"{self.index}-of-{self.count}"
+
+
+def choose_shard(
+    text: str, folders: Sequence[Path], environment: Mapping[str, str] = os.environ
+) -> Shard | None:
+    """Read which share of some folders is wanted; "auto" divides no single one.
+
+    Args:
+        text: See `parse_shard`.
+        folders: Subjects' folders; none where a subject was given as files.
+        environment: See `parse_shard`.
+
+    Raises:
+        UsageError: See `parse_shard`; or there are no folders to divide.
+    """
+    if text == "auto" and len(folders) < 2:
+        return None
+    shard = parse_shard(text, environment)
+    if shard is not None and not folders:
+        raise UsageError("--shard divides folders, but a subject was given as files.")
+    return shard
 
 
 def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard | None:

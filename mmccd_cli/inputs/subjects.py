@@ -95,29 +95,25 @@ def find_subject(folder: Path) -> Subject:
     return _dicom_subject(folder, folder.resolve().name)
 
 
-def subject_from_files(
-    *,
-    t1: Path | None = None,
-    t2: Path | None = None,
-    flair: Path | None = None,
-    id: str | None = None,
-) -> Subject:
+def subject_from_files(files: Mapping[str, Path], *, id: str | None = None) -> Subject:
     """Make a subject of images whose modalities the user states; nothing else judges them.
 
     Each image is a NIfTI file, or the folder, archive or multi-frame file of one DICOM series.
 
     Args:
-        t1: T1-weighted image without contrast agent.
-        t2: T2-weighted image.
-        flair: FLAIR image.
+        files: Modality ("FLAIR", "T2w", "T1w") -> image; T1w is without contrast agent.
         id: The subject's name; by default taken from the file or, failing that, its folder.
 
     Raises:
-        UsageError: No file, or one file for two modalities.
+        UsageError: No file, another modality, or one file for two modalities.
         DataError: A file does not exist, or a folder holds more than one series.
     """
-    given = {"FLAIR": flair, "T2w": t2, "T1w": t1}
-    paths = {name: Path(path) for name, path in given.items() if path is not None}
+    if unknown := sorted(set(files) - set(MODALITIES)):
+        raise UsageError(
+            f"There is no modality {', '.join(unknown)}.",
+            next_step=f"Give files of {', '.join(MODALITIES)}.",
+        )
+    paths = {name: Path(files[name]) for name in MODALITIES if name in files}
     if not paths:
         raise UsageError("No image was given.", next_step="Give --flair, --t2 or --t1.")
     seen: dict[Path, str] = {}

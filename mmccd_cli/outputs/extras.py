@@ -50,8 +50,8 @@ def _report(segmented: SegmentedSubject) -> bytes:
 def _bids(make: Callable[[BidsMask], bytes], segmented: SegmentedSubject) -> bytes:
     result = segmented.result
     shown = BidsMask(
-        map=segmented.outputs.map,
-        mask=segmented.outputs.mask,
+        map=segmented.targets["map"],
+        mask=segmented.targets["mask"],
         voxels=result.mask,
         lesions=result.lesions,
         grid=segmented.grid,

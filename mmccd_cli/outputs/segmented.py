@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mmccd_cli.inputs.nifti import NiftiGrid
     from mmccd_cli.inputs.subjects import Subject
     from mmccd_cli.inputs.volume import Volume
-    from mmccd_cli.outputs.images import OutputPaths
     from mmccd_cli.pipeline import SegmentationResult
     from mmccd_cli.weights.bundle import Bundle
 
@@ -21,7 +22,8 @@ class SegmentedSubject:
 
     Attributes:
         subject: Whose scans were read.
-        outputs: Where map, mask and sidecar go.
+        targets: Kind of output -> file, of "map", "mask", "sidecar" and the extras; empty where
+            nothing is written.
         sidecar_fields: What the sidecar says beside the record.
         result: Arrays and lesions; its `prepared` is None where only the mask was made anew.
         grid: The grid of map and mask.
@@ -32,7 +34,7 @@ class SegmentedSubject:
     """
 
     subject: Subject
-    outputs: OutputPaths
+    targets: Mapping[str, Path]
     sidecar_fields: Mapping[str, Any]
     result: SegmentationResult
     grid: NiftiGrid

@@ -127,7 +127,7 @@ def test_dry_run_explains_the_choice(run, study, tmp_path):
 
 
 def test_images_may_be_named_by_the_folders_of_their_series(study):
-    subject = subject_from_files(flair=study / "S001", t2=study / "S002")
+    subject = subject_from_files({"FLAIR": study / "S001", "T2w": study / "S002"})
     assert set(subject.series) == {"FLAIR", "T2w"}
     assert len(subject.files) == 92
 

@@ -125,10 +125,10 @@ def test_a_job_names_everything_it_writes(tmp_path: Path) -> None:
 def test_a_folder_of_an_extra_is_checked_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     outputs = output_paths(tmp_path / "out" / "a.nii.gz")
-    extras = {"picture": tmp_path / "file" / "look.png"}
+    subject, extras = Subject(id="a", paths={}), {"picture": tmp_path / "file" / "look.png"}
+    job = Job(subject=subject, outputs=outputs, extras=extras, makes_folder=True)
     with pytest.raises(UsageError, match="is a file"):
-        check_targets([Job(Subject(id="a", paths={}), outputs, extras, makes_folder=True)],
-                      force=False, resume=False)  # fmt: skip
+        check_targets([job], force=False, resume=False)
 
 
 def test_settings_are_described_as_they_are_compared() -> None:

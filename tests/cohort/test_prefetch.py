@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from mmccd_cli.cohort.prefetch import Ahead, is_anything_running
+from mmccd_cli.cohort.prefetch import BackgroundCall, is_anything_running
 
 
 def test_it_computes_at_once_and_waits_with_the_result() -> None:
@@ -19,7 +19,7 @@ def test_it_computes_at_once_and_waits_with_the_result() -> None:
         assert may_end.wait(10)
         return 7
 
-    ahead = Ahead(compute)
+    ahead = BackgroundCall(compute)
     assert going.wait(10)
     assert is_anything_running()
     may_end.set()
@@ -28,7 +28,7 @@ def test_it_computes_at_once_and_waits_with_the_result() -> None:
 
 
 def test_its_error_waits_until_it_is_asked_for() -> None:
-    ahead: Ahead[float] = Ahead(lambda: 1 / 0)
+    ahead: BackgroundCall[float] = BackgroundCall(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ahead.result()
     assert not is_anything_running()
@@ -38,7 +38,7 @@ def test_its_error_waits_until_it_is_asked_for() -> None:
 @pytest.mark.usefixtures("interruptible")
 def test_it_still_runs_when_waiting_for_it_is_interrupted() -> None:
     may_end = threading.Event()
-    ahead = Ahead(lambda: may_end.wait(10))
+    ahead = BackgroundCall(lambda: may_end.wait(10))
     # To the process, as Ctrl-C does: raise_signal would meet the timer's thread and wake nobody.
     threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):

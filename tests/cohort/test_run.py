@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from mmccd_cli import Segmenter
 from mmccd_cli.cli.app import app
 from mmccd_cli.cohort.jobs import RunSettings, find_all_subjects, plan_job
-from mmccd_cli.cohort.run import run_jobs
+from mmccd_cli.cohort.plan import Cohort, RunPolicy
+from mmccd_cli.cohort.run import segment_cohort
 from mmccd_cli.errors import DataError, WeightsError
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.outputs.record import Outcome
@@ -69,8 +70,15 @@ def _run(
     segmenter: Segmenter, folders: list[Path], out: Path, **options: Any
 ) -> dict[str, Outcome]:
     settings = options.pop("settings", RunSettings())
-    jobs = [plan_job(subject, out) for subject in find_all_subjects(folders)[0]]
-    return {o.name: o for o in run_jobs(jobs, lambda: segmenter, settings, **options)}
+    policy = RunPolicy(**options)
+    done = segment_cohort(
+        _cohort(folders, out), lambda: segmenter, settings=settings, policy=policy
+    )
+    return {outcome.name: outcome for outcome in done}
+
+
+def _cohort(folders: list[Path], out: Path) -> Cohort:
+    return Cohort(jobs=[plan_job(subject, out) for subject in find_all_subjects(folders)[0]])
 
 
 def _bytes(out: Path) -> dict[str, bytes]:
@@ -131,16 +139,16 @@ def test_weights_are_loaded_once_and_not_for_what_cannot_be_read(
         loaded.append("once")
         return segmenter
 
-    jobs = [plan_job(s, tmp_path / "out") for s in find_all_subjects([folders[2]])[0]]
-    assert [o.status for o in run_jobs(jobs, load, RunSettings())] == ["failed"]
+    rest = {"settings": RunSettings(), "policy": RunPolicy()}
+    cohort = _cohort([folders[2]], tmp_path / "out")
+    assert [o.status for o in segment_cohort(cohort, load, **rest)] == ["failed"]
     assert loaded == []
 
     def fail() -> Segmenter:
         raise WeightsError("none")
 
-    jobs = [plan_job(s, tmp_path / "out") for s in find_all_subjects(folders[:2])[0]]
     with pytest.raises(WeightsError):
-        list(run_jobs(jobs, fail, RunSettings()))
+        list(segment_cohort(_cohort(folders[:2], tmp_path / "out"), fail, **rest))
 
 
 # Resuming.

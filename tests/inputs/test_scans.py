@@ -11,6 +11,6 @@ from mmccd_cli.inputs.subjects import subject_from_files
 def test_inputs_are_described_without_their_folder(tmp_path):
     path = tmp_path / "flair.nii.gz"
     path.write_bytes(b"scan")
-    assert describe_inputs(subject_from_files(flair=path)) == {
+    assert describe_inputs(subject_from_files({"FLAIR": path})) == {
         "FLAIR": {"file": "flair.nii.gz", "sha256": hashlib.sha256(b"scan").hexdigest()}
     }

@@ -210,23 +210,25 @@ def test_an_image_whose_content_was_not_fetched_is_not_passed_over(tmp_path):
 
 def test_separate_files(tmp_path):
     folder_with(tmp_path, "P7_T1.nii.gz", "b.nii.gz")
-    subject = subject_from_files(t1=tmp_path / "P7_T1.nii.gz", flair=tmp_path / "b.nii.gz")
+    subject = subject_from_files({"T1w": tmp_path / "P7_T1.nii.gz", "FLAIR": tmp_path / "b.nii.gz"})
     assert tuple(subject.paths) == ("FLAIR", "T1w")
     assert subject.layout == "files"
-    assert subject_from_files(t1=tmp_path / "P7_T1.nii.gz").id == "P7"
-    assert subject_from_files(t1=tmp_path / "P7_T1.nii.gz", id="me").id == "me"
+    assert subject_from_files({"T1w": tmp_path / "P7_T1.nii.gz"}).id == "P7"
+    assert subject_from_files({"T1w": tmp_path / "P7_T1.nii.gz"}, id="me").id == "me"
     folder_with(tmp_path / "case", "flair.nii.gz")
-    assert subject_from_files(flair=tmp_path / "case" / "flair.nii.gz").id == "case"
+    assert subject_from_files({"FLAIR": tmp_path / "case" / "flair.nii.gz"}).id == "case"
 
 
 def test_separate_files_that_contradict(tmp_path):
     folder_with(tmp_path, "a.nii.gz")
     with pytest.raises(UsageError, match="No image"):
-        subject_from_files()
+        subject_from_files({})
+    with pytest.raises(UsageError, match="no modality T1c"):
+        subject_from_files({"T1c": tmp_path / "a.nii.gz"})
     with pytest.raises(UsageError, match="--t1"):
-        subject_from_files(t1=tmp_path / "a.nii.gz", t2=tmp_path / "a.nii.gz")
+        subject_from_files({"T1w": tmp_path / "a.nii.gz", "T2w": tmp_path / "a.nii.gz"})
     with pytest.raises(DataError, match="--t2"):
-        subject_from_files(t2=tmp_path / "none.nii.gz")
+        subject_from_files({"T2w": tmp_path / "none.nii.gz"})
 
 
 def test_a_grouped_data_set_with_folders_that_are_no_subject(tmp_path):
