@@ -11,8 +11,8 @@ Progress = Callable[[int, int], None]
 """Called with the number of parts that are done, and their number in all."""
 
 
-def silent(done: int, total: int) -> None:
-    """A `Progress` that tells nobody."""
+def silent(*_: object) -> None:
+    """A `Progress`, or any other report, that tells nobody."""
 
 
 @dataclass(frozen=True)

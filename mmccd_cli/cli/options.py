@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -87,6 +88,17 @@ def _count(text: str, least: int) -> int | None:
     if not (text.isascii() and text.isdigit() and least <= int(text) <= _LARGEST_COUNT):
         raise typer.BadParameter(f"{text} is not a count. Give {least}, {least + 1}, ... or auto.")
     return int(text)
+
+
+def one_of(*words: str) -> Callable[[str], str]:
+    """Return what reads one of some words, for options that may be repeated."""
+
+    def read(text: str) -> str:
+        if text not in words:
+            raise typer.BadParameter(f"{text} is not known. Use {' or '.join(words)}.")
+        return text
+
+    return read
 
 
 def parse_skull_strip(text: str) -> tuple[str, Path | None]:

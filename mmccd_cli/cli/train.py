@@ -2,80 +2,166 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import Console, Progress
+from mmccd_cli.cli.console import Console, Progress, switch
 from mmccd_cli.errors import UsageError
 from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
+    from mmccd_cli.config import TrainingConfig
+    from mmccd_cli.template import Template
     from mmccd_cli.training.recipes import Recipe
+    from mmccd_cli.training.trainer import TrainingProgress
 
-DATA_KINDS = ("brats2021", "brats", "folder")
 
-DataKind = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="brats2021|brats|folder",
-        help="What the data set is: BraTS of any year, or a folder of healthy subjects.",
-    ),
-]
-DataDir = Annotated[
-    Path | None, typer.Option(help="Folder with one folder for each subject.", show_default=False)
-]
-PresetName = Annotated[
-    str, typer.Option("--preset", metavar="compact|paper", help="Which recipe to train.")
-]
-Split = Annotated[
-    Path | None,
-    typer.Option(
-        help='JSON file: {"train": \\[ids], "val": \\[ids]}. By default drawn from the ids.',
-        show_default=False,
-    ),
-]
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Stop at the first subject that cannot be used.")
-]
-Template = Annotated[
-    str | None,
-    typer.Option(
-        metavar="WEIGHTS",
-        help="Register every subject to this bundle's template. "
-        "By default subjects are trusted to share a space, as those of BraTS do.",
-        show_default=False,
-    ),
-]
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Which data set, and how it becomes slices."""
+
+    data: Annotated[
+        Literal["brats2021", "brats", "folder"],
+        typer.Option(
+            metavar="brats2021|brats|folder",
+            help="What the data set is: BraTS of any year, or a folder of healthy subjects.",
+        ),
+    ] = "brats2021"
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with one folder for each subject.", show_default=False),
+    ] = None
+    preset: Annotated[
+        Literal["compact", "paper"],
+        typer.Option(metavar="compact|paper", help="Which recipe to train."),
+    ] = "compact"
+    split: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON file: {"train": \\[ids], "val": \\[ids]}. By default drawn from the ids.',
+            show_default=False,
+        ),
+    ] = None
+    template: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS",
+            help="Register every subject to this bundle's template. "
+            "By default subjects are trusted to share a space, as those of BraTS do.",
+            show_default=False,
+        ),
+    ] = None
+    strict: Annotated[
+        bool, switch("--strict", help="Stop at the first subject that cannot be used.")
+    ] = False
+
+    def recipe(self) -> Recipe:
+        """Return the recipe that was asked for."""
+        from mmccd_cli.training.recipes import RECIPES
+
+        return RECIPES[self.preset]
+
+    def prepare(self, out: Path, console: Console, progress: Progress) -> None:
+        """Write the slices, and say who was left out.
+
+        Raises:
+            UsageError: The folder of the data is missing.
+            DataError: There is no usable subject.
+        """
+        from mmccd_cli.training.dataset import PrepareSettings, prepare_dataset, read_split
+
+        if self.data_dir is None:
+            raise UsageError("--data-dir is missing.", next_step="Give the folder of the subjects.")
+        recipe = self.recipe()
+        progress.begin("preparing slices")
+        result = prepare_dataset(
+            self.data_dir,
+            out,
+            PrepareSettings(
+                spacing_mm=recipe.spacing_mm,
+                preprocessing=recipe.preprocessing,
+                require_segmentation=self.data != "folder",
+                strict=self.strict,
+            ),
+            split=read_split(self.split) if self.split else None,
+            template=self._template(),
+            report=lambda _, done, total: progress.advance(done, total),
+        )
+        for name, reason in result.skipped:
+            console.note(f"{name} was left out: {reason}")
+        console.info(f"Prepared {len(result.subjects)} subjects in {out}.")
+
+    def _template(self) -> Template | None:
+        if self.template is None:
+            return None
+        from mmccd_cli.weights.bundle import load_bundle
+        from mmccd_cli.weights.resolve import resolve_weights
+
+        return load_bundle(resolve_weights(self.template)).template
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What of a recipe may be changed, and where it is computed."""
+
+    iterations: Annotated[
+        int | None, typer.Option(help="Steps of each network.", show_default=False)
+    ] = None
+    batch_size: Annotated[
+        int | None, typer.Option(help="Slices a step, over all processes.", show_default=False)
+    ] = None
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", show_default=False)
+    ] = None
+    seed: Annotated[int | None, typer.Option(help="Seed.", show_default=False)] = None
+
+    def change(self, config: TrainingConfig) -> TrainingConfig:
+        """Return a recipe's settings with those changed that were given.
+
+        Raises:
+            UsageError: A value is out of range.
+        """
+        from dataclasses import asdict
+
+        from mmccd_cli.config import with_changes
+
+        return with_changes(config, asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleOptions:
+    """What the new bundle says about itself."""
+
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1"
+    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "research use only"
+    about_data: Annotated[
+        str, typer.Option(help="A sentence on the data, for the model card.", show_default=False)
+    ] = ""
 
 
 @command
 def prepare(
     *,
-    data_dir: DataDir = None,
+    source: DataOptions,
     out: Annotated[Path, typer.Option(help="Folder for the slices.")] = Path("prepared"),
-    data: DataKind = "brats2021",
-    preset: PresetName = "compact",
-    split: Split = None,
-    template: Template = None,
-    strict: Strict = False,
     console: Console,
 ) -> None:
     """Turn a data set into slices that `train` reads without any image library."""
     with console.progress() as progress:
-        _prepare(data_dir, out, data, _recipe(preset), split, template, strict, console, progress)
+        source.prepare(out, console, progress)
 
 
 @command
 def train(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the new bundle.", show_default=False)],
-    data: DataKind = "brats2021",
-    data_dir: DataDir = None,
+    source: DataOptions,
     prepared: Annotated[
         Path | None,
         typer.Option(help="Slices from `prepare`, instead of --data-dir.", show_default=False),
@@ -84,10 +170,6 @@ def train(
         Path | None,
         typer.Option(help="Checkpoints and logs; by default OUT.work.", show_default=False),
     ] = None,
-    preset: PresetName = "compact",
-    split: Split = None,
-    template: Template = None,
-    strict: Strict = False,
     network: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,18 +177,12 @@ def train(
             show_default=False,
         ),
     ] = None,
-    iterations: Annotated[
-        int | None, typer.Option(help="Steps of each network.", show_default=False)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Slices a step, over all processes.", show_default=False)
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", show_default=False)
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed.", show_default=False)] = None,
+    changes: TrainingOptions,
     device: options.Device = "auto",
-    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16", help="Arithmetic.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(metavar="auto|fp32|bf16", help="Arithmetic."),
+    ] = "auto",
     threads: options.Threads = None,
     calibrate_on: Annotated[
         str, typer.Option(help="Split to calibrate on; `none` leaves the scores uncalibrated.")
@@ -118,11 +194,7 @@ def train(
             "calibrate on the subjects that they have not seen; 0 for none.",
         ),
     ] = 0,
-    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
-    licence: Annotated[str, typer.Option(help="Licence of the weights.")] = "research use only",
-    about_data: Annotated[
-        str, typer.Option(help="A sentence on the data, for the model card.", show_default=False)
-    ] = "",
+    about: BundleOptions,
     force: options.Force = False,
     console: Console,
 ) -> None:
@@ -130,34 +202,37 @@ def train(
 
     Runs in several processes under `torchrun`.
     """
+    from dataclasses import replace
+
+    if (source.data_dir is None) == (prepared is None):
+        raise UsageError(
+            "Give either --data-dir or --prepared.",
+            next_step="mmccd train --data brats2021 --data-dir DIR --out weights/NAME",
+        )
+    refuse_to_overwrite([out / "bundle.json"], force=force, make_folders=True)
     work = work or out.with_name(out.name + ".work")
-    _check_train(out, data_dir, prepared, precision, force)
-    recipe = _changed(
-        _recipe(preset),
-        iterations=iterations,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
+    recipe = source.recipe()
+    recipe = replace(recipe, training=changes.change(recipe.training))
     with console.progress() as progress:
-        from mmccd_cli.training.networks import BundleText, make_runtime
-        from mmccd_cli.training.run import Training
+        from mmccd_cli.training.run import BundleText, Training
+        from mmccd_cli.training.trainer import make_runtime
 
         options.use_threads(threads)
-        shards = prepared or work / "slices"
-        runtime = make_runtime(device, precision)
+        shards, runtime = prepared or work / "slices", make_runtime(device, precision)
         if prepared is None and not (shards / "dataset.json").exists() and runtime.rank == 0:
-            _prepare(data_dir, shards, data, recipe, split, template, strict, console, progress)
+            source.prepare(shards, console, progress)
         runtime.barrier()
         training = Training(
-            shards,
-            work,
-            recipe,
-            runtime,
-            text=BundleText(out.name, version=version, licence=licence, data=about_data),
+            shards=shards,
+            work=work,
+            recipe=recipe,
+            runtime=runtime,
+            text=BundleText(
+                name=out.name, version=about.version, licence=about.licence, data=about.about_data
+            ),
             folds=folds,
             only=network,
-            report=_reporter(console, progress),
+            report=training_reporter(console, progress),
         )
         networks = training.train()
         if runtime.rank:
@@ -172,91 +247,10 @@ def train(
         console.info(f"Wrote {out}. Use it: mmccd segment SUBJECT --weights {out} --out map.nii.gz")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("prepare")(prepare)
-    app.command("train")(train)
+def training_reporter(console: Console, progress: Progress) -> Callable[[TrainingProgress], None]:
+    """Show how a training goes: on the bar, and with --verbose in lines."""
 
-
-def _recipe(name: str) -> Recipe:
-    from mmccd_cli.training.recipes import RECIPES
-
-    if name not in RECIPES:
-        raise UsageError(
-            f"--preset {name} is not known.", next_step=f"Use --preset {' or '.join(RECIPES)}."
-        )
-    return RECIPES[name]
-
-
-def _changed(recipe: Recipe, **changes: Any) -> Recipe:
-    from dataclasses import replace
-
-    from mmccd_cli.config import with_changes
-
-    return replace(recipe, training=with_changes(recipe.training, changes))
-
-
-def _check_train(
-    out: Path, data_dir: Path | None, prepared: Path | None, precision: str, force: bool
-) -> None:
-    if (data_dir is None) == (prepared is None):
-        raise UsageError(
-            "Give either --data-dir or --prepared.",
-            next_step="mmccd train --data brats2021 --data-dir DIR --out weights/NAME",
-        )
-    if precision not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"--precision {precision} is not known.", next_step="Use fp32 or bf16.")
-    refuse_to_overwrite([out / "bundle.json"], force=force, make_folders=True)
-
-
-def _prepare(
-    data_dir: Path | None,
-    out: Path,
-    data: str,
-    recipe: Recipe,
-    split: Path | None,
-    template: str | None,
-    strict: bool,
-    console: Console,
-    progress: Progress,
-) -> None:
-    from mmccd_cli.training.dataset import PrepareSettings, prepare_dataset, read_split
-
-    if data not in DATA_KINDS:
-        raise UsageError(f"--data {data} is not known.", next_step=f"Use {', '.join(DATA_KINDS)}.")
-    if data_dir is None:
-        raise UsageError("--data-dir is missing.", next_step="Give the folder of the subjects.")
-    settings = PrepareSettings(
-        spacing_mm=recipe.spacing_mm,
-        preprocessing=recipe.preprocessing,
-        require_segmentation=data != "folder",
-        strict=strict,
-    )
-    progress.begin("preparing slices")
-    result = prepare_dataset(
-        data_dir,
-        out,
-        settings,
-        split=read_split(split) if split else None,
-        template=_template(template),
-        report=lambda subject, done, total: progress.advance(done, total),
-    )
-    for name, reason in result.skipped:
-        console.note(f"{name} was left out: {reason}")
-    console.info(f"Prepared {len(result.subjects)} subjects in {out}.")
-
-
-def _template(weights: str | None) -> Any:
-    if weights is None:
-        return None
-    from mmccd_cli.weights.bundle import load_bundle
-    from mmccd_cli.weights.resolve import resolve_weights
-
-    return load_bundle(resolve_weights(weights)).template
-
-
-def _reporter(console: Console, progress: Progress) -> Any:
-    def report(state: Any) -> None:
+    def report(state: TrainingProgress) -> None:
         progress.begin(f"{state.network}: loss {state.loss:.4f}")
         progress.advance(state.iteration, state.iterations)
         console.detail(
@@ -265,3 +259,9 @@ def _reporter(console: Console, progress: Progress) -> Any:
         )
 
     return report
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("prepare")(prepare)
+    app.command("train")(train)

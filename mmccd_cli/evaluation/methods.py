@@ -223,7 +223,7 @@ class ComparisonScorer:
             residual = residual_of_volume(
                 self.model.network.to(self.device),
                 self.model.config,
-                image=prepared.images[modality],
+                prepared.images[modality],
                 brain=prepared.brain,
                 scale=self.model.preprocessing.intensity.scale,
                 residual=self.residual,

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,12 +25,13 @@ from mmccd_cli.anomaly.candidates import (
 )
 from mmccd_cli.anomaly.components import fill_holes
 from mmccd_cli.anomaly.metrics import overlap
-from mmccd_cli.anomaly.score import map_from_score, smooth
-from mmccd_cli.config import MODALITIES, SamplingConfig, ScoreConfig, describe_rule
+from mmccd_cli.anomaly.score import SmoothedScore, map_from_score, smooth
+from mmccd_cli.config import METHODS, MODALITIES, SamplingConfig, ScoreConfig, describe_rule
 from mmccd_cli.errors import DataError
+from mmccd_cli.progress import silent
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.template import Quantisation
-from mmccd_cli.training.slices import read_index, read_shard
+from mmccd_cli.training.slices import read_index, read_volumes, subjects_of
 from mmccd_cli.weights.bundle import Bundle, BundleConfig
 
 THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 22))
@@ -49,12 +50,12 @@ OTHER_ATLAS_WEIGHTS = (0.25, 0.5)
 REFINE_MM = {"FLAIR": 3.0}
 """How far contours may move, by the reference scan. At full resolution 3 mm gained 0.006 Dice on
 the training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
-Method = Literal["mmccd", "cyclic-unet"]
-METHODS: tuple[Method, ...] = ("mmccd", "cyclic-unet")
+FALSE_POSITIVES_ML = 1.0
+"""Mean volume of a mask in healthy subjects, where no others are there to calibrate on."""
 MODALITY_SETS = (("FLAIR", "T2w", "T1w"), ("FLAIR", "T2w"), ("FLAIR",), ("T2w",), ("T1w",))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationSubject:
     """One subject on the training grid.
 
@@ -71,14 +72,14 @@ class CalibrationSubject:
     signals: dict[str, NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationRow:
     """Result of one method on one set of modalities.
 
     Attributes:
         method: "mmccd" or "cyclic-unet".
         config: The chosen score.
-        dice: Mean Dice on the calibration subjects, on the training grid.
+        dice: Mean Dice on the calibration subjects, on the training grid; NaN without lesions.
         left_out_dice: The same with the threshold chosen on the other subjects each time.
         trials: (weights, rule, mean Dice) of everything that was tried.
         fold_configs: For each fold, what is chosen without its subjects.
@@ -86,10 +87,21 @@ class CalibrationRow:
 
     method: str
     config: ScoreConfig
-    dice: float
-    left_out_dice: float
+    dice: float = float("nan")
+    left_out_dice: float = float("nan")
     trials: list[dict[str, Any]]
     fold_configs: list[ScoreConfig] = field(default_factory=list)
+
+    def describe(self, *, unseen: bool) -> dict[str, Any]:
+        """As plain values, for the model card."""
+        return {
+            "method": self.method,
+            "modalities": list(self.config.modalities),
+            "dice": round(self.dice, 4),
+            "left_out_dice": round(self.left_out_dice, 4),
+            "networks_know_the_subjects": not unseen,
+            "trials": self.trials,
+        }
 
 
 @dataclass(frozen=True)
@@ -120,106 +132,77 @@ def calibrate(
     shards: Path,
     *,
     split: str = "train",
-    methods: Sequence[Method] = METHODS,
     folds: Sequence[Fold] = (),
     device: torch.device | None = None,
-    false_positive_budget_ml: float = 1.0,
-    report: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = silent,
 ) -> Calibration:
     """Choose all numbers of a bundle's scores on prepared subjects.
 
     With labelled lesions the mean Dice decides. With healthy subjects only, the threshold is the
-    lowest that leaves at most `false_positive_budget_ml` on average; weights then stay as they are.
+    lowest that leaves at most `FALSE_POSITIVES_ML` on average; weights then stay as they are.
 
     Args:
         bundle: The bundle.
         shards: What `prepare` wrote.
         split: Split of the subjects to calibrate on, where there are no folds.
-        methods: What to calibrate; the scores of other methods stay as they are.
         folds: Bundles that have not seen some of the training subjects, who then stand for unseen
             ones. Without them, networks are calibrated on scans that they know.
         device: Where networks run; the CPU by default.
-        false_positive_budget_ml: Only for healthy subjects.
         report: Called with a line for every method and set of modalities.
 
     Raises:
         DataError: No subject to calibrate on.
     """
-    rows: list[CalibrationRow] = []
+    known_by = folds or [Fold(bundle, _subjects_of(shards, split))]
     scores = dict(bundle.config.scores)
     fold_scores = [dict(fold.bundle.config.scores) for fold in folds]
-    labelled, ids = False, []
-    for method in methods:
-        sampling = replace(bundle.config.sampling, method=method)
-        subjects = load_subjects(
-            folds or [Fold(bundle, subjects_of(shards, split))],
-            shards,
-            sampling,
-            device or torch.device("cpu"),
-        )
-        ids = [s.id for s in subjects]
-        labelled = any(bool(s.lesion.any()) for s in subjects)
-        known: dict[str, list[_Trial]] = {}
-        chosen: list[CalibrationRow] = []
+    rows: list[CalibrationRow] = []
+    for method in METHODS:
+        sampling = replace(bundle.config.sampling, method=method)  # type: ignore[arg-type]  # one of METHODS
+        device = device or torch.device("cpu")
+        subjects = load_subjects(known_by, shards, sampling=sampling, device=device)
+        search = Search(subjects=subjects, bundle=bundle, method=method, folds=folds)
+        found = []
         for modalities in _sets(bundle):
-            row = (
-                choose_by_dice(subjects, modalities, bundle, method, folds, known)
-                if labelled
-                else choose_by_budget(
-                    subjects, modalities, bundle, method, false_positive_budget_ml
-                )
-            )
-            chosen.append(row)
+            found.append(row := search.choose(modalities))
             report(
                 f"{method:12s} {'+'.join(modalities):16s} Dice {row.dice:.3f}, "
                 f"left out {row.left_out_dice:.3f}"
             )
-        rows += chosen
         # What does not gain by a further modality does not ask for it.
-        chosen = _distinct(sorted(chosen, key=lambda row: -row.left_out_dice))
+        chosen = _distinct(sorted(found, key=lambda row: -row.left_out_dice))
         scores[method] = tuple(row.config for row in chosen)
         for number, own in enumerate(fold_scores):
-            if labelled:
+            if search.labelled:
                 own[method] = tuple(row.fold_configs[number] for row in chosen)
-    about = {
-        "split": split,
-        "subjects": ids,
-        "folds": [list(fold.subjects) for fold in folds],
-        "criterion": "mean Dice on the training grid"
-        if labelled
-        else f"at most {false_positive_budget_ml} ml of false positives in healthy subjects",
-        "rows": [*_rows_of_others(bundle, methods), *(_describe(row, bool(folds)) for row in rows)],
-    }
-    fold_configs = []
-    for fold, own in zip(folds, fold_scores, strict=True):
-        others = [subject for subject in ids if subject not in fold.subjects]
-        chosen_on = {"split": split, "subjects": others, "criterion": about["criterion"]}
-        fold_configs.append(
-            replace(fold.bundle.config, scores=own, calibration={**chosen_on, "rows": []})
-        )
+        rows += found
     return Calibration(
-        replace(bundle.config, scores=scores, calibration=about),
-        fold_configs,
+        replace(
+            bundle.config,
+            scores=scores,
+            calibration={
+                "split": split,
+                "subjects": search.ids,
+                "folds": [list(fold.subjects) for fold in folds],
+                "criterion": search.criterion,
+                "rows": [row.describe(unseen=bool(folds)) for row in rows],
+            },
+        ),
+        [
+            replace(
+                fold.bundle.config,
+                scores=own,
+                calibration={
+                    "split": split,
+                    "subjects": [s for s in search.ids if s not in fold.subjects],
+                    "criterion": search.criterion,
+                    "rows": [],
+                },
+            )
+            for fold, own in zip(folds, fold_scores, strict=True)
+        ],
         rows,
     )
-
-
-def _describe(row: CalibrationRow, unseen: bool) -> dict[str, Any]:
-    """A row as plain values, for the model card."""
-    return {
-        "method": row.method,
-        "modalities": list(row.config.modalities),
-        "dice": round(row.dice, 4),
-        "left_out_dice": round(row.left_out_dice, 4),
-        "networks_know_the_subjects": not unseen,
-        "trials": row.trials,
-    }
-
-
-def _rows_of_others(bundle: Bundle, methods: Sequence[str]) -> list[dict[str, Any]]:
-    """What an earlier calibration said of the methods whose scores stay as they are."""
-    rows = bundle.config.calibration.get("rows", [])
-    return [row for row in rows if row["method"] not in methods]
 
 
 def _distinct(rows: Sequence[CalibrationRow]) -> list[CalibrationRow]:
@@ -230,20 +213,22 @@ def _distinct(rows: Sequence[CalibrationRow]) -> list[CalibrationRow]:
     return list(first.values())
 
 
-def subjects_of(shards: Path, split: str) -> list[str]:
-    """Ids of a split's prepared subjects.
+def _sets(bundle: Bundle) -> list[tuple[str, ...]]:
+    return [m for m in MODALITY_SETS if set(m) <= set(bundle.sources)]
 
-    Raises:
-        DataError: There are none.
-    """
-    ids = [e["id"] for e in read_index(shards)["subjects"] if e.get("split") == split]
+
+def _subjects_of(shards: Path, split: str) -> list[str]:
+    ids = subjects_of(read_index(shards), split)
     if not ids:
-        raise DataError(f"no subject of the split {split!r} in {shards}")
+        raise DataError(
+            f"There is no subject of the split {split!r} in {shards}.",
+            next_step="Choose another with --calibrate-on, or `none`.",
+        )
     return ids
 
 
 def load_subjects(
-    folds: Sequence[Fold], shards: Path, sampling: SamplingConfig, device: torch.device
+    folds: Sequence[Fold], shards: Path, *, sampling: SamplingConfig, device: torch.device
 ) -> list[CalibrationSubject]:
     """Read subjects and compute all their signals, each by its own fold's networks."""
     quantisation = Quantisation(**read_index(shards)["quantisation"])
@@ -252,14 +237,15 @@ def load_subjects(
         model = SignalModel(fold.bundle, sampling, device)
         everything = _everything(fold.bundle)
         for subject in fold.subjects:
-            shard = read_shard(shards, subject)
-            images = {
-                name: np.moveaxis(quantisation.decode(levels), 0, 2)
-                for name, levels in shard.images.items()
-            }
-            brain, lesion = np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2)
-            signals = model.signals(images, brain, everything)
-            found.append(CalibrationSubject(subject, brain, lesion, signals))
+            volumes = read_volumes(shards, subject, quantisation)
+            found.append(
+                CalibrationSubject(
+                    id=subject,
+                    brain=volumes.brain,
+                    lesion=volumes.lesion,
+                    signals=model.signals(volumes.images, volumes.brain, everything),
+                )
+            )
     return found
 
 
@@ -270,60 +256,132 @@ def _everything(bundle: Bundle) -> ScoreConfig:
     return ScoreConfig(modalities=bundle.sources, weights=weights)
 
 
-def choose_by_dice(
-    subjects: Sequence[CalibrationSubject],
-    modalities: tuple[str, ...],
-    bundle: Bundle,
-    method: str,
-    folds: Sequence[Fold] = (),
-    known: dict[str, list[_Trial]] | None = None,
-) -> CalibrationRow:
-    """Search weights, seeds and threshold rules one after the other; keep the best Dice left out.
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The search for one method's scores.
 
-    The settings of a fold are chosen among everything that was tried, without the fold's own
-    subjects.
-
-    Args:
+    Attributes:
         subjects: Whom to calibrate on.
-        modalities: What a subject is taken to have.
         bundle: The bundle.
-        method: For the row's name.
+        method: Name of the method.
         folds: Who is left out together.
-        known: Trials of other sets of modalities, by their settings; this one's are added.
+        known: Trials by their settings, so that what one set of modalities tried is not tried
+            again for the next.
     """
-    trials: list[_Trial] = []
-    known = {} if known is None else known
-    everyone = np.ones(len(subjects), dtype=bool)
 
-    def best_of(configs: Iterable[ScoreConfig]) -> ScoreConfig:
-        for config in configs:
-            if repr(config) not in known:
-                known[repr(config)] = _try(config, subjects, bundle)
-            trials.extend(t for t in known[repr(config)] if t not in trials)
-        return _without_rule(_choose(trials, everyone)[1])
+    subjects: Sequence[CalibrationSubject]
+    bundle: Bundle
+    method: str
+    folds: Sequence[Fold] = ()
+    known: dict[str, list[Trial]] = field(default_factory=dict)
 
-    first = next(m for m in MODALITIES if m in modalities)
-    best = best_of([ScoreConfig(modalities=(first,), weights={f"cycle:{first}": 1.0})])
-    for signal, weights in signal_choices(modalities, bundle):
-        best = best_of(_with_weight(best, signal, weight) for weight in weights)
-    best = best_of(replace(best, seed_threshold=value) for value in SEED_THRESHOLDS)
-    best = best_of([replace(best, asymmetry_weight=0.0)])
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the subjects."""
+        return [subject.id for subject in self.subjects]
 
-    chosen, config = _choose(trials, everyone)
-    scale, reach = _choose_scale(subjects, bundle, config), _reach(config)
-    fold_configs = []
-    for fold in folds:
-        others = np.array([s.id not in fold.subjects for s in subjects])
-        fold_configs.append(replace(_choose(trials, others)[1], map_scale=scale, refine_mm=reach))
-    config = replace(config, map_scale=scale, refine_mm=reach)
-    return CalibrationRow(
-        method,
-        config,
-        float(chosen.dice.mean(axis=0).max()),
-        chosen.left_out_dice(everyone),
-        [trial.describe() for trial in trials],
-        fold_configs,
-    )
+    @property
+    def labelled(self) -> bool:
+        """Whether any subject has a lesion."""
+        return any(bool(subject.lesion.any()) for subject in self.subjects)
+
+    @property
+    def criterion(self) -> str:
+        """What decides, in words."""
+        if self.labelled:
+            return "mean Dice on the training grid"
+        return f"at most {FALSE_POSITIVES_ML} ml of false positives in healthy subjects"
+
+    def choose(self, modalities: tuple[str, ...]) -> CalibrationRow:
+        """Choose the score of a subject that has these modalities."""
+        by = self._choose_by_dice if self.labelled else self._choose_by_false_positives
+        return by(modalities)
+
+    def _choose_by_dice(self, modalities: tuple[str, ...]) -> CalibrationRow:
+        """Search weights, seeds and rules one after the other; keep the best Dice left out.
+
+        The settings of a fold are chosen among everything that was tried, without the fold's own
+        subjects.
+        """
+        trials: list[Trial] = []
+        everyone = np.ones(len(self.subjects), dtype=bool)
+
+        def best_of(configs: Iterable[ScoreConfig]) -> ScoreConfig:
+            for config in configs:
+                trials.extend(trial for trial in self._tried(config) if trial not in trials)
+            return _without_rule(choose_trial(trials, everyone)[1])
+
+        first = next(m for m in MODALITIES if m in modalities)
+        best = best_of([ScoreConfig(modalities=(first,), weights={f"cycle:{first}": 1.0})])
+        for signal, weights in signal_choices(modalities, self.bundle):
+            best = best_of(_with_weight(best, signal, weight) for weight in weights)
+        best = best_of(replace(best, seed_threshold=value) for value in SEED_THRESHOLDS)
+        best = best_of([replace(best, asymmetry_weight=0.0)])
+
+        chosen, config = choose_trial(trials, everyone)
+        scale, reach = self._choose_scale(config), _reach(config)
+        configs = [config]
+        for fold in self.folds:
+            others = np.array([subject not in fold.subjects for subject in self.ids])
+            configs.append(choose_trial(trials, others)[1])
+        config, *of_folds = (replace(c, map_scale=scale, refine_mm=reach) for c in configs)
+        return CalibrationRow(
+            method=self.method,
+            config=config,
+            dice=float(chosen.dice.mean(axis=0).max()),
+            left_out_dice=chosen.left_out_dice(everyone),
+            trials=[trial.describe() for trial in trials],
+            fold_configs=of_folds,
+        )
+
+    def _tried(self, config: ScoreConfig) -> list[Trial]:
+        """Every kind of threshold rule for one combination of signals."""
+        key = repr(config)
+        if key not in self.known:
+            curves = [
+                dice_curve(self._smooth(subject, config), subject.lesion, config)
+                for subject in self.subjects
+            ]
+            self.known[key] = _trials(config, curves)
+        return self.known[key]
+
+    def _smooth(self, subject: CalibrationSubject, config: ScoreConfig) -> SmoothedScore:
+        spacing_mm = self.bundle.template.spacing_mm
+        return smooth(subject.signals, subject.brain, spacing_mm=spacing_mm, config=config)
+
+    def _choose_by_false_positives(self, modalities: tuple[str, ...]) -> CalibrationRow:
+        """The lowest threshold that keeps false positives in healthy subjects within a budget."""
+        voxel_ml = float(np.prod(self.bundle.template.spacing_mm)) / 1000
+        weights = {f"cycle:{m}": 1.0 for m in modalities if m in self.bundle.sources}
+        config = ScoreConfig(modalities=modalities, weights=weights)
+        smoothed = [self._smooth(subject, config) for subject in self.subjects]
+        for offset in OFFSETS:
+            volumes = []
+            for item in smoothed:
+                threshold = adaptive_threshold(item.values[item.region], offset, otsu_weight=0.5)
+                (mask,) = candidate_masks(item, [threshold], config)
+                mask = _finished(mask, item, threshold, config=config)
+                volumes.append(float(mask.sum()) * voxel_ml)
+            mean = float(np.mean(volumes))
+            if mean <= FALSE_POSITIVES_ML:
+                break
+        return CalibrationRow(
+            method=self.method,
+            config=replace(config, threshold_rule="otsu", threshold_offset=offset),
+            trials=[{"weights": weights, "offset": offset, "false_positive_ml": mean}],
+        )
+
+    def _choose_scale(self, config: ScoreConfig) -> float:
+        """The scale at which the map is most like a probability (least mean log loss)."""
+        losses, spacing = np.zeros(len(MAP_SCALES)), self.bundle.template.spacing_mm
+        for subject in self.subjects:
+            scored = score_scan(subject.signals, subject.brain, spacing_mm=spacing, config=config)
+            truth, inside = subject.lesion[subject.brain], scored.values[subject.brain]
+            for index, scale in enumerate(MAP_SCALES):
+                trial = replace(config, map_scale=scale)
+                p = np.clip(map_from_score(inside, scored.threshold, trial), 1e-6, 1 - 1e-6)
+                losses[index] -= float(np.where(truth, np.log(p), np.log1p(-p)).mean())
+        return MAP_SCALES[int(losses.argmin())]
 
 
 def signal_choices(
@@ -352,7 +410,7 @@ def _with_weight(config: ScoreConfig, signal: str, weight: float) -> ScoreConfig
 
 
 @dataclass(frozen=True, eq=False)
-class _Trial:
+class Trial:
     """One kind of threshold rule for one combination of signals.
 
     Attributes:
@@ -389,10 +447,10 @@ class _Trial:
         }
 
 
-def _choose(trials: Sequence[_Trial], rows: NDArray[np.bool_]) -> tuple[_Trial, ScoreConfig]:
+def choose_trial(trials: Sequence[Trial], rows: NDArray[np.bool_]) -> tuple[Trial, ScoreConfig]:
     """The trial with the best Dice left out among some subjects, and its best setting for them."""
 
-    def worth(trial: _Trial) -> float:
+    def worth(trial: Trial) -> float:
         return trial.left_out_dice(rows) + SEED_BONUS * trial.settings[0].seed_threshold
 
     trial = max(trials, key=worth)
@@ -411,77 +469,61 @@ def _without_rule(config: ScoreConfig) -> ScoreConfig:
     )
 
 
-def _try(
-    config: ScoreConfig, subjects: Sequence[CalibrationSubject], bundle: Bundle
-) -> list[_Trial]:
-    """Every kind of threshold rule for one combination of signals."""
-    tables = [_table(subject, bundle, config) for subject in subjects]
-    return [_Trial(settings, dice) for settings, dice in _rules(config, tables)]
-
-
-def choose_by_budget(
-    subjects: Sequence[CalibrationSubject],
-    modalities: tuple[str, ...],
-    bundle: Bundle,
-    method: str,
-    budget_ml: float,
-) -> CalibrationRow:
-    """The lowest threshold that keeps false positives in healthy subjects within a budget."""
-    spacing = bundle.template.spacing_mm
-    voxel_ml = float(np.prod(spacing)) / 1000
-    weights = {f"cycle:{m}": 1.0 for m in modalities if m in bundle.sources}
-    config = ScoreConfig(modalities=modalities, weights=weights)
-    smoothed = [smooth(s.signals, s.brain, spacing_mm=spacing, config=config) for s in subjects]
-    for offset in OFFSETS:
-        volumes = []
-        for item in smoothed:
-            threshold = adaptive_threshold(item.values[item.region], offset, otsu_weight=0.5)
-            (mask,) = candidate_masks(item, [threshold], config)
-            mask = with_rim(mask, item, threshold=threshold, rim_mm=config.rim_mm)
-            mask = fill_holes(mask, config.fill_holes)
-            volumes.append(float(mask.sum()) * voxel_ml)
-        if float(np.mean(volumes)) <= budget_ml:
-            break
-    config = replace(config, threshold_rule="otsu", threshold_offset=offset)
-    trials = [{"weights": weights, "offset": offset, "false_positive_ml": float(np.mean(volumes))}]
-    return CalibrationRow(method, config, float("nan"), float("nan"), trials)
-
-
-def _sets(bundle: Bundle) -> list[tuple[str, ...]]:
-    return [m for m in MODALITY_SETS if set(m) <= set(bundle.sources)]
-
-
 @dataclass(frozen=True)
-class _Table:
-    """What one subject's score yields at every threshold of `THRESHOLDS`."""
+class DiceCurve:
+    """What one subject's score yields at every threshold of `THRESHOLDS`.
+
+    Attributes:
+        dice: Dice of the masks.
+        edges: How fast the score falls across the contours of the masks.
+        otsu_share: What the adaptive rule adds to its constant in this scan.
+    """
 
     dice: NDArray[np.float64]
     edges: NDArray[np.float64]
-    half_otsu: float
+    otsu_share: float
+
+    def at(self, threshold: float) -> float:
+        """Interpolate Dice at another threshold."""
+        return float(np.interp(threshold, THRESHOLDS, self.dice))
+
+    def at_edge(self, config: ScoreConfig) -> float:
+        """Dice at the threshold that the edge rule finds within its bounds."""
+        candidates = np.array(THRESHOLDS)
+        window = (candidates > config.edge_low - 0.01) & (candidates < config.edge_high + 0.01)
+        return self.at(strongest_edge(candidates[window].tolist(), self.edges[window]))
 
 
-def _table(subject: CalibrationSubject, bundle: Bundle, config: ScoreConfig) -> _Table:
-    spacing = bundle.template.spacing_mm
-    smoothed = smooth(subject.signals, subject.brain, spacing_mm=spacing, config=config)
+def dice_curve(
+    smoothed: SmoothedScore, lesion: NDArray[np.bool_], config: ScoreConfig
+) -> DiceCurve:
+    """Make the masks of all thresholds and compare them with the lesion.
+
+    Args:
+        smoothed: The subject's smoothed score.
+        lesion: (I, J, K) bool.
+        config: How masks are made of it.
+    """
     masks = candidate_masks(smoothed, THRESHOLDS, config)
-    dice = []
-    for threshold, mask in zip(THRESHOLDS, masks, strict=True):
-        grown = with_rim(mask, smoothed, threshold=threshold, rim_mm=config.rim_mm)
-        dice.append(overlap(fill_holes(grown, config.fill_holes), subject.lesion).dice)
+    dice = [
+        overlap(_finished(mask, smoothed, threshold, config=config), lesion).dice
+        for threshold, mask in zip(THRESHOLDS, masks, strict=True)
+    ]
     inside = smoothed.values[smoothed.region]
     otsu = adaptive_threshold(inside, 0.0, otsu_weight=config.otsu_weight)
-    profile = edge_profile(masks, smoothed)
-    return _Table(np.array(dice), profile, otsu)
+    return DiceCurve(np.array(dice), edge_profile(masks, smoothed), otsu)
 
 
-def _rules(
-    config: ScoreConfig, tables: Sequence[_Table]
-) -> list[tuple[list[ScoreConfig], NDArray[np.float64]]]:
+def _finished(
+    mask: NDArray[np.bool_], smoothed: SmoothedScore, threshold: float, *, config: ScoreConfig
+) -> NDArray[np.bool_]:
+    """A candidate as the mask would show it, with the rim of the brain and without holes."""
+    grown = with_rim(mask, smoothed, threshold=threshold, rim_mm=config.rim_mm)
+    return fill_holes(grown, config.fill_holes)
+
+
+def _trials(config: ScoreConfig, curves: Sequence[DiceCurve]) -> list[Trial]:
     """For each kind of rule: its settings, and the Dice (subjects, settings)."""
-
-    def at(table: _Table, threshold: float) -> float:
-        return float(np.interp(threshold, THRESHOLDS, table.dice))
-
     fixed = [replace(config, threshold_rule="fixed", threshold_offset=t) for t in THRESHOLDS]
     otsu = [replace(config, threshold_rule="otsu", threshold_offset=t) for t in OFFSETS]
     edge = [
@@ -489,30 +531,7 @@ def _rules(
         for low, width in itertools.product(EDGE_LOWS, EDGE_WIDTHS)
     ]
     return [
-        (fixed, np.array([[at(t, c.threshold_offset) for c in fixed] for t in tables])),
-        (otsu, np.array([[at(t, c.threshold_offset + t.half_otsu) for c in otsu] for t in tables])),
-        (edge, np.array([[at(t, _edge_choice(t, c)) for c in edge] for t in tables])),
+        Trial(fixed, np.array([[c.at(t) for t in THRESHOLDS] for c in curves])),
+        Trial(otsu, np.array([[c.at(t + c.otsu_share) for t in OFFSETS] for c in curves])),
+        Trial(edge, np.array([[c.at_edge(one) for one in edge] for c in curves])),
     ]
-
-
-def _edge_choice(table: _Table, config: ScoreConfig) -> float:
-    candidates = np.array(THRESHOLDS)
-    window = (candidates > config.edge_low - 0.01) & (candidates < config.edge_high + 0.01)
-    return strongest_edge(candidates[window].tolist(), table.edges[window])
-
-
-def _choose_scale(
-    subjects: Sequence[CalibrationSubject], bundle: Bundle, config: ScoreConfig
-) -> float:
-    """The scale at which the map is most like a probability (least mean log loss)."""
-    losses = np.zeros(len(MAP_SCALES))
-    for subject in subjects:
-        scored = score_scan(
-            subject.signals, subject.brain, spacing_mm=bundle.template.spacing_mm, config=config
-        )
-        truth, inside = subject.lesion[subject.brain], scored.values[subject.brain]
-        for index, scale in enumerate(MAP_SCALES):
-            trial = replace(config, map_scale=scale)
-            p = np.clip(map_from_score(inside, scored.threshold, trial), 1e-6, 1 - 1e-6)
-            losses[index] -= float(np.where(truth, np.log(p), np.log1p(-p)).mean())
-    return MAP_SCALES[int(losses.argmin())]

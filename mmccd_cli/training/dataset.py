@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from mmccd_cli import __version__
 from mmccd_cli.config import MODALITIES, PreprocessingConfig, to_dict
 from mmccd_cli.errors import DataError, MmccdError
-from mmccd_cli.files import sha256_of_file
+from mmccd_cli.files import read_json_as, sha256_of_file
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_image, sha256_of_image
 from mmccd_cli.inputs.subjects import Subject, find_subjects
@@ -25,10 +24,11 @@ from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.brain import find_brain
 from mmccd_cli.preprocessing.spatial import resample
 from mmccd_cli.preprocessing.subject import PreparedSubject, prepare_subject
+from mmccd_cli.progress import silent
 from mmccd_cli.template import Quantisation, Template, bounding_box
 from mmccd_cli.training.slices import (
     TEMPLATE,
-    SubjectShard,
+    SubjectVolumes,
     write_index,
     write_shard,
     write_template,
@@ -39,14 +39,13 @@ GRID_MARGIN_MM = 2.0
 SUBJECTS_FOR_GRID = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrepareSettings:
     """How a data set becomes shards.
 
     Attributes:
         spacing_mm: Voxel size of the training grid.
         preprocessing: Normalisation and registration.
-        modalities: What every subject must have.
         require_segmentation: Whether subjects without a segmentation are left out; a folder of
             healthy subjects has none.
         strict: Whether the first unusable subject stops everything.
@@ -54,7 +53,6 @@ class PrepareSettings:
 
     spacing_mm: float = 2.0
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
-    modalities: tuple[str, ...] = MODALITIES
     require_segmentation: bool = False
     strict: bool = False
 
@@ -80,9 +78,8 @@ def prepare_dataset(
     settings: PrepareSettings,
     *,
     split: dict[str, list[str]] | None = None,
-    only: Sequence[str] | None = None,
     template: Template | None = None,
-    report: Callable[[str, int, int], None] = lambda subject, done, total: None,
+    report: Callable[[str, int, int], None] = silent,
 ) -> PreparedDataset:
     """Turn every subject of a data set into slices on one grid.
 
@@ -92,9 +89,8 @@ def prepare_dataset(
     Args:
         data_dir: Folder of subjects.
         folder: Where shards go; created where missing.
-        settings: Grid, normalisation, modalities.
+        settings: Grid, normalisation, and what is left out.
         split: Name of a split -> ids; None draws a deterministic one by id.
-        only: Only these splits are prepared.
         template: Space to register to; None for data in a common space.
         report: Called with each subject's id, its number and the number of all.
 
@@ -106,20 +102,22 @@ def prepare_dataset(
     problems = [(path.name, reason) for path, reason in skipped]
     usable = _with_all_modalities(found, settings, problems)
     assigned = assign_splits([s.id for s in usable], split)
-    if only is not None:
-        usable = [s for s in usable if assigned[s.id] in only]
     if not usable or (settings.strict and problems):
         raise _nothing_usable(data_dir, settings, problems)
     registers = template is not None
     template = template or _common_space(usable, settings)
-    preprocessing = settings.preprocessing if registers else _trusting(settings.preprocessing)
+    preprocessing = settings.preprocessing
+    if not registers:
+        preprocessing = replace(preprocessing, template_registration="none")
     folder.mkdir(parents=True, exist_ok=True)
     mean = _MeanTemplate(template, settings.preprocessing.intensity.background)
     entries: list[dict[str, Any]] = []
     for number, subject in enumerate(usable, start=1):
         report(subject.id, number, len(usable))
         try:
-            entry, prepared = _write_subject(subject, template, preprocessing, settings, folder)
+            entry, prepared = _write_subject(
+                subject, template, preprocessing=preprocessing, folder=folder
+            )
         except MmccdError as error:
             if settings.strict:
                 raise
@@ -131,8 +129,8 @@ def prepare_dataset(
     if not entries:
         raise _nothing_usable(data_dir, settings, problems)
     final = template if registers else mean.template()
-    write_template(folder, dict(final.images), final.mask)
-    write_index(folder, _index(entries, final, settings, problems))
+    write_template(folder, final)
+    write_index(folder, _index(entries, final, settings=settings, problems=problems))
     return PreparedDataset(folder, tuple(e["id"] for e in entries), tuple(problems))
 
 
@@ -153,7 +151,10 @@ def assign_splits(ids: Sequence[str], split: dict[str, list[str]] | None) -> dic
         for name, members in split.items():
             for member in members:
                 if member in owner:
-                    raise DataError(f"{member} stands in the splits {owner[member]} and {name}")
+                    raise DataError(
+                        f"{member} stands in the splits {owner[member]} and {name}.",
+                        next_step="Give every subject to one split only.",
+                    )
                 owner[member] = name
         return {subject: owner.get(subject, "unused") for subject in ids}
     drawn = {s: int(hashlib.sha256(s.encode()).hexdigest()[:8], 16) % 100 for s in ids}
@@ -166,18 +167,12 @@ def read_split(path: Path) -> dict[str, list[str]]:
     Raises:
         DataError: Not such a file.
     """
-    try:
-        split = json.loads(path.read_text(encoding="utf-8"))
-        good = isinstance(split, dict) and all(
-            isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in split.values()
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the split file {path}", cause=str(error)) from error
-    if not good:
-        raise DataError(
-            f"{path} is not a split file", cause='expected {"train": ["id", ...], "val": [...]}'
-        )
-    return split
+    return read_json_as(
+        path,
+        dict[str, list[str]],
+        what="a split file",
+        next_step='Write JSON of this form: {"train": ["id", ...], "val": ["id", ...]}',
+    )
 
 
 def _with_all_modalities(
@@ -185,7 +180,7 @@ def _with_all_modalities(
 ) -> list[Subject]:
     usable = []
     for subject in subjects:
-        missing = [m for m in settings.modalities if m not in subject.paths]
+        missing = [m for m in MODALITIES if m not in subject.paths]
         if f"{subject.id}.safetensors" == TEMPLATE:
             problems.append((subject.id, "has a name that the prepared folder needs for itself"))
         elif missing:
@@ -195,10 +190,6 @@ def _with_all_modalities(
         else:
             usable.append(subject)
     return usable
-
-
-def _trusting(preprocessing: PreprocessingConfig) -> PreprocessingConfig:
-    return replace(preprocessing, template_registration="none")
 
 
 def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Template:
@@ -213,30 +204,30 @@ def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Templat
         if len(corners) == SUBJECTS_FOR_GRID:
             break
         try:
-            corners.append(_brain_corners(subject, settings))
+            corners.append(_brain_corners(subject))
         except MmccdError as error:
             if settings.strict:
                 raise
             last_error = error  # the subject is left out, with its reason, when its turn comes
     if not corners:
-        raise last_error or DataError("there is no subject to take the grid from")
+        raise last_error or DataError("There is no subject to take the grid from.")
     stacked = np.stack(corners)
     centres = stacked.mean(axis=2)
     if float(np.ptp(centres, axis=0).max()) > 40:
         raise DataError(
-            "the subjects do not share a space",
-            cause="the centres of their brains lie up to "
-            f"{np.ptp(centres, axis=0).max():.0f} mm apart",
-            next_step="give --template BUNDLE to register them to its template",
+            "The subjects do not share a space.",
+            cause="The centres of their brains lie up to "
+            f"{np.ptp(centres, axis=0).max():.0f} mm apart.",
+            next_step="Give --template BUNDLE to register them to its template.",
         )
     low = stacked[:, :, 0].min(axis=0) - GRID_MARGIN_MM
     high = stacked[:, :, 1].max(axis=0) + GRID_MARGIN_MM
     return _empty_template(low, high, settings.spacing_mm)
 
 
-def _brain_corners(subject: Subject, settings: PrepareSettings) -> NDArray:
+def _brain_corners(subject: Subject) -> NDArray:
     """(3, 2) lowest and highest position of a subject's brain along each axis, RAS+ mm."""
-    reference = next(m for m in MODALITIES if m in settings.modalities)
+    reference = MODALITIES[0]
     volume, _ = read_image(subject, reference)
     box = bounding_box(find_brain({reference: volume}).mask)
     ends = itertools.product(*((s.start, s.stop - 1) for s in box))
@@ -279,7 +270,10 @@ class _MeanTemplate:
             DataError: No training subject was counted in.
         """
         if not self.count:
-            raise DataError("no subject of the split `train` could be prepared")
+            raise DataError(
+                "No subject of the split `train` could be prepared.",
+                next_step="Read why subjects were left out, or give another --split.",
+            )
         mask = self.brain >= self.count / 2
         images = {
             name: np.where(mask, total / np.maximum(self.brain, 1), self.background).astype(
@@ -293,28 +287,24 @@ class _MeanTemplate:
 def _write_subject(
     subject: Subject,
     template: Template,
+    *,
     preprocessing: PreprocessingConfig,
-    settings: PrepareSettings,
     folder: Path,
 ) -> tuple[dict[str, Any], PreparedSubject]:
     """Prepare one subject, write its shard, and describe it."""
-    volumes = {m: read_image(subject, m)[0] for m in settings.modalities}
+    volumes = {m: read_image(subject, m)[0] for m in MODALITIES}
     prepared = prepare_subject(volumes, template, preprocessing)
     lesion = lesion_on_template(subject, prepared, template)
-    quantisation = Quantisation()
-    shard = SubjectShard(
-        {m: quantisation.encode(_as_slices(prepared.images[m])) for m in settings.modalities},
-        _as_slices(prepared.brain),
-        _as_slices(lesion & prepared.brain),
-    )
-    write_shard(folder, subject.id, shard)
-    healthy_levels = int((prepared.brain.any((0, 1)) & ~lesion.any((0, 1))).sum())
+    images = {m: prepared.images[m] for m in MODALITIES}
+    sliced = SubjectVolumes(images, prepared.brain, lesion & prepared.brain)
+    write_shard(folder, subject.id, sliced.as_shard(Quantisation()))
+    with_brain = prepared.brain.any((0, 1))
     entry = {
         "id": subject.id,
-        "files": {m: sha256_of_image(subject, m) for m in settings.modalities},
+        "files": {m: sha256_of_image(subject, m) for m in MODALITIES},
         "segmentation": sha256_of_file(subject.segmentation) if subject.segmentation else None,
-        "slices": int(prepared.brain.any((0, 1)).sum()),
-        "healthy_slices": healthy_levels,
+        "slices": int(with_brain.sum()),
+        "healthy_slices": int((with_brain & ~lesion.any((0, 1))).sum()),
         "notes": list(prepared.notes),
     }
     return entry, prepared
@@ -336,26 +326,25 @@ def lesion_on_template(
     labels, _ = read_nifti(subject.segmentation, allow_constant=True)
     grid = prepared.reference_volume
     if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
-        raise DataError(f"{subject.segmentation} does not lie on the grid of its images")
+        raise DataError(
+            f"{subject.segmentation} does not lie on the grid of its images.",
+            next_step="Resample it to the images' grid, or remove it.",
+        )
     matrix = np.linalg.inv(prepared.to_reference)
     share = Volume((labels.data > 0).astype(np.float32), grid.affine)
     sampled = resample(share, template.shape, template.affine, matrix=matrix, smooth=True)
     return sampled.data >= 0.5
 
 
-def _as_slices(volume: NDArray) -> NDArray:
-    """(I, J, K) to (K, I, J)."""
-    return np.ascontiguousarray(np.moveaxis(volume, 2, 0))
-
-
 def _index(
     entries: list[dict[str, Any]],
     template: Template,
+    *,
     settings: PrepareSettings,
     problems: list[tuple[str, str]],
 ) -> dict[str, Any]:
     return {
-        "modalities": list(settings.modalities),
+        "modalities": list(MODALITIES),
         "spacing_mm": list(template.spacing_mm),
         "affine": template.affine.ravel().tolist(),
         "shape": list(template.shape),
@@ -376,9 +365,13 @@ def _nothing_usable(
 ) -> DataError:
     first = "; ".join(f"{name}: {reason}" for name, reason in problems[:3])
     if settings.strict and problems:
-        return DataError(f"{len(problems)} subjects of {data_dir} cannot be used", cause=first)
+        return DataError(
+            f"{len(problems)} subjects of {data_dir} cannot be used.",
+            cause=first,
+            next_step="Repair them, or leave them out by running without --strict.",
+        )
     return DataError(
-        f"no subject of {data_dir} can be used",
+        f"No subject of {data_dir} can be used.",
         cause=first or None,
-        next_step=f"each needs {', '.join(settings.modalities)}; see also --split",
+        next_step=f"Each needs {', '.join(MODALITIES)}; see also --split.",
     )

@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from mmccd_cli.training.calibration import Fold, calibrate
-from mmccd_cli.training.networks import (
-    BundleText,
-    split_folds,
-    train_networks,
-    training_subjects,
-    write_bundle,
-)
+from mmccd_cli import __version__
+from mmccd_cli.anomaly.atlas import NormalRangeFit
+from mmccd_cli.anomaly.components import erode
+from mmccd_cli.config import PreprocessingConfig, ScoreConfig, from_dict, to_dict
+from mmccd_cli.errors import DataError
+from mmccd_cli.progress import silent
+from mmccd_cli.template import NormalRange, Quantisation
+from mmccd_cli.training.calibration import Calibration, Fold, calibrate
+from mmccd_cli.training.networks import network_specs, train_network
 from mmccd_cli.training.recipes import Recipe
-from mmccd_cli.training.slices import read_index
-from mmccd_cli.training.trainer import Progress, Runtime
-from mmccd_cli.weights.bundle import Bundle, load_bundle, rewrite_bundle
+from mmccd_cli.training.samples import load_dataset
+from mmccd_cli.training.slices import read_index, read_template, read_volumes, subjects_of
+from mmccd_cli.training.trainer import Report, Runtime
+from mmccd_cli.weights.bundle import (
+    Bundle,
+    BundleConfig,
+    TemplateConfig,
+    load_bundle,
+    rewrite_bundle,
+    save_bundle,
+)
 from mmccd_cli.weights.card import model_card
 
 FOLD_BUNDLE = "bundle"
 """Folder of a fold's bundle in its work folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class BundleText:
+    """What a bundle says about itself.
+
+    Attributes:
+        name: Name of the bundle.
+        version: Version of these weights.
+        licence: Licence of the weights.
+        space: Name of the training space.
+        data: Sentence on the training data.
+    """
+
+    name: str
+    version: str = "1"
+    licence: str = "research use only"
+    space: str = "space of the training data"
+    data: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """What is trained, where, and how.
 
     Attributes:
-        shards: What `prepare` wrote.
+        shards: What `prepare` wrote; its template travels with the bundle.
         work: Folder of checkpoints and logs; fold k keeps its own in `fold-k`.
         recipe: The recipe.
         runtime: Device, precision and processes.
@@ -48,67 +79,183 @@ class Training:
     text: BundleText
     folds: int = 0
     only: Sequence[str] | None = None
-    report: Callable[[Progress], None] = lambda progress: None
+    report: Report = silent
 
     def train(self) -> dict[str, dict[str, Tensor]]:
         """Train everything, continuing where checkpoints lie.
 
         Returns:
             Network name -> averaged weights, of the networks that saw all training subjects.
+
+        Raises:
+            DataError: The slices do not fit the recipe or the folds.
         """
-        for number in range(self.folds):
-            self._train_fold(number)
-        return train_networks(
-            self.shards, self.work, self.recipe, self.runtime, only=self.only, report=self.report
-        )
+        self._check_shards()
+        for left_out in self._folds():
+            others = [s for s in self._subjects() if s not in left_out.subjects]
+            networks = self._train_networks(left_out.folder, others)
+            if self.only is None and self.runtime.rank == 0:
+                self._write_bundle(left_out.folder / FOLD_BUNDLE, networks, others)
+        return self._train_networks(self.work, self._subjects())
 
     def write(self, out: Path, networks: dict[str, dict[str, Tensor]]) -> Bundle:
-        """Write the bundle, not calibrated yet."""
-        write_bundle(self.shards, out, self.recipe, networks, self.text)
+        """Write the bundle, not calibrated yet.
+
+        Args:
+            out: Folder of the bundle.
+            networks: Network name -> weights.
+        """
+        self._write_bundle(out, networks, self._subjects())
         return load_bundle(out)
 
     def calibrate(
-        self, bundle: Bundle, *, split: str = "train", report: Callable[[str], None]
-    ) -> None:
+        self, bundle: Bundle, *, split: str = "train", report: Callable[[str], None] = silent
+    ) -> Calibration:
         """Calibrate a bundle, and its folds' bundles without their own subjects; rewrite them."""
         folds = [
-            Fold(load_bundle(self._fold_folder(number) / FOLD_BUNDLE), subjects)
-            for number, subjects in enumerate(self._left_out())
+            Fold(load_bundle(fold.folder / FOLD_BUNDLE), fold.subjects) for fold in self._folds()
         ]
+        device = self.runtime.device
         found = calibrate(
-            bundle,
-            self.shards,
-            split=split,
-            folds=folds,
-            device=self.runtime.device,
-            report=report,
+            bundle, self.shards, split=split, folds=folds, device=device, report=report
         )
         rewrite_bundle(bundle, found.config, model_card(found.config))
         for fold, config in zip(folds, found.folds, strict=True):
             rewrite_bundle(fold.bundle, config, model_card(config))
+        return found
 
-    def _train_fold(self, number: int) -> None:
-        left_out = self._left_out()[number]
-        subjects = [s for s in self._subjects() if s not in left_out]
-        folder = self._fold_folder(number)
-        networks = train_networks(
-            self.shards,
-            folder,
-            self.recipe,
-            self.runtime,
-            only=self.only,
-            subjects=subjects,
-            report=self.report,
+    def _train_networks(self, folder: Path, subjects: list[str]) -> dict[str, dict[str, Tensor]]:
+        folder.mkdir(parents=True, exist_ok=True)
+        dataset = load_dataset(self.shards, self.recipe.training, subjects=subjects)
+        try:
+            validation = load_dataset(self.shards, self.recipe.training, split="val")
+        except DataError:
+            validation = None
+        return {
+            spec.name: train_network(
+                spec,
+                dataset,
+                self.recipe,
+                runtime=self.runtime,
+                folder=folder,
+                validation=validation,
+                report=self.report,
+            )
+            for spec in network_specs(self.recipe)
+            if self.only is None or spec.name in self.only
+        }
+
+    def _write_bundle(
+        self, out: Path, networks: dict[str, dict[str, Tensor]], subjects: list[str]
+    ) -> None:
+        index, recipe = read_index(self.shards), self.recipe
+        normal = fit_normal_ranges(self.shards, subjects, recipe.training.lesion_dilation_mm)
+        template = replace(read_template(self.shards, index["affine"]), normal=normal)
+        i, j, k = template.shape
+        config = BundleConfig(
+            name=self.text.name,
+            version=self.text.version,
+            cycles=recipe.cycles,
+            unet=recipe.unet,
+            denoiser=recipe.denoiser,
+            diffusion=recipe.diffusion,
+            preprocessing=from_dict(PreprocessingConfig, index["preprocessing"]),
+            sampling=recipe.sampling,
+            scores={method: initial_scores(recipe) for method in ("mmccd", "cyclic-unet")},
+            template=TemplateConfig(
+                tuple(float(v) for v in template.affine.ravel()), (i, j, k), self.text.space
+            ),
+            training=self._provenance(index, subjects),
+            licence=self.text.licence,
+            intended_use="Research on unsupervised anomaly segmentation; not a medical device.",
         )
-        if self.only is None and self.runtime.rank == 0:
-            out = folder / FOLD_BUNDLE
-            write_bundle(self.shards, out, self.recipe, networks, self.text, subjects=subjects)
+        card = f"# {self.text.name}\n\nNot calibrated yet.\n"
+        save_bundle(out, config, template, networks, card)
+
+    def _provenance(self, index: dict[str, Any], subjects: Sequence[str]) -> dict[str, Any]:
+        train = [e for e in index["subjects"] if e["id"] in subjects]
+        return {
+            "recipe": self.recipe.name,
+            "settings": to_dict(self.recipe.training),
+            "data": self.text.data,
+            "subjects": [{"id": e["id"], "files": e["files"]} for e in train],
+            "slices": sum(e["slices"] for e in train),
+            "healthy_slices": sum(e["healthy_slices"] for e in train),
+            "mmccd": __version__,
+            "torch": torch.__version__,
+        }
 
     def _subjects(self) -> list[str]:
-        return training_subjects(read_index(self.shards))
+        return subjects_of(read_index(self.shards), "train")
 
-    def _left_out(self) -> list[list[str]]:
-        return split_folds(self._subjects(), self.folds) if self.folds else []
+    def _folds(self) -> list[_LeftOut]:
+        if not self.folds:
+            return []
+        dealt = split_folds(self._subjects(), self.folds)
+        return [_LeftOut(self.work / f"fold-{k}", subjects) for k, subjects in enumerate(dealt)]
 
-    def _fold_folder(self, number: int) -> Path:
-        return self.work / f"fold-{number}"
+    def _check_shards(self) -> None:
+        index, recipe = read_index(self.shards), self.recipe
+        needed = {m for cycle in recipe.cycles for m in (cycle.source, cycle.target)}
+        missing = sorted(needed - set(index["modalities"]))
+        if missing:
+            raise DataError(
+                f"The prepared data in {self.shards} lack {', '.join(missing)}.",
+                next_step="Prepare a data set with these modalities: mmccd prepare --data-dir DIR",
+            )
+        if json.dumps(index["preprocessing"]) != json.dumps(to_dict(recipe.preprocessing)):
+            raise DataError(
+                f"The data in {self.shards} were prepared for another recipe than {recipe.name}.",
+                next_step=f"Run `mmccd prepare --preset {recipe.name}` into an empty folder.",
+            )
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """A fold: where it is trained, and whom its networks do not see."""
+
+    folder: Path
+    subjects: list[str]
+
+
+def split_folds(subjects: Sequence[str], count: int) -> list[list[str]]:
+    """Deal subjects into folds, one after the other.
+
+    Raises:
+        DataError: Fewer than two folds, or a fold would be empty.
+    """
+    if not 2 <= count <= len(subjects):
+        raise DataError(
+            f"{len(subjects)} training subjects cannot be dealt into {count} folds.",
+            next_step="Use 2 folds or more, and no more than there are subjects.",
+        )
+    return [list(subjects[start::count]) for start in range(count)]
+
+
+def fit_normal_ranges(
+    shards: Path, subjects: Sequence[str], lesion_dilation_mm: float
+) -> dict[str, NormalRange]:
+    """Learn from subjects' healthy tissue what each modality looks like at each place.
+
+    Args:
+        shards: What `prepare` wrote.
+        subjects: Whom to learn from.
+        lesion_dilation_mm: How far lesions are grown before they are left out.
+    """
+    index = read_index(shards)
+    quantisation, spacing = Quantisation(**index["quantisation"]), index["spacing_mm"]
+    fits = {m: NormalRangeFit(tuple(index["shape"]), spacing) for m in index["modalities"]}
+    for subject in subjects:
+        volumes = read_volumes(shards, subject, quantisation)
+        healthy = volumes.brain & erode(~volumes.lesion, lesion_dilation_mm, spacing)
+        for modality, fit in fits.items():
+            fit.add(volumes.images[modality], healthy)
+    return {modality: fit.result() for modality, fit in fits.items()}
+
+
+def initial_scores(recipe: Recipe) -> tuple[ScoreConfig, ...]:
+    """Scores before calibration: each cycle on its own."""
+    return tuple(
+        ScoreConfig(modalities=(cycle.source,), weights={f"cycle:{cycle.source}": 1.0})
+        for cycle in recipe.cycles
+    )

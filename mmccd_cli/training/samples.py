@@ -16,7 +16,7 @@ from mmccd_cli.template import Quantisation
 from mmccd_cli.training.slices import read_index, read_shard
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SliceDataset:
     """All slices of a set of subjects, in memory, in eight bits.
 
@@ -86,9 +86,9 @@ def load_dataset(
         owner.append(torch.full((int(keep.sum()),), number))
     if not healthy or not sum(map(len, healthy)):
         raise DataError(
-            f"no healthy slice to train on in {folder}",
-            cause=f"{len(ids)} subjects match the split {split!r}",
-            next_step="check `dataset.json`, or use healthy tissue by pixel",
+            f"There is no healthy slice to train on in {folder}.",
+            cause=f"{len(ids)} subjects match the split {split!r}.",
+            next_step="Check the splits in its `dataset.json`.",
         )
     return SliceDataset(
         images={modality: torch.cat(stack) for modality, stack in images.items()},
@@ -108,7 +108,10 @@ def _choose_subjects(
         return [e["id"] for e in entries if split is None or e.get("split") == split]
     unknown = sorted(set(subjects) - {e["id"] for e in entries})
     if unknown:
-        raise DataError(f"not among the prepared subjects: {', '.join(unknown)}")
+        raise DataError(
+            f"These are not among the prepared subjects: {', '.join(unknown)}.",
+            next_step="Run `mmccd prepare` on a folder that holds them.",
+        )
     return list(subjects)
 
 
@@ -120,7 +123,7 @@ def _dilate(lesion: Tensor, distance_mm: float, spacing_mm: list[float]) -> Tens
     return F.max_pool2d(lesion.float(), 2 * radius + 1, stride=1, padding=radius) > 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One augmented training slice pair, or a batch of them.
 
@@ -136,23 +139,13 @@ class Sample:
     healthy: Tensor
     hidden: Tensor
 
-    @staticmethod
-    def stack(samples: list[Sample]) -> Sample:
-        """Join samples into a batch."""
-        return Sample(
-            torch.cat([s.source for s in samples]),
-            torch.cat([s.target for s in samples]),
-            torch.cat([s.healthy for s in samples]),
-            torch.cat([s.hidden for s in samples]),
-        )
-
 
 def draw_sample(
     dataset: SliceDataset,
     source: str,
     target: str,
-    generator: torch.Generator,
     *,
+    generator: torch.Generator,
     augment: bool,
 ) -> Sample:
     """Draw one slice pair at random and augment it.
@@ -169,12 +162,14 @@ def draw_sample(
     images = torch.cat([dataset.values(source, pick), dataset.values(target, pick)], dim=1)
     masks = torch.cat([dataset.healthy[pick], dataset.hidden[pick]], dim=1)
     if augment:
-        images, masks = _augment(images, masks, dataset, generator)
-    return Sample(images[:, :1], images[:, 1:], masks[:, :1], masks[:, 1:])
+        images, masks = _augment(images, masks, dataset=dataset, generator=generator)
+    return Sample(
+        source=images[:, :1], target=images[:, 1:], healthy=masks[:, :1], hidden=masks[:, 1:]
+    )
 
 
 def _augment(
-    images: Tensor, masks: Tensor, dataset: SliceDataset, generator: torch.Generator
+    images: Tensor, masks: Tensor, *, dataset: SliceDataset, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Flip, move and bend both modalities alike; shade and rescale each on its own.
 

@@ -13,6 +13,7 @@ Only numpy and safetensors are needed.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from mmccd_cli.errors import DataError
-from mmccd_cli.template import Quantisation
+from mmccd_cli.files import read_json, write_atomically
+from mmccd_cli.template import Quantisation, Template
 
 FORMAT = 1
 INDEX = "dataset.json"
 TEMPLATE = "template.safetensors"
+NEEDED = ("modalities", "subjects", "quantisation", "spacing_mm")
+"""Keys without which `dataset.json` is of no use to anybody."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,30 @@ class SubjectShard:
     lesion: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class SubjectVolumes:
+    """One subject on the grid of the template, as slices hold it.
+
+    Attributes:
+        images: Modality -> (I, J, K) float32, normalised.
+        brain: (I, J, K) bool.
+        lesion: (I, J, K) bool.
+    """
+
+    images: dict[str, NDArray[np.float32]]
+    brain: NDArray[np.bool_]
+    lesion: NDArray[np.bool_]
+
+    def as_shard(self, quantisation: Quantisation) -> SubjectShard:
+        """Cut the volumes into slices."""
+        images = {name: quantisation.encode(_cut(image)) for name, image in self.images.items()}
+        return SubjectShard(images, _cut(self.brain), _cut(self.lesion))
+
+
 def write_shard(folder: Path, subject: str, shard: SubjectShard) -> None:
-    """Write one subject's slices, replacing an older file only when complete."""
-    tensors = dict(shard.images)
-    tensors["brain"] = shard.brain.astype(np.uint8)
-    tensors["lesion"] = shard.lesion.astype(np.uint8)
-    part = folder / f".{subject}.part"
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part)
-    part.replace(folder / f"{subject}.safetensors")
+    """Write one subject's slices, whole or not at all."""
+    masks = {"brain": shard.brain, "lesion": shard.lesion}
+    _write(folder / f"{subject}.safetensors", shard.images, masks)
 
 
 def read_shard(folder: Path, subject: str) -> SubjectShard:
@@ -61,55 +81,54 @@ def read_shard(folder: Path, subject: str) -> SubjectShard:
     Raises:
         DataError: The file is missing or damaged.
     """
-    path = folder / f"{subject}.safetensors"
-    try:
-        tensors = load_file(path)
-        brain = tensors.pop("brain").astype(bool)
-        lesion = tensors.pop("lesion").astype(bool)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(
-            f"cannot read the slice shard {path}",
-            cause=str(error),
-            next_step="run `mmccd prepare` again",
-        ) from error
-    return SubjectShard(tensors, brain, lesion)
+    images, brain, lesion = _read(folder / f"{subject}.safetensors", "brain", "lesion")
+    return SubjectShard(images, brain, lesion)
 
 
-def write_template(
-    folder: Path, images: dict[str, NDArray[np.float32]], mask: NDArray[np.bool_]
-) -> None:
-    """Write the template that the slices lie in, quantised like them."""
-    quantisation = Quantisation()
-    arrays = {name: quantisation.encode(image) for name, image in images.items()}
-    part = folder / f".{TEMPLATE}.part"
-    save_file({**arrays, "mask": mask.astype(np.uint8)}, part)
-    part.replace(folder / TEMPLATE)
+def read_volumes(folder: Path, subject: str, quantisation: Quantisation) -> SubjectVolumes:
+    """Read one subject's slices and put them together again.
 
-
-def read_template(folder: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
-    """Read the template's images (I, J, K) float32 and its brain mask.
+    Args:
+        folder: What `prepare` wrote.
+        subject: Id.
+        quantisation: From `dataset.json`.
 
     Raises:
         DataError: The file is missing or damaged.
     """
-    quantisation = Quantisation()
-    try:
-        arrays = load_file(folder / TEMPLATE)
-        mask = arrays.pop("mask").astype(bool)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(
-            f"cannot read the template in {folder}",
-            cause=str(error),
-            next_step="run `mmccd prepare` again",
-        ) from error
-    return {name: quantisation.decode(levels) for name, levels in arrays.items()}, mask
+    shard = read_shard(folder, subject)
+    images = {
+        name: np.moveaxis(quantisation.decode(levels), 0, 2)
+        for name, levels in shard.images.items()
+    }
+    return SubjectVolumes(images, np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2))
+
+
+def write_template(folder: Path, template: Template) -> None:
+    """Write the template that the slices lie in, quantised like them; not its affine."""
+    levels = {name: Quantisation().encode(image) for name, image in template.images.items()}
+    _write(folder / TEMPLATE, levels, {"mask": template.mask})
+
+
+def read_template(folder: Path, affine: Any) -> Template:
+    """Read the template that slices lie in.
+
+    Args:
+        folder: What `prepare` wrote, or a comparison model.
+        affine: Sixteen numbers, row by row, from the JSON file beside it.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    levels, mask = _read(folder / TEMPLATE, "mask")
+    images = {name: Quantisation().decode(values) for name, values in levels.items()}
+    return Template(images, mask, np.array(affine, dtype=np.float64).reshape(4, 4))
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Write `dataset.json`, replacing an older one only when complete."""
-    part = folder / f".{INDEX}.part"
-    part.write_text(json.dumps({"format": FORMAT, **index}, indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / INDEX)
+    """Write `dataset.json`, whole or not at all."""
+    text = json.dumps({"format": FORMAT, **index}, indent=1) + "\n"
+    write_atomically(folder / INDEX, text.encode())
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -120,17 +139,46 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder} is not a prepared data set",
+            f"{folder} is not a prepared data set.",
             cause=f"{INDEX} cannot be read: {error}",
-            next_step="run `mmccd prepare --data-dir DIR --out FOLDER` first",
+            next_step="Run `mmccd prepare --data-dir DIR --out FOLDER` first.",
         ) from error
-    needed = ("modalities", "subjects", "quantisation", "spacing_mm")
+    again = "Run `mmccd prepare` again."
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{path} has another format", next_step="run `mmccd prepare` again")
-    missing = [key for key in needed if key not in index]
+        raise DataError(f"{path} has another format.", next_step=again)
+    missing = [key for key in NEEDED if key not in index]
     if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}", next_step="run `mmccd prepare` again")
+        raise DataError(f"{path} lacks {', '.join(missing)}.", next_step=again)
     return index
+
+
+def subjects_of(index: Mapping[str, Any], split: str) -> list[str]:
+    """Ids of the subjects of one split, from what `read_index` returns."""
+    return [entry["id"] for entry in index["subjects"] if entry.get("split") == split]
+
+
+def _cut(volume: NDArray) -> NDArray:
+    """(I, J, K) to (K, I, J)."""
+    return np.ascontiguousarray(np.moveaxis(volume, 2, 0))
+
+
+def _write(
+    path: Path, images: Mapping[str, NDArray[np.uint8]], masks: Mapping[str, NDArray[np.bool_]]
+) -> None:
+    arrays = {**images, **{name: mask.astype(np.uint8) for name, mask in masks.items()}}
+    write_atomically(path, save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+
+
+def _read(path: Path, *masks: str) -> tuple[Any, ...]:
+    """The images of a file by name, and then its masks."""
+    try:
+        arrays = load_file(path)
+        found = [arrays.pop(name).astype(bool) for name in masks]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(
+            f"{path} cannot be read.", cause=str(error), next_step="Run `mmccd prepare` again."
+        ) from error
+    return arrays, *found

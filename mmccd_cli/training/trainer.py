@@ -1,74 +1,32 @@
-"""Training of one translator network after another, resumable and distributable."""
+"""The one training loop: any network with any loss, resumable and on any number of processes."""
 
 from __future__ import annotations
 
 import csv
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from mmccd_cli.config import DiffusionConfig, TrainingConfig, UNetConfig, to_dict
+from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import ComputeError, UsageError, WeightsError
-from mmccd_cli.training.samples import Sample, SliceDataset, draw_sample
-from mmccd_cli.translation.masking import hide, random_band_masks, random_blob_masks
-from mmccd_cli.translation.schedule import Schedule
-from mmccd_cli.translation.translators import network_name
-from mmccd_cli.translation.unet import UNet
+from mmccd_cli.files import atomic_path
+from mmccd_cli.progress import silent
+from mmccd_cli.translation.devices import choose_device, cpu_computes_bf16
+
+VALIDATION_BATCHES = 4
 
 
-@dataclass(frozen=True)
-class NetworkSpec:
-    """What one network learns.
-
-    Attributes:
-        kind: "unet" or "diffusion".
-        source: Modality that goes in.
-        target: Modality that comes out.
-        unet: Its architecture.
-    """
-
-    kind: str
-    source: str
-    target: str
-    unet: UNetConfig
-
-    @property
-    def name(self) -> str:
-        """Name in checkpoints and bundles."""
-        return network_name(self.kind, self.source, self.target)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """State of a running training, for a progress display.
-
-    Attributes:
-        network: Name of the network.
-        iteration: Steps done.
-        iterations: Steps in all.
-        loss: Mean training loss since the last report.
-        validation: Latest validation loss, or None.
-        seconds_left: Estimate for this network.
-    """
-
-    network: str
-    iteration: int
-    iterations: int
-    loss: float
-    validation: float | None
-    seconds_left: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Runtime:
     """Where and how a training runs.
 
@@ -99,17 +57,86 @@ class Runtime:
         if self.world_size > 1:
             dist.barrier()
 
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """Add up a tensor's values over all processes, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
 
-def train_network(
-    spec: NetworkSpec,
-    dataset: SliceDataset,
+
+def make_runtime(device: str, precision: str = "auto") -> Runtime:
+    """Choose device and precision; join the process group that `torchrun` announces.
+
+    Args:
+        device: "auto", "cpu", "cuda[:N]" or "mps".
+        precision: "fp32", "bf16", or "auto": bf16 on CUDA and on CPUs that compute with it.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local = int(os.environ.get("RANK", "0")), os.environ.get("LOCAL_RANK", "0")
+    if world_size > 1 and device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{local}"
+    chosen = choose_device(device)
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    if precision == "auto":
+        fast = chosen.type == "cuda" or (chosen.type == "cpu" and cpu_computes_bf16())
+        precision = "bf16" if fast else "fp32"
+    return Runtime(device=chosen, precision=precision, rank=rank, world_size=world_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgress:
+    """State of a running training, for a progress display.
+
+    Attributes:
+        network: Name of the network.
+        iteration: Steps done.
+        iterations: Steps in all.
+        loss: Mean training loss since the last report.
+        validation: Latest validation loss, or None.
+        seconds_left: Estimate for this network.
+    """
+
+    network: str
+    iteration: int
+    iterations: int
+    loss: float
+    validation: float | None
+    seconds_left: float
+
+
+Report = Callable[[TrainingProgress], None]
+
+
+class LossOfBatch(Protocol):
+    """Draws a batch and compares what a network makes of it with what it should."""
+
+    def __call__(
+        self, network: nn.Module, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the loss of one batch.
+
+        Args:
+            network: In training or evaluation mode, on the device.
+            generators: One for each sample, which decides all that is random in it.
+
+        Returns:
+            The error summed over the batch, and the number of pixels that it is summed over.
+        """
+        ...
+
+
+def fit(
+    network: nn.Module,
+    loss: LossOfBatch,
     config: TrainingConfig,
-    diffusion: DiffusionConfig,
+    *,
+    name: str,
+    recipe: Mapping[str, Any],
     runtime: Runtime,
     folder: Path,
-    *,
-    validation: SliceDataset | None = None,
-    report: Callable[[Progress], None] = lambda progress: None,
+    validation: LossOfBatch | None = None,
+    report: Report = silent,
 ) -> dict[str, Tensor]:
     """Train one network, continuing from its checkpoint where there is one.
 
@@ -117,13 +144,14 @@ def train_network(
     batch). So a run that was killed continues bit for bit, and n processes see what one would.
 
     Args:
-        spec: The network.
-        dataset: Slices with healthy tissue.
-        config: The recipe.
-        diffusion: The noise schedule.
+        network: With its first weights; they change in place.
+        loss: Its loss.
+        config: Steps, batch, rates, averaging and seed.
+        name: Name of the network in files and messages.
+        recipe: All that decides the result, as plain values; a checkpoint of another is refused.
         runtime: Device, precision and processes.
         folder: Where `NAME.checkpoint.pt` and `NAME.csv` are kept.
-        validation: Slices on which the loss is watched; nothing is chosen by it.
+        validation: A loss that is watched; nothing is chosen by it.
         report: Called every `runtime.report_every` steps on the first process.
 
     Returns:
@@ -134,51 +162,34 @@ def train_network(
         ComputeError: The loss or a weight is no longer finite.
         WeightsError: A checkpoint of another recipe, or a damaged one, lies in the folder.
     """
-    if runtime.world_size > config.batch_size:
-        raise UsageError(
-            f"{runtime.world_size} processes cannot share batches of {config.batch_size}",
-            next_step="start fewer processes, or use a larger --batch-size",
-        )
-    torch.manual_seed(config.seed)
-    network = UNet(spec.unet).to(runtime.device)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    average = {name: value.clone() for name, value in network.state_dict().items()}
-    checkpoint = folder / f"{spec.name}.checkpoint.pt"
-    recipe = {
-        "network": to_dict(spec),
-        "training": to_dict(config),
-        "diffusion": to_dict(diffusion),
-        "subjects": list(dataset.subjects),
-    }
-    start = _restore(checkpoint, recipe, network, optimizer, average)
-    step = _Step(spec, Schedule.from_config(diffusion), config, runtime)
-    watch = _Watch(spec.name, config.iterations, start, folder, runtime, report)
-    model = _distributed(network, runtime)
-    network.train()
+    _check_processes(config, runtime)
+    network.to(runtime.device).train()
+    state = _TrainingState(network, config)
+    checkpoint = _Checkpoint(checkpoint_path(folder, name), recipe, runtime)
+    start = checkpoint.restore(state)
+    log = TrainingLog(folder / f"{name}.csv", start, config, runtime=runtime, report=report)
+    model, mean = _distributed(network, runtime), _MeanLoss(runtime)
     for iteration in range(start, config.iterations):
-        _set_learning_rate(optimizer, learning_rate_at(iteration, config))
-        if spec.unet.dropout:
-            # Dropout draws from the global generator: a resumed run must find it as it was.
-            torch.manual_seed(_dropout_seed(config.seed, iteration, runtime.rank))
-        loss, weight = step.loss(model, dataset, iteration)
-        optimizer.zero_grad(set_to_none=True)
-        (loss * _share(weight, runtime)).backward()
-        if config.gradient_clip:
-            nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-        optimizer.step()
-        _update_average(average, network, min(config.ema_decay, (iteration + 1) / (iteration + 10)))
+        # Dropout draws from the global generator: a resumed run must find it as it was.
+        torch.manual_seed(_seed_of_sample(config.seed, iteration, runtime.rank))
+        total, count = loss(model, _generators(config, runtime, iteration))
+        mean.add(total, count)
+        # The mean of all processes' gradients becomes that of the batch's mean loss.
+        everywhere = runtime.sum_over_processes(count.clone()).clamp_min(1)
+        state.step(total * (runtime.world_size / everywhere), iteration)
         done = iteration + 1
         if done % runtime.report_every == 0 or done == config.iterations:
-            value = None
-            if validation is not None and (done % (10 * runtime.report_every) == 0):
-                value = _validate(step, network, validation)
-            watch.report(done, step.mean_loss(), value)
+            watched = validation if done % (10 * runtime.report_every) == 0 else None
+            value = None if watched is None else _validate(network, watched, config, runtime)
+            log.add(done, mean.take(), value)
         if done % runtime.checkpoint_every == 0 or done == config.iterations:
-            _save(checkpoint, recipe, network, optimizer, average, done, runtime)
-    return {name: value.detach().float().cpu() for name, value in average.items()}
+            checkpoint.save(state, done)
+    return {key: value.detach().float().cpu() for key, value in state.average.items()}
+
+
+def checkpoint_path(folder: Path, name: str) -> Path:
+    """The file from which the training of a network would continue."""
+    return folder / f"{name}.checkpoint.pt"
 
 
 def learning_rate_at(iteration: int, config: TrainingConfig) -> float:
@@ -194,122 +205,178 @@ def learning_rate_at(iteration: int, config: TrainingConfig) -> float:
 
 def sample_generator(seed: int, iteration: int, index: int) -> torch.Generator:
     """The generator of one training sample, independent of batch and process."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + iteration) * 65_537 + index)
+    return torch.Generator().manual_seed(_seed_of_sample(seed, iteration, index))
 
 
-def _dropout_seed(seed: int, iteration: int, rank: int) -> int:
-    return (seed * 1_000_003 + iteration) * 65_537 + rank
+def _seed_of_sample(seed: int, iteration: int, index: int) -> int:
+    return (seed * 1_000_003 + iteration) * 65_537 + index
 
 
-class _Step:
-    """One step's batch and loss, for either kind of network."""
+def _generators(config: TrainingConfig, runtime: Runtime, iteration: int) -> list[torch.Generator]:
+    """The generators of this process's share of a batch."""
+    share = range(runtime.rank, config.batch_size, runtime.world_size)
+    return [sample_generator(config.seed, iteration, index) for index in share]
 
-    def __init__(
-        self, spec: NetworkSpec, schedule: Schedule, config: TrainingConfig, runtime: Runtime
-    ) -> None:
-        self.spec, self.schedule, self.config, self.runtime = spec, schedule, config, runtime
-        self._loss_sum = torch.zeros((), device=runtime.device)
-        self._weight_sum = torch.zeros((), device=runtime.device)
 
-    def loss(
-        self,
-        model: nn.Module,
-        dataset: SliceDataset,
-        iteration: int,
-        *,
-        augment: bool | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Summed error over this process's share of the batch, and the pixels it is summed over."""
-        augment = self.config.augment if augment is None else augment
-        share = range(self.runtime.rank, self.config.batch_size, self.runtime.world_size)
-        drawn = [self._draw(dataset, iteration, index, augment) for index in share]
-        inputs = torch.cat([item[0] for item in drawn])
-        target = torch.cat([item[1] for item in drawn])
-        region = torch.cat([item[2] for item in drawn])
-        timesteps = torch.cat([item[3] for item in drawn])
-        device = self.runtime.device
-        inputs = inputs.to(device, memory_format=torch.channels_last)
-        with self.runtime.autocast():
-            times = timesteps.to(device) if self.spec.kind == "diffusion" else None
-            prediction = model(inputs, times)
-        difference = prediction.float() - target.to(device)
-        error = difference.square()
-        weight = region.to(device)
-        total, count = (error * weight).sum(), weight.sum()
-        self._loss_sum += total.detach()
-        self._weight_sum += count
-        return total, count
-
-    def mean_loss(self) -> float:
-        """Mean loss since the last call, over all processes."""
-        sums = torch.stack([self._loss_sum, self._weight_sum])
-        if self.runtime.world_size > 1:
-            dist.all_reduce(sums)
-        self._loss_sum.zero_()
-        self._weight_sum.zero_()
-        return float(sums[0] / sums[1].clamp_min(1))
-
-    def _draw(
-        self, dataset: SliceDataset, iteration: int, index: int, augment: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Input, target, region and time step of one sample, all of batch size one."""
-        generator = sample_generator(self.config.seed, iteration, index)
-        sample = draw_sample(
-            dataset, self.spec.source, self.spec.target, generator, augment=augment
+def _check_processes(config: TrainingConfig, runtime: Runtime) -> None:
+    if runtime.world_size > config.batch_size:
+        raise UsageError(
+            f"{runtime.world_size} processes cannot share batches of {config.batch_size}.",
+            next_step="Start fewer processes, or use a larger --batch-size.",
         )
-        noise = torch.randn(2, 1, *sample.source.shape[1:], generator=generator)
-        seen = ~sample.hidden
-        region = sample.healthy if self.config.loss_region == "brain" else seen
-        if self.spec.kind == "unet":
-            inputs = hide(sample.source, seen, noise[0])
-            return inputs, sample.target, region.float(), torch.zeros(1, dtype=torch.long)
-        seen = seen & self._random_mask(sample, generator)
-        condition = hide(sample.source, seen, noise[0])
-        timesteps = self._random_timestep(generator)
-        # The lesion's own contrast must not reach the network through x_t either.
-        clean = hide(sample.target, ~sample.hidden, noise[1])
-        noisy = self.schedule.add_noise(clean, noise[1], timesteps)
-        return torch.cat([noisy, condition], dim=1), sample.target, region.float(), timesteps
-
-    def _random_mask(self, sample: Sample, generator: torch.Generator) -> Tensor:
-        height, width = sample.source.shape[-2:]
-        config = self.config
-        if config.blob_radius_px and torch.rand((), generator=generator) < 0.5:
-            radius = config.blob_radius_px
-            return random_blob_masks(1, height, width, radius_px=radius, generator=generator)
-        band = config.band_width
-        if config.widest_band > band:
-            band += int(torch.randint(config.widest_band - band + 1, (), generator=generator))
-        return random_band_masks(1, height, width, band_width=band, generator=generator)
-
-    def _random_timestep(self, generator: torch.Generator) -> Tensor:
-        total = self.schedule.num_train_timesteps
-        timestep = torch.randint(total, (1,), generator=generator)
-        if torch.rand((), generator=generator) < self.config.last_timestep_fraction:
-            timestep.fill_(total - 1)
-        return timestep
 
 
-class _Watch:
-    """Keeps the log and tells how long it will take; stops a training that has gone wrong."""
+def _validate(
+    network: nn.Module, loss: LossOfBatch, config: TrainingConfig, runtime: Runtime
+) -> float:
+    """Loss on the same samples each time."""
+    mean = _MeanLoss(runtime)
+    network.eval()
+    with torch.no_grad():
+        for index in range(VALIDATION_BATCHES):
+            mean.add(*loss(network, _generators(config, runtime, -1 - index)))
+    network.train()
+    return mean.take()
+
+
+def _distributed(network: nn.Module, runtime: Runtime) -> nn.Module:
+    if runtime.world_size == 1:
+        return network
+    devices = [runtime.device] if runtime.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+
+
+class _MeanLoss:
+    """Errors and pixels summed up, on the device, until somebody asks for their ratio."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.sums = torch.zeros(2, device=runtime.device)
+
+    def add(self, total: Tensor, count: Tensor) -> None:
+        """Count a batch in."""
+        self.sums += torch.stack([total.detach(), count])
+
+    def take(self) -> float:
+        """Mean loss since the last call, over all processes."""
+        total, count = self.runtime.sum_over_processes(self.sums)
+        mean = float(total / count.clamp_min(1))
+        self.sums.zero_()
+        return mean
+
+
+class _TrainingState:
+    """What changes from step to step: the weights, their average, and the optimiser's moments.
+
+    Args:
+        network: On its device.
+        config: The recipe.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainingConfig) -> None:
+        self.network, self.config = network, config
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.average = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def step(self, loss: Tensor, iteration: int) -> None:
+        """Follow the gradient of a loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate_at(iteration, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        self.optimizer.step()
+        self._update_average(min(self.config.ema_decay, (iteration + 1) / (iteration + 10)))
+
+    @torch.no_grad()
+    def _update_average(self, decay: float) -> None:
+        """Move the exponential moving average; its decay rises from 0.1, so early weights fade."""
+        for name, value in self.network.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The file that a killed training continues from.
+
+    Attributes:
+        path: Where it is.
+        recipe: What the training is made of.
+        runtime: Only the first process writes.
+    """
+
+    path: Path
+    recipe: Mapping[str, Any]
+    runtime: Runtime
+
+    def save(self, state: _TrainingState, iteration: int) -> None:
+        """Replace the older checkpoint, whole or not at all, by a sound one."""
+        weights = state.network.state_dict()
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
+            raise _diverged(f"Weights of {self.path.name} are no longer finite", iteration)
+        if self.runtime.rank:
+            return
+        content = {
+            "recipe": dict(self.recipe),
+            "network": weights,
+            "optimizer": state.optimizer.state_dict(),
+            "average": state.average,
+            "iteration": iteration,
+        }
+        with atomic_path(self.path) as path:
+            torch.save(content, path)
+
+    def restore(self, state: _TrainingState) -> int:
+        """Load a checkpoint of the same recipe, where there is one; return the steps done."""
+        if not self.path.exists():
+            return 0
+        try:
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+            recipe = found["recipe"]
+        except (OSError, RuntimeError, EOFError, ValueError, LookupError, UnpicklingError) as error:
+            raise WeightsError(
+                f"The checkpoint {self.path} cannot be read.",
+                cause=" ".join(str(error).split())[:200],
+                next_step="Delete it to train that network from the start.",
+            ) from error
+        if recipe != self.recipe:
+            raise WeightsError(
+                f"The checkpoint {self.path} comes from another recipe.",
+                cause="Architecture, training settings, seed or training subjects differ.",
+                next_step="Train into an empty folder, or delete the old checkpoints.",
+            )
+        state.network.load_state_dict(found["network"])
+        state.optimizer.load_state_dict(found["optimizer"])
+        for name, value in found["average"].items():
+            state.average[name].copy_(value)
+        return int(found["iteration"])
+
+
+class TrainingLog:
+    """Keeps the log, tells how long it will take, and stops a training that has gone wrong.
+
+    Args:
+        path: The CSV file, named like the network; lines after `start` are dropped.
+        start: Steps that were done before this run.
+        config: The recipe.
+        runtime: Only the first process writes and reports.
+        report: Called at each line.
+    """
 
     def __init__(
-        self,
-        name: str,
-        iterations: int,
-        start: int,
-        folder: Path,
-        runtime: Runtime,
-        report: Callable[[Progress], None],
+        self, path: Path, start: int, config: TrainingConfig, *, runtime: Runtime, report: Report
     ) -> None:
-        self.name, self.iterations, self.start = name, iterations, start
-        self.path, self.runtime, self.callback = folder / f"{name}.csv", runtime, report
-        self.began = time.monotonic()
+        self.path, self.name, self.start = path, path.stem, start
+        self.iterations, self.runtime, self.report = config.iterations, runtime, report
         self.validation: float | None = None
+        self.began = time.monotonic()
         if runtime.rank == 0:
-            self._trim_log()
+            self._trim()
 
-    def _trim_log(self) -> None:
+    def _trim(self) -> None:
         """Drop lines after the checkpoint that this run continues from."""
         rows = []
         if self.path.exists():
@@ -320,10 +387,19 @@ class _Watch:
             writer.writerow(["iteration", "loss", "validation_loss"])
             writer.writerows(row for row in rows if int(row[0]) <= self.start)
 
-    def report(self, done: int, loss: float, validation: float | None) -> None:
-        """Write a line and call back; raise where the loss is no longer finite."""
+    def add(self, done: int, loss: float, validation: float | None) -> None:
+        """Write a line and report.
+
+        Args:
+            done: Steps done.
+            loss: Mean training loss since the last line.
+            validation: Validation loss, where it was computed.
+
+        Raises:
+            ComputeError: The loss is no longer finite.
+        """
         if not math.isfinite(loss):
-            raise _diverged(f"the loss of {self.name} is no longer finite at iteration {done}")
+            raise _diverged(f"The loss of {self.name} is no longer finite", done)
         self.validation = validation if validation is not None else self.validation
         if self.runtime.rank:
             return
@@ -331,109 +407,21 @@ class _Watch:
             text = "" if validation is None else f"{validation:.6g}"
             csv.writer(file).writerow([done, f"{loss:.6g}", text])
         pace = (time.monotonic() - self.began) / max(1, done - self.start)
-        left = pace * (self.iterations - done)
-        self.callback(Progress(self.name, done, self.iterations, loss, self.validation, left))
-
-
-def _diverged(message: str) -> ComputeError:
-    return ComputeError(
-        message,
-        cause="the learning rate is too high, or the data hold extreme values",
-        next_step="train again with a lower --learning-rate or --precision fp32",
-    )
-
-
-def _validate(step: _Step, network: UNet, validation: SliceDataset) -> float:
-    """Loss on fixed samples without augmentation."""
-    watched = _Step(step.spec, step.schedule, step.config, step.runtime)
-    network.eval()
-    with torch.no_grad():
-        for index in range(4):
-            watched.loss(network, validation, -1 - index, augment=False)
-    network.train()
-    return watched.mean_loss()
-
-
-def _share(weight: Tensor, runtime: Runtime) -> Tensor:
-    """Factor that turns the mean of all processes' gradients into that of the batch's mean loss."""
-    total = weight.clone()
-    if runtime.world_size > 1:
-        dist.all_reduce(total)
-    return runtime.world_size / total.clamp_min(1)
-
-
-def _distributed(network: UNet, runtime: Runtime) -> nn.Module:
-    if runtime.world_size == 1:
-        return network
-    devices = [runtime.device] if runtime.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(network, device_ids=devices)
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-@torch.no_grad()
-def _update_average(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
-    """Move the exponential moving average; its decay rises from 0.1, so early weights fade."""
-    for name, value in network.state_dict().items():
-        average[name].lerp_(value, 1 - decay)
-
-
-def _save(
-    path: Path,
-    recipe: dict[str, Any],
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-    iteration: int,
-    runtime: Runtime,
-) -> None:
-    """Write a checkpoint, replacing the older one only when complete and sound."""
-    if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
-        raise _diverged(f"weights of {path.name} are no longer finite at iteration {iteration}")
-    if runtime.rank:
-        return
-    state = {
-        "recipe": recipe,
-        "network": network.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average,
-        "iteration": iteration,
-    }
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
-
-
-def _restore(
-    path: Path,
-    recipe: dict[str, Any],
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: dict[str, Tensor],
-) -> int:
-    """Load a checkpoint of the same recipe; return the steps already done."""
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["recipe"]
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, UnpicklingError) as error:
-        raise WeightsError(
-            f"the checkpoint {path} cannot be read",
-            cause=" ".join(str(error).split())[:200],
-            next_step="delete it to train that network from the start",
-        ) from error
-    if found != recipe:
-        raise WeightsError(
-            f"the checkpoint {path} comes from another recipe",
-            cause="architecture, training settings, seed or training subjects differ",
-            next_step="train into an empty folder, or delete the old checkpoints",
+        self.report(
+            TrainingProgress(
+                network=self.name,
+                iteration=done,
+                iterations=self.iterations,
+                loss=loss,
+                validation=self.validation,
+                seconds_left=pace * (self.iterations - done),
+            )
         )
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    for name, value in state["average"].items():
-        average[name].copy_(value)
-    return int(state["iteration"])
+
+
+def _diverged(what: str, iteration: int) -> ComputeError:
+    return ComputeError(
+        f"{what} at iteration {iteration}.",
+        cause="The learning rate is too high, or the data hold extreme values.",
+        next_step="Train again with a lower --learning-rate or --precision fp32.",
+    )

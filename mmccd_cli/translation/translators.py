@@ -65,7 +65,8 @@ class MaskedTranslator:
         def denoiser(x_t: Tensor, timesteps: Tensor) -> Tensor:
             return self.network(torch.cat([x_t, condition], dim=1), timesteps)
 
-        return sample_ddim(denoiser, start_noise, self.schedule, self.num_inference_steps)
+        timesteps = self.schedule.inference_timesteps(self.num_inference_steps)
+        return sample_ddim(denoiser, start_noise, self.schedule, timesteps=timesteps)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from training_data import make_dataset
 
 from mmccd_cli.config import PreprocessingConfig, TrainingConfig
@@ -31,17 +32,40 @@ from mmccd_cli.evaluation.comparison.networks import (
     timesteps_back,
 )
 from mmccd_cli.evaluation.comparison.training import train_comparison_model
+from mmccd_cli.progress import silent
 from mmccd_cli.template import Template
-from mmccd_cli.training.trainer import Progress, Runtime
+from mmccd_cli.training.samples import SliceDataset
+from mmccd_cli.training.trainer import Report, Runtime, TrainingProgress
 
-RUNTIME = Runtime(torch.device("cpu"), report_every=5)
+RUNTIME = Runtime(device=torch.device("cpu"), report_every=5, checkpoint_every=4)
 TRAINING = TrainingConfig(
     iterations=20, batch_size=4, learning_rate=1e-2, warmup_iterations=2, augment=False
 )
 
 
 def small(kind: Kind, shape: tuple[int, int] = (16, 16)) -> ComparisonConfig:
-    return ComparisonConfig(kind, "FLAIR", shape, width=4, latent=8, base_channels=8)
+    return ComparisonConfig(
+        kind=kind, modality="FLAIR", shape=shape, width=4, latent=8, base_channels=8
+    )
+
+
+def train(
+    folder: Path,
+    kind: Kind,
+    *,
+    data: SliceDataset | None = None,
+    training: TrainingConfig = TRAINING,
+    report: Report = silent,
+) -> dict[str, Tensor]:
+    folder.mkdir(exist_ok=True)
+    return train_comparison_model(
+        small(kind),
+        data or make_dataset(),
+        training,
+        runtime=RUNTIME,
+        folder=folder,
+        report=report,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,10 +76,10 @@ def test_reconstruction_keeps_shape_and_does_not_depend_on_the_batch(kind: Kind)
     for parameter in network.parameters():  # heads start at zero
         torch.nn.init.normal_(parameter, std=0.1)
     x, noise = torch.randn(2, 3, 1, 32, 48)
-    whole = reconstruct(network, config, x, noise)
+    whole = reconstruct(network, config, x, noise=noise)
     assert whole.shape == x.shape
     assert not torch.allclose(whole[0], whole[1])
-    alone = reconstruct(network, config, x[1:2], noise[1:2])
+    alone = reconstruct(network, config, x[1:2], noise=noise[1:2])
     torch.testing.assert_close(alone, whole[1:2], rtol=1e-4, atol=1e-4)
 
 
@@ -70,13 +94,13 @@ def test_diffusion_that_knows_the_answer_gives_it_back() -> None:
             assert not torch.allclose(noisy, x)
             return x
 
-    torch.testing.assert_close(reconstruct(Knows(), config, x, noise), x)
+    torch.testing.assert_close(reconstruct(Knows(), config, x, noise=noise), x)
     assert times == timesteps_back(config) == [250, 200, 150, 100, 50]
     assert config.passes == 5
 
 
 def test_coarse_noise_is_coarse_and_of_its_size() -> None:
-    config = ComparisonConfig("dae", "FLAIR", (128, 128), noise_std=0.8)
+    config = replace(small("dae", (128, 128)), noise_std=0.8)
     noise = coarse_noise(config, 64, torch.Generator().manual_seed(0))
     assert noise.shape == (64, 1, 128, 128)
     # Bilinear interpolation between independent values keeps 4/9 of their variance on average.
@@ -97,34 +121,50 @@ def test_a_variational_autoencoder_draws_only_when_told() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_lowers_the_loss_and_is_repeatable(kind: Kind) -> None:
+def test_training_lowers_the_loss_and_is_repeatable(tmp_path: Path, kind: Kind) -> None:
     losses: list[float] = []
 
-    def note(progress: Progress) -> None:
+    def note(progress: TrainingProgress) -> None:
         losses.append(progress.loss)
 
     data = make_dataset()
     data.images["FLAIR"][:] = torch.where(data.healthy | data.hidden, 180, 32)  # easy to learn
-    first = train_comparison_model(small(kind), data, TRAINING, RUNTIME, report=note)
+    first = train(tmp_path / "first", kind, data=data, report=note)
     assert losses[-1] < 0.5 * losses[0]
     short = replace(TRAINING, iterations=3)
-    again = [train_comparison_model(small(kind), data, short, RUNTIME) for _ in range(2)]
+    again = [train(tmp_path / name, kind, data=data, training=short) for name in "ab"]
     assert all(torch.equal(again[0][name], again[1][name]) for name in first)
     assert all(value.isfinite().all() for value in first.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_lesion_reaches_neither_input_nor_loss(kind: Kind) -> None:
+def test_a_killed_training_continues_bit_for_bit(tmp_path: Path, kind: Kind) -> None:
+    def kill(progress: TrainingProgress) -> None:
+        if progress.iteration == 10:  # the last checkpoint is at 8
+            raise KeyboardInterrupt
+
+    straight = train(tmp_path / "straight", kind)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", kind, report=kill)
+    seen: list[int] = []
+    resumed = train(tmp_path / "killed", kind, report=lambda p: seen.append(p.iteration))
+    assert seen == [10, 15, 20]
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(straight[name], value) for name, value in resumed.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_lesion_reaches_neither_input_nor_loss(tmp_path: Path, kind: Kind) -> None:
     short = replace(TRAINING, iterations=3)
-    data = make_dataset()
     other = make_dataset()
     lesion = other.hidden
     other.images["FLAIR"][lesion] = 255 - other.images["FLAIR"][lesion]
-    one, two = (train_comparison_model(small(kind), d, short, RUNTIME) for d in (data, other))
+    one = train(tmp_path / "one", kind, training=short)
+    two = train(tmp_path / "two", kind, data=other, training=short)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_residuals_of_a_volume(tmp_path: Path) -> None:
+def test_residuals_of_a_volume() -> None:
     config = small("ddpm")
     image = np.random.default_rng(0).normal(size=(16, 16, 40)).astype(np.float32)
     brain = np.zeros(image.shape, dtype=bool)
@@ -134,18 +174,19 @@ def test_residuals_of_a_volume(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(x)
 
-    signed = residual_of_volume(Zero(), config, image, brain, 0.5, "signed")
+    signed = residual_of_volume(Zero(), config, image, brain=brain, scale=0.5)
     np.testing.assert_allclose(signed, np.where(brain, image / 0.5, 0), atol=1e-6)
-    both = residual_of_volume(Zero(), config, image, brain, 0.5, "absolute")
+    both = residual_of_volume(Zero(), config, image, brain=brain, scale=0.5, residual="absolute")
     np.testing.assert_array_equal(both, np.abs(signed))
-    dark = residual_of_volume(Zero(), replace(config, modality="T1w"), image, brain, 0.5, "signed")
+    t1w = replace(config, modality="T1w")
+    dark = residual_of_volume(Zero(), t1w, image, brain=brain, scale=0.5)
     np.testing.assert_array_equal(dark, -signed)
 
 
-def test_training_that_diverges_stops() -> None:
+def test_training_that_diverges_stops(tmp_path: Path) -> None:
     wild = replace(TRAINING, learning_rate=1e30, gradient_clip=0.0)
     with pytest.raises(ComputeError, match="dae-FLAIR"):
-        train_comparison_model(small("dae"), make_dataset(), wild, RUNTIME)
+        train(tmp_path, "dae", training=wild)
 
 
 def save(folder: Path, kind: Kind = "dae") -> ComparisonConfig:
@@ -155,10 +196,15 @@ def save(folder: Path, kind: Kind = "dae") -> ComparisonConfig:
     template = Template(images, mask, np.diag([2.0, 2.0, 2.0, 1.0]))
     network, training = build_network(config), {"subjects": ["a", "b"]}
     constants = {"signed": {"fixed": 1.5, "adaptive": 0.5}}
-    save_comparison_model(
-        folder,
-        ComparisonModel(config, network, template, PreprocessingConfig(), training, constants),
+    model = ComparisonModel(
+        config=config,
+        network=network,
+        template=template,
+        preprocessing=PreprocessingConfig(),
+        training=training,
+        constants=constants,
     )
+    save_comparison_model(folder, model)
     return config
 
 
@@ -208,5 +254,5 @@ def test_a_folder_without_models_is_an_error(tmp_path: Path) -> None:
     [{"shape": (20, 16)}, {"kind": "gan"}, {"denoising_steps": 0}, {"start_timestep": 1000}],
 )
 def test_impossible_configurations_are_refused(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"must|beyond"):
+    with pytest.raises(ValueError, match=r"should|must|beyond"):
         replace(small("ddpm"), **change)  # type: ignore[arg-type]  # wrong on purpose

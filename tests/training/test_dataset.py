@@ -18,8 +18,9 @@ from mmccd_cli.config import UNetConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
+from mmccd_cli.progress import silent
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.template import Quantisation, Template
+from mmccd_cli.template import Quantisation
 from mmccd_cli.training.dataset import (
     PreparedDataset,
     PrepareSettings,
@@ -27,11 +28,12 @@ from mmccd_cli.training.dataset import (
     prepare_dataset,
     read_split,
 )
-from mmccd_cli.training.networks import BundleText, make_runtime, train_networks, write_bundle
 from mmccd_cli.training.recipes import RECIPES, Recipe
+from mmccd_cli.training.run import BundleText, Training
 from mmccd_cli.training.samples import load_dataset
-from mmccd_cli.training.slices import read_index, read_shard, read_template
-from mmccd_cli.weights.bundle import load_bundle, verify_bundle
+from mmccd_cli.training.slices import read_index, read_shard, read_template, read_volumes
+from mmccd_cli.training.trainer import Report, make_runtime
+from mmccd_cli.weights.bundle import verify_bundle
 
 SPLIT = {"train": ["BraTS2021_00000", "BraTS2021_00002"], "val": ["BraTS2021_00003"]}
 SETTINGS = PrepareSettings(spacing_mm=6.0)
@@ -148,14 +150,14 @@ def test_modalities_are_not_swapped(prepared: Prepared) -> None:
 
 
 def test_the_template_is_the_mean_of_the_training_subjects(prepared: Prepared) -> None:
-    images, mask = read_template(prepared.shards)
+    template = read_template(prepared.shards, np.eye(4))
     quantisation = Quantisation()
     shards = [read_shard(prepared.shards, name) for name in SPLIT["train"]]
     everywhere = np.logical_and.reduce([s.brain for s in shards])
     np.testing.assert_array_equal(
-        np.moveaxis(mask, 2, 0), np.logical_or.reduce([s.brain for s in shards])
+        np.moveaxis(template.mask, 2, 0), np.logical_or.reduce([s.brain for s in shards])
     )
-    for name, image in images.items():
+    for name, image in template.images.items():
         mean = np.mean([quantisation.decode(s.images[name]) for s in shards], axis=0)
         difference = np.abs(np.moveaxis(image, 2, 0) - mean)[everywhere]
         assert difference.max() < 8 / 255
@@ -184,9 +186,8 @@ def odd_data(prepared: Prepared, tmp_path: Path) -> Path:
 
 
 def test_odd_subjects_are_named_and_left_out(odd_data: Path, tmp_path: Path) -> None:
-    split = {"train": ["BraTS2021_00000", "BraTS2021_00002", "BraTS2021_00009"]}
-    result = prepare_dataset(odd_data, tmp_path / "shards", SETTINGS, split=split, only=["train"])
-    assert result.subjects == ("BraTS2021_00002",)
+    result = prepare_dataset(odd_data, tmp_path / "shards", SETTINGS, split=SPLIT)
+    assert result.subjects == ("BraTS2021_00002", "BraTS2021_00003")
     reasons = dict(result.skipped)
     assert reasons["BraTS2021_00009"] == "lacks T1w"
     assert "BraTS2021_00000_flair.nii.gz" in reasons["BraTS2021_00000"]
@@ -209,13 +210,13 @@ def test_no_usable_subject(
     tmp_path: Path, tiny_phantom: Phantom, write_subject: WriteSubject
 ) -> None:
     write_subject(tmp_path / "data", tiny_phantom, id="BraTS-001")
-    with pytest.raises(DataError, match=r"no subject of .* can be used") as caught:
+    with pytest.raises(DataError, match=r"No subject of .* can be used") as caught:
         prepare_dataset(
             tmp_path / "data", tmp_path / "out", replace(SETTINGS, require_segmentation=True)
         )
     assert "BraTS-001: lacks a segmentation" in (caught.value.cause or "")
-    with pytest.raises(DataError, match="no subject of"):
-        prepare_dataset(tmp_path / "data", tmp_path / "out", SETTINGS, only=["elsewhere"])
+    with pytest.raises(DataError, match="No subject of the split `train`"):
+        prepare_dataset(tmp_path / "data", tmp_path / "out", SETTINGS, split={"train": []})
 
 
 def test_a_segmentation_on_another_grid_is_refused(
@@ -312,38 +313,45 @@ def tiny_recipe() -> Recipe:
     )
 
 
+def training_in(folder: Path, shards: Path, recipe: Recipe, *, report: Report = silent) -> Training:
+    return Training(
+        shards=shards,
+        work=folder / "work",
+        recipe=recipe,
+        runtime=make_runtime("cpu", "fp32"),
+        text=BundleText(name="tiny"),
+        report=report,
+    )
+
+
 def test_from_shards_to_bundle_to_signals(prepared: Prepared, tmp_path: Path) -> None:
     recipe = tiny_recipe()
     lines: list[str] = []
-    networks = train_networks(
+    training = training_in(
+        tmp_path,
         prepared.shards,
-        tmp_path / "work",
         recipe,
-        make_runtime("cpu", "fp32"),
         report=lambda progress: lines.append(progress.network),
     )
+    networks = training.train()
     assert set(networks) == set(lines)
     assert len(networks) == 4
-    write_bundle(prepared.shards, tmp_path / "bundle", recipe, networks, BundleText("tiny"))
-    bundle = load_bundle(tmp_path / "bundle")
+    bundle = training.write(tmp_path / "bundle", networks)
     verify_bundle(bundle)
     assert bundle.sources == ("FLAIR", "T2w")
     subjects = [entry["id"] for entry in bundle.config.training["subjects"]]
     assert subjects == SPLIT["train"], "validation subjects are no training data"
-    images, _ = read_template(prepared.shards)
-    np.testing.assert_array_equal(bundle.template.images["FLAIR"], images["FLAIR"])
+    template = read_template(prepared.shards, read_index(prepared.shards)["affine"])
+    np.testing.assert_array_equal(bundle.template.images["FLAIR"], template.images["FLAIR"])
+    np.testing.assert_array_equal(bundle.template.affine, template.affine)
 
-    shard = read_shard(prepared.shards, "BraTS2021_00003")
-    volumes = {
-        name: np.moveaxis(Quantisation().decode(levels), 0, 2)
-        for name, levels in shard.images.items()
-    }
-    brain = np.moveaxis(shard.brain, 0, 2)
+    volumes = read_volumes(prepared.shards, "BraTS2021_00003", Quantisation())
+    brain = volumes.brain
     config = bundle.choose_score("mmccd", ("FLAIR",))
     for method in ("mmccd", "cyclic-unet"):
         sampling = replace(bundle.config.sampling, method=method)
         model = SignalModel(bundle, sampling, torch.device("cpu"))
-        signal = model.signals(volumes, brain, config)["cycle:FLAIR"]
+        signal = model.signals(volumes.images, brain, config)["cycle:FLAIR"]
         assert signal.shape == brain.shape
         assert np.isfinite(signal).all()
         assert signal[brain].std() > 0
@@ -351,15 +359,14 @@ def test_from_shards_to_bundle_to_signals(prepared: Prepared, tmp_path: Path) ->
 
 
 def test_shards_of_another_recipe_are_refused(prepared: Prepared, tmp_path: Path) -> None:
-    runtime = make_runtime("cpu", "fp32")
     with pytest.raises(DataError, match="another recipe than paper"):
-        train_networks(prepared.shards, tmp_path, RECIPES["paper"], runtime)
+        training_in(tmp_path, prepared.shards, RECIPES["paper"]).train()
     index = json.loads((prepared.shards / "dataset.json").read_text())
     folder = tmp_path / "two"
     shutil.copytree(prepared.shards, folder)
     (folder / "dataset.json").write_text(json.dumps({**index, "modalities": ["FLAIR", "T1w"]}))
     with pytest.raises(DataError, match="lack T2w"):
-        train_networks(folder, tmp_path, tiny_recipe(), runtime)
+        training_in(tmp_path, folder, tiny_recipe()).train()
 
 
 def test_only_the_training_split_teaches(prepared: Prepared) -> None:
@@ -369,8 +376,7 @@ def test_only_the_training_split_teaches(prepared: Prepared) -> None:
 
 def test_with_a_template_its_grid_is_used(prepared: Prepared, tmp_path: Path) -> None:
     """And subjects are registered to it: here they lie right already."""
-    images, mask = read_template(prepared.shards)
-    affine = np.array(read_index(prepared.shards)["affine"]).reshape(4, 4)
+    template = read_template(prepared.shards, read_index(prepared.shards)["affine"])
     untouched = replace(
         SETTINGS, preprocessing=replace(SETTINGS.preprocessing, template_registration="none")
     )
@@ -379,12 +385,11 @@ def test_with_a_template_its_grid_is_used(prepared: Prepared, tmp_path: Path) ->
         tmp_path / "out",
         untouched,
         split=SPLIT,
-        only=["val"],
-        template=Template(images, mask, affine),
+        template=template,
     )
-    assert result.subjects == ("BraTS2021_00003",)
+    assert result.subjects == tuple(sorted(prepared.phantoms))
     index = read_index(tmp_path / "out")
-    assert index["affine"] == affine.ravel().tolist()
+    assert index["affine"] == template.affine.ravel().tolist()
     assert index["spacing_mm"] == [6.0, 6.0, 6.0]
     ours, theirs = (read_shard(f, "BraTS2021_00003") for f in (tmp_path / "out", prepared.shards))
     np.testing.assert_array_equal(ours.images["FLAIR"], theirs.images["FLAIR"])

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from mmccd_cli.config import MAX_SEED, MODALITIES, CycleConfig
-from mmccd_cli.training.networks import initial_scores, network_specs
+from mmccd_cli.training.networks import network_specs
 from mmccd_cli.training.recipes import CYCLES, RECIPES, Recipe
+from mmccd_cli.training.run import initial_scores
 from mmccd_cli.translation.masking import band_masks
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.unet import UNet

@@ -12,12 +12,23 @@ import torch
 
 from mmccd_cli.config import CycleConfig, ScoreConfig, UNetConfig, to_dict
 from mmccd_cli.errors import DataError, WeightsError
-from mmccd_cli.template import Quantisation
-from mmccd_cli.training.calibration import Calibration, Fold, _choose, _Trial, calibrate
-from mmccd_cli.training.networks import BundleText, fit_normal_ranges, split_folds
+from mmccd_cli.template import Quantisation, Template
+from mmccd_cli.training.calibration import Calibration, Trial, calibrate, choose_trial
 from mmccd_cli.training.recipes import RECIPES, Recipe
-from mmccd_cli.training.run import FOLD_BUNDLE, Training
-from mmccd_cli.training.slices import SubjectShard, write_index, write_shard, write_template
+from mmccd_cli.training.run import (
+    FOLD_BUNDLE,
+    BundleText,
+    Training,
+    fit_normal_ranges,
+    split_folds,
+)
+from mmccd_cli.training.slices import (
+    SubjectShard,
+    SubjectVolumes,
+    write_index,
+    write_shard,
+    write_template,
+)
 from mmccd_cli.training.trainer import Runtime
 from mmccd_cli.weights.bundle import load_bundle, save_bundle, verify_bundle
 
@@ -58,8 +69,8 @@ def shard(number: int, *, lesion: bool = True) -> SubjectShard:
     for modality in ("FLAIR", "T2w"):
         values = np.where(inside, 0.3 * generator.standard_normal(SHAPE), -3.0)
         values = np.where(where, LESION_LEVEL, values).astype(np.float32)
-        images[modality] = Quantisation().encode(np.moveaxis(values, 2, 0))
-    return SubjectShard(images, np.moveaxis(inside, 2, 0), np.moveaxis(where, 2, 0))
+        images[modality] = values
+    return SubjectVolumes(images, inside, where).as_shard(Quantisation())
 
 
 def write_shards(folder: Path, *, lesions: bool = True) -> Path:
@@ -71,11 +82,12 @@ def write_shards(folder: Path, *, lesions: bool = True) -> Path:
         counts = {"slices": SHAPE[2], "healthy_slices": 6}
         entries.append({"id": subject, "split": "train", "files": {}, **counts})
     flat = np.where(brain(), 0.0, -3.0).astype(np.float32)
-    write_template(folder, {"FLAIR": flat, "T2w": flat}, brain())
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    write_template(folder, Template({"FLAIR": flat, "T2w": flat}, brain(), affine))
     index = {
         "modalities": ["FLAIR", "T2w"],
         "spacing_mm": [2.0, 2.0, 2.0],
-        "affine": np.diag([2.0, 2.0, 2.0, 1.0]).ravel().tolist(),
+        "affine": affine.ravel().tolist(),
         "shape": list(SHAPE),
         "background": -3.0,
         "preprocessing": to_dict(recipe().preprocessing),
@@ -96,17 +108,18 @@ class Trained(NamedTuple):
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("run")
     shards = write_shards(folder / "shards")
-    runtime = Runtime(torch.device("cpu"))
-    training = Training(shards, folder / "work", recipe(), runtime, BundleText("small"), folds=2)
+    training = Training(
+        shards=shards,
+        work=folder / "work",
+        recipe=recipe(),
+        runtime=Runtime(device=torch.device("cpu")),
+        text=BundleText(name="small"),
+        folds=2,
+    )
     bundle = training.write(folder / "out", training.train())
     lines: list[str] = []
-    training.calibrate(bundle, report=lines.append)
+    found = training.calibrate(bundle, report=lines.append)
     assert any("left out" in line for line in lines)
-    folds = [
-        Fold(load_bundle(training.work / f"fold-{n}" / FOLD_BUNDLE), ids)
-        for n, ids in enumerate(split_folds(SUBJECTS, 2))
-    ]
-    found = calibrate(bundle, shards, methods=("cyclic-unet",), folds=folds)
     return Trained(training, folder / "out", found)
 
 
@@ -153,22 +166,23 @@ def test_settings_are_chosen_by_the_given_subjects_alone() -> None:
         for t in (1.0, 2.0)
     )
     # The first subject alone is best at the lower threshold.
-    trial = _Trial([low, high], np.array([[1.0, 0.0], [0.6, 0.7], [0.6, 0.7]]))
-    worse = _Trial([low, high], np.array([[0.9, 0.9], [0.1, 0.1], [0.1, 0.1]]))
+    trial = Trial([low, high], np.array([[1.0, 0.0], [0.6, 0.7], [0.6, 0.7]]))
+    worse = Trial([low, high], np.array([[0.9, 0.9], [0.1, 0.1], [0.1, 0.1]]))
     everyone, others = np.array([True, True, True]), np.array([False, True, True])
-    assert _choose([worse, trial], everyone) == (trial, low)
-    assert _choose([worse, trial], others) == (trial, high)
+    assert choose_trial([worse, trial], everyone) == (trial, low)
+    assert choose_trial([worse, trial], others) == (trial, high)
     # Left out: the first is scored at the others' choice (0.0), the others at the lower one (0.6).
     assert trial.left_out_dice(everyone) == pytest.approx((0.0 + 0.6 + 0.6) / 3)
 
 
 def test_healthy_subjects_calibrate_by_a_budget(trained: Trained, tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "healthy", lesions=False)
-    found = calibrate(load_bundle(trained.out), shards, methods=("cyclic-unet",))
+    found = calibrate(load_bundle(trained.out), shards)
     assert "false positives" in found.config.calibration["criterion"]
-    (score,) = found.config.scores["cyclic-unet"]
-    assert score.threshold_rule == "otsu"
-    assert found.rows[0].trials[0]["false_positive_ml"] <= 1.0
+    for row in found.rows:
+        (score,) = found.config.scores[row.method]
+        assert score.threshold_rule == "otsu"
+        assert row.trials[0]["false_positive_ml"] <= 1.0
 
 
 def test_folds_need_subjects() -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mmccd_cli.config import DiffusionConfig, TrainingConfig, UNetConfig
 from mmccd_cli.errors import DataError
-from mmccd_cli.template import Quantisation
+from mmccd_cli.template import Quantisation, Template
+from mmccd_cli.training.networks import Example, NetworkSpec, TranslationLoss
 from mmccd_cli.training.samples import Sample, SliceDataset, draw_sample, load_dataset
 from mmccd_cli.training.slices import (
     SubjectShard,
@@ -27,7 +28,7 @@ from mmccd_cli.training.slices import (
     write_shard,
     write_template,
 )
-from mmccd_cli.training.trainer import NetworkSpec, Runtime, _Step
+from mmccd_cli.training.trainer import Runtime, sample_generator
 from mmccd_cli.translation.schedule import Schedule
 
 PLAIN = TrainingConfig(lesion_dilation_mm=0.0, augment=False)
@@ -115,15 +116,17 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cut\.safetensors"):
         read_shard(tmp_path, "cut")
     with pytest.raises(DataError, match="template"):
-        read_template(tmp_path)
+        read_template(tmp_path, np.eye(4))
 
 
 def test_template_comes_back(tmp_path: Path) -> None:
     image = np.linspace(-3, 3, 60, dtype=np.float32).reshape(3, 4, 5)
-    write_template(tmp_path, {"FLAIR": image}, image > 0)
-    images, mask = read_template(tmp_path)
-    np.testing.assert_allclose(images["FLAIR"], image, atol=4 / 255 + 1e-6)
-    np.testing.assert_array_equal(mask, image > 0)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    write_template(tmp_path, Template({"FLAIR": image}, image > 0, affine))
+    found = read_template(tmp_path, affine.ravel().tolist())
+    np.testing.assert_allclose(found.images["FLAIR"], image, atol=4 / 255 + 1e-6)
+    np.testing.assert_array_equal(found.mask, image > 0)
+    np.testing.assert_array_equal(found.affine, affine)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +214,7 @@ def test_slices_with_hardly_any_healthy_brain_are_left_out(shards: Path) -> None
 
 def test_without_augmentation_a_sample_is_its_slice(shards: Path) -> None:
     dataset = load_dataset(shards, PLAIN)
-    sample = draw_sample(dataset, "FLAIR", "T2w", seeded(3), augment=False)
+    sample = draw_sample(dataset, "FLAIR", "T2w", generator=seeded(3), augment=False)
     difference = (sample.target - sample.source)[sample.healthy]
     torch.testing.assert_close(difference, torch.full_like(difference, 8 / 255))
     assert sample.source.shape == (1, 1, H, W)
@@ -220,7 +223,7 @@ def test_without_augmentation_a_sample_is_its_slice(shards: Path) -> None:
 def test_a_sample_is_decided_by_its_generator(shards: Path) -> None:
     dataset = load_dataset(shards, PLAIN)
     first, again, other = (
-        draw_sample(dataset, "FLAIR", "T2w", seeded(s), augment=True) for s in (3, 3, 4)
+        draw_sample(dataset, "FLAIR", "T2w", generator=seeded(s), augment=True) for s in (3, 3, 4)
     )
     assert torch.equal(first.source, again.source)
     assert torch.equal(first.healthy, again.healthy)
@@ -229,18 +232,20 @@ def test_a_sample_is_decided_by_its_generator(shards: Path) -> None:
 
 def test_every_slice_is_drawn(shards: Path) -> None:
     dataset = load_dataset(shards, PLAIN)
-    drawn = {
-        int(
-            draw_sample(dataset, "FLAIR", "T2w", seeded(s), augment=False).target[0, 0, 6, 8] * 1000
-        )
-        for s in range(100)
-    }
+    samples = [
+        draw_sample(dataset, "FLAIR", "T2w", generator=seeded(s), augment=False) for s in range(100)
+    ]
+    drawn = {int(sample.target[0, 0, 6, 8] * 1000) for sample in samples}
     assert len(drawn) == len(dataset)
 
 
 def augmented(dataset: SliceDataset, count: int = 40) -> Sample:
-    drawn = [draw_sample(dataset, "FLAIR", "T2w", seeded(s), augment=True) for s in range(count)]
-    return Sample.stack(drawn)
+    drawn = [
+        draw_sample(dataset, "FLAIR", "T2w", generator=seeded(s), augment=True)
+        for s in range(count)
+    ]
+    names = ("source", "target", "healthy", "hidden")
+    return Sample(**{name: torch.cat([getattr(s, name) for s in drawn]) for name in names})
 
 
 def textured() -> SliceDataset:
@@ -304,13 +309,19 @@ def test_augmentation_leaves_the_background_alone() -> None:
 # What the networks get to see
 
 
-def step_for(kind: str, config: TrainingConfig) -> _Step:
+def draw(dataset: SliceDataset, kind: str, config: TrainingConfig, index: int = 0) -> Example:
+    """One sample as a network of this kind meets it."""
     unet = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
     if kind == "diffusion":
         unet = replace(unet, in_channels=2, time_conditioned=True)
-    spec = NetworkSpec(kind, "FLAIR", "T2w", unet)
-    runtime = Runtime(torch.device("cpu"))
-    return _Step(spec, Schedule.from_config(DiffusionConfig()), config, runtime)
+    loss = TranslationLoss(
+        spec=NetworkSpec(kind=kind, source="FLAIR", target="T2w", unet=unet),
+        dataset=dataset,
+        schedule=Schedule.from_config(DiffusionConfig()),
+        config=config,
+        runtime=Runtime(device=torch.device("cpu")),
+    )
+    return loss.draw(sample_generator(config.seed, 0, index))
 
 
 def with_lesion_levels(dataset: SliceDataset, level: int) -> SliceDataset:
@@ -327,15 +338,14 @@ def test_the_lesion_never_reaches_input_or_loss(shards: Path, kind: str, blobs: 
     """Whatever the lesion looks like, in either modality, the network cannot tell."""
     config = replace(PLAIN, blob_radius_px=blobs)
     dataset = load_dataset(shards, config, subjects=["a"])
-    step = step_for(kind, config)
     bright, dark = with_lesion_levels(dataset, 255), with_lesion_levels(dataset, 0)
     touched = 0
     for index in range(16):
-        first = step._draw(bright, 0, index, augment=False)
-        second = step._draw(dark, 0, index, augment=False)
-        assert torch.equal(first[0], second[0]), "input"
-        assert torch.equal(first[2], second[2]), "region"
-        target, other, region = first[1], second[1], first[2]
+        first = draw(bright, kind, config, index)
+        second = draw(dark, kind, config, index)
+        assert torch.equal(first.inputs, second.inputs), "input"
+        assert torch.equal(first.region, second.region), "region"
+        target, other, region = first.target, second.target, first.region
         touched += int(not torch.equal(target, other))
         assert torch.equal(target * region, other * region), "loss"
     assert touched, "some of the slices hold the lesion"
@@ -344,20 +354,18 @@ def test_the_lesion_never_reaches_input_or_loss(shards: Path, kind: str, blobs: 
 def test_the_published_loss_region_leaves_out_the_lesion_only(shards: Path) -> None:
     config = replace(PLAIN, loss_region="image")
     dataset = load_dataset(shards, config, subjects=["a"])
-    step = step_for("diffusion", config)
     for index in range(8):
-        region = step._draw(dataset, 0, index, augment=False)[2]
+        region = draw(dataset, "diffusion", config, index).region
         assert int((region == 0).sum()) in (0, 4 * 6)
     config = replace(config, loss_region="brain")
-    region = step_for("diffusion", config)._draw(dataset, 0, 0, augment=False)[2]
+    region = draw(dataset, "diffusion", config).region
     assert region.sum() <= 16 * 20
 
 
 def test_every_sample_has_its_own_band_and_time_step(shards: Path) -> None:
     dataset = load_dataset(shards, PLAIN, subjects=["b"])
     config = replace(PLAIN, band_width=8)
-    step = step_for("diffusion", config)
-    drawn = [step._draw(dataset, 0, index, augment=False) for index in range(24)]
+    drawn = [draw(dataset, "diffusion", config, index) for index in range(24)]
     hidden = []
     for inputs, _, _, _ in drawn:
         levels = (inputs[:, 1:] + 4) / (8 / 255)
@@ -370,15 +378,15 @@ def test_every_sample_has_its_own_band_and_time_step(shards: Path) -> None:
 
 def test_the_last_time_step_can_be_preferred(shards: Path) -> None:
     dataset = load_dataset(shards, PLAIN, subjects=["b"])
-    step = step_for("diffusion", replace(PLAIN, last_timestep_fraction=0.5))
-    last = [int(step._draw(dataset, 0, i, augment=False)[3]) == 999 for i in range(60)]
+    config = replace(PLAIN, last_timestep_fraction=0.5)
+    last = [int(draw(dataset, "diffusion", config, i).timesteps) == 999 for i in range(60)]
     assert 15 < sum(last) < 45
 
 
 def test_without_hiding_the_published_condition_is_the_slice_itself(shards: Path) -> None:
     """The plain network sees all of a healthy slice, and noise nowhere."""
     dataset = load_dataset(shards, PLAIN, subjects=["b"])
-    inputs, target, _, _ = step_for("unet", PLAIN)._draw(dataset, 0, 0, augment=False)
+    inputs, target, _, _ = draw(dataset, "unet", PLAIN)
     inside = dataset.healthy[:1]
     difference = (target - inputs)[inside]
     torch.testing.assert_close(difference, torch.full_like(difference, 8 / 255))

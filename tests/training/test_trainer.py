@@ -17,29 +17,28 @@ from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
 from training_data import make_dataset
 
-from mmccd_cli.config import DiffusionConfig, TrainingConfig, UNetConfig
+from mmccd_cli.config import TrainingConfig, UNetConfig
 from mmccd_cli.errors import ComputeError, UsageError, WeightsError
-from mmccd_cli.training.networks import make_runtime
+from mmccd_cli.training import trainer
+from mmccd_cli.training.networks import NetworkSpec, train_network
+from mmccd_cli.training.recipes import RECIPES
 from mmccd_cli.training.samples import SliceDataset
 from mmccd_cli.training.trainer import (
-    NetworkSpec,
-    Progress,
     Runtime,
+    TrainingProgress,
     learning_rate_at,
+    make_runtime,
     sample_generator,
-    train_network,
 )
 from mmccd_cli.translation.unet import UNet
 
 SMALL = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
-PLAIN = NetworkSpec("unet", "FLAIR", "T2w", SMALL)
-MASKED = NetworkSpec(
-    "diffusion", "FLAIR", "T2w", replace(SMALL, in_channels=2, time_conditioned=True)
-)
+PLAIN = NetworkSpec(kind="unet", source="FLAIR", target="T2w", unet=SMALL)
+MASKED = replace(PLAIN, kind="diffusion", unet=replace(SMALL, in_channels=2, time_conditioned=True))
 CONFIG = TrainingConfig(
     iterations=6, batch_size=4, learning_rate=3e-3, warmup_iterations=2, blob_radius_px=6.0
 )
-RUNTIME = Runtime(torch.device("cpu"), report_every=1, checkpoint_every=2)
+RUNTIME = Runtime(device=torch.device("cpu"), report_every=1, checkpoint_every=2)
 
 
 class Killed(Exception):
@@ -52,12 +51,13 @@ def train(
     config: TrainingConfig = CONFIG,
     runtime: Runtime = RUNTIME,
     *,
+    dataset: SliceDataset | None = None,
     stop_at: int | None = None,
     validation: SliceDataset | None = None,
-) -> tuple[dict[str, Tensor], list[Progress]]:
-    reports: list[Progress] = []
+) -> tuple[dict[str, Tensor], list[TrainingProgress]]:
+    reports: list[TrainingProgress] = []
 
-    def report(progress: Progress) -> None:
+    def report(progress: TrainingProgress) -> None:
         reports.append(progress)
         if progress.iteration == stop_at:
             raise Killed
@@ -65,11 +65,10 @@ def train(
     folder.mkdir(exist_ok=True)
     weights = train_network(
         spec,
-        make_dataset(),
-        config,
-        DiffusionConfig(),
-        runtime,
-        folder,
+        dataset or make_dataset(),
+        replace(RECIPES["compact"], training=config),
+        runtime=runtime,
+        folder=folder,
         validation=validation,
         report=report,
     )
@@ -133,9 +132,7 @@ def test_a_checkpoint_of_other_subjects_is_refused(tmp_path: Path) -> None:
     train(tmp_path, config=replace(CONFIG, iterations=1))
     others = replace(make_dataset(), subjects=("somebody else",))
     with pytest.raises(WeightsError, match="another recipe"):
-        train_network(
-            MASKED, others, replace(CONFIG, iterations=1), DiffusionConfig(), RUNTIME, tmp_path
-        )
+        train(tmp_path, config=replace(CONFIG, iterations=1), dataset=others)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
@@ -274,7 +271,7 @@ def test_broken_weights_never_replace_a_good_checkpoint(
 
     monkeypatch.setattr(torch.optim.AdamW, "step", breaking)
     runtime = replace(RUNTIME, report_every=100)
-    with pytest.raises(ComputeError, match=r"weights of .* no longer finite at iteration 4"):
+    with pytest.raises(ComputeError, match=r"Weights of .* no longer finite at iteration 4"):
         train(tmp_path, runtime=runtime)
     assert (tmp_path / f"{MASKED.name}.checkpoint.pt").read_bytes() == before
 
@@ -282,6 +279,15 @@ def test_broken_weights_never_replace_a_good_checkpoint(
 def test_more_processes_than_samples_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot share"):
         train(tmp_path, runtime=replace(RUNTIME, world_size=5))
+
+
+@pytest.mark.parametrize(("fast", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_precision_asks_once_whether_the_cpu_has_bf16(
+    monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
+) -> None:
+    monkeypatch.setattr(trainer, "cpu_computes_bf16", lambda: fast)
+    assert make_runtime("cpu").precision == precision
+    assert make_runtime("cpu", "fp32").precision == "fp32"
 
 
 # Several processes

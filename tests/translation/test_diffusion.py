@@ -127,7 +127,7 @@ def test_walk_equals_monai_at_the_same_time_steps(steps: int) -> None:
         # Its step goes back by num_train_timesteps // num_inference_steps: make that ours.
         other.num_train_timesteps, other.num_inference_steps = now - then, 1
         x, _ = other.step(curved(x, torch.full((2,), now)), now, x)
-    ours = sample_ddim(curved, noise, SCHEDULE, steps)
+    ours = sample_ddim(curved, noise, SCHEDULE, timesteps=timesteps)
     torch.testing.assert_close(ours, x, rtol=1e-4, atol=1e-4)
 
 
@@ -135,7 +135,9 @@ def test_walk_equals_monai_at_the_same_time_steps(steps: int) -> None:
 def test_an_oracle_gives_back_the_truth_exactly(steps: int) -> None:
     truth = torch.randn(3, 1, 8, 8, generator=seeded(1))
     noise = torch.randn(3, 1, 8, 8, generator=seeded(2))
-    assert torch.equal(sample_ddim(lambda x, t: truth, noise, SCHEDULE, steps), truth)
+    timesteps = SCHEDULE.inference_timesteps(steps)
+    found = sample_ddim(lambda x, t: truth, noise, SCHEDULE, timesteps=timesteps)
+    assert torch.equal(found, truth)
 
 
 def test_an_oracle_sees_the_truth_with_the_noise_of_each_time_step() -> None:
@@ -150,7 +152,7 @@ def test_an_oracle_sees_the_truth_with_the_noise_of_each_time_step() -> None:
         seen.append((int(timesteps[0]), x))
         return truth
 
-    sample_ddim(oracle, noise, SCHEDULE, 5)
+    sample_ddim(oracle, noise, SCHEDULE, timesteps=SCHEDULE.inference_timesteps(5))
     assert [t for t, _ in seen] == SCHEDULE.inference_timesteps(5)
     assert torch.equal(seen[0][1], noise)  # the walk starts at pure noise, not almost pure noise
     start = SCHEDULE.alphas_cumprod[999]
@@ -163,7 +165,7 @@ def test_an_oracle_sees_the_truth_with_the_noise_of_each_time_step() -> None:
 def test_one_step_is_one_call_on_pure_noise() -> None:
     noise = torch.randn(2, 1, 4, 4, generator=seeded())
     expected = curved(noise, torch.full((2,), 999))
-    assert torch.equal(sample_ddim(curved, noise, SCHEDULE, 1), expected)
+    assert torch.equal(sample_ddim(curved, noise, SCHEDULE, timesteps=[999]), expected)
 
 
 # Bands of the test

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from mmccd_cli.config import PreprocessingConfig, from_dict, to_dict
 from mmccd_cli.errors import MmccdError, WeightsError
 from mmccd_cli.evaluation.comparison.networks import ComparisonConfig, build_network
+from mmccd_cli.files import write_atomically
 from mmccd_cli.template import Template
 from mmccd_cli.training.slices import read_template, write_template
 
@@ -25,7 +25,7 @@ INDEX = "rival.json"
 WEIGHTS = "weights.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ComparisonModel:
     """A trained comparison model.
 
@@ -56,8 +56,8 @@ def save_comparison_model(folder: Path, model: ComparisonModel) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)
     weights = {name: value.cpu().contiguous() for name, value in model.network.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    write_template(folder, dict(model.template.images), model.template.mask)
+    write_atomically(folder / WEIGHTS, save(weights))
+    write_template(folder, model.template)
     document = {
         "format": FORMAT,
         "rival": to_dict(model.config),
@@ -66,7 +66,7 @@ def save_comparison_model(folder: Path, model: ComparisonModel) -> None:
         "training": model.training,
         "constants": model.constants,
     }
-    (folder / INDEX).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_atomically(folder / INDEX, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def load_comparison_model(folder: Path) -> ComparisonModel:
@@ -81,15 +81,15 @@ def load_comparison_model(folder: Path) -> ComparisonModel:
             raise ValueError(f"its format is not {FORMAT}")
         config = from_dict(ComparisonConfig, document["rival"], where="rival")
         preprocessing = from_dict(PreprocessingConfig, document["preprocessing"])
-        images, mask = read_template(folder)
+        template = read_template(folder, document["affine"])
         constants = {
             str(residual): {str(rule): float(value) for rule, value in rules.items()}
             for residual, rules in document["constants"].items()
         }
-        affine = np.array(document["affine"], dtype=np.float64).reshape(4, 4)
         with torch.random.fork_rng(devices=[]):
             network = build_network(config)
         network.load_state_dict(load_file(folder / WEIGHTS))
+        training = dict(document["training"])
     except (
         OSError,
         ValueError,
@@ -101,13 +101,18 @@ def load_comparison_model(folder: Path) -> ComparisonModel:
         MmccdError,
     ) as error:
         raise WeightsError(
-            f"{folder} is not a usable comparison model",
+            f"{folder} is not a usable comparison model.",
             cause=" ".join(str(error).split())[:300],
-            next_step="train it: mmccd train-comparison --prepared DIR --out DIR",
+            next_step="Train it: mmccd train-comparison --prepared DIR --out DIR",
         ) from error
-    template = Template(images, mask, affine)
-    training = dict(document["training"])
-    return ComparisonModel(config, network.eval(), template, preprocessing, training, constants)
+    return ComparisonModel(
+        config=config,
+        network=network.eval(),
+        template=template,
+        preprocessing=preprocessing,
+        training=training,
+        constants=constants,
+    )
 
 
 def find_comparison_models(folder: Path) -> list[Path]:
@@ -120,7 +125,7 @@ def find_comparison_models(folder: Path) -> list[Path]:
     found += sorted(path.parent for path in folder.glob(f"*/{INDEX}"))
     if not found:
         raise WeightsError(
-            f"there is no comparison model in {folder}",
-            next_step="train some: mmccd train-comparison --prepared DIR --out DIR",
+            f"There is no comparison model in {folder}.",
+            next_step="Train some: mmccd train-comparison --prepared DIR --out DIR",
         )
     return found

@@ -34,6 +34,7 @@ from mmccd_cli.config import (
     NotNegative,
     UNetConfig,
 )
+from mmccd_cli.translation.sampler import sample_ddim
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.unet import UNet
 
@@ -49,7 +50,7 @@ STAGES = (1, 2, 4, 4)
 BOTTLENECK_CHANNELS = 16
 
 
-@dataclass(frozen=True, config=CHECKED)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ComparisonConfig:
     """One model's architecture and how it reconstructs.
 
@@ -117,7 +118,7 @@ class AutoEncoder(nn.Module):
         flat = BOTTLENECK_CHANNELS * self.small[0] * self.small[1]
         down: list[nn.Module] = []
         for before, after in itertools.pairwise(channels):
-            down += [nn.Conv2d(before, after, 5, stride=2, padding=2), *_norm_and_bend(after)]
+            down += [nn.Conv2d(before, after, 5, stride=2, padding=2), *_norm_and_activation(after)]
         self.down = nn.Sequential(
             *down, nn.Conv2d(channels[-1], BOTTLENECK_CHANNELS, 1), nn.Flatten()
         )
@@ -127,7 +128,7 @@ class AutoEncoder(nn.Module):
         up: list[nn.Module] = [nn.Conv2d(BOTTLENECK_CHANNELS, channels[-1], 1)]
         for before, after in zip(channels[:0:-1], [*channels[-2:0:-1], config.width], strict=True):
             up += [nn.Upsample(scale_factor=2.0, mode="nearest")]
-            up += [nn.Conv2d(before, after, 3, padding=1), *_norm_and_bend(after)]
+            up += [nn.Conv2d(before, after, 3, padding=1), *_norm_and_activation(after)]
         self.up = nn.Sequential(*up, nn.Conv2d(config.width, 1, 3, padding=1))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -153,7 +154,7 @@ class AutoEncoder(nn.Module):
         return self.up(widened.unflatten(1, (BOTTLENECK_CHANNELS, *self.small))), divergence
 
 
-def _norm_and_bend(channels: int) -> tuple[nn.Module, nn.Module]:
+def _norm_and_activation(channels: int) -> tuple[nn.Module, nn.Module]:
     groups = next(n for n in (8, 4, 2, 1) if channels % n == 0)
     return nn.GroupNorm(groups, channels), nn.LeakyReLU(0.1)
 
@@ -201,7 +202,9 @@ def timesteps_back(config: ComparisonConfig) -> list[int]:
 
 
 @torch.inference_mode()
-def reconstruct(network: nn.Module, config: ComparisonConfig, x: Tensor, noise: Tensor) -> Tensor:
+def reconstruct(
+    network: nn.Module, config: ComparisonConfig, x: Tensor, *, noise: Tensor
+) -> Tensor:
     """Give back slices as the network knows them from healthy brains.
 
     Args:
@@ -220,29 +223,17 @@ def reconstruct(network: nn.Module, config: ComparisonConfig, x: Tensor, noise: 
     schedule = Schedule.from_config(config.diffusion)
     times = timesteps_back(config)
     noisy = schedule.add_noise(x, noise, torch.full((len(x),), times[0], device=x.device))
-    for now, then in zip(times, [*times[1:], None], strict=True):
-        t = torch.full((len(x),), now, device=x.device, dtype=torch.long)
-        clean = network(noisy, t).float()
-        if then is not None:
-            noisy = _step_back(noisy, clean, schedule, now, then)
-    return clean
-
-
-def _step_back(noisy: Tensor, clean: Tensor, schedule: Schedule, now: int, then: int) -> Tensor:
-    """One DDIM step without new noise, for a network that predicts x_0."""
-    before, after = (float(schedule.alphas_cumprod[t]) for t in (now, then))
-    epsilon = (noisy - before**0.5 * clean) / (1 - before) ** 0.5
-    return after**0.5 * clean + (1 - after) ** 0.5 * epsilon
+    return sample_ddim(lambda x_t, t: network(x_t, t).float(), noisy, schedule, timesteps=times)
 
 
 def residual_of_volume(
     network: nn.Module,
     config: ComparisonConfig,
     image: NDArray[np.float32],
+    *,
     brain: NDArray[np.bool_],
     scale: float,
-    residual: ComparisonResidual,
-    *,
+    residual: ComparisonResidual = "signed",
     device: torch.device | None = None,
     seed: int = 0,
 ) -> NDArray[np.float32]:
@@ -270,7 +261,7 @@ def residual_of_volume(
         batch = levels[start : start + BATCH]
         x = torch.from_numpy(np.moveaxis(image[:, :, batch], 2, 0)[:, None].copy())
         noise = _noise_of_levels(batch.tolist(), config.shape, seed)
-        given_back = reconstruct(network, config, x.to(device), noise.to(device)).cpu()
+        given_back = reconstruct(network, config, x.to(device), noise=noise.to(device)).cpu()
         error[:, :, batch] = np.moveaxis((x - given_back)[:, 0].numpy(), 0, 2) / scale
     if residual == "absolute":
         error = np.abs(error)

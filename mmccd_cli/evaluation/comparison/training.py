@@ -5,9 +5,9 @@ As for our own bundles, the thresholds are then chosen on the training subjects'
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mmccd_cli.anomaly.score import smooth
-from mmccd_cli.config import TrainingConfig
-from mmccd_cli.errors import ComputeError
+from mmccd_cli.config import PreprocessingConfig, TrainingConfig, from_dict, to_dict
 from mmccd_cli.evaluation.baselines import plain_score
+from mmccd_cli.evaluation.comparison.files import ComparisonModel, save_comparison_model
 from mmccd_cli.evaluation.comparison.networks import (
     RESIDUALS,
     ComparisonConfig,
@@ -26,10 +26,11 @@ from mmccd_cli.evaluation.comparison.networks import (
     residual_of_volume,
 )
 from mmccd_cli.evaluation.thresholds import DiceCurve, choose_constants, dice_curve
+from mmccd_cli.progress import silent
 from mmccd_cli.template import Quantisation
-from mmccd_cli.training.samples import SliceDataset, draw_sample
-from mmccd_cli.training.slices import read_index, read_shard
-from mmccd_cli.training.trainer import Progress, Runtime, learning_rate_at, sample_generator
+from mmccd_cli.training.samples import SliceDataset, draw_sample, load_dataset
+from mmccd_cli.training.slices import read_index, read_template, read_volumes
+from mmccd_cli.training.trainer import Report, Runtime, checkpoint_path, fit
 from mmccd_cli.translation.masking import hide
 from mmccd_cli.translation.schedule import Schedule
 
@@ -37,123 +38,174 @@ DEFAULT_TRAINING = TrainingConfig(iterations=1200, batch_size=16, learning_rate=
 """Their recipe: the sampling, augmentation and schedule of our compact networks."""
 
 
+def make_comparison_model(
+    config: ComparisonConfig,
+    prepared: Path,
+    folder: Path,
+    *,
+    training: TrainingConfig,
+    split: str,
+    runtime: Runtime,
+    report: Report = silent,
+    report_subject: Callable[[str, int, int], None] = silent,
+) -> None:
+    """Train one model on prepared slices, choose its thresholds, and write its folder.
+
+    Args:
+        config: The model.
+        prepared: What `prepare` wrote.
+        folder: Where the model goes, and its checkpoint as long as it is being trained.
+        training: Steps, batch, rates, augmentation and seed.
+        split: Split of the subjects that it is trained on.
+        runtime: Device, precision and processes.
+        report: Called on progress of the training.
+        report_subject: Called on progress of the choice, as in `choose_thresholds`.
+
+    Raises:
+        DataError: There are no such slices.
+        UsageError, ComputeError, WeightsError: As `fit` does.
+    """
+    index, dataset = read_index(prepared), load_dataset(prepared, training, split=split)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = train_comparison_model(
+        config, dataset, training, runtime=runtime, folder=folder, report=report
+    )
+    if runtime.rank:
+        return
+    network = build_network(config)
+    network.load_state_dict(weights)
+    network.eval().to(runtime.device)
+    constants = choose_thresholds(
+        network,
+        config,
+        prepared,
+        subjects=dataset.subjects,
+        device=runtime.device,
+        report=report_subject,
+    )
+    about = {"settings": to_dict(training), "split": split, "subjects": list(dataset.subjects)}
+    model = ComparisonModel(
+        config=config,
+        network=network,
+        template=read_template(prepared, index["affine"]),
+        preprocessing=from_dict(PreprocessingConfig, index["preprocessing"]),
+        training=about,
+        constants=constants,
+    )
+    save_comparison_model(folder, model)
+    # So that the next training into this folder begins anew, also with other settings.
+    checkpoint_path(folder, config.name).unlink(missing_ok=True)
+
+
 def train_comparison_model(
     config: ComparisonConfig,
     dataset: SliceDataset,
     training: TrainingConfig,
-    runtime: Runtime,
     *,
-    report: Callable[[Progress], None] = lambda progress: None,
+    runtime: Runtime,
+    folder: Path,
+    report: Report = silent,
 ) -> dict[str, Tensor]:
-    """Train one model from the start, in one process.
+    """Train one model, continuing from its checkpoint where there is one.
 
     Args:
         config: The model.
         dataset: Slices with healthy tissue.
         training: Steps, batch, rates, augmentation and seed.
-        runtime: Device and precision.
+        runtime: Device, precision and processes.
+        folder: Where its checkpoint and log are kept.
         report: Called every `runtime.report_every` steps.
 
     Returns:
         The averaged weights, float32 on the CPU.
 
     Raises:
-        ComputeError: The loss is no longer finite.
+        UsageError, ComputeError, WeightsError: As `fit` does.
     """
     torch.manual_seed(training.seed)
-    network = build_network(config).to(runtime.device)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+    return fit(
+        build_network(config),
+        ReconstructionLoss(config, dataset, training.augment, runtime),
+        training,
+        name=config.name,
+        recipe={
+            "network": to_dict(config),
+            "training": to_dict(training),
+            "subjects": list(dataset.subjects),
+        },
+        runtime=runtime,
+        folder=folder,
+        report=report,
     )
-    average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-    began, total, counted = time.monotonic(), 0.0, 0
-    network.train()
-    for iteration in range(training.iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(iteration, training)
-        loss = _loss(network, config, dataset, training, runtime, iteration)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if training.gradient_clip:
-            nn.utils.clip_grad_norm_(network.parameters(), training.gradient_clip)
-        optimizer.step()
-        _follow(average, network, min(training.ema_decay, (iteration + 1) / (iteration + 10)))
-        total, counted, done = total + float(loss.detach()), counted + 1, iteration + 1
-        if done % runtime.report_every == 0 or done == training.iterations:
-            mean = total / counted
-            if not math.isfinite(mean):
-                raise ComputeError(
-                    f"the loss of {config.name} is no longer finite at iteration {done}",
-                    next_step="train again with a lower --learning-rate",
-                )
-            left = (time.monotonic() - began) / done * (training.iterations - done)
-            report(Progress(config.name, done, training.iterations, mean, None, left))
-            total, counted = 0.0, 0
-    return {name: value.float().cpu() for name, value in average.items()}
 
 
-def _loss(
-    network: nn.Module,
-    config: ComparisonConfig,
-    dataset: SliceDataset,
-    training: TrainingConfig,
-    runtime: Runtime,
-    iteration: int,
-) -> Tensor:
-    """Mean squared error over the healthy brain of one batch, and a VAE's divergence."""
-    drawn = [
-        _draw(config, dataset, training, sample_generator(training.seed, iteration, index))
-        for index in range(training.batch_size)
-    ]
-    inputs, target, region, times, latent_noise = (
-        torch.cat(parts).to(runtime.device) for parts in zip(*drawn, strict=True)
-    )
-    divergence = torch.zeros((), device=runtime.device)
-    with runtime.autocast():
-        if config.kind in ("ae", "vae"):
-            prediction, each = network(inputs, latent_noise)
-            divergence = config.kl_weight * each.sum()
-        elif config.kind == "dae":
-            prediction = network(inputs)
-        else:
-            prediction = network(inputs, times)
-    error = ((prediction.float() - target).square() * region).sum()
-    return (error + divergence) / region.sum().clamp_min(1)
+@dataclass(frozen=True)
+class ReconstructionLoss:
+    """Squared error over the healthy brain, and a VAE's divergence.
 
+    Attributes:
+        config: The model.
+        dataset: Slices with healthy tissue.
+        augment: Whether they are varied.
+        runtime: Device and precision.
+    """
 
-def _draw(
-    config: ComparisonConfig,
-    dataset: SliceDataset,
-    training: TrainingConfig,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Input, target, region, time step and latent noise of one sample, of batch size one."""
-    sample = draw_sample(
-        dataset, config.modality, config.modality, generator, augment=training.augment
-    )
-    image, seen = sample.source, ~sample.hidden
-    inputs = hide(image, seen, torch.randn(image.shape, generator=generator))
-    times = torch.zeros(1, dtype=torch.long)
-    if config.kind == "dae":
-        inside = sample.healthy | sample.hidden
-        inputs = inputs + coarse_noise(config, 1, generator) * inside
-    elif config.kind == "ddpm":
-        # Only these times are ever visited on the way back.
-        times = torch.randint(config.start_timestep + 1, (1,), generator=generator)
-        noise = torch.randn(image.shape, generator=generator)
-        inputs = Schedule.from_config(config.diffusion).add_noise(inputs, noise, times)
-    latent_noise = torch.randn(1, config.latent, generator=generator)
-    return inputs, image, sample.healthy.float(), times, latent_noise
+    config: ComparisonConfig
+    dataset: SliceDataset
+    augment: bool
+    runtime: Runtime
+
+    def __call__(
+        self, network: nn.Module, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Summed error over a batch, and the pixels it is summed over."""
+        drawn = [self._draw(generator) for generator in generators]
+        inputs, target, region, times, latent_noise = (
+            torch.cat(parts).to(self.runtime.device) for parts in zip(*drawn, strict=True)
+        )
+        kind, divergence = self.config.kind, torch.zeros((), device=inputs.device)
+        with self.runtime.autocast():
+            if kind in ("ae", "vae"):
+                prediction, each = network(inputs, latent_noise)
+                divergence = self.config.kl_weight * each.sum()
+            else:
+                prediction = network(inputs) if kind == "dae" else network(inputs, times)
+        error = ((prediction.float() - target).square() * region).sum()
+        return error + divergence, region.sum()
+
+    @cached_property
+    def _schedule(self) -> Schedule:
+        return Schedule.from_config(self.config.diffusion)
+
+    def _draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Input, target, region, time step and latent noise of one sample, of batch size one."""
+        config, modality = self.config, self.config.modality
+        sample = draw_sample(
+            self.dataset, modality, modality, generator=generator, augment=self.augment
+        )
+        image, seen = sample.source, ~sample.hidden
+        inputs = hide(image, seen, torch.randn(image.shape, generator=generator))
+        times = torch.zeros(1, dtype=torch.long)
+        if config.kind == "dae":
+            inside = sample.healthy | sample.hidden
+            inputs = inputs + coarse_noise(config, 1, generator) * inside
+        elif config.kind == "ddpm":
+            # Only these times are ever visited on the way back.
+            times = torch.randint(config.start_timestep + 1, (1,), generator=generator)
+            noise = torch.randn(image.shape, generator=generator)
+            inputs = self._schedule.add_noise(inputs, noise, times)
+        latent_noise = torch.randn(1, config.latent, generator=generator)
+        return inputs, image, sample.healthy.float(), times, latent_noise
 
 
 def choose_thresholds(
     network: nn.Module,
     config: ComparisonConfig,
     shards: Path,
+    *,
     subjects: Sequence[str],
     device: torch.device,
-    *,
-    report: Callable[[str, int, int], None] = lambda subject, done, total: None,
+    report: Callable[[str, int, int], None] = silent,
 ) -> dict[str, dict[str, float]]:
     """Choose the constants of both threshold rules on prepared subjects with lesions.
 
@@ -176,22 +228,20 @@ def choose_thresholds(
     curves: dict[str, list[DiceCurve]] = {residual: [] for residual in RESIDUALS}
     for number, subject in enumerate(subjects, start=1):
         report(subject, number, len(subjects))
-        shard = read_shard(shards, subject)
-        image = np.moveaxis(quantisation.decode(shard.images[config.modality]), 0, 2)
-        brain, lesion = np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2)
-        if not lesion.any():
+        volumes = read_volumes(shards, subject, quantisation)
+        if not volumes.lesion.any():
             continue
-        signed = residual_of_volume(network, config, image, brain, scale, "signed", device=device)
+        signed = residual_of_volume(
+            network,
+            config,
+            volumes.images[config.modality],
+            brain=volumes.brain,
+            scale=scale,
+            device=device,
+        )
         for residual, raw in (("signed", signed), ("absolute", np.abs(signed))):
-            smoothed = smooth({signal: raw}, brain, spacing_mm=(i, j, k), config=cleaning)
+            smoothed = smooth({signal: raw}, volumes.brain, spacing_mm=(i, j, k), config=cleaning)
             curves[residual].append(
-                dice_curve(subject, smoothed, reference=lesion, config=cleaning)
+                dice_curve(subject, smoothed, reference=volumes.lesion, config=cleaning)
             )
     return {residual: choose_constants(found) for residual, found in curves.items() if found}
-
-
-@torch.no_grad()
-def _follow(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
-    """Move the exponential moving average of the weights."""
-    for name, value in network.state_dict().items():
-        average[name].lerp_(value, 1 - decay)
