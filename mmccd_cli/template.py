@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 Box = tuple[slice, slice, slice]
 """A part of a voxel grid: one slice of indices along each axis."""
 
+_ONE_SIGMA_PERCENTILE = 68.0  # share of a normal distribution within one sigma of its middle
+
 
 @dataclass(frozen=True, eq=False)
 class NormalRange:
@@ -76,6 +78,19 @@ class Quantisation:
     def decode(self, levels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn levels into values."""
         return (levels * np.float32(self.step) + np.float32(self.minimum)).astype(np.float32)
+
+
+def median_and_deviation(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the median of values and their robust standard deviation.
+
+    The latter is the 68th percentile of the absolute deviations: one standard deviation where
+    values are normal, and hardly moved by a lesion.
+
+    Args:
+        values: Any shape, not empty.
+    """
+    median = float(np.median(values))
+    return median, float(np.percentile(np.abs(values - median), _ONE_SIGMA_PERCENTILE))
 
 
 def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.anomaly.components import BoolArray, FloatArray
-from mmccd_cli.template import bounding_box
+from mmccd_cli.template import bounding_box, median_and_deviation
 
 SHELL_MM = 12.0
 """How far around the mask the surroundings are sampled."""
@@ -83,9 +83,8 @@ def _signed_distance(mask: BoolArray, spacing_mm: Sequence[float]) -> NDArray[np
 
 def _levels(image: FloatArray, brain: BoolArray, box: tuple[slice, ...]) -> NDArray[np.intp]:
     """Histogram bins of the image in a box, a little smoothed."""
-    center = np.median(image[brain])
-    scale = max(float(np.percentile(np.abs(image[brain] - center), 68)), 1e-6)
-    smooth = ndimage.gaussian_filter((image[box] - center) / scale, 0.5)
+    center, deviation = median_and_deviation(image[brain])
+    smooth = ndimage.gaussian_filter((image[box] - center) / max(deviation, 1e-6), 0.5)
     share = (smooth - LOWEST) / (HIGHEST - LOWEST)
     return np.clip(share * BINS, 0, BINS - 1).astype(np.intp)
 

@@ -231,7 +231,7 @@ class ComparisonScorer:
             )
         residual[~prepared.covered[modality]] = 0.0
         grid = prepared.reference_volume
-        signals = {f"cycle:{modality}": to_reference_grid(residual, prepared, "linear")}
+        signals = {f"cycle:{modality}": to_reference_grid(residual, prepared)}
         smoothed = smooth(
             signals, prepared.reference_brain, spacing_mm=grid.spacing_mm, config=self.config
         )

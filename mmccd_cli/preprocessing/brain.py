@@ -95,7 +95,8 @@ def find_brain(
     grid = volumes[reference]
     matrices = {name: np.eye(4) for name in volumes} | dict(matrices or {})
     if given is not None:
-        return BrainMask(_checked(_given_mask(given, grid), grid, "The given mask"), "given")
+        mask = _onto(grid, given, np.eye(4), mask=given.data > 0.5)
+        return BrainMask(_checked(mask, grid, "The given mask"), "given")
     if method not in ("auto", "never", *STRIPPERS):
         known = ", ".join(("auto", "never", *STRIPPERS))
         raise UsageError(f"There is no skull stripper named {method!r}; known are: {known}.")
@@ -107,7 +108,7 @@ def find_brain(
     stripper = STRIPPERS[name]
     source = next(modality for modality in stripper.preferred if modality in volumes)
     mask = stripper.find(volumes[source], threads)
-    mask = _onto(volumes[source], grid, matrices[source], mask)
+    mask = _onto(grid, volumes[source], matrices[source], mask=mask)
     notes = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
     if not stripped and source != "T1w":
         notes.append(f"{name} was made for T1w scans; look at the brain's outline.")
@@ -130,10 +131,8 @@ def imaged(volume: Volume, brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
     min_voxels = _MIN_HOLE_LITRES * _MM3_PER_LITRE / volume.voxel_volume_mm3
     if zeros.sum() < min_voxels:
         return brain
-    labels = cc3d.connected_components(zeros, connectivity=6)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return brain & ~(sizes >= min_voxels)[labels]
+    holes = cc3d.dust(zeros, threshold=min_voxels, connectivity=6, binary_image=True)
+    return brain & ~holes
 
 
 def _nonzero_brain(
@@ -144,24 +143,18 @@ def _nonzero_brain(
     occupied = grid.data != 0
     for name, volume in volumes.items():
         if name != reference:
-            occupied |= _onto(volume, grid, matrices[name], volume.data != 0)
+            occupied |= _onto(grid, volume, matrices[name], mask=volume.data != 0)
     return ndimage.binary_fill_holes(_largest_component(occupied))
 
 
 def _onto(
-    volume: Volume, grid: Volume, matrix: NDArray[np.float64], mask: NDArray[np.bool_]
+    grid: Volume, volume: Volume, matrix: NDArray[np.float64], *, mask: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
-    """A mask on a modality's grid, resampled onto the reference grid."""
+    """A mask on a volume's grid, resampled onto the reference grid."""
     if same_grid(volume, grid) and np.array_equal(matrix, np.eye(4)):
         return mask
-    moved = resample(
-        Volume(mask.astype(np.float32), volume.affine), grid.shape, grid.affine, matrix=matrix
-    )
-    return moved.data >= 0.5
-
-
-def _given_mask(given: Volume, grid: Volume) -> NDArray[np.bool_]:
-    return _onto(given, grid, np.eye(4), given.data > 0.5)
+    values = Volume(mask.astype(np.float32), volume.affine)
+    return resample(values, grid.shape, grid.affine, matrix=matrix).data >= 0.5
 
 
 def _checked(mask: NDArray[np.bool_], grid: Volume, origin: str) -> NDArray[np.bool_]:
@@ -180,10 +173,7 @@ def _litres(mask: NDArray[np.bool_], grid: Volume) -> float:
 
 
 def _largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    labels = cc3d.connected_components(mask, connectivity=6)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return (labels == sizes.argmax()) & mask
+    return cc3d.largest_k(mask, k=1, connectivity=6) > 0
 
 
 def _border_fraction(mask: NDArray[np.bool_]) -> float:

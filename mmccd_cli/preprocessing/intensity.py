@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from mmccd_cli.config import IntensityConfig
 from mmccd_cli.errors import DataError
+from mmccd_cli.template import median_and_deviation
 
-_MAD_PERCENTILE = 68.0  # of a normal distribution, this percentile of |x - median| is sigma
 _PUBLISHED_PERCENTILE = 90.0
 _MIN_VOXELS = 10
 
@@ -72,5 +72,4 @@ def _statistics(values: NDArray[np.floating], method: str) -> tuple[float, float
     if method == "percentile":
         upper = float(np.percentile(values, _PUBLISHED_PERCENTILE))
         return upper / 2, upper / 6
-    center = float(np.median(values))
-    return center, float(np.percentile(np.abs(values - center), _MAD_PERCENTILE))
+    return median_and_deviation(values)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.template import bounding_box
 
 Interpolation = Literal["nearest", "linear"]
 
@@ -94,16 +95,14 @@ def resample(
     resampler.SetNumberOfThreads(threads)
     image = sitk.GetImageFromArray(volume.data.T)
     if smooth:
-        image = _smoothed(image, volume, matrix @ affine, threads)
+        ratio = _sample_spacing(volume.affine, matrix @ affine) / np.asarray(volume.spacing_mm)
+        image = _smoothed(image, ratio, threads)
     image = resampler.Execute(image)  # a name keeps it alive while its view is copied
     return Volume(sitk.GetArrayViewFromImage(image).T, affine)
 
 
-def _smoothed(
-    image: sitk.Image, volume: Volume, affine: NDArray[np.float64], threads: int
-) -> sitk.Image:
-    """Blur the image of a volume for samples on a grid with this affine to the volume's world."""
-    ratio = _sample_spacing(volume.affine, affine) / np.asarray(volume.spacing_mm)
+def _smoothed(image: sitk.Image, ratio: NDArray[np.float64], threads: int) -> sitk.Image:
+    """Blur an image for samples that lie `ratio` of its voxels apart along each of its axes."""
     sigma = np.sqrt(np.maximum(ratio**2 - 1, 0)) / _GAUSSIAN_FWHM
     if sigma.max() < 0.1:
         return image
@@ -115,7 +114,7 @@ def _smoothed(
     return gaussian.Execute(image)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class RegistrationResult:
     """Where a registration ended.
 
@@ -132,7 +131,7 @@ class RegistrationResult:
     stop: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Level:
     """One resolution of a registration: working spacing, sampling and optimiser steps."""
 
@@ -143,15 +142,16 @@ class _Level:
     iterations: int
 
 
+_COARSE = _Level(kind="rigid", spacing_mm=_COARSE_MM, samples=2**31, step_mm=4.0, iterations=4)
 _LEVELS = {
     "rigid": (
-        _Level("rigid", 4.0, 20_000, 2.0, 12),
-        _Level("rigid", 2.0, 30_000, 0.5, 8),
+        _Level(kind="rigid", spacing_mm=4.0, samples=20_000, step_mm=2.0, iterations=12),
+        _Level(kind="rigid", spacing_mm=2.0, samples=30_000, step_mm=0.5, iterations=8),
     ),
     "affine": (
-        _Level("rigid", 4.0, 10_000, 1.0, 6),
-        _Level("affine", 4.0, 15_000, 2.0, 8),
-        _Level("affine", 3.0, 20_000, 0.5, 4),
+        _Level(kind="rigid", spacing_mm=4.0, samples=10_000, step_mm=1.0, iterations=6),
+        _Level(kind="affine", spacing_mm=4.0, samples=15_000, step_mm=2.0, iterations=8),
+        _Level(kind="affine", spacing_mm=3.0, samples=20_000, step_mm=0.5, iterations=4),
     ),
 }
 
@@ -162,23 +162,20 @@ def register(
     *,
     kind: Literal["rigid", "affine"] = "rigid",
     fixed_mask: NDArray[np.bool_] | None = None,
-    moving_mask: NDArray[np.bool_] | None = None,
     seed: int = 0,
-    threads: int = 1,
 ) -> RegistrationResult:
     """Find where each point of one image lies in another, whatever their contrasts.
 
     Mutual information, from several starts (the headers as they are, centres of mass, rotations
-    of 20 degrees) at 8 mm down to 2 or 3 mm. Thick slices keep their own spacing.
+    of 20 degrees) at 8 mm down to 2 or 3 mm. Thick slices keep their own spacing. One thread, so
+    that the result is the same to the last bit; a second would not make it faster.
 
     Args:
         fixed: The image whose world the answer starts from.
         moving: The image whose world the answer leads to.
         kind: "rigid", or "affine" (rigid first).
         fixed_mask: (I, J, K) bool on the fixed grid: where to compare.
-        moving_mask: (I, J, K) bool on the moving grid: where comparing is allowed.
         seed: Seed of the sampled points.
-        threads: Number of threads; bit-identical with one, to 1e-10 with more.
 
     Returns:
         The matrix, and how the search ended.
@@ -186,64 +183,62 @@ def register(
     Raises:
         DataError: One of the images is constant.
     """
-    pair = (_Scan(fixed, fixed_mask), _Scan(moving, moving_mask))
-    with _default_threads(threads):
-        matrix, metric, iterations, stop = _search_starts(*pair, seed, threads)
+    pair = _Scan(fixed, fixed_mask), _Scan(moving)
+    with _one_thread():
+        found = _search_starts(*pair, seed)
         # Levels follow each other at one spacing or a finer one: each is made once.
         images: dict[float, list[_Pair]] = {}
         for level in _LEVELS[kind]:
             if level.spacing_mm not in images:
-                images = {level.spacing_mm: [scan.at(level.spacing_mm, threads) for scan in pair]}
-            task = _Alignment(*images[level.spacing_mm], pair[0].centre, level, seed, threads)
-            matrix, metric, used, stop = task.optimise(matrix)
-            iterations += used
-    return RegistrationResult(matrix, metric, iterations, stop)
+                images = {level.spacing_mm: [scan.at(level.spacing_mm) for scan in pair]}
+            task = _Alignment(images[level.spacing_mm], pair[0].centre, level=level, seed=seed)
+            ended = task.optimise(found.matrix)
+            found = replace(ended, iterations=found.iterations + ended.iterations)
+    return found
 
 
 _Pair = tuple[sitk.Image, sitk.Image | None]
-"""Image and mask."""
+"""A working image and its mask."""
 
 
 class _Scan:
     """A scan that can be had at any working resolution, winsorised and cropped."""
 
-    def __init__(self, volume: Volume, mask: NDArray[np.bool_] | None) -> None:
+    def __init__(self, volume: Volume, mask: NDArray[np.bool_] | None = None) -> None:
         occupied = volume.data != 0
         if not occupied.any():
             raise DataError("An image to be registered is empty.")
-        box = _bounding_box(occupied if mask is None else occupied | mask)
-        self.data = volume.data[box]
-        self.mask = None if mask is None else mask[box]
-        self.affine = volume.affine.copy()
-        self.affine[:, 3] = volume.affine @ np.array([*(s.start for s in box), 1.0])
-        low, high = np.percentile(self.data[occupied[box]], _WINSOR_PERCENTILES)
+        box = bounding_box(occupied if mask is None else occupied | mask)
+        part = volume.cropped(box)
+        low, high = np.percentile(part.data[occupied[box]], _WINSOR_PERCENTILES)
         if not high > low:
             raise DataError("An image to be registered is constant.")
-        self.data = np.clip(self.data, min(low, 0.0), high)
-        self.centre = self._centre(low)
+        background = min(low, 0.0)
+        winsorised = np.clip(part.data, background, high)
+        self.image = Volume(winsorised, part.affine)
+        self.mask = None if mask is None else Volume(mask[box], part.affine)
+        weights = winsorised - background if mask is None else mask[box]
+        self.centre = _centre_of_mass(weights, part.affine)
 
-    def _centre(self, low: float) -> NDArray[np.float64]:
-        """Centre of mass in RAS+ mm."""
-        weights = self.data - min(low, 0.0) if self.mask is None else self.mask
-        total = float(weights.sum(dtype=np.float64))
-        index = [
-            float((weights.sum(axis=axes, dtype=np.float64) * np.arange(n)).sum()) / total
-            for axes, n in zip(((1, 2), (0, 2), (0, 1)), weights.shape, strict=True)
-        ]
-        return (self.affine @ np.array([*index, 1.0]))[:3]
-
-    def at(self, spacing_mm: float, threads: int, padding_mm: float = _MARGIN_MM) -> _Pair:
+    def at(self, spacing_mm: float, padding_mm: float = _MARGIN_MM) -> _Pair:
         """Image and mask on an orthonormal grid, no finer than the scan or the given spacing."""
-        shape, affine = _working_grid(self.data.shape, self.affine, spacing_mm, padding_mm)
-        scan = Volume(self.data, self.affine)
-        image = resample(scan, shape, affine, smooth=True, threads=threads)
+        shape, affine = _working_grid(self.image, spacing_mm, padding_mm)
+        image = resample(self.image, shape, affine, smooth=True)
+        world = _UNIT_FROM_RAS @ affine
         if self.mask is None:
-            return _to_sitk(image.data, _UNIT_FROM_RAS @ affine), None
-        mask = resample(Volume(self.mask, self.affine), shape, affine, interpolation="nearest")
-        return (
-            _to_sitk(image.data, _UNIT_FROM_RAS @ affine),
-            _to_sitk(mask.data.astype(np.uint8), _UNIT_FROM_RAS @ affine),
-        )
+            return _to_sitk(image.data, world), None
+        mask = resample(self.mask, shape, affine, interpolation="nearest")
+        return _to_sitk(image.data, world), _to_sitk(mask.data.astype(np.uint8), world)
+
+
+def _centre_of_mass(weights: NDArray, affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centre of mass of a grid's voxels in RAS+ mm."""
+    total = float(weights.sum(dtype=np.float64))
+    index = [
+        float((weights.sum(axis=axes, dtype=np.float64) * np.arange(n)).sum()) / total
+        for axes, n in zip(((1, 2), (0, 2), (0, 1)), weights.shape, strict=True)
+    ]
+    return (affine @ np.array([*index, 1.0]))[:3]
 
 
 class _Alignment:
@@ -254,27 +249,20 @@ class _Alignment:
     """
 
     def __init__(
-        self,
-        fixed: _Pair,
-        moving: _Pair,
-        centre: NDArray[np.float64],
-        level: _Level,
-        seed: int,
-        threads: int,
+        self, pair: Sequence[_Pair], centre: NDArray[np.float64], *, level: _Level, seed: int
     ) -> None:
+        fixed, moving = pair
         self._images = fixed[0], moving[0]
         self._centre = (_UNIT_FROM_RAS[:3, :3] @ centre).tolist()
         self._kind = level.kind
         method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(threads)
+        method.SetNumberOfThreads(1)
         method.SetInterpolator(sitk.sitkLinear)
         method.SetMetricAsMattesMutualInformation(_HISTOGRAM_BINS)
         method.SetMetricUseFixedImageGradientFilter(False)
         method.SetMetricUseMovingImageGradientFilter(False)
         if fixed[1] is not None:
             method.SetMetricFixedMask(fixed[1])
-        if moving[1] is not None:
-            method.SetMetricMovingMask(moving[1])
         share = level.samples / fixed[0].GetNumberOfPixels()
         if share < 1:
             method.SetMetricSamplingStrategy(method.RANDOM)
@@ -299,18 +287,19 @@ class _Alignment:
         except RuntimeError:
             return float("inf")
 
-    def optimise(self, matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, int, str]:
-        """Improve a matrix; returns it with the metric, the iterations and the reason to stop."""
+    def optimise(self, matrix: NDArray[np.float64]) -> RegistrationResult:
+        """Improve a matrix."""
         transform = self._start_from(matrix)
         try:
             self._method.Execute(*self._images)
         except RuntimeError as problem:
-            return matrix, float("inf"), 0, str(problem).splitlines()[-1].strip()
-        return (
-            matrix @ _ras_matrix(transform),
-            float(self._method.GetMetricValue()),
-            int(self._method.GetOptimizerIteration()),
-            self._method.GetOptimizerStopConditionDescription(),
+            reason = str(problem).splitlines()[-1].strip()
+            return RegistrationResult(matrix=matrix, metric=np.inf, iterations=0, stop=reason)
+        return RegistrationResult(
+            matrix=matrix @ _ras_matrix(transform),
+            metric=float(self._method.GetMetricValue()),
+            iterations=int(self._method.GetOptimizerIteration()),
+            stop=self._method.GetOptimizerStopConditionDescription(),
         )
 
     def _start_from(self, matrix: NDArray[np.float64]) -> sitk.Transform:
@@ -328,14 +317,14 @@ _held_lock = threading.Lock()
 
 
 @contextmanager
-def _default_threads(threads: int) -> Iterator[None]:
-    """Hold the metric, which has no setting of its own, to a number of threads.
+def _one_thread() -> Iterator[None]:
+    """Hold the metric, which has no setting of its own, to one thread.
 
-    Several registrations may run at once, with one number: the last one to end puts it back.
+    Several registrations may run at once: the last one to end puts the number back.
     """
     with _held_lock:
         _held.append(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         yield
     finally:
@@ -345,22 +334,19 @@ def _default_threads(threads: int) -> Iterator[None]:
                 sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
 
-def _search_starts(
-    fixed: _Scan, moving: _Scan, seed: int, threads: int
-) -> tuple[NDArray[np.float64], float, int, str]:
+def _search_starts(fixed: _Scan, moving: _Scan, seed: int) -> RegistrationResult:
     """Try starts at a coarse resolution and return the best after a short optimisation."""
     # The moving image is padded with its background, so that all starts are compared over the
     # same points: mutual information over a small overlap can be high by chance.
-    images = fixed.at(_COARSE_MM, threads), moving.at(_COARSE_MM, threads, _PADDING_MM)
-    level = _Level("rigid", _COARSE_MM, 2**31, 4.0, 4)
-    task = _Alignment(*images, fixed.centre, level, seed, threads)
+    images = fixed.at(_COARSE_MM), moving.at(_COARSE_MM, _PADDING_MM)
+    task = _Alignment(images, fixed.centre, level=_COARSE, seed=seed)
     starts = [np.eye(4)]
     for degrees in itertools.product(_START_DEGREES, repeat=3):
         starts.append(_rotation_about(fixed.centre, moving.centre, np.radians(degrees)))
     ranked = sorted(range(len(starts)), key=lambda n: (task.evaluate(starts[n]), n))
     # The headers as they are always get their chance: scans of one session mostly agree.
     kept = list(dict.fromkeys([0, 14, *ranked[:_STARTS_KEPT]]))
-    return min((task.optimise(starts[n]) for n in kept), key=lambda ended: ended[1])
+    return min((task.optimise(starts[n]) for n in kept), key=lambda ended: ended.metric)
 
 
 def _rotation_about(
@@ -378,14 +364,12 @@ def _rotation_about(
 
 
 def _working_grid(
-    shape: tuple[int, ...], affine: NDArray[np.float64], spacing_mm: float, padding_mm: float
+    scan: Volume, spacing_mm: float, padding_mm: float
 ) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """An orthonormal grid along a scan's axes that covers it with a margin."""
-    steps = np.linalg.norm(affine[:3, :3], axis=0)
-    left, _, right = np.linalg.svd(affine[:3, :3] / steps)
-    directions = left @ right
+    steps, directions = _steps_and_directions(scan.affine)
     spacing = np.maximum(steps, spacing_mm)
-    corners = (_corners(shape) @ affine.T)[:, :3] @ directions
+    corners = (_corners(scan.shape) @ scan.affine.T)[:, :3] @ directions
     low, high = corners.min(axis=0) - padding_mm, corners.max(axis=0) + padding_mm
     counts = np.maximum(1, np.ceil((high - low) / spacing).astype(int) + 1)
     start = (low + high) / 2 - (counts - 1) / 2 * spacing
@@ -397,12 +381,11 @@ def _working_grid(
 
 def _to_sitk(data: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
     """An image in SimpleITK's world; shear cannot be said there and is dropped."""
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    left, _, right = np.linalg.svd(affine[:3, :3] / spacing)
+    spacing, directions = _steps_and_directions(affine)
     image = sitk.GetImageFromArray(data.T)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(affine[:3, 3].tolist())
-    image.SetDirection((left @ right).ravel().tolist())
+    image.SetDirection(directions.ravel().tolist())
     return image
 
 
@@ -415,12 +398,13 @@ def _ras_matrix(transform: sitk.Euler3DTransform | sitk.AffineTransform) -> NDAr
     return _RAS_FROM_UNIT @ matrix @ _UNIT_FROM_RAS
 
 
-def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    spans = []
-    for axes in ((1, 2), (0, 2), (0, 1)):
-        occupied = np.flatnonzero(mask.any(axis=axes))
-        spans.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return spans[0], spans[1], spans[2]
+def _steps_and_directions(
+    affine: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Spacing of a grid, and the orthonormal matrix nearest to the directions of its axes."""
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(affine[:3, :3] / steps)
+    return steps, left @ right
 
 
 def _sample_spacing(fine: NDArray[np.float64], coarse: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,27 +5,28 @@ Every image is interpolated once: all matrices are composed before.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume, reorient
-from mmccd_cli.preprocessing.brain import BrainMask, find_brain, imaged
+from mmccd_cli.preprocessing.brain import find_brain, imaged
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
-from mmccd_cli.preprocessing.spatial import (
-    Interpolation,
-    register,
-    resample,
-    same_grid,
+from mmccd_cli.preprocessing.spatial import register, resample, same_grid
+from mmccd_cli.progress import Stopwatch
+from mmccd_cli.template import (
+    Template,
+    affine_of_box,
+    bounding_box,
+    transform_points,
+    voxel_volume_mm3,
 )
-from mmccd_cli.template import Template
 
 Matrix = NDArray[np.float64]
 
@@ -39,7 +40,22 @@ _SAME_SPACE_DEGREES = 8.0
 _SAME_SPACE_MM = 8.0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AlignedScan:
+    """A scan, and where the subject's brain lies in it.
+
+    Attributes:
+        volume: The scan as it came in.
+        brain: (I, J, K) bool on its grid, the brain that it shows.
+        matrix: (4, 4) reference world -> the scan's world, RAS+ mm.
+    """
+
+    volume: Volume
+    brain: NDArray[np.bool_]
+    matrix: Matrix
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class PreparedSubject:
     """A subject on the template's grid, and the way back to its reference scan.
 
@@ -110,27 +126,32 @@ def prepare_subject(
     reference = next(iter(volumes))
     grid = volumes[reference]
     notes: list[str] = []
-    seconds: dict[str, float] = {}
-
-    with _stage(seconds, "modality_registration"):
-        matrices = _align_modalities(volumes, reference, seed, notes)
-    with _stage(seconds, "brain_mask"):
+    watch = Stopwatch()
+    with watch.stage("modality_registration"):
+        matrices = {name: _align_modality(volume, grid, seed) for name, volume in volumes.items()}
+        notes += _describe_motion(volumes, matrices, reference)
+    with watch.stage("brain_mask"):
         found = find_brain(
             volumes, method=skull_strip, given=brain_mask, matrices=matrices, threads=threads
         )
-        notes.extend(found.notes)
-        masks = _masks_of_modalities(volumes, reference, matrices, found)
-    with _stage(seconds, "template_registration"):
-        from_template = _align_template(
-            volumes[reference], found.mask, reference, template, settings, seed, notes
-        )
-    with _stage(seconds, "resampling"):
-        brain, sampled = _to_template_grid(
-            volumes, masks, found.mask, matrices, from_template, reference, template, threads
-        )
+        notes += found.notes
+        head = AlignedScan(volume=grid, brain=found.mask, matrix=np.eye(4))
+        scans = {name: _find_in(v, head, matrices[name]) for name, v in volumes.items()}
+        for name, scan in scans.items():
+            if not scan.brain.any():
+                raise DataError(f"{name} does not show the brain that {reference} shows.")
+    with watch.stage("template_registration"):
+        from_template, warnings = np.eye(4), list[str]()
+        if settings.template_registration != "none":
+            from_template, warnings = _align_template(head, template, reference, seed=seed)
+        notes += warnings
+    with watch.stage("resampling"):
+        sampler = _Sampler(template, from_template, head, threads=threads)
+        brain = sampler.share >= 0.5
+        sampled = {name: sampler.sample(scan) for name, scan in scans.items()}
         if template.images:  # a bare grid, of a template yet to be made, has no brain to compare
-            _check_overlap(brain, template, notes)
-    with _stage(seconds, "intensity"):
+            notes += _check_overlap(brain, template)
+    with watch.stage("intensity"):
         images, covered, scales = {}, {}, {}
         for name, (data, seen) in sampled.items():
             covered[name] = seen & brain
@@ -151,17 +172,11 @@ def prepare_subject(
         scales=scales,
         brain_method=found.method,
         notes=tuple(notes),
-        seconds=seconds,
+        seconds=watch.seconds,
     )
 
 
-def to_reference_grid(
-    data: NDArray[np.floating] | NDArray[np.bool_],
-    prepared: PreparedSubject,
-    interpolation: Interpolation = "linear",
-    *,
-    threads: int = 1,
-) -> NDArray[np.float32]:
+def to_reference_grid(data: NDArray[np.floating], prepared: PreparedSubject) -> NDArray[np.float32]:
     """Bring template-space data back to the grid of the reference scan.
 
     Linear interpolation is weighted by the brain mask, so that values do not fade at its edge.
@@ -169,230 +184,172 @@ def to_reference_grid(
     Args:
         data: (I, J, K) values on the template's grid; what lies outside the brain is not used.
         prepared: What `prepare_subject` returned.
-        interpolation: "linear" or "nearest".
-        threads: Number of threads.
 
     Returns:
         (I, J, K) float32 on the reference grid, 0 outside the reference's brain.
     """
-    box = _box(prepared.reference_brain, 0)
-    shape = tuple(s.stop - s.start for s in box)
-    affine = _shifted(prepared.reference_volume.affine, box)
+    reference, brain = prepared.reference_volume, prepared.reference_brain
+    box = bounding_box(brain)
+    part = reference.cropped(box)
 
-    def moved(values: NDArray, how: Interpolation) -> NDArray[np.float32]:
+    def moved(values: NDArray) -> NDArray[np.float32]:
         volume = Volume(values, prepared.affine)
-        matrix = prepared.to_reference
-        return resample(
-            volume, shape, affine, interpolation=how, matrix=matrix, threads=threads
-        ).data
+        return resample(volume, part.shape, part.affine, matrix=prepared.to_reference).data
 
-    values = np.where(prepared.brain, data, np.float32(0))
-    inner = moved(values, interpolation)
-    if interpolation == "linear":
-        weight = moved(prepared.brain, "linear")
-        inner = np.where(weight > _MIN_WEIGHT, inner / np.maximum(weight, _MIN_WEIGHT), 0)
-    result = np.zeros(prepared.reference_volume.shape, dtype=np.float32)
-    result[box] = np.where(prepared.reference_brain[box], inner, 0)
+    values = moved(np.where(prepared.brain, data, np.float32(0)))
+    inner = _without_background(values, moved(prepared.brain))
+    result = np.zeros(reference.shape, dtype=np.float32)
+    result[box] = np.where(brain[box], inner, 0)
     return result
 
 
-@contextmanager
-def _stage(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = round(time.perf_counter() - start, 3)
+def _without_background(
+    values: NDArray[np.float32], share: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Undo what interpolation mixed in from outside a mask, of which each voxel holds a share."""
+    return np.where(share > _MIN_WEIGHT, values / np.maximum(share, _MIN_WEIGHT), 0)
 
 
-def _align_modalities(
-    volumes: Mapping[str, Volume], reference: str, seed: int, notes: list[str]
-) -> dict[str, Matrix]:
-    """Matrices from the reference's world to each modality's; one grid means the identity."""
-    matrices = {reference: np.eye(4)}
+def _align_modality(volume: Volume, reference: Volume, seed: int) -> Matrix:
+    """Matrix from the reference's world to a scan's; one grid means the identity."""
+    if same_grid(reference, volume):
+        return np.eye(4)
+    return register(reference, volume, kind="rigid", seed=seed).matrix
+
+
+def _describe_motion(
+    volumes: Mapping[str, Volume], matrices: Mapping[str, Matrix], reference: str
+) -> list[str]:
+    """Say which scans were moved to the reference, and by how many mm at its centre."""
     grid = volumes[reference]
-    for name, volume in volumes.items():
-        if name == reference:
-            continue
-        if same_grid(grid, volume):
-            matrices[name] = np.eye(4)
-            continue
-        result = register(grid, volume, kind="rigid", seed=seed)
-        matrices[name] = result.matrix
-        moved = _mean_displacement(result.matrix, grid)
-        notes.append(
-            f"{name} lies on another grid: moved rigidly by {moved:.1f} mm to {reference}."
-        )
-    return matrices
-
-
-def _mean_displacement(matrix: Matrix, grid: Volume) -> float:
-    """Displacement of the grid's centre in mm."""
     center = grid.affine @ np.array([*(np.array(grid.shape) - 1) / 2, 1.0])
-    return float(np.linalg.norm((matrix @ center - center)[:3]))
-
-
-def _masks_of_modalities(
-    volumes: Mapping[str, Volume],
-    reference: str,
-    matrices: Mapping[str, Matrix],
-    found: BrainMask,
-) -> dict[str, NDArray[np.bool_]]:
-    """The imaged part of the brain on each modality's own grid."""
-    grid = volumes[reference]
-    brain = Volume(found.mask, grid.affine)
-    masks = {}
+    notes = []
     for name, volume in volumes.items():
-        own = found.mask
         if not same_grid(grid, volume):
-            inverse = np.linalg.inv(matrices[name])
-            own = resample(brain, volume.shape, volume.affine, matrix=inverse).data >= 0.5
-        masks[name] = imaged(volume, own)
-        if not masks[name].any():
-            raise DataError(f"{name} does not show the brain that {reference} shows.")
-    return masks
+            moved = float(np.linalg.norm((matrices[name] @ center - center)[:3]))
+            notes.append(
+                f"{name} lies on another grid: moved rigidly by {moved:.1f} mm to {reference}."
+            )
+    return notes
+
+
+def _find_in(volume: Volume, head: AlignedScan, matrix: Matrix) -> AlignedScan:
+    """Find the brain of the reference scan in another scan."""
+    brain = head.brain
+    if not same_grid(head.volume, volume):
+        moved = Volume(brain, head.volume.affine)
+        back = np.linalg.inv(matrix)
+        brain = resample(moved, volume.shape, volume.affine, matrix=back).data >= 0.5
+    return AlignedScan(volume=volume, brain=imaged(volume, brain), matrix=matrix)
 
 
 def _align_template(
-    volume: Volume,
-    brain: NDArray[np.bool_],
-    reference: str,
-    template: Template,
-    settings: PreprocessingConfig,
-    seed: int,
-    notes: list[str],
-) -> Matrix:
-    """Matrix from the template's world to the reference's world."""
-    if settings.template_registration == "none":
-        return np.eye(4)
-    names = [reference, *(name for name in MODALITIES if name in template.images)]
+    head: AlignedScan, template: Template, modality: str, *, seed: int
+) -> tuple[Matrix, list[str]]:
+    """Matrix from the template's world to the reference's world, and warnings."""
+    names = [modality, *(name for name in MODALITIES if name in template.images)]
     name = next(name for name in names if name in template.images)
-    fixed = Volume(np.where(template.mask, template.images[name], 0), template.affine)
-    low = float(fixed.data.min())
-    fixed = Volume(np.where(template.mask, fixed.data - low + 1, 0), template.affine)
-    # One order of axes for all, so that the samples that registration draws do not depend on it.
-    moving = reorient(Volume(np.where(brain, volume.data, 0), volume.affine), "RAS")
-    result = register(
-        fixed,
-        moving,
+    image = np.where(template.mask, template.images[name], 0)
+    fixed = np.where(template.mask, image - float(image.min()) + 1, 0)
+    moving = Volume(np.where(head.brain, head.volume.data, 0), head.volume.affine)
+    matrix = register(
+        Volume(fixed, template.affine),
+        # One order of axes for all, so that the samples that are drawn do not depend on it.
+        reorient(moving, "RAS"),
         kind="affine",
         fixed_mask=ndimage.binary_dilation(template.mask, iterations=3),
-        moving_mask=None,
         seed=seed,
-    )
-    if _is_in_template_space(result.matrix, brain, volume.affine, template):
-        return np.eye(4)
-    scales = np.linalg.svd(result.matrix[:3, :3], compute_uv=False)
+    ).matrix
+    if _is_in_template_space(head, template, matrix):
+        return np.eye(4), []
+    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if _SCALE_RANGE[0] <= scales.min() and scales.max() <= _SCALE_RANGE[1]:
-        return result.matrix
-    notes.append(
+        return matrix, []
+    warning = (
         "Warning: the registration to the template ended at implausible scales "
         f"({scales.min():.2f} to {scales.max():.2f}); centres and sizes were matched instead."
     )
-    return _match_moments(template, brain, volume.affine)
+    return _match_moments(head, template), [warning]
 
 
-def _is_in_template_space(
-    matrix: Matrix, brain: NDArray[np.bool_], affine: Matrix, template: Template
-) -> bool:
+def _is_in_template_space(head: AlignedScan, template: Template, matrix: Matrix) -> bool:
     """Whether the headers put the brain on the template, and registration agrees roughly.
 
     Then the headers stand: whoever brought the scans there did so with sharper images than a mean
     of many brains, and the training subjects were taken as they lay, too.
     """
-    laid = resample(Volume(brain, affine), template.shape, template.affine).data >= 0.5
-    overlap = 2 * (laid & template.mask).sum() / max(1, laid.sum() + template.mask.sum())
-    if overlap < _SAME_SPACE_OVERLAP:
+    brain = Volume(head.brain, head.volume.affine)
+    laid = resample(brain, template.shape, template.affine).data >= 0.5
+    if overlap(laid, template.mask).dice < _SAME_SPACE_OVERLAP:
         return False
     left, _, right = np.linalg.svd(matrix[:3, :3])
     cosine = (np.trace(left @ right) - 1) / 2
     turn_deg = float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
     centre = _centre(template.mask, template.affine)
-    shift_mm = float(np.linalg.norm(matrix[:3, :3] @ centre + matrix[:3, 3] - centre))
+    shift_mm = float(np.linalg.norm(transform_points(matrix, centre) - centre))
     return turn_deg < _SAME_SPACE_DEGREES and shift_mm < _SAME_SPACE_MM
 
 
-def _match_moments(template: Template, brain: NDArray[np.bool_], affine: Matrix) -> Matrix:
-    """Translation and one scale that match centre and volume of two masks."""
-    ours, theirs = _centre(brain, affine), _centre(template.mask, template.affine)
-    volumes = [
-        mask.sum() * abs(np.linalg.det(a[:3, :3]))
-        for mask, a in ((brain, affine), (template.mask, template.affine))
-    ]
-    scale = float(np.clip((volumes[0] / volumes[1]) ** (1 / 3), *_SCALE_RANGE))
+def _match_moments(head: AlignedScan, template: Template) -> Matrix:
+    """Translation and one scale that match centre and volume of two brains."""
+    ours = _centre(head.brain, head.volume.affine)
+    theirs = _centre(template.mask, template.affine)
+    volume_mm3 = head.brain.sum() * head.volume.voxel_volume_mm3
+    ratio = volume_mm3 / (template.mask.sum() * voxel_volume_mm3(template.affine))
+    scale = float(np.clip(ratio ** (1 / 3), *_SCALE_RANGE))
     matrix = np.diag([scale, scale, scale, 1.0])
     matrix[:3, 3] = ours - scale * theirs
     return matrix
 
 
 def _centre(mask: NDArray[np.bool_], affine: Matrix) -> NDArray[np.float64]:
-    center = np.array([*ndimage.center_of_mass(mask), 1.0])
-    return (affine @ center)[:3]
+    return transform_points(affine, ndimage.center_of_mass(mask))
 
 
-def _to_template_grid(
-    volumes: Mapping[str, Volume],
-    masks: Mapping[str, NDArray[np.bool_]],
-    brain: NDArray[np.bool_],
-    matrices: Mapping[str, Matrix],
-    from_template: Matrix,
-    reference: str,
-    template: Template,
-    threads: int,
-) -> tuple[NDArray[np.bool_], dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]]:
-    """The brain, and each modality with where it was imaged, on the template's grid."""
-    grid = volumes[reference]
-    weight = _sample(brain, brain, grid.affine, from_template, template, threads)
-    sampled = {}
-    for name, volume in volumes.items():
-        matrix, mask = matrices[name] @ from_template, masks[name]
-        # Modalities on one grid that show all of the brain share its mask, and so its weight.
-        shared = np.array_equal(matrix, from_template) and same_grid(volume, grid)
-        own = weight
-        if not shared or not np.array_equal(mask, brain):
-            own = _sample(mask, mask, volume.affine, matrix, template, threads)
-        values = _sample(volume.data, mask, volume.affine, matrix, template, threads)
-        # Blurring image and mask alike and dividing keeps the background out of the brain's edge.
-        values = np.where(own > _MIN_WEIGHT, values / np.maximum(own, _MIN_WEIGHT), 0)
-        sampled[name] = values, own >= 0.5
-    return weight >= 0.5, sampled
+class _Sampler:
+    """Samples scans on the template's grid.
+
+    Attributes:
+        share: (I, J, K) float32, how much of each voxel of the template's grid is brain.
+    """
+
+    def __init__(
+        self, template: Template, from_template: Matrix, head: AlignedScan, *, threads: int
+    ) -> None:
+        self._template, self._from_template, self._threads = template, from_template, threads
+        self._head = head
+        self.share = self._mean_inside(head.brain, head)
+
+    def sample(self, scan: AlignedScan) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Return a scan on the template's grid, and where it shows the brain there.
+
+        Blurring image and mask alike and dividing keeps the background out of the brain's edge.
+        """
+        # Scans on one grid that show all of the brain share its mask, and so its share.
+        same = np.array_equal(scan.matrix, self._head.matrix)
+        same = same and same_grid(scan.volume, self._head.volume)
+        if same and np.array_equal(scan.brain, self._head.brain):
+            share = self.share
+        else:
+            share = self._mean_inside(scan.brain, scan)
+        return _without_background(self._mean_inside(scan.volume.data, scan), share), share >= 0.5
+
+    def _mean_inside(self, data: NDArray, scan: AlignedScan) -> NDArray[np.float32]:
+        """Mean of what the brain leaves of an image in each voxel of the template's grid."""
+        box = bounding_box(scan.brain, _MARGIN_VOXELS)
+        masked = np.where(scan.brain[box], data[box], np.float32(0))
+        return resample(
+            Volume(masked, affine_of_box(scan.volume.affine, box)),
+            self._template.shape,
+            self._template.affine,
+            matrix=scan.matrix @ self._from_template,
+            smooth=True,
+            threads=self._threads,
+        ).data
 
 
-def _sample(
-    data: NDArray,
-    mask: NDArray[np.bool_],
-    affine: Matrix,
-    matrix: Matrix,
-    template: Template,
-    threads: int,
-) -> NDArray[np.float32]:
-    """Mean of what a mask leaves of an image in each voxel of the template's grid."""
-    box = _box(mask, _MARGIN_VOXELS)
-    masked = Volume(np.where(mask[box], data[box], np.float32(0)), _shifted(affine, box))
-    return resample(
-        masked, template.shape, template.affine, matrix=matrix, smooth=True, threads=threads
-    ).data
-
-
-def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice, slice]:
-    """Bounding box of a mask, with a margin, within the grid."""
-    (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    i, j, k = (
-        slice(max(0, s.start - margin), min(n, s.stop + margin))
-        for s, n in zip(box, mask.shape, strict=True)
-    )
-    return i, j, k
-
-
-def _shifted(affine: Matrix, box: tuple[slice, slice, slice]) -> Matrix:
-    """Affine of the part of a grid that a box cuts out."""
-    shifted = affine.copy()
-    shifted[:, 3] = affine @ np.array([*(s.start for s in box), 1.0])
-    return shifted
-
-
-def _check_overlap(brain: NDArray[np.bool_], template: Template, notes: list[str]) -> None:
-    total = brain.sum() + template.mask.sum()
-    dice = 2 * (brain & template.mask).sum() / max(1, total)
-    if dice < _MIN_OVERLAP:
-        notes.append(
-            f"Warning: brain and template overlap poorly (Dice {dice:.2f}); check the alignment."
-        )
+def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:
+    dice = overlap(brain, template.mask).dice
+    if dice >= _MIN_OVERLAP:
+        return []
+    return [f"Warning: brain and template overlap poorly (Dice {dice:.2f}); check the alignment."]

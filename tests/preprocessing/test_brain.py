@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +88,7 @@ def test_raw_head_goes_to_the_stripper(head: Phantom, monkeypatch: pytest.Monkey
 def test_missing_stripper_names_what_to_install(
     head: Phantom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from importlib.metadata import PackageNotFoundError
-
-    def absent(name: str) -> None:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("mmccd_cli.preprocessing.skull_strippers.distribution", absent)
+    monkeypatch.setitem(sys.modules, "deepbet", None)  # importing it fails now
     with pytest.raises(DataError) as caught:
         deepbet(head.volumes["T1w"])
     assert "pip install deepbet" in str(caught.value.next_step)
