@@ -28,6 +28,13 @@ T = TypeVar("T")
 
 DEPLOYED = "deployed"
 
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, the number of the subject, and the number of all."""
+
+
+def silent(step: str, number: int, total: int) -> None:
+    """A `Report` that tells nobody."""
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -169,7 +176,7 @@ def evaluate_cases(
     methods_of: Callable[[str], Sequence[Method]],
     *,
     observers: Sequence[Observer] = (),
-    report: Callable[[str, int, int], None] = lambda step, number, total: None,
+    report: Report = silent,
 ) -> Iterator[list[CaseRow]]:
     """Score every method on every subject, as deployed.
 
@@ -177,7 +184,7 @@ def evaluate_cases(
         cases: Subjects, each with whether it is healthy.
         methods_of: Subject's id -> what is compared on it.
         observers: Called with every prediction.
-        report: Called with what is being done, each subject's number and the number of all.
+        report: Told of each subject.
 
     Yields:
         The rows of one subject after the other.

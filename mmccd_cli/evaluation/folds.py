@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.evaluation.baselines import Constants
-from mmccd_cli.evaluation.cases import Case, load_case
+from mmccd_cli.evaluation.cases import Case, Report, load_case, silent
 from mmccd_cli.evaluation.methods import RuleMethod, Scorer
 from mmccd_cli.evaluation.thresholds import DiceCurve, choose_constants, dice_curve
 from mmccd_cli.files import read_json_as
@@ -96,7 +96,7 @@ class DiceCurves:
 def measure_curves(
     subjects: Sequence[Subject],
     scorers: Sequence[Scorer],
-    report: Callable[[str, int, int], None] = lambda step, number, total: None,
+    report: Report = silent,
 ) -> DiceCurves:
     """Measure all subjects, see `DiceCurves`; `report` is told as by `evaluate_cases`."""
     curves = DiceCurves()

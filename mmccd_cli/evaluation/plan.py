@@ -12,7 +12,7 @@ import torch
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.evaluation.baselines import BASELINES, describe_cleaning
-from mmccd_cli.evaluation.cases import CaseRow, Method, Observer, evaluate_cases
+from mmccd_cli.evaluation.cases import CaseRow, Method, Observer, Report, evaluate_cases, silent
 from mmccd_cli.evaluation.comparison.files import find_comparison_models, load_comparison_model
 from mmccd_cli.evaluation.comparison.networks import ComparisonResidual
 from mmccd_cli.evaluation.folds import (
@@ -31,13 +31,6 @@ from mmccd_cli.evaluation.tables import summary_path, write_rows, write_summary
 from mmccd_cli.inputs.subjects import Subject, find_subject, find_subjects
 from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.training.dataset import read_split
-
-Report = Callable[[str, int, int], None]
-"""Called with what is being done, the number of the subject, and the number of all."""
-
-
-def _silent(step: str, number: int, total: int) -> None:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +185,7 @@ def plan_evaluation(
     comparison: Comparison,
     *,
     constants_from: str = "shipped",
-    report: Report = _silent,
+    report: Report = silent,
 ) -> EvaluationPlan:
     """Plan an evaluation by one set of weights for all subjects.
 
@@ -248,7 +241,7 @@ def _choose_on_split(
 
 
 def plan_folds(
-    path: Path, subjects: EvaluationSubjects, comparison: Comparison, *, report: Report = _silent
+    path: Path, subjects: EvaluationSubjects, comparison: Comparison, *, report: Report = silent
 ) -> EvaluationPlan:
     """Plan an evaluation of each fold's subjects by its bundle, with the other folds' thresholds.
 
@@ -302,7 +295,7 @@ def run_evaluation(
     *,
     protocol: str = "deployed",
     out: Path | None = None,
-    report: Report = _silent,
+    report: Report = silent,
 ) -> Evaluation:
     """Carry out a plan.
 

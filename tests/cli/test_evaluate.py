@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def test_folds_score_every_subject_by_a_bundle_that_has_not_seen_it(
         write_tiny_bundle(tmp_path / name, name=name)
         loaded = load_bundle(tmp_path / name)
         training = {"subjects": [{"id": i, "files": {}} for i in ids]}
-        rewrite_bundle(loaded, _with(loaded.config, training=training), "# card\n")
+        rewrite_bundle(loaded, replace(loaded.config, training=training), "# card\n")
     folds = tmp_path / "folds.json"
     folds.write_text(json.dumps({"one": ["a", "b"], "two": ["c"]}))
     out = tmp_path / "folds.csv"
@@ -118,12 +119,6 @@ def test_folds_score_every_subject_by_a_bundle_that_has_not_seen_it(
     leaking = evaluate(data, "--folds", folds, *only)
     assert leaking.exit_code == 3
     assert "trained or calibrated on c" in leaking.stderr
-
-
-def _with(config: object, **changes: object) -> object:
-    from dataclasses import replace
-
-    return replace(config, **changes)  # type: ignore[type-var]  # a bundle's configuration
 
 
 def test_comparison_models_are_trained_and_compared(data: Path, tmp_path: Path) -> None:
