@@ -296,6 +296,15 @@ class ScoreConfig:
         """Modalities that are compared with the atlas, in order of preference."""
         return self._counting("atlas")
 
+    @property
+    def rule_in_words(self) -> str:
+        """How the scan's threshold is found, with its numbers."""
+        return {
+            "fixed": f"{self.threshold_offset:g}",
+            "otsu": f"{self.threshold_offset:g} + {self.otsu_weight:g} Otsu",
+            "edge": f"strongest edge in {self.edge_low:g}..{self.edge_high:g}",
+        }[self.threshold_rule]
+
     def _counting(self, kind: str) -> tuple[str, ...]:
         return tuple(m for m in MODALITIES if self.weights.get(f"{kind}:{m}", 0.0) != 0.0)
 
@@ -384,15 +393,6 @@ def with_changes(config: T, changes: Mapping[str, Any], *, next_step: str | None
         raise UsageError(
             f"The settings do not fit together: {explain_invalid(error)}.", next_step=next_step
         ) from error
-
-
-def describe_rule(config: ScoreConfig) -> str:
-    """A score's threshold rule in words."""
-    return {
-        "fixed": f"{config.threshold_offset:g}",
-        "otsu": f"{config.threshold_offset:g} + {config.otsu_weight:g} Otsu",
-        "edge": f"strongest edge in {config.edge_low:g}..{config.edge_high:g}",
-    }[config.threshold_rule]
 
 
 @dataclass(frozen=True, config=CHECKED)

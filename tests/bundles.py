@@ -68,7 +68,8 @@ def write_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 0) -> Pat
         name: _normalised(volume.data, phantom.brain) for name, volume in phantom.volumes.items()
     }
     template = Template(images, phantom.brain, phantom.affine)
-    save_bundle(folder, config, template, networks, "# Tiny\n\nUntrained, for tests.\n")
+    card = "# Tiny\n\nUntrained, for tests.\n"
+    save_bundle(folder, config, template=template, networks=networks, card=card)
     return folder
 
 

@@ -88,7 +88,7 @@ def bundle(sign: int = 1) -> HandMadeBundle:
         template=TemplateConfig(tuple(np.eye(4).ravel()), SHAPE),
     )
     template = Template({}, np.ones(SHAPE, dtype=bool), np.diag([2.0, 2.0, 2.0, 1.0]))
-    return HandMadeBundle(config, template, "", Path())
+    return HandMadeBundle(config=config, template=template, sha256="", folder=Path())
 
 
 def subject() -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:

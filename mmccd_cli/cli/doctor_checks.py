@@ -192,7 +192,7 @@ def _device(name: str) -> Finding:
 
 def _weights() -> Iterator[Finding]:
     from mmccd_cli.weights.registry import embedded_bundles
-    from mmccd_cli.weights.resolve import find_target, resolve
+    from mmccd_cli.weights.resolve import find_source, resolve
 
     for name in embedded_bundles():
         try:
@@ -205,7 +205,7 @@ def _weights() -> Iterator[Finding]:
         text = f"{name} {version}, {size:.1f} MB, sha256 {bundle.index.sha256}"
         yield Finding("weights", "ok", text)
     try:
-        default = find_target(None)
+        default = find_source(None)
     except WeightsError as error:
         step = "Unset MMCCD_WEIGHTS, or set it to a bundle; see: mmccd weights list"
         yield Finding("weights", "fail", error.message, step, error.exit_code)

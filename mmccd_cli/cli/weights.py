@@ -14,7 +14,7 @@ from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.weights.index import BundleIndex
-    from mmccd_cli.weights.resolve import LocalBundle, Target
+    from mmccd_cli.weights.resolve import LocalBundle, WeightsSource
 
 app = typer.Typer(
     name="weights",
@@ -44,7 +44,7 @@ def list_weights(*, cache_dir: options.CacheDir = None, console: JsonConsole) ->
     """List the bundles that can be used by name, and those in the cache; never uses the network."""
     from mmccd_cli.weights.resolve import list_bundles
 
-    rows = [_row(target, index) for target, index in list_bundles(cache_dir)]
+    rows = [_row(source, index) for source, index in list_bundles(cache_dir)]
     if console.as_json:
         console.result(json.dumps(rows, indent=1))
         return
@@ -77,11 +77,10 @@ def info(
     for key in ("name", "version", "licence", "intended_use", "folder", "origin", "commit"):
         if about[key]:
             console.result(f"{key.replace('_', ' ')}: {about[key]}")
-    entry = about["registry_entry"]
-    console.result(f"cycles for: {', '.join(entry['modalities'])}")
-    if entry["accuracy"]:
-        console.result(f"accuracy: {entry['accuracy']}")
-    for name, file in entry["files"].items():
+    console.result(f"cycles for: {', '.join(about['modalities'])}")
+    if about["accuracy"]:
+        console.result(f"accuracy: {about['accuracy']}")
+    for name, file in about["files"].items():
         console.result(f"{file['sha256']}  {file['size']:>12,}  {name}")
 
 
@@ -118,7 +117,7 @@ def download(
     def announce(index: BundleIndex) -> None:
         console.info(
             f"{index.text('name')} {index.text('version')}: {_megabytes(index.total_bytes)}, "
-            f"licence: {index.text('licence') or 'unknown'}"
+            f"licence: {index.licence}"
         )
 
     bundle = resolve(weights, cache_dir=cache_dir, refresh=True, announce=announce)
@@ -126,8 +125,8 @@ def download(
         console.result(json.dumps(_about(bundle), indent=1))
     else:
         console.result(str(bundle.folder))
-    if bundle.repo:
-        console.info(f"use it with: --weights {bundle.repo}@{bundle.commit} --offline")
+    if bundle.hub_id:
+        console.info(f"use it with: --weights {bundle.hub_id} --offline")
 
 
 @app.command()
@@ -184,7 +183,7 @@ def push(
     """
     from mmccd_cli.weights import hub
     from mmccd_cli.weights.bundle import load_bundle, verify_bundle
-    from mmccd_cli.weights.registry import make_entry
+    from mmccd_cli.weights.registry import RegistryEntry
     from mmccd_cli.weights.resolve import resolve
 
     bundle = resolve(folder, offline=True)
@@ -192,40 +191,34 @@ def push(
     if hub.is_offline():
         raise UsageError("HF_HUB_OFFLINE forbids to publish.", next_step="Unset it.")
     pushed = hub.push(bundle.folder, repo, private=not public)
-    entry = make_entry(pushed.index, repo=repo, revision=pushed.hub_id.revision)
+    url = pushed.hub_id.page
     if console.as_json:
-        about = {"weights": str(pushed.hub_id), "url": pushed.url, "private": pushed.private}
+        entry = RegistryEntry(repo=repo, revision=pushed.hub_id.revision, sha256=pushed.sha256)
+        about = {"weights": str(pushed.hub_id), "url": url, "private": pushed.private}
         console.result(json.dumps({**about, "registry_entry": entry.to_json()}, indent=1))
     else:
         console.result(f"mmccd segment SUBJECT --out map.nii.gz --weights {pushed.hub_id}")
     seen = "private: only its owners see it" if pushed.private else "public"
-    console.info(f"{pushed.url} ({seen})")
+    console.info(f"{url} ({seen})")
 
 
-def _row(target: Target, index: BundleIndex | None) -> dict[str, Any]:
-    from mmccd_cli.weights.registry import make_entry
-
-    entry = target.entry or (make_entry(index) if index else None)
-    where = "embedded" if target.origin == "embedded" else "cached" if index else "on the Hub"
-    files = entry.files.values() if entry else ()
+def _row(source: WeightsSource, index: BundleIndex | None) -> dict[str, Any]:
+    where = "embedded" if source.origin == "embedded" else "cached" if index else "on the Hub"
     return {
-        "weights": target.spec,
+        "weights": source.spec,
         "where": where,
-        "name": entry.name if entry else None,
+        "name": index.text("name") if index else None,
         "folder": str(index.folder) if index else None,
-        "hub": str(target.hub_id) if target.hub_id else None,
-        "bytes": sum(file["size"] for file in files),
-        "modalities": list(entry.modalities) if entry else [],
-        "licence": entry.licence if entry else "unknown",
-        "accuracy": entry.accuracy if entry else "",
+        "hub": str(source.hub_id) if source.hub_id else None,
+        "bytes": index.total_bytes if index else 0,
+        "modalities": index.modalities if index else [],
+        "licence": index.licence if index else "unknown",
+        "accuracy": index.accuracy if index else "",
     }
 
 
 def _about(bundle: LocalBundle) -> dict[str, Any]:
-    from mmccd_cli.weights.registry import make_entry
-
-    index = bundle.index
-    entry = bundle.entry or make_entry(index, repo=bundle.repo, revision=bundle.commit)
+    index, asked, found = bundle.index, bundle.source.hub_id, bundle.hub_id
     return {
         "name": index.text("name"),
         "version": index.text("version"),
@@ -233,12 +226,14 @@ def _about(bundle: LocalBundle) -> dict[str, Any]:
         "intended_use": index.text("intended_use"),
         "folder": str(bundle.folder),
         "origin": bundle.origin,
-        "repo": bundle.repo,
-        "revision": bundle.revision,
-        "commit": bundle.commit,
+        "repo": found.repo if found else None,
+        "revision": asked.revision if asked else None,
+        "commit": found.revision if found else None,
         "sha256": index.sha256,
         "bytes": index.total_bytes,
-        "registry_entry": entry.to_json(),
+        "modalities": index.modalities,
+        "accuracy": index.accuracy,
+        "files": index.all_files,
         "bundle": index.bundle,
     }
 

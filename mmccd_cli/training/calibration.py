@@ -26,7 +26,7 @@ from mmccd_cli.anomaly.candidates import (
 from mmccd_cli.anomaly.components import fill_holes
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.anomaly.score import SmoothedScore, map_from_score, smooth
-from mmccd_cli.config import METHODS, MODALITIES, SamplingConfig, ScoreConfig, describe_rule
+from mmccd_cli.config import METHODS, MODALITIES, SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.progress import silent
 from mmccd_cli.signals import SignalModel
@@ -440,7 +440,7 @@ class Trial:
         return {
             "weights": config.weights,
             "asymmetry": config.asymmetry_weight,
-            "rule": describe_rule(config),
+            "rule": config.rule_in_words,
             "seed": config.seed_threshold,
             "dice": round(float(self.dice.mean(axis=0).max()), 4),
             "left_out_dice": round(self.left_out_dice(everyone), 4),

@@ -170,7 +170,7 @@ class Training:
             intended_use="Research on unsupervised anomaly segmentation; not a medical device.",
         )
         card = f"# {self.text.name}\n\nNot calibrated yet.\n"
-        save_bundle(out, config, template, networks, card)
+        save_bundle(out, config, template=template, networks=networks, card=card)
 
     def _provenance(self, index: dict[str, Any], subjects: Sequence[str]) -> dict[str, Any]:
         train = [e for e in index["subjects"] if e["id"] in subjects]

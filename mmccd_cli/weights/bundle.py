@@ -51,7 +51,16 @@ from mmccd_cli.template import NormalRange, Quantisation, Template
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.translators import Cycle, MaskedTranslator, network_name
 from mmccd_cli.translation.unet import UNet
-from mmccd_cli.weights.index import CARD, FORMAT, INDEX, not_a_bundle, read_checked, read_index
+from mmccd_cli.weights.index import (
+    CARD,
+    FORMAT,
+    INDEX,
+    BundleIndex,
+    FileEntry,
+    not_a_bundle,
+    read_checked,
+    read_index,
+)
 
 TEMPLATE = "template.safetensors"
 MEAN, SPREAD = "normal.mean", "normal.spread"
@@ -125,7 +134,7 @@ class BundleConfig:
                     raise ValueError(f"a score needs the cycle of {missing}, which is not there")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """A loaded and checked bundle.
 
@@ -134,13 +143,14 @@ class Bundle:
         template: Its template.
         sha256: Hash of `bundle.json`, which holds the hashes of all other files.
         folder: Where it was loaded from.
+        files: Name -> hash and bytes of every other file.
     """
 
     config: BundleConfig
     template: Template
     sha256: str
     folder: Path
-    files: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
+    files: dict[str, FileEntry] = field(repr=False, default_factory=dict)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -159,9 +169,9 @@ class Bundle:
                 return candidate
         known = " or ".join("+".join(c.modalities) for c in scores) or "nothing"
         raise DataError(
-            f"the modalities {', '.join(modalities) or '(none)'} do not suffice",
-            cause=f"the bundle {self.config.name} is calibrated for {known}",
-            next_step="add one of these modalities, or choose other --weights",
+            f"The modalities {', '.join(modalities) or '(none)'} do not suffice.",
+            cause=f"The bundle {self.config.name} is calibrated for {known}.",
+            next_step="Add one of these modalities, or choose other --weights.",
         )
 
     def cycle(self, source: str, sampling: SamplingConfig, device: torch.device) -> Cycle:
@@ -180,14 +190,14 @@ class Bundle:
         if sampling.method == "mmccd" and sampling.num_inference_steps > limit:
             raise UsageError(
                 f"{sampling.num_inference_steps} steps are more than the {limit} of the "
-                f"schedule of the bundle {self.config.name}",
-                next_step=f"use 1 to {limit} steps",
+                f"schedule of the bundle {self.config.name}.",
+                next_step=f"Use 1 to {limit} steps.",
             )
         config = next((c for c in self.config.cycles if c.source == source), None)
         if config is None:
             raise WeightsError(
-                f"the bundle {self.config.name} has no cycle for {source}",
-                cause=f"it has cycles for {', '.join(self.sources)}",
+                f"The bundle {self.config.name} has no cycle for {source}.",
+                cause=f"It has cycles for {', '.join(self.sources)}.",
             )
         backward = self._network("unet", config.target, source, device)
         if sampling.method == "cyclic-unet":
@@ -201,7 +211,7 @@ class Bundle:
         name = network_name(kind, source, target)
         file = f"{name}.safetensors"
         if file not in self.files:
-            raise WeightsError(f"the bundle {self.config.name} has no network {name}")
+            raise WeightsError(f"The bundle {self.config.name} has no network {name}.")
         architecture = self.config.denoiser if kind == "diffusion" else self.config.unet
         raw = read_checked(self.folder, file, self.files[file])
         network = _load_strictly(architecture, raw, self.folder / file)
@@ -222,13 +232,13 @@ def load_bundle(folder: Path) -> Bundle:
         _check_architectures(config)
     except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError) as error:
         raise not_a_bundle(folder, str(error)) from error
-    if TEMPLATE not in index.files:
-        raise not_a_bundle(folder, "it has no template")
-    template = _load_template(folder, index.files[TEMPLATE], config.template)
+    template = _load_template(index, config.template)
     wanted = {m for scores in config.scores.values() for s in scores for m in s.compared}
     if missing := sorted(wanted - set(template.normal)):
         raise not_a_bundle(folder, f"its template lacks the normal range of {missing[0]}")
-    return Bundle(config, template, index.sha256, folder, index.files)
+    return Bundle(
+        config=config, template=template, sha256=index.sha256, folder=folder, files=index.files
+    )
 
 
 def verify_bundle(bundle: Bundle) -> None:
@@ -248,13 +258,12 @@ def verify_bundle(bundle: Bundle) -> None:
 def save_bundle(
     folder: Path,
     config: BundleConfig,
+    *,
     template: Template,
     networks: dict[str, dict[str, Tensor]],
     card: str,
-    *,
-    half_precision: bool = True,
 ) -> None:
-    """Write a bundle, all of it or nothing.
+    """Write a bundle, all of it or nothing; weights are stored as float16.
 
     Args:
         folder: Where to write; created where missing.
@@ -262,14 +271,10 @@ def save_bundle(
         template: The template.
         networks: Network name -> weights.
         card: The model card, Markdown.
-        half_precision: Whether weights are stored as float16.
     """
     contents: dict[str, bytes] = {
         f"{name}.safetensors": save_tensors(
-            {
-                key: (value.half() if half_precision else value.float()).contiguous()
-                for key, value in weights.items()
-            }
+            {key: value.half().contiguous() for key, value in weights.items()}
         )
         for name, weights in networks.items()
     }
@@ -328,19 +333,21 @@ def _load_strictly(config: UNetConfig, raw: bytes, path: Path) -> UNet:
     try:
         tensors = load_tensors(raw)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path} is not a safetensors file", cause=str(error)) from error
+        raise WeightsError(
+            f"{path} is not a safetensors file.", cause=f"The reader says: {error}."
+        ) from error
     expected = _shapes(config)
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if expected != found:
         different = sorted(n for n in expected | found if expected.get(n) != found.get(n))
         raise WeightsError(
-            f"{path} does not fit the architecture of its bundle",
-            cause=f"missing, unknown or of another shape: {', '.join(different[:4])}",
+            f"{path} does not fit the architecture of its bundle.",
+            cause=f"Missing, unknown or of another shape: {', '.join(different[:4])}.",
         )
     if any(value.dtype not in (torch.float16, torch.float32) for value in tensors.values()):
-        raise WeightsError(f"{path} holds weights that are neither float16 nor float32")
+        raise WeightsError(f"{path} holds weights that are neither float16 nor float32.")
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
-        raise WeightsError(f"{path} holds weights that are not finite numbers")
+        raise WeightsError(f"{path} holds weights that are not finite numbers.")
     network = UNet(config)
     network.load_state_dict({name: value.float() for name, value in tensors.items()})
     return network
@@ -371,8 +378,11 @@ def _take_normal_ranges(arrays: dict[str, NDArray[np.uint8]]) -> dict[str, Norma
     return ranges
 
 
-def _load_template(folder: Path, entry: dict[str, Any], config: TemplateConfig) -> Template:
-    raw = read_checked(folder, TEMPLATE, entry)
+def _load_template(index: BundleIndex, config: TemplateConfig) -> Template:
+    folder = index.folder
+    if TEMPLATE not in index.files:
+        raise not_a_bundle(folder, "it has no template")
+    raw = read_checked(folder, TEMPLATE, index.files[TEMPLATE])
     try:
         arrays = load_arrays(raw)
         mask = arrays.pop("mask").astype(bool)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmccd_cli.config import describe_rule
 from mmccd_cli.weights.bundle import BundleConfig
+from mmccd_cli.weights.index import FRONT_MATTER
 
 
-def model_card(config: BundleConfig, results: str = "") -> str:
+def model_card(config: BundleConfig) -> str:
     """Write a model card with the front matter that the Hugging Face Hub reads.
 
     Args:
         config: The bundle's configuration, calibrated or not.
-        results: Markdown of an evaluation on held-out subjects, if there was one.
     """
     cycles = ", ".join(f"{c.source} -> {c.target} -> {c.source}" for c in config.cycles)
     parts = [
-        "---\nlibrary_name: mmccd\nlicense: other\npipeline_tag: image-segmentation\n"
-        "tags: [medical, mri, brain, anomaly-segmentation, diffusion]\n---\n",
         f"# {config.name} (version {config.version})\n",
         f"Modality cycles {cycles} for unsupervised anomaly segmentation in brain MRI, "
         "for use with `mmccd segment`.\n",
@@ -26,15 +23,11 @@ def model_card(config: BundleConfig, results: str = "") -> str:
         _training(config.training),
         _networks(config),
         _calibration(config),
-    ]
-    if results:
-        parts.append(f"## Results on held-out subjects\n\n{results.strip()}\n")
-    parts.append(
         "## Limits\n\nTrained on adult brains only. What is common in the training subjects is "
         "not found; what is rare but harmless may be. A bright rim of cortex, motion and a cut "
-        "field of view cause false positives.\n"
-    )
-    return "\n".join(parts)
+        "field of view cause false positives.\n",
+    ]
+    return FRONT_MATTER + "\n".join(parts)
 
 
 def _training(training: dict[str, Any]) -> str:
@@ -48,7 +41,6 @@ def _training(training: dict[str, Any]) -> str:
         "ema_decay",
         "healthy_by",
         "lesion_dilation_mm",
-        "loss",
         "seed",
     )
     rows = "\n".join(f"| {key} | {settings[key]} |" for key in keys if key in settings)
@@ -97,7 +89,7 @@ def _calibration(config: BundleConfig) -> str:
             known = "known" if row["networks_know_the_subjects"] else "new"
             lines.append(
                 f"| {method} | {'+'.join(score.modalities)} | {_sum(score.weights)} | "
-                f"{describe_rule(score)} | {known} | {row['dice']:.3f} | "
+                f"{score.rule_in_words} | {known} | {row['dice']:.3f} | "
                 f"{row['left_out_dice']:.3f} |"
             )
     lines.append("\n<details><summary>All trials</summary>\n")

@@ -3,26 +3,31 @@
 The only module that uses huggingface_hub. That package reads its environment (`HF_ENDPOINT`,
 `HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_HUB_DISABLE_XET`) when it is imported, so all of it is
 honoured, and it is imported only where it is needed.
+
+Files are fetched one by one with `hf_hub_download`: `snapshot_download` would also fetch what the
+bundle does not list, and falls back to a half-filled cache where the Hub fails.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mmccd_cli.errors import WeightsError
 from mmccd_cli.files import write_atomically
-from mmccd_cli.weights.hub_errors import explain, is_passing
 from mmccd_cli.weights.index import (
     CARD,
+    FRONT_MATTER,
     INDEX,
     BundleIndex,
     check_file,
@@ -38,10 +43,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ATTEMPTS = 3
-FRONT_MATTER = (
-    "---\nlibrary_name: mmccd\nlicense: other\npipeline_tag: image-segmentation\n"
-    "tags: [medical, mri, brain, anomaly-segmentation]\n---\n\n"
-)
 _SPEC = re.compile(
     r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
     r"(?:@(?P<revision>[A-Za-z0-9][\w./-]{0,199}))?",
@@ -74,8 +75,16 @@ class HubId:
         """Whether the revision is a commit, which never changes."""
         return COMMIT.fullmatch(self.revision) is not None
 
+    @property
+    def page(self) -> str:
+        """The address at which people see the files."""
+        return f"{_address()}/{self.repo}/tree/{self.revision}"
+
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}"
+
+
+# The cache
 
 
 def cache_folder(cache_dir: Path | None = None) -> Path:
@@ -93,11 +102,6 @@ def is_offline() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
-
-
-def page(hub_id: HubId, endpoint: str | None = None) -> str:
-    """Return the address at which people see the files."""
-    return f"{_address(endpoint)}/{hub_id.repo}/tree/{hub_id.revision}"
 
 
 def find_cached(hub_id: HubId, cache: Path) -> Path | None:
@@ -127,19 +131,15 @@ def cached_id(folder: Path) -> str | None:
     return f"{repo.replace('--', '/')}@{parts[2]}" if kind == "models" else None
 
 
-def list_cached(cache: Path) -> list[tuple[HubId, Path]]:
+def list_cached(cache: Path) -> list[HubId]:
     """List every cached snapshot that has an index, each by its commit."""
     found = sorted(cache.glob(f"models--*--*/snapshots/*/{INDEX}")) if cache.is_dir() else []
-    rows = []
-    for path in found:
-        hub_id = HubId.parse(cached_id(path.parent) or "")
-        if hub_id is not None and hub_id.pinned:
-            rows.append((hub_id, path.parent))
-    return rows
+    ids = [HubId.parse(cached_id(path.parent) or "") for path in found]
+    return [hub_id for hub_id in ids if hub_id is not None and hub_id.pinned]
 
 
-def remove_cached(folder: Path, cache: Path) -> int:
-    """Remove one snapshot and the files that no other snapshot uses.
+def remove_cached(hub_id: HubId, folder: Path, cache: Path) -> int:
+    """Remove the snapshot of a revision and the files that no other snapshot uses.
 
     Returns:
         The number of bytes that this freed.
@@ -149,55 +149,16 @@ def remove_cached(folder: Path, cache: Path) -> int:
     """
     from huggingface_hub import scan_cache_dir
 
-    with _explained(f"cannot remove {folder}", HubId("cache/cache"), None, cache):
+    message = f"{folder} cannot be removed."
+    with _explained(message, hub_id, cache):
         plan = scan_cache_dir(cache).delete_revisions(folder.name)
         plan.execute()
     if folder.exists():
-        raise WeightsError(f"cannot remove {folder}", cause="the cache cannot be written")
+        raise WeightsError(message, cause="The cache cannot be written.")
     return int(plan.expected_freed_size)
 
 
-@dataclass(frozen=True)
-class Remote:
-    """A bundle on the Hub, before its large files are downloaded.
-
-    Attributes:
-        hub_id: Its repository and commit.
-        index: Its index; it lies in the cache.
-    """
-
-    hub_id: HubId
-    index: BundleIndex
-
-
-def look_up(
-    hub_id: HubId,
-    cache: Path,
-    *,
-    entry: RegistryEntry | None = None,
-    endpoint: str | None = None,
-) -> Remote:
-    """Find out which commit a revision is, and download its index only.
-
-    Raises:
-        WeightsError: It cannot be reached, is not there, or is not a bundle.
-    """
-    with _explained(f"cannot find the weights {hub_id}", hub_id, endpoint, cache):
-        commit = _commit(hub_id, endpoint)
-        pinned = HubId(hub_id.repo, commit)
-        for attempt in (1, 2):
-            path = _fetch(pinned, INDEX, cache, endpoint)
-            try:
-                _check_blob(path)
-                index = read_index(path.parent)
-                if entry is not None:
-                    entry.check(index)
-                break
-            except WeightsError:
-                _drop(path, cache)
-                if attempt == 2:
-                    raise
-    return Remote(pinned, index)
+# Downloads
 
 
 def download(
@@ -206,7 +167,6 @@ def download(
     *,
     entry: RegistryEntry | None = None,
     announce: Callable[[BundleIndex], None] | None = None,
-    endpoint: str | None = None,
 ) -> Path:
     """Download a bundle into the cache, each file checked, and nothing that it does not list.
 
@@ -216,9 +176,8 @@ def download(
     Args:
         hub_id: Repository and revision.
         cache: Folder of the cache.
-        entry: The registry's entry, whose hashes count more than those of the repository.
+        entry: The registry's entry, whose hash counts more than those of the repository.
         announce: Called with the index before the large files are downloaded.
-        endpoint: Address of the Hub; None for the configured one.
 
     Returns:
         The folder of the snapshot, named after its commit.
@@ -226,134 +185,37 @@ def download(
     Raises:
         WeightsError: Anything went wrong; what was not right is no longer in the cache.
     """
-    remote = look_up(hub_id, cache, entry=entry, endpoint=endpoint)
+
+    def check_index(folder: Path) -> BundleIndex:
+        _check_blob(folder / INDEX)
+        index = read_index(folder)
+        if entry is not None:
+            entry.check(index)
+        return index
+
+    with _explained(f"The weights {hub_id} cannot be found.", hub_id, cache):
+        commit = HubId(hub_id.repo, _commit(hub_id))
+        index = _fetch_checked(commit, INDEX, cache, check_index)
     if announce is not None:
-        announce(remote.index)
-    for name, listed in remote.index.files.items():
-        _fetch_checked(remote.hub_id, name, listed, cache, endpoint)
+        announce(index)
+    for name, listed in index.files.items():
+        with _explained(f"{name} of {commit} cannot be downloaded.", commit, cache):
+            _fetch_checked(commit, name, cache, partial(check_file, name=name, entry=listed))
     if not hub_id.pinned:
         # Last, so that a branch never stands for a bundle that is only half there.
         ref = _storage(hub_id.repo, cache) / "refs" / hub_id.revision
         with contextlib.suppress(OSError):
             ref.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(ref, remote.hub_id.revision.encode())
-    return remote.index.folder
+            write_atomically(ref, commit.revision.encode())
+    return index.folder
 
 
-@dataclass(frozen=True)
-class Pushed:
-    """What an upload made.
-
-    Attributes:
-        hub_id: The repository at the commit that holds the bundle.
-        url: Where people see it.
-        private: Whether only its owners can; a repository that existed keeps its visibility.
-        index: The bundle's index as it was uploaded.
-    """
-
-    hub_id: HubId
-    url: str
-    private: bool
-    index: BundleIndex
-
-
-def push(
-    folder: Path,
-    repo: str,
-    *,
-    private: bool = True,
-    endpoint: str | None = None,
-) -> Pushed:
-    """Upload a bundle as one commit: the files that it lists, its index, and nothing else.
-
-    Args:
-        folder: The bundle's folder.
-        repo: Repository on the Hub, created where missing.
-        private: Whether a new repository is private.
-        endpoint: Address of the Hub; None for the configured one.
-
-    Raises:
-        WeightsError: The folder is no whole bundle, or the Hub refuses.
-    """
-    index = check_folder(folder)
-    hub_id = HubId.parse(repo)
-    if hub_id is None or repo != hub_id.repo:
-        raise WeightsError(
-            f"{repo} is no repository of the Hub",
-            cause="it must be like organisation/name",
-            next_step=f"run `mmccd weights push {folder} ORGANISATION/NAME`",
-        )
-    contents: dict[str, bytes | Path] = {name: folder / name for name in index.files}
-    contents.update(_with_front_matter(index))
-    with _explained(f"cannot upload {folder} to {repo}", hub_id, endpoint, None):
-        from huggingface_hub import CommitOperationAdd
-
-        api = _api(endpoint)
-        api.create_repo(repo, private=private, exist_ok=True)
-        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
-        said = f"Upload mmccd bundle {index.text('name')} {index.text('version')}"
-        commit = api.create_commit(repo, operations, commit_message=said).oid
-        info = api.model_info(repo, revision=commit)
-    raw = contents[INDEX]
-    assert isinstance(raw, bytes)
-    pushed = HubId(repo, commit)
-    uploaded = replace(index, sha256=hashlib.sha256(raw).hexdigest(), size=len(raw))
-    files = json.loads(raw)["files"]
-    return Pushed(
-        pushed, page(pushed, endpoint), bool(info.private), replace(uploaded, files=files)
-    )
-
-
-def _with_front_matter(index: BundleIndex) -> dict[str, bytes]:
-    """Return the model card and the index, with the front matter that the Hub sorts models by.
-
-    A card that has one, as every card that `mmccd train` writes, is left as it is.
-    """
-    raw = (index.folder / INDEX).read_bytes()
-    if CARD not in index.files:
-        card = b""
-    else:
-        card = (index.folder / CARD).read_bytes()
-        if card.startswith(b"---"):
-            return {INDEX: raw}
-    card = FRONT_MATTER.encode() + (card or f"# {index.text('name')}\n".encode())
-    document = json.loads(raw)
-    document["files"][CARD] = {"sha256": hashlib.sha256(card).hexdigest(), "size": len(card)}
-    return {CARD: card, INDEX: (json.dumps(document, indent=1) + "\n").encode()}
-
-
-def _fetch_checked(
-    hub_id: HubId, name: str, listed: dict[str, Any], cache: Path, endpoint: str | None
-) -> None:
-    """Fetch one file; a wrong one is thrown away and fetched once more before giving up."""
-    for attempt in (1, 2):
-        with _explained(f"cannot download {name} of {hub_id}", hub_id, endpoint, cache):
-            path = _fetch(hub_id, name, cache, endpoint)
-        try:
-            check_file(path.parent, name, listed)
-            return
-        except WeightsError as error:
-            _drop(path, cache)
-            if attempt == 2:
-                # The index may be the wrong one of the two, so neither is kept.
-                _drop(path.parent / INDEX, cache)
-                url = f"{_address(endpoint)}/{hub_id.repo}/resolve/{hub_id.revision}/{name}"
-                raise WeightsError(
-                    f"{name} from {url} is not the file that its bundle lists",
-                    cause=f"{error.cause}; it was not kept. A proxy may have replaced it, or the"
-                    " upload is damaged",
-                    next_step=f"run `mmccd weights download {hub_id}` again, perhaps from another"
-                    " network, or tell its owner",
-                ) from error
-
-
-def _commit(hub_id: HubId, endpoint: str | None) -> str:
+def _commit(hub_id: HubId) -> str:
     """Ask the Hub for the commit of a revision; try again where that may help.
 
     A commit is asked for as well: it fails in a second where a download would try for a minute.
     """
-    api = _api(endpoint)
-    commit = _retried(lambda: api.model_info(hub_id.repo, revision=hub_id.revision).sha)
+    commit = _retried(lambda: _api().model_info(hub_id.repo, revision=hub_id.revision).sha)
     if commit is None or not COMMIT.fullmatch(commit):
         raise ValueError(f"the answer names no commit but {commit!r}")
     if hub_id.pinned and commit != hub_id.revision:
@@ -361,32 +223,56 @@ def _commit(hub_id: HubId, endpoint: str | None) -> str:
     return commit
 
 
-def _fetch(hub_id: HubId, name: str, cache: Path, endpoint: str | None) -> Path:
+def _fetch_checked(hub_id: HubId, name: str, cache: Path, check: Callable[[Path], T]) -> T:
+    """Fetch one file; a wrong one is thrown away and fetched once more before giving up.
+
+    Args:
+        hub_id: Repository and commit.
+        name: The file.
+        cache: Folder of the cache.
+        check: Raises WeightsError where the file in that folder is not right.
+    """
     from huggingface_hub import hf_hub_download
 
-    path = _retried(
-        lambda: hf_hub_download(
-            hub_id.repo,
-            name,
-            revision=hub_id.revision,
-            cache_dir=cache,
-            endpoint=endpoint,
-            library_name="mmccd",
-        )
+    fetch = partial(
+        hf_hub_download,
+        hub_id.repo,
+        name,
+        revision=hub_id.revision,
+        cache_dir=cache,
+        library_name="mmccd",
     )
-    return Path(path)
+    for attempt in (1, 2):
+        path = Path(_retried(fetch))
+        try:
+            return check(path.parent)
+        except WeightsError as error:
+            _drop(path, cache)
+            if attempt == 1:
+                continue
+            # The index may be the wrong one of the two, so neither is kept.
+            _drop(path.parent / INDEX, cache)
+            url = f"{_address()}/{hub_id.repo}/resolve/{hub_id.revision}/{name}"
+            raise WeightsError(
+                f"{name} from {url} is not the file that belongs to the bundle.",
+                cause=f"{error.cause} It was not kept. A proxy may have replaced it, or the upload"
+                " is damaged.",
+                next_step=f"Run `mmccd weights download {hub_id}` again, perhaps from another"
+                " network, or tell its owner.",
+            ) from error
+    raise AssertionError("the second attempt returns or raises")
 
 
 def _retried(request: Callable[[], T]) -> T:
     """Make a request again, after a moment, where that may help."""
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, ATTEMPTS):
         try:
             return request()
         except Exception as error:
-            if attempt == ATTEMPTS or not is_passing(error):
+            if not _is_passing(error):
                 raise
             time.sleep(0.5 * 2**attempt)
-    raise AssertionError("the last attempt returns or raises")
+    return request()
 
 
 def _check_blob(path: Path) -> None:
@@ -397,16 +283,12 @@ def _check_blob(path: Path) -> None:
     """
     name = path.resolve().name
     raw = path.read_bytes()
-    if re.fullmatch(r"[0-9a-f]{64}", name):
-        found = {hashlib.sha256(raw).hexdigest()}
-    elif re.fullmatch(r"[0-9a-f]{40}", name):
-        # Git's hash of a blob; some mirrors give the plain one.
-        header = f"blob {len(raw)}\0".encode()
-        found = {hashlib.sha1(data).hexdigest() for data in (header + raw, raw)}
-    else:
-        return
-    if name not in found:
-        raise wrong_file(path, {"sha256": name, "size": len(raw)}, min(found))
+    # SHA-256 of large files, git's hash for others; some mirrors give the plain one.
+    git = f"blob {len(raw)}\0".encode() + raw
+    hashes = [hashlib.sha256(raw), hashlib.sha1(git), hashlib.sha1(raw)]
+    named_by_hash = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", name)
+    if named_by_hash and name not in [digest.hexdigest() for digest in hashes]:
+        raise wrong_file(path, expected=name, found=hashes[0].hexdigest())
 
 
 def _drop(path: Path, cache: Path) -> None:
@@ -418,28 +300,159 @@ def _drop(path: Path, cache: Path) -> None:
             blob.unlink(missing_ok=True)
 
 
-def _storage(repo: str, cache: Path) -> Path:
-    return cache / f"models--{repo.replace('/', '--')}"
+# Uploads
 
 
-def _address(endpoint: str | None) -> str:
-    if endpoint is None:
-        from huggingface_hub import constants
+@dataclass(frozen=True)
+class PublishedBundle:
+    """What an upload made.
 
-        endpoint = str(constants.ENDPOINT)
-    return endpoint.rstrip("/")
+    Attributes:
+        hub_id: The repository at the commit that holds the bundle.
+        private: Whether only its owners can see it; an older repository keeps its visibility.
+        sha256: Hash of the bundle's index as it was uploaded.
+    """
+
+    hub_id: HubId
+    private: bool
+    sha256: str
 
 
-def _api(endpoint: str | None) -> HfApi:
-    from huggingface_hub import HfApi
+def push(folder: Path, repo: str, *, private: bool = True) -> PublishedBundle:
+    """Upload a bundle as one commit: the files that it lists, its index, and nothing else.
 
-    return HfApi(endpoint=endpoint, library_name="mmccd")
+    Args:
+        folder: The bundle's folder.
+        repo: Repository on the Hub, created where missing.
+        private: Whether a new repository is private.
+
+    Raises:
+        WeightsError: The folder is no whole bundle, or the Hub refuses.
+    """
+    index = check_folder(folder)
+    hub_id = HubId.parse(repo)
+    if hub_id is None or repo != hub_id.repo:
+        raise WeightsError(
+            f"{repo} is no repository of the Hub.",
+            cause="It must be like organisation/name.",
+            next_step=f"Run `mmccd weights push {folder} ORGANISATION/NAME`.",
+        )
+    changed = _with_front_matter(index)
+    contents: dict[str, Path | bytes] = {name: folder / name for name in index.files}
+    contents.update(changed)
+    with _explained(f"{folder} cannot be uploaded to {repo}.", hub_id, None):
+        from huggingface_hub import CommitOperationAdd
+
+        api = _api()
+        api.create_repo(repo, private=private, exist_ok=True)
+        operations = [CommitOperationAdd(name, content) for name, content in contents.items()]
+        said = f"Upload mmccd bundle {index.text('name')} {index.text('version')}"
+        commit = api.create_commit(repo, operations, commit_message=said).oid
+        info = api.model_info(repo, revision=commit)
+    uploaded = hashlib.sha256(changed[INDEX]).hexdigest()
+    return PublishedBundle(HubId(repo, commit), bool(info.private), uploaded)
+
+
+def _with_front_matter(index: BundleIndex) -> dict[str, bytes]:
+    """Return the model card and the index, with the front matter that the Hub sorts models by.
+
+    A card that has one, as every card that `mmccd train` writes, is left as it is.
+    """
+    raw = (index.folder / INDEX).read_bytes()
+    card = (index.folder / CARD).read_bytes() if CARD in index.files else b""
+    if card.startswith(b"---"):
+        return {INDEX: raw}
+    card = FRONT_MATTER.encode() + (card or f"# {index.text('name')}\n".encode())
+    document = json.loads(raw)
+    document["files"][CARD] = {"sha256": hashlib.sha256(card).hexdigest(), "size": len(card)}
+    return {CARD: card, INDEX: (json.dumps(document, indent=1) + "\n").encode()}
+
+
+# What goes wrong
+
+_NETWORK = (
+    "Behind a proxy set HTTPS_PROXY, with a certificate of your institution SSL_CERT_FILE, for a"
+    " mirror HF_ENDPOINT, then run `mmccd weights download {spec}` again;"
+)
+_RETRY = "then run `mmccd weights download {spec}` again"
+_BY_HAND = "or copy the files of {url}/tree/{revision} into a folder and pass --weights FOLDER."
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN, " + _RETRY + "."
+
+
+class Explanation(NamedTuple):
+    """What a user reads where an error has one of these signs; see `_signs`."""
+
+    signs: str
+    cause: str
+    next_step: str
+
+
+EXPLANATIONS = (
+    Explanation(
+        "GatedRepoError",
+        "{url} is gated: its owner asks you to accept the terms first (HTTP {status}).",
+        "Accept them at {url}, " + _LOG_IN,
+    ),
+    Explanation(
+        "RevisionNotFoundError",
+        "{url} exists, but has no branch, tag or commit {revision} (HTTP {status}).",
+        "Look at {url}/commits/main and correct what follows the @.",
+    ),
+    Explanation(
+        "RepositoryNotFoundError HTTP-401",
+        "There is no {url}, or it is private and you are not logged in (HTTP {status}); there is"
+        " no folder {repo} here either.",
+        "Correct the name, or " + _LOG_IN,
+    ),
+    Explanation(
+        "EntryNotFoundError",
+        "{url} does not have that file at {revision}, so it is not a whole mmccd bundle.",
+        "Choose another repository, or another revision after an @.",
+    ),
+    Explanation(
+        "HTTP-403",
+        "{address} refused (HTTP 403): {said}.",
+        "Check the permissions of your token (HF_TOKEN), " + _RETRY + "; " + _BY_HAND,
+    ),
+    Explanation(
+        "disk",
+        "The cache {cache} cannot be written: {disk}.",
+        "Free space, or choose a folder with --cache-dir or MMCCD_CACHE_DIR, " + _RETRY + ".",
+    ),
+    Explanation(
+        "HTTP",
+        "{address} answered HTTP {status}: {said}.",
+        "Wait a while, " + _RETRY + "; " + _BY_HAND,
+    ),
+    Explanation(
+        "OfflineModeIsEnabled",
+        "HF_HUB_OFFLINE forbids the network.",
+        "Unset it, " + _RETRY + "; " + _BY_HAND,
+    ),
+    Explanation(
+        "ConnectError TimeoutException ConnectionError ProxyError Timeout",
+        "{address} cannot be reached: {said}.",
+        _NETWORK + " " + _BY_HAND,
+    ),
+    Explanation(
+        "Exception",
+        "The answer of {address} is not the Hub's or was cut off, as by a login page or a proxy:"
+        " {said}.",
+        _NETWORK + " " + _BY_HAND,
+    ),
+)
+"""The first one that has a sign of the error is what the user reads."""
+
+_PASSING = {
+    *("TimeoutException", "RemoteProtocolError", "ReadError"),  # httpx
+    *("Timeout", "ChunkedEncodingError", "IncompleteRead"),  # requests
+    "ConnectionResetError",
+}
+_DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
-def _explained(
-    message: str, hub_id: HubId, endpoint: str | None, cache: Path | None
-) -> Iterator[None]:
+def _explained(message: str, hub_id: HubId, cache: Path | None) -> Iterator[None]:
     """Turn whatever the Hub's client raises into one WeightsError that says what helps."""
     try:
         with _bars_on_terminals_only():
@@ -448,23 +461,107 @@ def _explained(
         raise
     # The client's own errors, those of three different HTTP libraries under it, and OSError.
     except Exception as error:
-        raise explain(error, message, str(hub_id), _address(endpoint), cache) from error
+        chain = _chain(error)
+        signs = _signs(chain)
+        row = next(row for row in EXPLANATIONS if signs & set(row.signs.split()))
+        facts = {
+            "address": _address(),
+            "url": f"{_address()}/{hub_id.repo}",
+            "repo": hub_id.repo,
+            "revision": hub_id.revision,
+            "spec": hub_id,
+            "cache": cache,
+            "status": _status(chain),
+            "disk": _disk(chain),
+            "said": _said(chain),
+        }
+        raise WeightsError(
+            message, cause=row.cause.format(**facts), next_step=row.next_step.format(**facts)
+        ) from error
+
+
+def _is_passing(error: Exception) -> bool:
+    """Return whether the same request may succeed a moment later."""
+    chain = _chain(error)
+    status = _status(chain)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    return bool(_signs(chain) & _PASSING)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """List an error and what caused it."""
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain and len(chain) < 16:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return chain
+
+
+def _signs(chain: list[BaseException]) -> set[str]:
+    """Return by what errors are told apart: names of their classes, HTTP status, a full disk.
+
+    By names, because they come from several versions of huggingface_hub and of the HTTP libraries
+    under it.
+    """
+    signs: set[str] = set()
+    for link in chain:
+        names = {cls.__name__ for cls in type(link).__mro__}
+        # That nothing is in the cache either says nothing about the repository.
+        signs |= names - ({"EntryNotFoundError"} if "LocalEntryNotFoundError" in names else set())
+    if status := _status(chain):
+        signs |= {"HTTP", f"HTTP-{status}"}
+    return signs | ({"disk"} if _disk(chain) else set())
+
+
+def _status(chain: list[BaseException]) -> int | None:
+    for link in chain:
+        status = getattr(getattr(link, "response", None), "status_code", None)
+        if isinstance(status, int) and status >= 400:
+            return status
+    return None
+
+
+def _disk(chain: list[BaseException]) -> str | None:
+    """Return what the file system complains of, or None where it does not."""
+    links = (link for link in chain if isinstance(link, OSError) and link.errno in _DISK)
+    return next((str(link.strerror) for link in links), None)
+
+
+def _said(chain: list[BaseException]) -> str:
+    """Return what the innermost error said, on one line."""
+    said = next((str(link) for link in reversed(chain) if str(link).strip()), "")
+    line = " ".join(said.split()) or type(chain[-1]).__name__
+    return (line if len(line) <= 300 else line[:300] + "...").removesuffix(".")
 
 
 @contextlib.contextmanager
 def _bars_on_terminals_only() -> Iterator[None]:
     """Keep the client's progress bars out of files and pipes."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub import utils
 
-    silenced = not os.isatty(2) and not are_progress_bars_disabled()
+    silenced = not os.isatty(2) and not utils.are_progress_bars_disabled()
     if silenced:
-        disable_progress_bars()
+        utils.disable_progress_bars()
     try:
         yield
     finally:
         if silenced:
-            enable_progress_bars()
+            utils.enable_progress_bars()
+
+
+def _storage(repo: str, cache: Path) -> Path:
+    return cache / f"models--{repo.replace('/', '--')}"
+
+
+def _address() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT).rstrip("/")
+
+
+def _api() -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(library_name="mmccd")

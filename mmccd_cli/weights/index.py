@@ -1,32 +1,64 @@
-"""The files of a bundle: their index, sizes and hashes; standard library only.
+"""The files of a bundle: `bundle.json`, which lists them, their sizes and their hashes.
 
-`weights` checks a bundle with this before anything imports torch, `bundle` reads through it.
+`resolve` checks a bundle with this before anything imports torch; `bundle` reads through it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field, with_config
+from pydantic.dataclasses import dataclass as checked_dataclass
+from typing_extensions import TypedDict
+
+from mmccd_cli.config import CHECKED
 from mmccd_cli.errors import WeightsError
+from mmccd_cli.files import check_json, parse_json, sha256_of_file
 
 FORMAT = 1
 INDEX = "bundle.json"
 CARD = "README.md"
+FRONT_MATTER = (
+    "---\nlibrary_name: mmccd\nlicense: other\npipeline_tag: image-segmentation\n"
+    "tags: [medical, mri, brain, anomaly-segmentation, diffusion]\n---\n\n"
+)
+"""What the Hub sorts models by; the first lines of a model card."""
+
 MAX_FILES = 64
 MAX_FILE_BYTES = 2 << 30
 MAX_INDEX_BYTES = 4 << 20
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+_AGAIN = "Download or copy the bundle again, then run `mmccd weights verify`."
 
 
-@dataclass(frozen=True)
+@with_config(CHECKED)
+class FileEntry(TypedDict):
+    """Hash and bytes of one file of a bundle."""
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0, le=MAX_FILE_BYTES)]
+
+
+@checked_dataclass(frozen=True, config=CHECKED)
+class IndexDocument:
+    """`bundle.json` as it stands on the disk."""
+
+    format: Literal[1]
+    bundle: Any
+    files: Annotated[dict[FileName, FileEntry], Field(max_length=MAX_FILES)]
+
+    def __post_init__(self) -> None:
+        if any(name.lower() == INDEX for name in self.files):
+            raise ValueError(f"files must not list {INDEX} itself")
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleIndex:
     """What `bundle.json` says, checked as far as that goes without torch.
 
@@ -34,25 +66,63 @@ class BundleIndex:
         folder: The bundle's folder.
         sha256: Hash of `bundle.json`, which holds the hashes of all other files.
         size: Bytes of `bundle.json`.
-        files: Name -> {"sha256", "size"} of every other file.
+        files: Name -> hash and bytes of every other file.
         bundle: The configuration as it stands in the file, not yet checked.
     """
 
     folder: Path
     sha256: str
     size: int
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileEntry]
     bundle: Any
+
+    @property
+    def all_files(self) -> dict[str, FileEntry]:
+        """Name -> hash and bytes of every file, `bundle.json` among them."""
+        return {INDEX: {"sha256": self.sha256, "size": self.size}, **self.files}
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all files together."""
-        return self.size + sum(entry["size"] for entry in self.files.values())
+        return sum(entry["size"] for entry in self.all_files.values())
+
+    @property
+    def modalities(self) -> list[str]:
+        """Modalities that it has a cycle for, as far as its configuration can be read."""
+        cycles = self._value("cycles", list) or []
+        return [str(cycle.get("source")) for cycle in cycles if isinstance(cycle, dict)]
+
+    @property
+    def licence(self) -> str:
+        """Licence of the weights."""
+        return self.text("licence") or "unknown"
+
+    @property
+    def accuracy(self) -> str:
+        """One line of the calibration's accuracy and on whom, or nothing where there is none.
+
+        It is the calibration's, often on training subjects, and must say so: it is no test result.
+        """
+        about = self._value("calibration", dict) or {}
+        rows, subjects = about.get("rows"), about.get("subjects")
+        row = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
+        dice, modalities = row.get("left_out_dice"), row.get("modalities")
+        if not (
+            isinstance(dice, float) and isinstance(modalities, list) and isinstance(subjects, list)
+        ):
+            return ""
+        return (
+            f"Dice {dice:.2f} in calibration on {len(subjects)} subjects of the split "
+            f"{about.get('split')!r} ({row.get('method')}, {'+'.join(map(str, modalities))})"
+        )
 
     def text(self, key: str) -> str | None:
         """Return a text of the configuration, or None where there is none."""
+        return self._value(key, str)
+
+    def _value(self, key: str, kind: type) -> Any:
         value = self.bundle.get(key) if isinstance(self.bundle, dict) else None
-        return value if isinstance(value, str) else None
+        return value if isinstance(value, kind) else None
 
 
 def read_index(folder: Path) -> BundleIndex:
@@ -61,86 +131,52 @@ def read_index(folder: Path) -> BundleIndex:
     Raises:
         WeightsError: It is missing, too large, or says something that it must not.
     """
-    path = folder / INDEX
     try:
-        with path.open("rb") as stream:
+        with (folder / INDEX).open("rb") as stream:
             raw = stream.read(MAX_INDEX_BYTES + 1)
+        document = check_json(IndexDocument, parse_json(raw, most_bytes=MAX_INDEX_BYTES), INDEX)
     except OSError as error:
         raise not_a_bundle(folder, f"{INDEX} cannot be read: {error.strerror}") from error
-    if len(raw) > MAX_INDEX_BYTES:
-        raise not_a_bundle(folder, f"{INDEX} is larger than {MAX_INDEX_BYTES} bytes")
-    try:
-        document = json.loads(raw, parse_constant=_refuse_constant, parse_float=_finite)
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
-        if set(document) != {"format", "bundle", "files"}:
-            raise ValueError("it needs exactly a format, a bundle and files")
-        files = check_files(document["files"])
-    except (ValueError, TypeError, RecursionError, OverflowError) as error:
-        raise not_a_bundle(folder, _short(error)) from error
-    digest = hashlib.sha256(raw).hexdigest()
-    return BundleIndex(folder, digest, len(raw), files, document["bundle"])
+    except (ValueError, RecursionError) as error:
+        raise not_a_bundle(folder, str(error)) from error
+    return BundleIndex(
+        folder=folder,
+        sha256=hashlib.sha256(raw).hexdigest(),
+        size=len(raw),
+        files=document.files,
+        bundle=document.bundle,
+    )
 
 
-def check_files(files: Any) -> dict[str, dict[str, Any]]:
-    """Check names, sizes and hashes of a list of files as it came from JSON.
-
-    Raises:
-        ValueError: A name that could leave the folder, or a size or hash that is none.
-    """
-    if not isinstance(files, dict) or len(files) > MAX_FILES:
-        raise ValueError(f"files must be an object of at most {MAX_FILES} names")
-    for name, entry in files.items():
-        if not _FILE_NAME.fullmatch(name) or name.lower() == INDEX:
-            raise ValueError(f"{name!r} is not a file name within the bundle")
-        if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
-            raise ValueError(f"{name} needs exactly a sha256 and a size")
-        size, digest = entry["size"], entry["sha256"]
-        if type(size) is not int or not 0 <= size <= MAX_FILE_BYTES:
-            raise ValueError(f"the size of {name} is out of range")
-        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            raise ValueError(f"the sha256 of {name} is not one")
-    return files
-
-
-def read_checked(folder: Path, name: str, entry: Mapping[str, Any]) -> bytes:
+def read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
     """Read one file whole and compare it with its entry.
 
     Raises:
         WeightsError: It cannot be read, or is not the file that the bundle lists.
     """
     path = folder / name
+    _check_size(path, entry)
     try:
-        size = path.stat().st_size
-        # A file of another size is never read, however large it is.
-        raw = path.read_bytes() if size == entry["size"] else None
+        raw = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error
-    found = f"{size} bytes" if raw is None else hashlib.sha256(raw).hexdigest()
-    if raw is None or found != entry["sha256"]:
-        raise wrong_file(path, entry, found)
+    _check_hash(path, entry, hashlib.sha256(raw).hexdigest())
     return raw
 
 
-def check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+def check_file(folder: Path, name: str, entry: FileEntry) -> None:
     """Compare one file with its entry, a block at a time.
 
     Raises:
         WeightsError: It cannot be read, or is not the file that the bundle lists.
     """
     path = folder / name
-    digest = hashlib.sha256()
+    _check_size(path, entry)
     try:
-        size = path.stat().st_size
-        if size != entry["size"]:
-            raise wrong_file(path, entry, f"{size} bytes")
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        digest = sha256_of_file(path)
     except OSError as error:
         raise _unreadable(path, error) from error
-    if digest.hexdigest() != entry["sha256"]:
-        raise wrong_file(path, entry, digest.hexdigest())
+    _check_hash(path, entry, digest)
 
 
 def check_folder(folder: Path) -> BundleIndex:
@@ -156,42 +192,39 @@ def check_folder(folder: Path) -> BundleIndex:
 
 
 def not_a_bundle(folder: Path, cause: str) -> WeightsError:
-    """Return the error for a folder that cannot be used as a bundle."""
+    """Return the error for a folder that cannot be used as a bundle; the cause is a clause."""
     return WeightsError(
-        f"{folder} is not a usable mmccd bundle",
-        cause=cause,
-        next_step="run `mmccd weights list` to see what can be used",
+        f"{folder} is not a usable mmccd bundle.",
+        cause=f"What is wrong: {cause[:400]}.",
+        next_step="Run `mmccd weights list` to see what can be used.",
     )
 
 
-def wrong_file(path: Path, entry: Mapping[str, Any], found: str) -> WeightsError:
-    """Return the error for a file that is not the one that its bundle lists."""
+def wrong_file(path: Path, *, expected: str, found: str) -> WeightsError:
+    """Return the error for a file that is not the one that it should be."""
     return WeightsError(
-        f"{path} is not the file that its bundle lists",
-        cause=f"expected SHA-256 {entry['sha256']} ({entry['size']} bytes), found {found}",
-        next_step="download or copy the bundle again, then run `mmccd weights verify`",
+        f"{path} is not the file that its bundle lists.",
+        cause=f"Expected was SHA-256 {expected}, found {found}.",
+        next_step=_AGAIN,
     )
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    """Refuse a file of another size, which is then never read, however large it is."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if size != entry["size"]:
+        expected = f"{entry['sha256']} ({entry['size']} bytes)"
+        raise wrong_file(path, expected=expected, found=f"{size} bytes")
+
+
+def _check_hash(path: Path, entry: FileEntry, found: str) -> None:
+    if found != entry["sha256"]:
+        raise wrong_file(path, expected=entry["sha256"], found=found)
 
 
 def _unreadable(path: Path, error: OSError) -> WeightsError:
-    return WeightsError(
-        f"cannot read {path}",
-        cause=error.strerror or str(error),
-        next_step="download or copy the bundle again, then run `mmccd weights verify`",
-    )
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:40]} is not a number that fits")
-    return value
-
-
-def _short(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text if len(text) <= 400 else text[:400] + "..."
+    cause = f"The system says: {error.strerror or error}."
+    return WeightsError(f"{path} cannot be read.", cause=cause, next_step=_AGAIN)

@@ -19,67 +19,58 @@ from mmccd_cli.weights.index import INDEX, BundleIndex, check_folder, not_a_bund
 from mmccd_cli.weights.registry import RegistryEntry, embedded_bundles, read_registry
 
 EMBEDDED_DEFAULT = "glioma-compact"
-Origin = Literal["path", "embedded", "cache", "hub"]
+WeightsOrigin = Literal["path", "embedded", "cache", "hub"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class WeightsSource:
+    """What a specification stands for, before anything is read or downloaded.
+
+    Attributes:
+        spec: The specification.
+        origin: What kind of thing it is; "hub" also where the cache may hold it.
+        folder: The local folder, for a path or an embedded bundle.
+        hub_id: Where it lies on the Hub, for all others.
+        entry: Its entry in the registry, or None.
+    """
+
+    spec: str
+    origin: WeightsOrigin
+    folder: Path | None = None
+    hub_id: HubId | None = None
+    entry: RegistryEntry | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class LocalBundle:
     """A bundle on this computer, every file of it compared with its index.
 
     Attributes:
         index: What its `bundle.json` says.
         origin: Where it was found.
-        entry: Its entry in the registry, or None.
-        repo: Its repository on the Hub, or None.
-        revision: The branch, tag or commit that was asked for, or None.
-        commit: The commit that it is, or None.
+        source: What was asked for.
     """
 
     index: BundleIndex
-    origin: Origin
-    entry: RegistryEntry | None = None
-    repo: str | None = None
-    revision: str | None = None
-    commit: str | None = None
+    origin: WeightsOrigin
+    source: WeightsSource
 
     @property
     def folder(self) -> Path:
         """The bundle's folder."""
         return self.index.folder
 
-
-@dataclass(frozen=True)
-class Target:
-    """What a specification stands for, before anything is read or downloaded.
-
-    Attributes:
-        spec: The specification.
-        folder: The local folder, for a path or an embedded bundle.
-        origin: What kind of thing it is; "hub" also where the cache may hold it.
-        entry: Its entry in the registry, or None.
-        hub_id: Where it lies on the Hub, or None.
-    """
-
-    spec: str
-    origin: Origin
-    folder: Path | None = None
-    entry: RegistryEntry | None = None
-    hub_id: HubId | None = None
+    @property
+    def hub_id(self) -> HubId | None:
+        """The repository and commit that it came from, or None."""
+        asked = self.source.hub_id
+        return HubId(asked.repo, self.folder.name) if asked else None
 
 
 def resolve_weights(
     spec: str | None, *, offline: bool = False, cache_dir: Path | None = None
 ) -> Path:
-    """Return the folder of a verified bundle; see `resolve`.
-
-    Args:
-        spec: A folder, a `bundle.json`, a name, or `org/repo[@revision]`; None for the default.
-        offline: Whether the network must not be used.
-        cache_dir: Where downloads are kept; None for `MMCCD_CACHE_DIR`, then the Hub's own cache.
-
-    Raises:
-        WeightsError: There are no such weights, or they are not the right ones.
-    """
+    """Return the folder of a verified bundle; see `resolve`."""
     return resolve(spec, offline=offline, cache_dir=cache_dir).folder
 
 
@@ -90,7 +81,6 @@ def resolve(
     cache_dir: Path | None = None,
     refresh: bool = False,
     announce: Callable[[BundleIndex], None] | None = None,
-    endpoint: str | None = None,
 ) -> LocalBundle:
     """Find a bundle, download it where it is nowhere on this computer, and check every file.
 
@@ -102,35 +92,29 @@ def resolve(
         cache_dir: Where downloads are kept; None for `MMCCD_CACHE_DIR`, then the Hub's own cache.
         refresh: Whether to ask the Hub which commit a branch is now.
         announce: Called with the index before the large files are downloaded.
-        endpoint: Address of the Hub; None for `HF_ENDPOINT`, then the public one.
 
     Raises:
         WeightsError: There are no such weights, or they are not the right ones.
     """
-    target = find_target(spec)
-    if target.folder is not None:
-        index = check_folder(target.folder)
-        if target.entry is not None:
-            target.entry.check(index)
-        return LocalBundle(index, target.origin, target.entry)
-    hub_id = target.hub_id
+    source = find_source(spec)
+    hub_id = source.hub_id
     if hub_id is None:
-        raise _unknown(target.spec)
+        return _checked(source, source.folder, source.origin)
     cache = hub.cache_folder(cache_dir)
     damage: WeightsError | None = None
     folder = hub.find_cached(hub_id, cache)
     if folder is not None and (hub_id.pinned or offline or not refresh):
         try:
-            return _checked(folder, target, "cache")
+            return _checked(source, folder, "cache")
         except WeightsError as error:
             damage = error
     if offline or hub.is_offline():
-        raise _not_offline(target, cache, damage)
-    folder = hub.download(hub_id, cache, entry=target.entry, announce=announce, endpoint=endpoint)
-    return _checked(folder, target, "hub")
+        raise _not_in_cache(source.spec, hub_id, cache, damage)
+    folder = hub.download(hub_id, cache, entry=source.entry, announce=announce)
+    return _checked(source, folder, "hub")
 
 
-def find_target(spec: str | None) -> Target:
+def find_source(spec: str | None) -> WeightsSource:
     """Tell what a specification stands for, without the network.
 
     A folder that is named comes first; the default is never a folder that happens to be called so.
@@ -140,20 +124,26 @@ def find_target(spec: str | None) -> Target:
     """
     named = spec or os.environ.get("MMCCD_WEIGHTS")
     spec = named or EMBEDDED_DEFAULT
-    folder = _as_folder(named) if named else None
-    if folder is not None:
-        return Target(spec, "path", folder)
-    registry = read_registry()
-    if spec in (embedded := embedded_bundles()):
-        return Target(spec, "embedded", embedded[spec], registry.get(spec))
-    if (entry := registry.get(spec)) is not None and entry.repo and entry.revision:
-        return Target(spec, "hub", None, entry, HubId(entry.repo, entry.revision))
-    if (hub_id := HubId.parse(spec)) is not None:
-        return Target(spec, "hub", hub_id=hub_id)
-    raise _unknown(spec)
+    if named and (folder := _as_folder(named)) is not None:
+        return WeightsSource(spec=spec, origin="path", folder=folder)
+    entry = read_registry().get(spec)
+    if folder := embedded_bundles().get(spec):
+        return WeightsSource(spec=spec, origin="embedded", folder=folder, entry=entry)
+    pinned = HubId(entry.repo, entry.revision) if entry and entry.repo and entry.revision else None
+    if (hub_id := pinned or HubId.parse(spec)) is not None:
+        return WeightsSource(spec=spec, origin="hub", hub_id=hub_id, entry=entry)
+    names = _names()
+    close = difflib.get_close_matches(spec, names, n=1)
+    known = ", ".join(names) if names else "none came with this installation"
+    raise WeightsError(
+        f"There are no weights called {spec}.",
+        cause=f"Known names: {known}. It is no folder with a {INDEX} and no Hub id org/repo"
+        " either.",
+        next_step=f"Use --weights {close[0]}." if close else "Run `mmccd weights list`.",
+    )
 
 
-def list_bundles(cache_dir: Path | None = None) -> list[tuple[Target, BundleIndex | None]]:
+def list_bundles(cache_dir: Path | None = None) -> list[tuple[WeightsSource, BundleIndex | None]]:
     """List what can be used by name: embedded, known and cached bundles, with their index.
 
     Args:
@@ -163,22 +153,22 @@ def list_bundles(cache_dir: Path | None = None) -> list[tuple[Target, BundleInde
         What each name stands for, and its index where it is on this computer and readable.
     """
     cache = hub.cache_folder(cache_dir)
-    targets = [find_target(name) for name in sorted({*embedded_bundles(), *_published()})]
-    known = {target.hub_id for target in targets}
-    for hub_id, _ in hub.list_cached(cache):
-        if hub_id not in known:
-            targets.append(Target(str(hub_id), "hub", hub_id=hub_id))
-    rows: list[tuple[Target, BundleIndex | None]] = []
-    for target in targets:
-        folder = target.folder
-        if folder is None and target.hub_id is not None:
-            folder = hub.find_cached(target.hub_id, cache)
+    sources = [find_source(name) for name in _names()]
+    known = {source.hub_id for source in sources}
+    sources += [
+        WeightsSource(spec=str(hub_id), origin="hub", hub_id=hub_id)
+        for hub_id in hub.list_cached(cache)
+        if hub_id not in known
+    ]
+    rows: list[tuple[WeightsSource, BundleIndex | None]] = []
+    for source in sources:
+        folder = hub.find_cached(source.hub_id, cache) if source.hub_id else source.folder
         try:
-            rows.append((target, read_index(folder) if folder else None))
+            rows.append((source, read_index(folder) if folder else None))
         except WeightsError:
             # A cache is shared with other programs; what is no bundle of ours is not listed.
-            if target.entry is not None or target.origin == "embedded":
-                rows.append((target, None))
+            if source.entry is not None or source.origin == "embedded":
+                rows.append((source, None))
     return rows
 
 
@@ -191,23 +181,27 @@ def remove(spec: str, *, cache_dir: Path | None = None) -> tuple[Path, int]:
     Raises:
         WeightsError: It is not in the cache, or is not the cache's to remove.
     """
-    target = find_target(spec)
-    if target.hub_id is None:
+    source = find_source(spec)
+    if source.hub_id is None:
+        kind = "a folder" if source.origin == "path" else "part of the program"
         raise WeightsError(
-            f"{spec} is not in the cache of downloads",
-            cause=f"it is {'a folder' if target.origin == 'path' else 'part of the program'}:"
-            f" {target.folder}",
-            next_step="delete a folder of your own by hand",
+            f"{spec} is not in the cache of downloads.",
+            cause=f"It is {kind}: {source.folder}.",
+            next_step="Delete a folder of your own by hand.",
         )
     cache = hub.cache_folder(cache_dir)
-    folder = hub.find_cached(target.hub_id, cache)
+    folder = hub.find_cached(source.hub_id, cache)
     if folder is None:
-        raise _not_offline(target, cache, None)
-    return folder, hub.remove_cached(folder, cache)
+        raise WeightsError(
+            f"The weights {spec} are not in the cache {cache}.",
+            next_step="Run `mmccd weights list` to see what is.",
+        )
+    return folder, hub.remove_cached(source.hub_id, folder, cache)
 
 
-def _published() -> list[str]:
-    return [name for name, entry in read_registry().items() if entry.repo]
+def _names() -> list[str]:
+    published = {name for name, entry in read_registry().items() if entry.repo}
+    return sorted(published | set(embedded_bundles()))
 
 
 def _as_folder(spec: str) -> Path | None:
@@ -218,10 +212,10 @@ def _as_folder(spec: str) -> Path | None:
             if path.name == INDEX:
                 return path.parent
             raise WeightsError(
-                f"{path} is a file, and weights are a folder",
-                cause=f"a bundle is a folder with {INDEX} and safetensors files; others, such as"
-                " pickles, are never opened",
-                next_step="pass the bundle's folder: --weights FOLDER",
+                f"{path} is a file, and weights are a folder.",
+                cause=f"A bundle is a folder with {INDEX} and safetensors files; others, such as"
+                " pickles, are never opened.",
+                next_step="Pass the bundle's folder: --weights FOLDER",
             )
         if path.is_dir() and (path / INDEX).is_file():
             return path
@@ -235,40 +229,22 @@ def _as_folder(spec: str) -> Path | None:
     return None
 
 
-def _checked(folder: Path, target: Target, origin: Origin) -> LocalBundle:
+def _checked(source: WeightsSource, folder: Path | None, origin: WeightsOrigin) -> LocalBundle:
+    assert folder is not None  # a source lies in a folder or on the Hub
     index = read_index(folder)
-    if target.entry is not None:
-        target.entry.check(index)
-    index = check_folder(folder)
-    hub_id = target.hub_id
-    return LocalBundle(
-        index,
-        origin,
-        target.entry,
-        repo=hub_id.repo if hub_id else None,
-        revision=hub_id.revision if hub_id else None,
-        commit=folder.name,
-    )
+    if source.entry is not None:
+        source.entry.check(index)
+    return LocalBundle(index=check_folder(folder), origin=origin, source=source)
 
 
-def _unknown(spec: str) -> WeightsError:
-    names = sorted({*embedded_bundles(), *_published()})
-    close = difflib.get_close_matches(spec, names, n=1)
-    known = ", ".join(names) if names else "none came with this installation"
+def _not_in_cache(
+    spec: str, hub_id: HubId, cache: Path, damage: WeightsError | None
+) -> WeightsError:
+    said = f" What is there is damaged: {damage.message} {damage.cause}" if damage else ""
     return WeightsError(
-        f"there are no weights called {spec}",
-        cause=f"known names: {known}; it is no folder with a {INDEX} and no Hub id org/repo either",
-        next_step=f"use --weights {close[0]}" if close else "run `mmccd weights list`",
-    )
-
-
-def _not_offline(target: Target, cache: Path, damage: WeightsError | None) -> WeightsError:
-    hub_id = target.hub_id
-    said = f"; what is there is damaged: {damage.message} ({damage.cause})" if damage else ""
-    return WeightsError(
-        f"the weights {target.spec} are not in the cache {cache}{said}",
-        cause="the network is not used (--offline or HF_HUB_OFFLINE)",
-        next_step=f"run `mmccd weights download {target.spec}` where there is a network, with"
-        f" the same cache (--cache-dir {cache}); or copy the files of"
-        f" {hub.page(hub_id) if hub_id else target.spec} into a folder and pass --weights FOLDER",
+        f"The weights {spec} are not in the cache {cache}.{said}",
+        cause="The network is not used (--offline or HF_HUB_OFFLINE).",
+        next_step=f"Run `mmccd weights download {spec}` where there is a network, with the same"
+        f" cache (--cache-dir {cache}); or copy the files of {hub_id.page} into a folder and pass"
+        " --weights FOLDER.",
     )

@@ -197,7 +197,7 @@ def test_a_score_without_its_atlas_is_not_a_bundle(trained: Trained, tmp_path: P
     (score, *_) = bundle.config.scores["cyclic-unet"]
     score = replace(score, weights={**score.weights, "atlas:FLAIR": 1.0})
     config = replace(bundle.config, scores={"cyclic-unet": (score,)})
-    save_bundle(tmp_path / "bare", config, bare, {}, "# card\n")
+    save_bundle(tmp_path / "bare", config, template=bare, networks={}, card="# card\n")
     with pytest.raises(WeightsError) as raised:
         load_bundle(tmp_path / "bare")
     assert "normal range of FLAIR" in str(raised.value.cause)

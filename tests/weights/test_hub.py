@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,9 @@ from mmccd_cli.errors import WeightsError
 from mmccd_cli.weights import hub as hub_module
 from mmccd_cli.weights import resolve as weights
 from mmccd_cli.weights.bundle import load_bundle, verify_bundle
+from mmccd_cli.weights.hub import HubId
 from mmccd_cli.weights.index import INDEX, check_folder, read_index
-from mmccd_cli.weights.registry import embedded_bundles, make_entry
+from mmccd_cli.weights.registry import RegistryEntry, embedded_bundles
 from mmccd_cli.weights.resolve import LocalBundle, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,8 +36,14 @@ Use = Callable[..., LocalBundle]
 
 
 @pytest.fixture
-def hub() -> Iterator[LoopbackHub]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """A server that the client takes for the Hub."""
+    from huggingface_hub import constants
+
     with loopback_hub() as running:
+        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield running
 
 
@@ -57,11 +66,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def use(hub: LoopbackHub, tmp_path: Path) -> Use:
     """Resolve weights against the server with a cache of the test's own."""
 
-    def run(spec: str, **options: object) -> LocalBundle:
-        defaults = {"cache_dir": tmp_path / "cache", "endpoint": hub.endpoint}
-        return resolve(spec, **{**defaults, **options})
-
-    return run
+    return partial(resolve, cache_dir=tmp_path / "cache")
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -77,7 +82,8 @@ def test_first_use_downloads_and_second_use_needs_no_server(
 ) -> None:
     commit = hub.publish(REPO, bundle)
     first = use(REPO)
-    assert (first.origin, first.commit, first.revision) == ("hub", commit, "main")
+    assert (first.origin, first.hub_id) == ("hub", HubId(REPO, commit))
+    assert first.source.hub_id == HubId(REPO, "main")
     assert files_of(first.folder) == files_of(bundle)
     verify_bundle(load_bundle(first.folder))
     assert set(hub.transfers().values()) == {1}
@@ -85,7 +91,7 @@ def test_first_use_downloads_and_second_use_needs_no_server(
     seen = len(hub.log)
     for spec in (REPO, f"{REPO}@{commit}", f"hf://{REPO}@main"):
         again = use(spec)
-        assert (again.origin, again.commit) == ("cache", commit)
+        assert (again.origin, again.hub_id) == ("cache", HubId(REPO, commit))
     assert len(hub.log) == seen
 
 
@@ -137,14 +143,14 @@ def test_a_branch_stays_what_it_is_until_it_is_refreshed(
     hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
 ) -> None:
     old = hub.publish(REPO, bundle)
-    assert use(REPO).commit == old
+    assert use(REPO).folder.name == old
     changed = shutil.copytree(bundle, tmp_path / "changed")
     new = hub.publish(REPO, write_tiny_bundle(changed, seed=1))
     assert new != old
-    assert use(REPO).commit == old
-    assert use(REPO, refresh=True).commit == new
-    assert use(REPO, offline=True).commit == new
-    assert use(f"{REPO}@{old}", offline=True).commit == old
+    assert use(REPO).folder.name == old
+    assert use(REPO, refresh=True).folder.name == new
+    assert use(REPO, offline=True).folder.name == new
+    assert use(f"{REPO}@{old}", offline=True).folder.name == old
 
 
 def test_only_listed_files_are_downloaded(hub: LoopbackHub, bundle: Path, use: Use) -> None:
@@ -162,11 +168,11 @@ def test_only_listed_files_are_downloaded(hub: LoopbackHub, bundle: Path, use: U
     [
         (REPO, {"private": True}, None, "private and you are not logged in (HTTP 401)", "HF_TOKEN"),
         (REPO, {}, "hf_wrong", "HTTP 401", "hf auth login"),
-        (REPO, {"gated": True}, None, "gated", "accept them at"),
+        (REPO, {"gated": True}, None, "gated", "Accept them at"),
         (REPO, {"gated": True}, TOKEN, "is gated: its owner asks you to accept the terms first "
-         "(HTTP 403)", "accept them at"),
-        ("lab/nothing", {}, TOKEN, "there is no", "correct the name"),
-        ("lab/nothing", {}, None, "no folder lab/nothing here either", "correct the name"),
+         "(HTTP 403)", "Accept them at"),
+        ("lab/nothing", {}, TOKEN, "There is no", "Correct the name"),
+        ("lab/nothing", {}, None, "no folder lab/nothing here either", "Correct the name"),
         (f"{REPO}@v9", {}, None, "no branch, tag or commit v9 (HTTP 404)", "/commits/main"),
         (f"{REPO}@{'0' * 40}", {}, None, f"no branch, tag or commit {'0' * 40}", "/commits/main"),
     ],
@@ -344,13 +350,13 @@ def test_the_registry_outweighs_the_repository(
     hub: LoopbackHub, bundle: Path, use: Use, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     commit = hub.publish(REPO, bundle)
-    entry = make_entry(check_folder(bundle), repo=REPO, revision=commit)
+    entry = RegistryEntry(repo=REPO, revision=commit, sha256=check_folder(bundle).sha256)
     monkeypatch.setattr(weights, "read_registry", lambda: {"tiny": entry})
     found = use("tiny")
-    assert (found.origin, found.commit, found.entry) == ("hub", commit, entry)
+    assert (found.origin, found.folder.name, found.source.entry) == ("hub", commit, entry)
     assert use("tiny", offline=True).origin == "cache"
     other = check_folder(write_tiny_bundle(tmp_path / "other", seed=2))
-    forged = make_entry(other, repo=REPO, revision=commit)
+    forged = replace(entry, sha256=other.sha256)
     monkeypatch.setattr(weights, "read_registry", lambda: {"tiny": forged})
     with pytest.raises(WeightsError) as caught:
         use("tiny")
@@ -363,7 +369,7 @@ def test_push_is_private_whole_and_usable(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     source = shutil.copytree(bundle, tmp_path / "source")
     (source / "notes.txt").write_text("not listed, so not published")
-    pushed = hub_module.push(source, REPO, endpoint=hub.endpoint)
+    pushed = hub_module.push(source, REPO)
     assert pushed.private
     assert hub.repos[REPO].private
     published = hub.repos[REPO].commits[pushed.hub_id.revision]
@@ -371,7 +377,7 @@ def test_push_is_private_whole_and_usable(
     assert published["README.md"].startswith(b"---\nlibrary_name: mmccd")
     assert files_of(source).keys() - {"notes.txt"} == files_of(bundle).keys()
     found = use(str(pushed.hub_id))
-    assert found.index.sha256 == pushed.index.sha256
+    assert found.index.sha256 == pushed.sha256
     verify_bundle(load_bundle(found.folder))
     # The token never leaves the Hub for its storage.
     assert all("authorization" not in r.headers for r in hub.log if r.server == "storage")
@@ -384,24 +390,24 @@ def test_push_keeps_a_card_that_has_front_matter(
     hub: LoopbackHub, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    first = hub_module.push(bundle, REPO, private=False, endpoint=hub.endpoint)
+    first = hub_module.push(bundle, REPO, private=False)
     assert not first.private
     folder = tmp_path / "again"
     folder.mkdir()
     for name, raw in hub.repos[REPO].commits[first.hub_id.revision].items():
         (folder / name).write_bytes(raw)
-    second = hub_module.push(folder, "lab/again", endpoint=hub.endpoint)
-    assert second.index.sha256 == first.index.sha256 == check_folder(folder).sha256
+    second = hub_module.push(folder, "lab/again")
+    assert second.sha256 == first.sha256 == check_folder(folder).sha256
 
 
 def test_push_without_permission_is_explained(
     hub: LoopbackHub, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(WeightsError) as caught:
-        hub_module.push(bundle, REPO, endpoint=hub.endpoint)
+        hub_module.push(bundle, REPO)
     assert "HF_TOKEN" in str(caught.value.next_step)
     with pytest.raises(WeightsError, match="no repository"):
-        hub_module.push(bundle, "no-slash", endpoint=hub.endpoint)
+        hub_module.push(bundle, "no-slash")
 
 
 def test_remove_frees_what_no_other_revision_uses(
@@ -417,7 +423,7 @@ def test_remove_frees_what_no_other_revision_uses(
     assert len(weights.list_bundles(cache)) == embedded + 2
     _, freed = weights.remove(f"{REPO}@{old}", cache_dir=cache)
     assert freed == 0
-    assert use(REPO, offline=True).commit == new
+    assert use(REPO, offline=True).folder.name == new
     _, freed = weights.remove(REPO, cache_dir=cache)
     assert freed == sum(map(len, files.values()))
     assert len(weights.list_bundles(cache)) == embedded

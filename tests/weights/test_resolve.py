@@ -13,11 +13,10 @@ from typer.testing import CliRunner
 from mmccd_cli.cli.app import app
 from mmccd_cli.errors import MmccdError, WeightsError
 from mmccd_cli.weights import registry
-from mmccd_cli.weights import resolve as weights
 from mmccd_cli.weights.hub import HubId, cache_folder, cached_id
 from mmccd_cli.weights.index import INDEX, check_folder
-from mmccd_cli.weights.registry import embedded_bundles, embedded_root, make_entry, read_registry
-from mmccd_cli.weights.resolve import EMBEDDED_DEFAULT, find_target, resolve, resolve_weights
+from mmccd_cli.weights.registry import RegistryEntry, embedded_bundles, embedded_root, read_registry
+from mmccd_cli.weights.resolve import EMBEDDED_DEFAULT, find_source, resolve, resolve_weights
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +48,8 @@ def test_a_folder_and_its_index_are_the_same(bundle: Path) -> None:
 
 def test_a_relative_folder_comes_before_a_hub_id(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "lab" / "tiny")
-    assert find_target("lab/tiny").origin == "path"
-    assert find_target("lab/other").hub_id == HubId("lab/other")
+    assert find_source("lab/tiny").origin == "path"
+    assert find_source("lab/other").hub_id == HubId("lab/other")
 
 
 def test_the_default_is_the_environment_then_the_embedded_bundle(
@@ -124,7 +123,7 @@ def test_the_accuracy_says_on_whom(bundle: Path, tmp_path: Path) -> None:
     about = {"split": "train", "subjects": ["a", "b"], "rows": [row]}
     document["bundle"]["calibration"] = about
     (folder / INDEX).write_text(json.dumps(document))
-    assert make_entry(check_folder(folder)).accuracy == (
+    assert check_folder(folder).accuracy == (
         "Dice 0.50 in calibration on 2 subjects of the split 'train' (mmccd, FLAIR+T2w)"
     )
 
@@ -150,15 +149,14 @@ def test_the_cache_folder_is_the_option_then_the_variable(tmp_path: Path) -> Non
 
 
 def test_the_registry_pins_an_embedded_bundle(
-    embedded: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    embedded: Path,
 ) -> None:
-    entry = make_entry(check_folder(embedded / EMBEDDED_DEFAULT))
+    index = check_folder(embedded / EMBEDDED_DEFAULT)
+    entry = RegistryEntry(repo=None, revision=None, sha256=index.sha256)
     document = {"format": 1, "bundles": {EMBEDDED_DEFAULT: entry.to_json()}}
     (embedded / "registry.json").write_text(json.dumps(document))
-    read = read_registry(embedded)[EMBEDDED_DEFAULT]
-    assert read.files == entry.files
-    monkeypatch.setattr(weights, "read_registry", lambda: read_registry(embedded))
-    assert resolve(EMBEDDED_DEFAULT).entry == read
+    assert read_registry() == {EMBEDDED_DEFAULT: entry}
+    assert resolve(EMBEDDED_DEFAULT).source.entry == entry
     write_tiny_bundle(embedded / EMBEDDED_DEFAULT, seed=3)
     with pytest.raises(WeightsError, match="not the file"):
         resolve(EMBEDDED_DEFAULT)
@@ -169,18 +167,20 @@ def test_the_registry_pins_an_embedded_bundle(
     [
         lambda e: e.update(revision="main"),
         lambda e: e.update(repo=None),
-        lambda e: e["files"].pop(INDEX),
-        lambda e: e.pop("licence"),
-        lambda e: e["files"].update({"../x": {"sha256": "0" * 64, "size": 1}}),
+        lambda e: e.update(sha256="0" * 63),
+        lambda e: e.pop("sha256"),
+        lambda e: e.update(licence="CC0"),
     ],
 )
-def test_a_damaged_registry_is_a_bug_that_is_named(bundle: Path, tmp_path: Path, change) -> None:
-    entry = make_entry(check_folder(bundle), repo="lab/tiny", revision="a" * 40).to_json()
-    change(entry)
-    path = tmp_path / "registry.json"
+def test_a_damaged_registry_is_a_bug_that_is_named(embedded: Path, change) -> None:
+    entry = {"repo": "lab/tiny", "revision": "a" * 40, "sha256": "0" * 64}
+    path = embedded / "registry.json"
     path.write_text(json.dumps({"format": 1, "bundles": {"tiny": entry}}))
-    with pytest.raises(MmccdError, match="registry"):
-        read_registry(tmp_path)
+    assert read_registry()["tiny"].to_json() == entry
+    change(entry)
+    path.write_text(json.dumps({"format": 1, "bundles": {"tiny": entry}}))
+    with pytest.raises(MmccdError, match="not a registry"):
+        read_registry()
 
 
 def test_what_is_shipped_is_whole_and_fits_the_registry() -> None:
@@ -206,7 +206,7 @@ def test_list_info_path_verify(embedded: Path, bundle: Path) -> None:
     code, out, _ = run("info", bundle, "--json")
     about = json.loads(out)
     assert about["name"] == "tiny"
-    assert set(about["registry_entry"]["files"]) == {p.name for p in bundle.iterdir()}
+    assert set(about["files"]) == {p.name for p in bundle.iterdir()}
     assert "licence: CC0-1.0" in run("info", bundle)[1]
     assert run("path", bundle)[1] == f"{bundle}\n"
     assert json.loads(run("path", bundle, "--json")[1]) == {"folder": str(bundle)}
