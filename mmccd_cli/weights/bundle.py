@@ -57,6 +57,7 @@ from mmccd_cli.weights.index import (
     INDEX,
     BundleIndex,
     FileEntry,
+    check_file,
     not_a_bundle,
     read_checked,
     read_index,
@@ -199,25 +200,34 @@ class Bundle:
                 f"The bundle {self.config.name} has no cycle for {source}.",
                 cause=f"It has cycles for {', '.join(self.sources)}.",
             )
-        backward = self._network("unet", config.target, source, device)
+        backward = self._network(network_name("unet", config.target, source), device)
         if sampling.method == "cyclic-unet":
-            return Cycle(backward, forward=self._network("unet", source, config.target, device))
-        denoiser = self._network("diffusion", source, config.target, device)
+            forward = self._network(network_name("unet", source, config.target), device)
+            return Cycle(backward, forward=forward)
+        denoiser = self._network(network_name("diffusion", source, config.target), device)
         schedule = Schedule.from_config(self.config.diffusion)
         translator = MaskedTranslator(denoiser, schedule, sampling.num_inference_steps)
         return Cycle(backward, imagine=translator)
 
-    def _network(self, kind: str, source: str, target: str, device: torch.device) -> UNet:
-        name = network_name(kind, source, target)
+    def _network(self, name: str, device: torch.device) -> UNet:
         file = f"{name}.safetensors"
         if file not in self.files:
             raise WeightsError(f"The bundle {self.config.name} has no network {name}.")
-        architecture = self.config.denoiser if kind == "diffusion" else self.config.unet
-        raw = read_checked(self.folder, file, self.files[file])
-        network = _load_strictly(architecture, raw, self.folder / file)
+        network = self.read_network(file)
         network.eval().to(device)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
         return network
+
+    def read_network(self, file: str) -> UNet:
+        """Read one network's file.
+
+        Raises:
+            WeightsError: It is not the file that the bundle lists, or not such a network.
+        """
+        raw = read_checked(self.folder, file, self.files[file])
+        kind = file.split(".")[-2]
+        architecture = self.config.denoiser if kind == "diffusion" else self.config.unet
+        return _load_strictly(architecture, raw, self.folder / file)
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -248,11 +258,10 @@ def verify_bundle(bundle: Bundle) -> None:
         WeightsError: The first file that does not fit.
     """
     for name, entry in bundle.files.items():
-        raw = read_checked(bundle.folder, name, entry)
         if name.endswith((".unet.safetensors", ".diffusion.safetensors")):
-            kind = name.split(".")[-2]
-            config = bundle.config.denoiser if kind == "diffusion" else bundle.config.unet
-            _load_strictly(config, raw, bundle.folder / name)
+            bundle.read_network(name)
+        else:
+            check_file(bundle.folder, name, entry)
 
 
 def save_bundle(
@@ -402,4 +411,4 @@ def _load_template(index: BundleIndex, config: TemplateConfig) -> Template:
         raise not_a_bundle(folder, f"its template lacks {error}") from error
     quantisation = Quantisation()
     images = {name: quantisation.decode(levels) for name, levels in arrays.items()}
-    return Template(images, mask, affine, normal)
+    return Template(images, mask, affine, normal=normal)

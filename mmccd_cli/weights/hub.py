@@ -195,12 +195,13 @@ def download(
 
     with _explained(f"The weights {hub_id} cannot be found.", hub_id, cache):
         commit = HubId(hub_id.repo, _commit(hub_id))
-        index = _fetch_checked(commit, INDEX, cache, check_index)
+        index = _fetch_checked(commit, INDEX, cache=cache, check=check_index)
     if announce is not None:
         announce(index)
     for name, listed in index.files.items():
         with _explained(f"{name} of {commit} cannot be downloaded.", commit, cache):
-            _fetch_checked(commit, name, cache, partial(check_file, name=name, entry=listed))
+            check = partial(check_file, name=name, entry=listed)
+            _fetch_checked(commit, name, cache=cache, check=check)
     if not hub_id.pinned:
         # Last, so that a branch never stands for a bundle that is only half there.
         ref = _storage(hub_id.repo, cache) / "refs" / hub_id.revision
@@ -223,7 +224,7 @@ def _commit(hub_id: HubId) -> str:
     return commit
 
 
-def _fetch_checked(hub_id: HubId, name: str, cache: Path, check: Callable[[Path], T]) -> T:
+def _fetch_checked(hub_id: HubId, name: str, *, cache: Path, check: Callable[[Path], T]) -> T:
     """Fetch one file; a wrong one is thrown away and fetched once more before giving up.
 
     Args:

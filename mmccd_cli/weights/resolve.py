@@ -109,7 +109,7 @@ def resolve(
         except WeightsError as error:
             damage = error
     if offline or hub.is_offline():
-        raise _not_in_cache(source.spec, hub_id, cache, damage)
+        raise _not_in_cache(source.spec, hub_id, cache=cache, damage=damage)
     folder = hub.download(hub_id, cache, entry=source.entry, announce=announce)
     return _checked(source, folder, "hub")
 
@@ -238,7 +238,7 @@ def _checked(source: WeightsSource, folder: Path | None, origin: WeightsOrigin) 
 
 
 def _not_in_cache(
-    spec: str, hub_id: HubId, cache: Path, damage: WeightsError | None
+    spec: str, hub_id: HubId, *, cache: Path, damage: WeightsError | None
 ) -> WeightsError:
     said = f" What is there is damaged: {damage.message} {damage.cause}" if damage else ""
     return WeightsError(
