@@ -276,7 +276,7 @@ class Pipeline:
             Name -> (I, J, K) float32 on the template's grid, in robust standard deviations,
             positive where anomalous.
         """
-        values = self._model.signals(prepared.images, prepared.brain, config, advance)
+        values = self._model.signals(prepared.images, prepared.brain, config, advance=advance)
         for name, signal in values.items():
             # What a modality does not show is no evidence, neither bright nor dark.
             signal[~prepared.covered[name.partition(":")[2]]] = 0.0

@@ -73,6 +73,7 @@ class SignalModel:
         images: Mapping[str, NDArray[np.float32]],
         brain: NDArray[np.bool_],
         config: ScoreConfig,
+        *,
         advance: Progress = silent,
     ) -> dict[str, NDArray[np.float32]]:
         """Compute what a score combines.
@@ -90,7 +91,7 @@ class SignalModel:
         """
         while True:
             try:
-                values = self._signals(images, brain, config, advance)
+                values = self._signals(images, brain, config, advance=advance)
             except DeviceMemoryError:
                 if not self.may_use_cpu or self.device.type == "cpu":
                     raise
@@ -115,6 +116,7 @@ class SignalModel:
         images: Mapping[str, NDArray[np.float32]],
         brain: NDArray[np.bool_],
         config: ScoreConfig,
+        *,
         advance: Progress,
     ) -> dict[str, NDArray[np.float32]]:
         """One attempt at `signals`."""

@@ -20,3 +20,10 @@ SHEARED = AFFINES["oblique"] @ np.array(
 )
 SINGULAR = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
 """Its first two axes point the same way."""
+
+
+def block(shape: tuple[int, ...], *ranges: tuple[int, int]) -> np.ndarray:
+    """A bool volume that is True in one box."""
+    mask = np.zeros(shape, dtype=bool)
+    mask[tuple(slice(*r) for r in ranges)] = True
+    return mask

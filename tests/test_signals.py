@@ -115,7 +115,7 @@ def signals(
 ) -> dict[str, NDArray[np.float32]]:
     images, brain = subject()
     model = SignalModel(bundle(sign), sampling, torch.device("cpu"), batch_size=7)
-    return model.signals(images, brain, config, advance)
+    return model.signals(images, brain, config, advance=advance)
 
 
 T1W = replace(FLAIR, modalities=("T1w",), weights={"cycle:T1w": 1.0})

@@ -1,0 +1,31 @@
+"""Signals of one scan -> score -> anomaly map -> mask and lesions; numpy only, on any grid.
+
+In the order in which data passes through:
+
+1. `atlas`: what healthy tissue looks like at each voxel of the template, a signal.
+2. `symmetry`: what one side of the brain says about the other.
+3. `score`: signals -> a smoothed score per voxel, and a score -> the anomaly map.
+4. `candidates`: the thresholds that are tried on one scan, the mask at each, and the one taken.
+5. `contour`: the map's contour, pulled to where the scan itself changes.
+6. `mask`: a map -> its mask and lesions, which needs no network.
+7. `components`: what all of these ask of a mask: rim, connected components, holes.
+8. `metrics`: how well a mask or a map agrees with a reference.
+"""
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "atlas": ["NormalRangeFit", "deviation"],
+        "candidates": ["ScanScore", "candidate_masks", "find_threshold", "score_scan"],
+        "components": ["fill_holes", "keep_components", "label_components"],
+        "contour": ["refine_contour"],
+        "mask": ["Lesion", "MaskOptions", "find_lesions", "mask_and_lesions", "mask_from_map"],
+        "metrics": ["CaseMetrics", "MetricSummary", "measure_case", "overlap", "summarise"],
+        "score": ["SmoothedScore", "map_from_score", "smooth"],
+        "symmetry": ["asymmetry", "middle_plane"],
+    },
+)

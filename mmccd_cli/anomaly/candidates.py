@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,22 +44,6 @@ class ScanScore:
     threshold: float
 
 
-class SeedSettings(Protocol):
-    """Which components of a mask count; the fields of `ScoreConfig` of these names."""
-
-    @property
-    def seed_threshold(self) -> float:
-        """A component counts only where its score exceeds this,"""
-
-    @property
-    def min_seed_mm3(self) -> float:
-        """over at least this volume; 0 asks for no seeds."""
-
-    @property
-    def min_fraction_of_largest(self) -> float:
-        """Share of the largest component's volume that it needs."""
-
-
 def score_scan(
     signals: Mapping[str, FloatArray],
     brain: BoolArray,
@@ -89,19 +72,19 @@ def find_threshold(smoothed: SmoothedScore, config: ScoreConfig) -> float:
 
 
 def candidate_masks(
-    smoothed: SmoothedScore, thresholds: Sequence[float], settings: SeedSettings
+    smoothed: SmoothedScore, thresholds: Sequence[float], config: ScoreConfig
 ) -> list[BoolArray]:
     """The mask at each threshold: inside the region, the components that count, holes left."""
     seeds = None
-    if settings.min_seed_mm3 > 0:
-        seeds = (smoothed.values > settings.seed_threshold) & smoothed.region
+    if config.min_seed_mm3 > 0:
+        seeds = (smoothed.values > config.seed_threshold) & smoothed.region
     return [
         keep_components(
             (smoothed.values > threshold) & smoothed.region,
             smoothed.spacing_mm,
             seeds=seeds,
-            min_seed_mm3=settings.min_seed_mm3,
-            min_fraction_of_largest=settings.min_fraction_of_largest,
+            min_seed_mm3=config.min_seed_mm3,
+            min_fraction_of_largest=config.min_fraction_of_largest,
         )
         for threshold in thresholds
     ]

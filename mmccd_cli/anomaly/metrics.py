@@ -12,7 +12,7 @@ Conventions for empty masks, so that a mean over subjects is always defined and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,14 @@ from scipy import ndimage
 from mmccd_cli.anomaly.components import BoolArray, FloatArray, label_components
 from mmccd_cli.template import bounding_box
 
+MIN_OVERLAP = 0.1
+"""Share of a lesion's voxels that must be covered for it to count as found."""
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+"""Confidence and number of resampled means of bootstrap intervals."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Overlap:
     """Voxel-wise agreement of two masks, each value in [0, 1]."""
 
@@ -33,7 +39,7 @@ class Overlap:
     recall: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SurfaceDistance:
     """Distance between the surfaces of two masks, mm.
 
@@ -46,7 +52,7 @@ class SurfaceDistance:
     hd95_mm: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LesionOverlap:
     """Agreement counted by lesion instead of by voxel.
 
@@ -65,7 +71,7 @@ class LesionOverlap:
     predicted_lesions: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CaseMetrics:
     """All that is reported for one subject; the field names are the columns of the table."""
 
@@ -86,9 +92,9 @@ class CaseMetrics:
     false_positive_healthy_slices_ml: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MetricSummary:
-    """Mean, spread and confidence interval of one score over subjects.
+    """Mean, spread and confidence interval of one metric over subjects.
 
     Attributes:
         mean: Mean over the subjects with a value.
@@ -96,7 +102,7 @@ class MetricSummary:
         low: Lower end of the bootstrap interval of the mean.
         high: Upper end.
         n: Subjects with a value.
-        undefined: Subjects left out because the score is NaN for them.
+        undefined: Subjects left out because the metric is NaN for them.
     """
 
     mean: float
@@ -120,7 +126,7 @@ def overlap(mask: BoolArray, reference: BoolArray) -> Overlap:
     predicted, actual = int(mask.sum()), int(reference.sum())
     shared = int(np.count_nonzero(mask & reference))
     if predicted == 0 and actual == 0:
-        return Overlap(1.0, 1.0, 1.0, 1.0)
+        return Overlap(dice=1.0, jaccard=1.0, precision=1.0, recall=1.0)
     return Overlap(
         dice=2 * shared / (predicted + actual),
         jaccard=shared / (predicted + actual - shared),
@@ -181,11 +187,11 @@ def surface_distance(
         ASSD and HD95, mm.
     """
     if not mask.any() and not reference.any():
-        return SurfaceDistance(0.0, 0.0)
+        return SurfaceDistance(assd_mm=0.0, hd95_mm=0.0)
     spacing = tuple(float(s) for s in spacing_mm)
     if not mask.any() or not reference.any():
         diagonal = float(np.linalg.norm(np.array(mask.shape) * spacing))
-        return SurfaceDistance(diagonal, diagonal)
+        return SurfaceDistance(assd_mm=diagonal, hd95_mm=diagonal)
     box = bounding_box(mask | reference)
     faces = _faces(mask.shape)
     first, second = _surface(mask[box], faces), _surface(reference[box], faces)
@@ -202,20 +208,19 @@ def lesion_overlap(
     reference: BoolArray,
     spacing_mm: Sequence[float],
     *,
-    min_overlap: float = 0.1,
     min_volume_mm3: float = 0.0,
 ) -> LesionOverlap:
     """Count lesions that were found and components that are lesions.
 
-    A lesion is a 26-connected component. A reference lesion is found when at least `min_overlap` of
-    its voxels are in the mask; a predicted component is right when at least `min_overlap` of its
-    voxels are in the reference. One component may find several lesions, and several one.
+    A lesion is a 26-connected component. A reference lesion is found when at least a tenth of its
+    voxels are in the mask, for touching by a voxel is not finding; a predicted component is right
+    when at least a tenth of its voxels are in the reference. One component may find several
+    lesions, and several one.
 
     Args:
         mask: (I, J, K) bool.
         reference: (I, J, K) bool.
         spacing_mm: Voxel size, mm.
-        min_overlap: In (0, 1]; touching by a voxel is not finding.
         min_volume_mm3: Components smaller than this are not counted on either side (they still
             count as voxels to overlap with).
 
@@ -223,13 +228,18 @@ def lesion_overlap(
         F1, sensitivity, precision and the two counts.
     """
     least = min_volume_mm3 / float(np.prod(np.asarray(spacing_mm, dtype=float)))
-    found, actual = _covered_components(reference, mask, min_overlap, least)
-    right, predicted = _covered_components(mask, reference, min_overlap, least)
-    if actual == 0 and predicted == 0:
-        return LesionOverlap(1.0, 1.0, 1.0, 0, 0)
+    found, actual = _covered_components(reference, mask, least)
+    right, predicted = _covered_components(mask, reference, least)
     sensitivity, precision = _ratio(found, actual), _ratio(right, predicted)
-    f1 = _ratio(2 * sensitivity * precision, sensitivity + precision)
-    return LesionOverlap(f1, sensitivity, precision, actual, predicted)
+    if actual == 0 and predicted == 0:
+        sensitivity = precision = 1.0
+    return LesionOverlap(
+        f1=_ratio(2 * sensitivity * precision, sensitivity + precision),
+        sensitivity=sensitivity,
+        precision=precision,
+        reference_lesions=actual,
+        predicted_lesions=predicted,
+    )
 
 
 def false_positive_ml(mask: BoolArray, reference: BoolArray, spacing_mm: Sequence[float]) -> float:
@@ -238,7 +248,7 @@ def false_positive_ml(mask: BoolArray, reference: BoolArray, spacing_mm: Sequenc
 
 
 def false_positive_healthy_slices_ml(
-    mask: BoolArray, reference: BoolArray, spacing_mm: Sequence[float], axial_axis: int = 2
+    mask: BoolArray, reference: BoolArray, spacing_mm: Sequence[float], *, axial_axis: int = 2
 ) -> float:
     """Measure the volume of the mask in the axial slices without any lesion, ml.
 
@@ -271,7 +281,7 @@ def measure_case(
     brain: BoolArray | None = None,
     axial_axis: int = 2,
 ) -> CaseMetrics:
-    """Compute every score of one subject.
+    """Compute every metric of one subject.
 
     Args:
         mask: (I, J, K) bool, as written.
@@ -280,9 +290,6 @@ def measure_case(
         anomaly_map: (I, J, K) float for AUROC and AUPRC; NaN without it.
         brain: (I, J, K) bool, where the map is judged; required with a map.
         axial_axis: The axis across axial slices.
-
-    Returns:
-        The scores.
 
     Raises:
         ValueError: For arrays of different shapes, or a map without a brain.
@@ -293,22 +300,15 @@ def measure_case(
     if anomaly_map is not None and brain is None:
         raise ValueError("An anomaly map is judged inside the brain: pass `brain`.")
     mask, reference = mask.astype(bool), reference.astype(bool)
-    voxels = overlap(mask, reference)
-    surfaces = surface_distance(mask, reference, spacing_mm)
     lesions = lesion_overlap(mask, reference, spacing_mm)
-    areas = (float("nan"), float("nan"))
+    areas = {"auroc": float("nan"), "auprc": float("nan")}
     if anomaly_map is not None and brain is not None:
         inside, truth = anomaly_map[brain], reference[brain]
-        areas = (auroc(inside, truth), auprc(inside, truth))
+        areas = {"auroc": auroc(inside, truth), "auprc": auprc(inside, truth)}
     return CaseMetrics(
-        dice=voxels.dice,
-        jaccard=voxels.jaccard,
-        precision=voxels.precision,
-        recall=voxels.recall,
-        auroc=areas[0],
-        auprc=areas[1],
-        assd_mm=surfaces.assd_mm,
-        hd95_mm=surfaces.hd95_mm,
+        **asdict(overlap(mask, reference)),
+        **areas,
+        **asdict(surface_distance(mask, reference, spacing_mm)),
         lesion_f1=lesions.f1,
         lesion_sensitivity=lesions.sensitivity,
         lesion_precision=lesions.precision,
@@ -316,13 +316,13 @@ def measure_case(
         reference_ml=volume_ml(reference, spacing_mm),
         false_positive_ml=false_positive_ml(mask, reference, spacing_mm),
         false_positive_healthy_slices_ml=false_positive_healthy_slices_ml(
-            mask, reference, spacing_mm, axial_axis
+            mask, reference, spacing_mm, axial_axis=axial_axis
         ),
     )
 
 
 def measure_healthy(mask: BoolArray, spacing_mm: Sequence[float]) -> CaseMetrics:
-    """Measure the false positives of a healthy subject; every other score is NaN.
+    """Measure the false positives of a healthy subject; every other metric is NaN.
 
     Args:
         mask: (I, J, K) bool, as written.
@@ -338,15 +338,11 @@ def measure_healthy(mask: BoolArray, spacing_mm: Sequence[float]) -> CaseMetrics
     return CaseMetrics(**{f.name: known.get(f.name, float("nan")) for f in fields(CaseMetrics)})
 
 
-def bootstrap_interval(
-    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     """Find the percentile bootstrap interval of a mean over subjects.
 
     Args:
         values: One value a subject; NaN is left out.
-        confidence: In (0, 1).
-        resamples: Number of resampled means.
         seed: Of the resampling, so that the interval is reproducible.
 
     Returns:
@@ -357,14 +353,14 @@ def bootstrap_interval(
     if data.size == 0:
         return (float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
-    means = data[generator.integers(0, data.size, size=(resamples, data.size))].mean(axis=1)
-    tail = (1 - confidence) / 2
+    means = data[generator.integers(0, data.size, size=(RESAMPLES, data.size))].mean(axis=1)
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return (float(low), float(high))
 
 
 def summarise(values: Sequence[float], *, seed: int = 0) -> MetricSummary:
-    """Summarise one score over subjects: mean, SD and the bootstrap 95 % interval of the mean."""
+    """Summarise one metric over subjects: mean, SD and the bootstrap 95 % interval of the mean."""
     data = np.asarray(values, dtype=np.float64)
     defined = data[~np.isnan(data)]
     low, high = bootstrap_interval(values, seed=seed)
@@ -468,11 +464,11 @@ def _surface(mask: BoolArray, faces: NDArray[np.bool_]) -> NDArray[Any]:
 
 
 def _covered_components(
-    components: BoolArray, cover: BoolArray, min_overlap: float, least_voxels: float
+    components: BoolArray, cover: BoolArray, least_voxels: float
 ) -> tuple[int, int]:
     """Count the components that a second mask covers far enough, and all components."""
     labels, voxels, _ = label_components(components)
     shared = np.bincount(labels[cover], minlength=voxels.size + 1)[1:]
     counted = voxels >= least_voxels * (1 - 1e-6)
-    covered = counted & (shared >= min_overlap * voxels) & (shared > 0)
+    covered = counted & (shared >= MIN_OVERLAP * voxels) & (shared > 0)
     return int(covered.sum()), int(counted.sum())

@@ -1,0 +1,25 @@
+"""Scans of one subject -> normalised images on the template's grid, and back.
+
+In the order in which data passes through:
+
+1. `spatial`: registration and resampling; the only user of SimpleITK.
+2. `brain`: where the brain is; tells stripped scans from raw heads.
+3. `skull_strippers`: the table of what finds the brain in a raw head.
+4. `intensity`: intensities that mean the same in every scan.
+5. `subject`: all of these, one after the other, and the way back to the reference scan.
+"""
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "brain": ["BrainMask", "find_brain", "is_skull_stripped"],
+        "intensity": ["IntensityScale", "normalise"],
+        "skull_strippers": ["STRIPPERS", "SkullStripper"],
+        "spatial": ["RegistrationResult", "register", "resample", "same_grid"],
+        "subject": ["PreparedSubject", "prepare_subject", "to_reference_grid"],
+    },
+)

@@ -120,9 +120,7 @@ def prepare_subject(
     Raises:
         DataError: No known modality, no brain, or no contrast.
     """
-    volumes = {name: volumes[name] for name in MODALITIES if name in volumes}
-    if not volumes:
-        raise DataError(f"The subject has none of the modalities {', '.join(MODALITIES)}.")
+    volumes = _known_modalities(volumes)
     reference = next(iter(volumes))
     grid = volumes[reference]
     notes: list[str] = []
@@ -137,30 +135,27 @@ def prepare_subject(
         notes += found.notes
         head = AlignedScan(volume=grid, brain=found.mask, matrix=np.eye(4))
         scans = {name: _find_in(v, head, matrices[name]) for name, v in volumes.items()}
-        for name, scan in scans.items():
-            if not scan.brain.any():
-                raise DataError(f"{name} does not show the brain that {reference} shows.")
+        if hidden := [name for name, scan in scans.items() if not scan.brain.any()]:
+            raise DataError(f"{hidden[0]} does not show the brain that {reference} shows.")
     with watch.stage("template_registration"):
-        from_template, warnings = np.eye(4), list[str]()
+        from_template = np.eye(4)
         if settings.template_registration != "none":
             from_template, warnings = _align_template(head, template, reference, seed=seed)
-        notes += warnings
+            notes += warnings
     with watch.stage("resampling"):
         sampler = _Sampler(template, from_template, head, threads=threads)
         brain = sampler.share >= 0.5
         sampled = {name: sampler.sample(scan) for name, scan in scans.items()}
-        if template.images:  # a bare grid, of a template yet to be made, has no brain to compare
-            notes += _check_overlap(brain, template)
+        notes += _check_overlap(brain, template)
     with watch.stage("intensity"):
-        images, covered, scales = {}, {}, {}
-        for name, (data, seen) in sampled.items():
-            covered[name] = seen & brain
-            images[name], scales[name] = normalise(data, covered[name], settings.intensity)
-            share = covered[name].sum() / max(1, brain.sum())
-            if share < _MIN_COVERED:
-                notes.append(f"{name} shows only {share:.0%} of the brain.")
+        covered = {name: seen & brain for name, (_, seen) in sampled.items()}
+        normalised = {
+            name: normalise(data, covered[name], settings.intensity)
+            for name, (data, _) in sampled.items()
+        }
+        notes += _check_coverage(covered, brain)
     return PreparedSubject(
-        images=images,
+        images={name: image for name, (image, _) in normalised.items()},
         brain=brain,
         covered=covered,
         affine=template.affine,
@@ -169,7 +164,7 @@ def prepare_subject(
         reference_volume=grid,
         reference_brain=found.mask,
         matrices=matrices,
-        scales=scales,
+        scales={name: scale for name, (_, scale) in normalised.items()},
         brain_method=found.method,
         notes=tuple(notes),
         seconds=watch.seconds,
@@ -208,6 +203,13 @@ def _without_background(
 ) -> NDArray[np.float32]:
     """Undo what interpolation mixed in from outside a mask, of which each voxel holds a share."""
     return np.where(share > _MIN_WEIGHT, values / np.maximum(share, _MIN_WEIGHT), 0)
+
+
+def _known_modalities(volumes: Mapping[str, Volume]) -> dict[str, Volume]:
+    known = {name: volumes[name] for name in MODALITIES if name in volumes}
+    if not known:
+        raise DataError(f"The subject has none of the modalities {', '.join(MODALITIES)}.")
+    return known
 
 
 def _align_modality(volume: Volume, reference: Volume, seed: int) -> Matrix:
@@ -350,6 +352,18 @@ class _Sampler:
 
 def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:
     dice = overlap(brain, template.mask).dice
-    if dice >= _MIN_OVERLAP:
+    # A bare grid, of a template that is yet to be made, has no brain to compare.
+    if not template.images or dice >= _MIN_OVERLAP:
         return []
     return [f"Warning: brain and template overlap poorly (Dice {dice:.2f}); check the alignment."]
+
+
+def _check_coverage(
+    covered: Mapping[str, NDArray[np.bool_]], brain: NDArray[np.bool_]
+) -> list[str]:
+    shares = {name: seen.sum() / max(1, brain.sum()) for name, seen in covered.items()}
+    return [
+        f"{name} shows only {share:.0%} of the brain."
+        for name, share in shares.items()
+        if share < _MIN_COVERED
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from grids import block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -19,13 +20,6 @@ from mmccd_cli.anomaly.mask import find_lesions
 from mmccd_cli.anomaly.score import median_filter, window_size
 
 ONE_MM = (1.0, 1.0, 1.0)
-
-
-def block(shape: tuple[int, ...], *ranges: tuple[int, int]) -> np.ndarray:
-    """A bool volume that is True in one box."""
-    mask = np.zeros(shape, dtype=bool)
-    mask[tuple(slice(*r) for r in ranges)] = True
-    return mask
 
 
 def test_erode_takes_the_same_millimetres_on_every_axis() -> None:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from grids import block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -14,13 +15,6 @@ from scipy.spatial.distance import cdist
 from mmccd_cli.anomaly import metrics
 
 ONE_MM = (1.0, 1.0, 1.0)
-
-
-def block(shape: tuple[int, ...], *ranges: tuple[int, int]) -> np.ndarray:
-    """A bool volume that is True in one box."""
-    mask = np.zeros(shape, dtype=bool)
-    mask[tuple(slice(*r) for r in ranges)] = True
-    return mask
 
 
 EMPTY = np.zeros((6, 6, 6), dtype=bool)
@@ -39,7 +33,9 @@ def test_overlap_by_hand() -> None:
     ("mask", "reference", "value"), [(EMPTY, EMPTY, 1.0), (EMPTY, CUBE, 0.0), (CUBE, EMPTY, 0.0)]
 )
 def test_overlap_of_empty_masks(mask: np.ndarray, reference: np.ndarray, value: float) -> None:
-    assert metrics.overlap(mask, reference) == metrics.Overlap(value, value, value, value)
+    assert metrics.overlap(mask, reference) == metrics.Overlap(
+        dice=value, jaccard=value, precision=value, recall=value
+    )
     lesions = metrics.lesion_overlap(mask, reference, ONE_MM)
     assert (lesions.f1, lesions.sensitivity, lesions.precision) == (value, value, value)
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from grids import block
 
 from mmccd_cli.anomaly.symmetry import asymmetry, middle_plane, mirror, smooth_inside
 
 ONE_MM = (1.0, 1.0, 1.0)
-
-
-def block(shape: tuple[int, ...], *ranges: tuple[int, int]) -> np.ndarray:
-    """A bool volume that is True in one box."""
-    mask = np.zeros(shape, dtype=bool)
-    mask[tuple(slice(*r) for r in ranges)] = True
-    return mask
 
 
 def test_smooth_inside_keeps_a_constant_up_to_the_edge() -> None:
