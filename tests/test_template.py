@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from mmccd_cli.template import affine_of_box, bounding_box, transform_points, voxel_volume_mm3
+from mmccd_cli.template import (
+    affine_of_box,
+    bounding_box,
+    median_and_deviation,
+    transform_points,
+    voxel_volume_mm3,
+)
 
 SHEARED = np.array([[2.0, 0.5, 0, -7], [0, 3, 0.2, 5], [0, 0, 4, 11], [0, 0, 0, 1]])
 
@@ -29,3 +36,11 @@ def test_the_affine_of_a_box_leaves_every_voxel_where_it_was() -> None:
 def test_the_volume_of_a_voxel_is_exact_under_shear() -> None:
     np.testing.assert_allclose(voxel_volume_mm3(SHEARED), 2 * 3 * 4)
     np.testing.assert_allclose(voxel_volume_mm3(-SHEARED), 2 * 3 * 4)
+
+
+def test_deviation_is_one_sigma_of_what_is_normal_and_ignores_a_lesion() -> None:
+    values = np.random.default_rng(0).normal(300, 40, 50_000)
+    values[:1000] = 5000
+    median, deviation = median_and_deviation(values)
+    assert median == pytest.approx(301, abs=2)
+    assert deviation == pytest.approx(40, rel=0.05)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmccd_cli.anomaly.contour import refine_contour
+from mmccd_cli.anomaly.metrics import overlap
 
 SHAPE = (48, 48, 40)
 
@@ -31,16 +32,12 @@ def refined_mask(mask: np.ndarray, image: np.ndarray, reach: float = 3.0) -> np.
     return result > 0.5
 
 
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
-
-
 @pytest.mark.parametrize("contrast", [300.0, -300.0])
 @pytest.mark.parametrize("radius", [8, 12])
 def test_a_contour_that_is_off_by_two_voxels_is_mended(radius: int, contrast: float) -> None:
     lesion, mask = ball(10), ball(radius)
     better = refined_mask(mask, scan(lesion, contrast))
-    assert dice(better, lesion) > dice(mask, lesion) + 0.04
+    assert overlap(better, lesion).dice > overlap(mask, lesion).dice + 0.04
 
 
 def test_nothing_changes_out_of_reach() -> None:
@@ -53,7 +50,7 @@ def test_nothing_changes_out_of_reach() -> None:
 
 def test_without_contrast_the_contour_stays() -> None:
     mask = ball(10)
-    assert dice(refined_mask(mask, scan(mask, 0.0)), mask) > 0.97
+    assert overlap(refined_mask(mask, scan(mask, 0.0)), mask).dice > 0.97
 
 
 @pytest.mark.parametrize("radius", [0.5, 3])

@@ -8,16 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.brain import find_brain, imaged, is_skull_stripped
 from mmccd_cli.preprocessing.skull_strippers import STRIPPERS, SkullStripper, deepbet
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +32,7 @@ def test_stripped_and_raw_phantoms_are_told_apart(tiny_phantom: Phantom, head: P
 def test_stripped_scan_is_left_alone(tiny_phantom: Phantom) -> None:
     found = find_brain(tiny_phantom.volumes)
     assert found.method == "stripped"
-    assert _dice(found.mask, tiny_phantom.brain) > 0.99
+    assert overlap(found.mask, tiny_phantom.brain).dice > 0.99
 
 
 def test_small_negative_values_are_brain(tiny_phantom: Phantom) -> None:
@@ -43,7 +40,7 @@ def test_small_negative_values_are_brain(tiny_phantom: Phantom) -> None:
     data = scan.data.copy()
     data[tiny_phantom.brain & (np.random.default_rng(0).random(data.shape) < 0.05)] = -3
     found = find_brain({"FLAIR": Volume(data, scan.affine)})
-    assert _dice(found.mask, tiny_phantom.brain) > 0.99
+    assert overlap(found.mask, tiny_phantom.brain).dice > 0.99
 
 
 def test_cut_field_of_view_is_seen_and_does_not_cut_the_brain(tiny_phantom: Phantom) -> None:
@@ -52,7 +49,7 @@ def test_cut_field_of_view_is_seen_and_does_not_cut_the_brain(tiny_phantom: Phan
     data[:, :, :20] = 0
     volumes = {**tiny_phantom.volumes, "FLAIR": Volume(data, flair.affine)}
     found = find_brain(volumes)
-    assert _dice(found.mask, tiny_phantom.brain) > 0.99
+    assert overlap(found.mask, tiny_phantom.brain).dice > 0.99
     seen = imaged(volumes["FLAIR"], found.mask)
     assert not seen[:, :, :20].any()
     assert (seen[:, :, 20:] == found.mask[:, :, 20:]).all()

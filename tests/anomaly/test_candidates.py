@@ -1,0 +1,146 @@
+"""Thresholds without labels, and what a scan's own threshold leaves of its score."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scores import LESION, PLAIN, SHAPE, SPACING, brain, signal
+
+from mmccd_cli.anomaly.candidates import ScanScore, adaptive_threshold, otsu_threshold, score_scan
+from mmccd_cli.config import ScoreConfig
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=40))
+def test_otsu_is_the_best_of_all_cuts(numbers: list[int]) -> None:
+    values = np.array(numbers, dtype=float)
+    levels = np.unique(values)
+    if levels.size == 1:
+        assert otsu_threshold(values) == levels[0]
+        return
+
+    def inner_variance(cut: float) -> float:
+        low, high = values[values <= cut], values[values > cut]
+        return float(low.size * low.var() + high.size * high.var())
+
+    best = min(inner_variance(c) for c in (levels[:-1] + levels[1:]) / 2)
+    assert inner_variance(otsu_threshold(values)) == pytest.approx(best, abs=1e-6)
+
+
+def test_otsu_of_nothing_is_zero() -> None:
+    assert otsu_threshold(np.array([])) == 0.0
+
+
+def test_adaptive_threshold_follows_the_contrast_of_the_scan() -> None:
+    dark = np.concatenate([np.linspace(-1, 1, 900), np.full(100, 4.0)])
+    bright = np.concatenate([np.linspace(-1, 1, 900), np.full(100, 8.0)])
+    low, high = (adaptive_threshold(s, constant=0.6) for s in (dark, bright))
+    assert low < high
+    # The lowest of the upper group is 4 and the highest of the others 1: the cut is half-way.
+    assert low == pytest.approx(0.6 + 0.5 * 2.5)
+    assert adaptive_threshold(dark, constant=0.6, otsu_weight=0.0) == 0.6
+    assert adaptive_threshold(np.array([]), constant=0.6) == 0.6
+
+
+def scored(
+    values: NDArray[np.float32],
+    config: ScoreConfig,
+    spacing_mm: tuple[float, float, float] = SPACING,
+) -> ScanScore:
+    return score_scan({"cycle:FLAIR": values}, brain(), spacing_mm=spacing_mm, config=config)
+
+
+def test_a_fixed_threshold_is_what_the_settings_say() -> None:
+    found = scored(signal(), PLAIN)
+    assert found.threshold == 1.0
+    np.testing.assert_array_equal(found.values, signal())
+
+
+def test_the_outside_of_the_brain_scores_nothing() -> None:
+    loud = np.full(SHAPE, 9.0, dtype=np.float32)
+    found = scored(loud, PLAIN)
+    assert not found.values[~brain()].any()
+    assert (found.values[brain()] == 9).all()
+
+
+def test_what_is_on_both_sides_scores_less() -> None:
+    """Two spots mirror each other and a third is alone: only the pair loses."""
+    values = np.zeros(SHAPE, dtype=np.float32)
+    values[4:8, 4:8, 8:13] = values[16:20, 4:8, 8:13] = 4.0
+    values[4:8, 16:20, 8:13] = 4.0
+    signals = {"cycle:FLAIR": values, "intensity:FLAIR": np.where(brain(), values + 1, 0)}
+    config = replace(PLAIN, asymmetry_weight=1.0)
+    found = score_scan(signals, brain(), spacing_mm=SPACING, config=config).values
+    pair, other, alone = (found[i, j, 10] for i, j in ((6, 6), (17, 6), (6, 18)))
+    assert pair == pytest.approx(other, abs=0.05)
+    assert pair < 3.7
+    assert alone > 3.9
+
+
+def test_the_rim_is_left_out_by_millimetres() -> None:
+    config = replace(PLAIN, erosion_mm=3.0, threshold_offset=99.0)
+    loud = np.where(brain(), np.float32(9), np.float32(0))
+    found = scored(loud, config)
+    inner = np.zeros(SHAPE, dtype=bool)
+    inner[3:21, 3:21, 3:17] = True
+    np.testing.assert_array_equal(found.values > 0, inner)
+    coarse = scored(loud, config, (4.0, 4.0, 4.0))
+    np.testing.assert_array_equal(coarse.values > 0, brain())
+
+
+def test_the_rim_comes_back_next_to_a_lesion_and_nowhere_else() -> None:
+    """A lesion that touches the brain's surface, and a bright rim far from it."""
+    values = np.zeros(SHAPE, dtype=np.float32)
+    values[2:9, 8:15, 8:13] = 4.0
+    values[8:14, 21:22, 8:13] = 4.0
+    config = replace(PLAIN, erosion_mm=3.0, rim_mm=4.5)
+    found = scored(values, config)
+    assert (found.values[2, 9:14, 9:12] == 4).all(), "the lesion's part of the rim"
+    assert not found.values[:, 21].any(), "a rim without a lesion"
+    without = scored(values, replace(config, rim_mm=0.0))
+    assert not without.values[2].any()
+
+
+@pytest.mark.parametrize("rule", ["otsu", "edge"])
+def test_adaptive_thresholds_lie_between_tissue_and_lesion(rule: str) -> None:
+    config = replace(
+        PLAIN,
+        threshold_rule=rule,  # type: ignore[arg-type]
+        threshold_offset=0.0,
+        otsu_weight=1.0,
+        edge_low=0.5,
+        edge_high=5.0,
+    )
+    found = scored(signal(), config)
+    assert 0.5 <= found.threshold < 4
+    agreement = (found.values > found.threshold) == LESION
+    assert agreement.mean() > 0.98
+
+
+def test_the_constant_is_added_to_the_share_of_otsu() -> None:
+    config = replace(PLAIN, threshold_rule="otsu", otsu_weight=0.5)
+    found = [scored(signal(), replace(config, threshold_offset=o)) for o in (0.0, 1.0)]
+    assert found[1].threshold - found[0].threshold == pytest.approx(1.0)
+    none = replace(config, otsu_weight=0.0, threshold_offset=1.5)
+    assert scored(signal(), none).threshold == 1.5
+
+
+def test_the_edge_rule_stays_within_its_bounds_without_a_lesion() -> None:
+    config = replace(PLAIN, threshold_rule="edge", edge_low=1.0, edge_high=2.0, min_seed_mm3=80.0)
+    quiet = np.where(brain(), signal() - 4 * LESION, 0).astype(np.float32)
+    found = scored(quiet, config)
+    assert found.threshold == 2.0, "the most careful one, where there is nothing"
+
+
+def test_the_median_takes_away_what_is_smaller_than_its_box() -> None:
+    spiky = signal()
+    spiky[4, 4, 4] = 50
+    config = replace(PLAIN, median_mm=6.0)
+    found = scored(spiky, config)
+    assert found.values[4, 4, 4] < 1
+    assert found.values[11, 11, 10] > 3
