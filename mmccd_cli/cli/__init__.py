@@ -7,6 +7,7 @@ order in which a call passes through them:
 - `command`: a function as a command, its dataclasses as options, its exceptions as exit codes;
 - `options`: the groups of options that several commands share, and how their values are read;
 - `console`: messages, progress, and results;
+- `outcomes`: a cohort as it is shown, subject by subject;
 - `segment`, `bids`, `threshold`, `demo`, `weights`: commands for results;
 - `doctor`, `doctor_checks`: what works on this computer;
 - `train`, `evaluate`, `comparison`, `benchmark`: commands for those that make and judge weights.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,12 +13,12 @@ from typer.core import TyperCommand
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import JsonConsole
-from mmccd_cli.cli.planning import choose_shard
-from mmccd_cli.cli.running import CohortRun
+from mmccd_cli.cli.console import JsonConsole, switch
+from mmccd_cli.cli.options import METHOD, OUTPUT
+from mmccd_cli.cli.outcomes import choose_shard, run_cohort
 from mmccd_cli.errors import UsageError
 
-SELECTION, OUTPUT = "Selection", "Output"
+SELECTION = "Selection"
 _LABELS = ("--participant-label", "--participant_label", "--session-id", "--session-label")
 
 
@@ -101,19 +102,13 @@ def bids(
     ] = "auto",
     picture: Annotated[
         bool,
-        typer.Option(
-            "--picture", help="Also draw each result, in figures/.", rich_help_panel=OUTPUT
-        ),
+        switch("--picture", help="Also draw each result, in figures/.", panel=OUTPUT),
     ] = False,
     report: Annotated[
         bool,
-        typer.Option(
-            "--report",
-            help="Also write a page about each result, in figures/.",
-            rich_help_panel=OUTPUT,
-        ),
+        switch("--report", help="Also write a page about each result, in figures/.", panel=OUTPUT),
     ] = False,
-    policy: options.RunPolicy,
+    policy: options.RunOptions,
     sampling: options.SamplingOptions,
     mask: options.MaskChoice,
     skull_strip: Annotated[
@@ -121,7 +116,7 @@ def bids(
         typer.Option(
             metavar="auto|never|METHOD",
             help="auto strips what is not stripped.",
-            rich_help_panel=options.METHOD,
+            rich_help_panel=METHOD,
         ),
     ] = "auto",
     model: options.ModelOptions,
@@ -141,7 +136,7 @@ def bids(
         console.info(f"{number} results: {path}")
         return
     from mmccd_cli.cohort.jobs import RunSettings
-    from mmccd_cli.cohort.plan import RunPolicy, plan_bids_cohort, session_folder
+    from mmccd_cli.cohort.plan import plan_bids_cohort, session_folder
     from mmccd_cli.inputs.bids import BidsFilter, read_filter
     from mmccd_cli.inputs.subjects import find_sessions
 
@@ -153,17 +148,13 @@ def bids(
     extras |= {"report": "report.html"} if report else {}
     subjects, missing = find_sessions(bids_dir, wanted)
     chosen = choose_shard(share, [session_folder(subject) for subject in subjects], console)
-    settings = RunSettings(
-        threshold=mask.threshold, min_lesion_mm3=mask.min_lesion_mm3, skull_strip=strip
-    )
-    CohortRun(
+    run_cohort(
+        plan_bids_cohort(subjects, missing, out, run=run, extras=extras, shard=chosen),
+        partial(model.load, **asdict(sampling)),
+        settings=RunSettings(**asdict(mask), skull_strip=strip),
+        run=policy,
         console=console,
-        cohort=plan_bids_cohort(subjects, missing, out, run=run, extras=extras, shard=chosen),
-        settings=settings,
-        policy=RunPolicy(force=policy.force, resume=policy.resume),
-        load=partial(model.load, **sampling.describe()),
-        many=True,
-    ).execute(dry_run=policy.dry_run)
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ from mmccd_cli.cli.console import switch
 
 if TYPE_CHECKING:
     from mmccd_cli.api import Segmenter
+    from mmccd_cli.cohort.plan import RunPolicy
 
 INPUT = "Input"
 OUTPUT = "Output"
@@ -240,10 +241,6 @@ class SamplingOptions:
         typer.Option(min=0, help="Seed of all that is random.", rich_help_panel=METHOD),
     ] = None
 
-    def describe(self) -> dict[str, Any]:
-        """Return what `ModelOptions.load` takes."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class MaskChoice:
@@ -273,8 +270,8 @@ class MaskChoice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunPolicy:
-    """What happens to results that are there already, and whether anything happens at all."""
+class RunOptions:
+    """How subjects are gone through; nothing of it changes a number."""
 
     force: Force = False
     resume: Annotated[
@@ -289,6 +286,27 @@ class RunPolicy:
         bool,
         switch("--dry-run", help="Say what would be done, and do nothing."),
     ] = False
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="auto|N",
+            parser=count_or_none,
+            show_default="auto",
+            help="Subjects that are read and registered in threads while one is on the device; "
+            "each takes up to 1 GB. 0 for none.",
+            rich_help_panel=COMPUTING,
+        ),
+    ] = None
+
+    def policy(self) -> RunPolicy:
+        """Return what a cohort needs to know of it.
+
+        Raises:
+            UsageError: --force and --resume contradict each other.
+        """
+        from mmccd_cli.cohort.plan import RunPolicy
+
+        return RunPolicy(force=self.force, resume=self.resume, workers=self.workers)
 
 
 def use_threads(number: int | None) -> None:

@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import JsonConsole
-from mmccd_cli.cli.planning import choose_shard, list_folders
-from mmccd_cli.cli.running import CohortRun
-
-if TYPE_CHECKING:
-    from mmccd_cli.cohort.jobs import RunSettings
-
-INPUT, OUTPUT = "Input", "Output"
+from mmccd_cli.cli.console import JsonConsole, switch
+from mmccd_cli.cli.options import INPUT, METHOD, OUTPUT
+from mmccd_cli.cli.outcomes import choose_shard, run_cohort
+from mmccd_cli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sampling(options.SamplingOptions):
-    """How slices are imagined, down to the single step."""
+class SubjectOptions:
+    """Which subjects are meant."""
 
-    method: Annotated[
-        Literal["mmccd", "cyclic-unet"] | None,
-        typer.Option(
-            metavar="mmccd|cyclic-unet",
-            help="Instead of the preset's.",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = None
-    num_inference_steps: Annotated[
-        int | None,
-        typer.Option("--steps", min=1, help="DDIM steps.", rich_help_panel=options.METHOD),
-    ] = None
-    band_width: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pixels of a hidden band.", rich_help_panel=options.METHOD),
-    ] = None
-    band_stride: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pixels from band to band.", rich_help_panel=options.METHOD),
-    ] = None
-
-
-@command
-def segment(
-    *,
     subjects: Annotated[
         list[str] | None,
         typer.Argument(
@@ -58,22 +31,61 @@ def segment(
             "DICOM series; or a zip of DICOM series. A single - reads them from stdin, one a line.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     t1: Annotated[
         Path | None, typer.Option("--t1", help="T1w without contrast agent.", rich_help_panel=INPUT)
-    ] = None,
-    t2: Annotated[Path | None, typer.Option("--t2", help="T2w.", rich_help_panel=INPUT)] = None,
-    flair: Annotated[
-        Path | None, typer.Option("--flair", help="FLAIR.", rich_help_panel=INPUT)
-    ] = None,
+    ] = None
+    t2: Annotated[Path | None, typer.Option("--t2", help="T2w.", rich_help_panel=INPUT)] = None
+    flair: Annotated[Path | None, typer.Option("--flair", help="FLAIR.", rich_help_panel=INPUT)] = (
+        None
+    )
     subjects_from: Annotated[
         Path | None,
         typer.Option("--from", help="File with folders, one a line.", rich_help_panel=INPUT),
-    ] = None,
+    ] = None
     null: Annotated[
         bool,
-        typer.Option("--null", help="Folders end with NUL (find -print0).", rich_help_panel=INPUT),
-    ] = False,
+        switch("--null", help="Folders end with NUL (find -print0).", panel=INPUT),
+    ] = False
+
+    def folders(self) -> list[Path]:
+        """Collect the subjects' folders from arguments, stdin and a list.
+
+        Raises:
+            UsageError: The list is empty, or there is none.
+        """
+        words = self.subjects or []
+        if self.null and "-" not in words and self.subjects_from is None:
+            raise UsageError(
+                "--null says how a list ends its lines, but there is no list.",
+                next_step="Give - for a list on stdin, or --from FILE.",
+            )
+        folders: list[Path] = []
+        for word in words:
+            folders += self._listed(sys.stdin.buffer.read()) if word == "-" else [Path(word)]
+        if self.subjects_from is not None:
+            folders += self._listed(self.subjects_from.read_bytes())
+        if not folders and ("-" in words or self.subjects_from is not None):
+            raise UsageError(
+                "The list of subjects is empty.", next_step="Check what should fill it."
+            )
+        return folders
+
+    def _listed(self, content: bytes) -> list[Path]:
+        text = os.fsdecode(content)  # names need not be valid in any encoding
+        lines = text.split("\0") if self.null else text.replace("\r\n", "\n").split("\n")
+        return [Path(line) for line in lines if line.strip()]
+
+    def files(self) -> dict[str, Path]:
+        """Return the files that were given instead of a folder, by modality."""
+        given = {"FLAIR": self.flair, "T2w": self.t2, "T1w": self.t1}
+        return {name: path for name, path in given.items() if path is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Where results go, and what is written beside them."""
+
     out: Annotated[
         Path | None,
         typer.Option(
@@ -81,14 +93,14 @@ def segment(
             "map_mask.nii.gz and map.json.",
             rich_help_panel=OUTPUT,
         ),
-    ] = None,
+    ] = None
     out_dir: Annotated[
         Path | None,
         typer.Option(
             help="Folder for any number of subjects: ID.nii.gz, ID_mask.nii.gz and ID.json each.",
             rich_help_panel=OUTPUT,
         ),
-    ] = None,
+    ] = None
     bids_out: Annotated[
         Path | None,
         typer.Option(
@@ -96,7 +108,7 @@ def segment(
             "sub-ID/anat/sub-ID_space-orig_desc-anomaly_probseg.nii.gz and more. See mmccd bids.",
             rich_help_panel=OUTPUT,
         ),
-    ] = None,
+    ] = None
     picture: Annotated[
         Path | None,
         typer.Option(
@@ -104,7 +116,7 @@ def segment(
             help="Also draw the result in three planes; with --out-dir as ID_FILE.png.",
             rich_help_panel=OUTPUT,
         ),
-    ] = None,
+    ] = None
     report: Annotated[
         Path | None,
         typer.Option(
@@ -113,7 +125,7 @@ def segment(
             "--out-dir as ID_FILE.html.",
             rich_help_panel=OUTPUT,
         ),
-    ] = None,
+    ] = None
     report_dir: Annotated[
         Path | None,
         typer.Option(
@@ -121,7 +133,7 @@ def segment(
             help="Write the reports into a folder of their own, and an index.html that sorts them.",
             rich_help_panel=OUTPUT,
         ),
-    ] = None,
+    ] = None
     dicom_seg: Annotated[
         Path | None,
         typer.Option(
@@ -130,7 +142,7 @@ def segment(
             "ID_FILE.dcm.",
             rich_help_panel=OUTPUT,
         ),
-    ] = None,
+    ] = None
     dicom_map: Annotated[
         Path | None,
         typer.Option(
@@ -138,19 +150,7 @@ def segment(
             help="Also write the map as fractional DICOM SEG.",
             rich_help_panel=OUTPUT,
         ),
-    ] = None,
-    policy: options.RunPolicy,
-    sampling: _Sampling,
-    mask: options.MaskChoice,
-    skull_strip: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|never|METHOD|MASK.nii.gz",
-            help="auto strips what is not stripped; MASK.nii.gz is a brain mask in the space of "
-            "the reference (FLAIR, else T2w, else T1w).",
-            rich_help_panel=options.METHOD,
-        ),
-    ] = "auto",
+    ] = None
     space: Annotated[
         Literal["native", "template"],
         typer.Option(
@@ -158,7 +158,57 @@ def segment(
             help="Grid of map and mask: the reference scan's, or the template's.",
             rich_help_panel=OUTPUT,
         ),
-    ] = "native",
+    ] = "native"
+
+    def extras(self) -> dict[str, Path]:
+        """Return what is written beside map, mask and sidecar: kind -> path."""
+        kinds = ("picture", "report", "dicom_seg", "dicom_map")
+        return {kind: path for kind in kinds if (path := getattr(self, kind)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions(options.SamplingOptions):
+    """How slices are imagined, down to the single step."""
+
+    method: Annotated[
+        Literal["mmccd", "cyclic-unet"] | None,
+        typer.Option(
+            metavar="mmccd|cyclic-unet",
+            help="Instead of the preset's.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None
+    num_inference_steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="DDIM steps.", rich_help_panel=METHOD),
+    ] = None
+    band_width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels of a hidden band.", rich_help_panel=METHOD),
+    ] = None
+    band_stride: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pixels from band to band.", rich_help_panel=METHOD),
+    ] = None
+
+
+@command
+def segment(
+    *,
+    given: SubjectOptions,
+    wanted: OutputOptions,
+    run: options.RunOptions,
+    sampling: StepOptions,
+    mask: options.MaskChoice,
+    skull_strip: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|never|METHOD|MASK.nii.gz",
+            help="auto strips what is not stripped; MASK.nii.gz is a brain mask in the space of "
+            "the reference (FLAIR, else T2w, else T1w).",
+            rich_help_panel=METHOD,
+        ),
+    ] = "auto",
     shard: Annotated[
         str,
         typer.Option(
@@ -168,68 +218,35 @@ def segment(
         ),
     ] = "auto",
     model: options.ModelOptions,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            metavar="auto|N",
-            parser=options.count_or_none,
-            show_default="auto",
-            help="Subjects that are read and registered in threads while one is on the device; "
-            "each takes up to 1 GB. 0 for none.",
-            rich_help_panel=options.COMPUTING,
-        ),
-    ] = None,
     console: JsonConsole,
 ) -> None:
     """Segment what is anomalous in brain MRI: an anomaly map, a mask, and a record as JSON.
 
     One subject with --out, any number with --out-dir.
     """
-    strip, brain_mask = options.parse_skull_strip(skull_strip)
-    settings = _settings(mask, strip, space)
-    folders = list_folders(subjects or [], subjects_from, null)
-    wanted = {
-        "picture": picture,
-        "report": report,
-        "dicom_seg": dicom_seg,
-        "dicom_map": dicom_map,
-    }
-    chosen = choose_shard(shard, folders, console)
-    extras = {kind: path for kind, path in wanted.items() if path is not None}
-    given = {"FLAIR": flair, "T2w": t2, "T1w": t1}
-    from mmccd_cli.cohort.plan import RunPolicy, SubjectSelection
+    from mmccd_cli.cohort.jobs import RunSettings
+    from mmccd_cli.cohort.plan import SubjectSelection
 
+    strip, brain_mask = options.parse_skull_strip(skull_strip)
+    folders = given.folders()
     selection = SubjectSelection(
         folders=folders,
-        files={name: path for name, path in given.items() if path is not None},
-        out=out,
-        out_dir=out_dir,
-        bids_out=bids_out,
-        extras=extras,
+        files=given.files(),
+        out=wanted.out,
+        out_dir=wanted.out_dir,
+        bids_out=wanted.bids_out,
+        extras=wanted.extras(),
         brain_mask=brain_mask,
-        shard=chosen,
-        report_dir=report_dir,
+        shard=choose_shard(shard, folders, console),
+        report_dir=wanted.report_dir,
     )
-    CohortRun(
+    run_cohort(
+        selection.plan(),
+        partial(model.load, **asdict(sampling)),
+        settings=RunSettings(**asdict(mask), skull_strip=strip, space=wanted.space),
+        run=run,
         console=console,
-        cohort=selection.plan(),
-        settings=settings,
-        policy=RunPolicy(force=policy.force, resume=policy.resume, workers=workers),
-        load=partial(model.load, **sampling.describe()),
-        many=out is None,
-    ).execute(dry_run=policy.dry_run)
-
-
-def _settings(
-    mask: options.MaskChoice, skull_strip: str, space: Literal["native", "template"]
-) -> RunSettings:
-    from mmccd_cli.cohort.jobs import RunSettings
-
-    return RunSettings(
-        threshold=mask.threshold,
-        min_lesion_mm3=mask.min_lesion_mm3,
-        skull_strip=skull_strip,
-        space=space,
+        many=wanted.out is None,
     )
 
 

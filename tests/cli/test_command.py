@@ -103,9 +103,9 @@ def test_a_traceback_only_with_vv(call: Call) -> None:
 
 
 def test_choices_are_those_of_the_settings() -> None:
-    from mmccd_cli.cli.segment import _Sampling
+    from mmccd_cli.cli.segment import StepOptions
 
-    hints = get_type_hints(_Sampling)
+    hints = get_type_hints(StepOptions)
     assert get_args(get_args(hints["preset"])[0]) == tuple(PRESETS)
     assert get_args(get_args(hints["method"])[0]) == METHODS
 
