@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -17,6 +17,9 @@ from mmccd_cli.cli.console import JsonConsole, switch
 from mmccd_cli.cli.options import METHOD, OUTPUT
 from mmccd_cli.cli.outcomes import choose_shard, run_cohort
 from mmccd_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from mmccd_cli.inputs.bids import BidsFilter
 
 SELECTION = "Selection"
 _LABELS = ("--participant-label", "--participant_label", "--session-id", "--session-label")
@@ -42,6 +45,78 @@ def repeat_options(words: Sequence[str], names: Sequence[str]) -> list[str]:
     return written
 
 
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+    """Which sessions of a data set are meant."""
+
+    participant_label: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--participant-label",
+            "--participant_label",
+            metavar="LABEL...",
+            help="Only these participants, with or without sub-. By default all.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = None
+    session_id: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--session-id",
+            "--session-label",
+            metavar="LABEL...",
+            help="Only these sessions, with or without ses-. By default all, each on its own.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = None
+    run: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Take this run of images that have several, and name it in the outputs. By "
+            "default the first.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = None
+    bids_filter_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help='Which acquisition is meant: {"t1w": {"acquisition": "mprage"}}.',
+            rich_help_panel=SELECTION,
+        ),
+    ] = None
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|I/N|off",
+            help="Do the I-th of N shares of the sessions; auto asks the variables of a SLURM "
+            "array, unless participants are named.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = "auto"
+
+    @property
+    def share(self) -> str:
+        """Which share of the sessions is wanted; who names participants wants all of them."""
+        return "off" if self.shard == "auto" and self.participant_label else self.shard
+
+    def filter(self) -> BidsFilter:
+        """Return what tells the wanted sessions and images from the others.
+
+        Raises:
+            UsageError: The file of queries cannot be read.
+        """
+        from mmccd_cli.inputs.bids import BidsFilter, read_filter
+
+        return BidsFilter(
+            participants=tuple(self.participant_label or ()),
+            sessions=tuple(self.session_id or ()),
+            run=self.run,
+            queries=read_filter(self.bids_filter_file) if self.bids_filter_file else {},
+        )
+
+
 @command
 def bids(
     *,
@@ -54,52 +129,7 @@ def bids(
             help="participant segments; group writes summary.tsv of all that is there.",
         ),
     ],
-    participant_label: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--participant-label",
-            "--participant_label",
-            metavar="LABEL...",
-            help="Only these participants, with or without sub-. By default all.",
-            rich_help_panel=SELECTION,
-        ),
-    ] = None,
-    session_id: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--session-id",
-            "--session-label",
-            metavar="LABEL...",
-            help="Only these sessions, with or without ses-. By default all, each on its own.",
-            rich_help_panel=SELECTION,
-        ),
-    ] = None,
-    run: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Take this run of images that have several, and name it in the outputs. By "
-            "default the first.",
-            rich_help_panel=SELECTION,
-        ),
-    ] = None,
-    bids_filter_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE.json",
-            help='Which acquisition is meant: {"t1w": {"acquisition": "mprage"}}.',
-            rich_help_panel=SELECTION,
-        ),
-    ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|I/N|off",
-            help="Do the I-th of N shares of the sessions; auto asks the variables of a SLURM "
-            "array, unless participants are named.",
-            rich_help_panel=SELECTION,
-        ),
-    ] = "auto",
+    selection: SelectionOptions,
     picture: Annotated[
         bool,
         switch("--picture", help="Also draw each result, in figures/.", panel=OUTPUT),
@@ -108,7 +138,7 @@ def bids(
         bool,
         switch("--report", help="Also write a page about each result, in figures/.", panel=OUTPUT),
     ] = False,
-    policy: options.RunOptions,
+    run: options.RunOptions,
     sampling: options.SamplingOptions,
     mask: options.MaskChoice,
     skull_strip: Annotated[
@@ -137,22 +167,18 @@ def bids(
         return
     from mmccd_cli.cohort.jobs import RunSettings
     from mmccd_cli.cohort.plan import plan_bids_cohort, session_folder
-    from mmccd_cli.inputs.bids import BidsFilter, read_filter
     from mmccd_cli.inputs.subjects import find_sessions
 
-    queries = read_filter(bids_filter_file) if bids_filter_file else {}
-    participants, sessions = tuple(participant_label or ()), tuple(session_id or ())
-    wanted = BidsFilter(participants=participants, sessions=sessions, run=run, queries=queries)
-    share = "off" if shard == "auto" and participants else shard
     extras = {"picture": "anomaly.png"} if picture else {}
     extras |= {"report": "report.html"} if report else {}
-    subjects, missing = find_sessions(bids_dir, wanted)
-    chosen = choose_shard(share, [session_folder(subject) for subject in subjects], console)
+    subjects, missing = find_sessions(bids_dir, selection.filter())
+    folders = [session_folder(subject) for subject in subjects]
+    shard = choose_shard(selection.share, folders, console)
     run_cohort(
-        plan_bids_cohort(subjects, missing, out, run=run, extras=extras, shard=chosen),
+        plan_bids_cohort(subjects, missing, out, run=selection.run, extras=extras, shard=shard),
         partial(model.load, **asdict(sampling)),
         settings=RunSettings(**asdict(mask), skull_strip=strip),
-        run=policy,
+        run=run,
         console=console,
     )
 

@@ -34,11 +34,12 @@ PACKAGES = ("numpy", "scipy", "nibabel", "SimpleITK", "connected-components-3d",
 """What must be there beside torch."""
 
 LEAST_FREE_MB = 500
+SAFE_MEMORY = 2 << 30
 NETWORK_SECONDS = 5
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """What one check found.
 
@@ -60,6 +61,18 @@ class Finding:
     def describe(self) -> dict[str, Any]:
         """Return it for JSON."""
         return asdict(self)
+
+
+def _ok(check: str, text: str) -> Finding:
+    return Finding(check=check, status="ok", text=text)
+
+
+def _note(check: str, text: str, next_step: str | None = None) -> Finding:
+    return Finding(check=check, status="note", text=text, next_step=next_step)
+
+
+def _fail(check: str, text: str, next_step: str | None = None, *, exit_code: int) -> Finding:
+    return Finding(check=check, status="fail", text=text, next_step=next_step, exit_code=exit_code)
 
 
 def examine(*, offline: bool = False, cache_dir: Path | None = None) -> Iterator[Finding]:
@@ -91,22 +104,22 @@ def _guarded(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Find
         yield from look()
     except Exception as error:
         said = " ".join(str(error).split()) or "no reason given"
-        yield Finding(check, "fail", f"{type(error).__name__}: {said}", exit_code=1)
+        yield _fail(check, f"{type(error).__name__}: {said}", exit_code=1)
 
 
 def _program() -> Finding:
     system = f"{platform.system()} {platform.release()} {platform.machine()}"
     where = "in a virtual environment" if sys.prefix != sys.base_prefix else "system-wide"
     text = f"mmccd {__version__}, Python {platform.python_version()} {where}, {system}"
-    return Finding("program", "ok", text)
+    return _ok("program", text)
 
 
 def _packages() -> Iterator[Finding]:
     there, missing = _versions(PACKAGES)
     if missing:
         step = f"pip install {' '.join(missing)}"
-        yield Finding("packages", "fail", f"missing: {', '.join(missing)}", step, 1)
-    yield Finding("packages", "ok", ", ".join(there))
+        yield _fail("packages", f"missing: {', '.join(missing)}", step, exit_code=1)
+    yield _ok("packages", ", ".join(there))
 
 
 def _processor() -> Iterator[Finding]:
@@ -118,24 +131,23 @@ def _processor() -> Iterator[Finding]:
         if os.environ.get(name)
     ]
     said = f" ({', '.join(limits)})" if limits else ""
-    yield Finding(
-        "processor", "ok", f"uses {available_threads()} of {os.cpu_count()} processor cores{said}"
-    )
+    used = f"uses {available_threads()} of {os.cpu_count()} processor cores"
+    yield _ok("processor", used + said)
 
 
 def _memory() -> Iterator[Finding]:
     from mmccd_cli.translation.devices import cgroup_memory_limit
 
     if not hasattr(os, "sysconf"):
-        yield Finding("memory", "note", "cannot be asked on this system")
+        yield _note("memory", "cannot be asked on this system")
         return
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = cgroup_memory_limit()
     text = f"{total / 2**30:.1f} GiB"
     if limit is not None and limit < total:
         text += f", of which this process may use {limit / 2**30:.1f} GiB"
-    enough = min(total, limit or total) >= 2 * 2**30
-    yield Finding("memory", "ok" if enough else "note", text, None if enough else "2 GiB are safe")
+    enough = min(total, limit or total) >= SAFE_MEMORY
+    yield _ok("memory", text) if enough else _note("memory", text, "2 GiB are safe")
 
 
 def _torch() -> Iterator[Finding]:
@@ -143,16 +155,15 @@ def _torch() -> Iterator[Finding]:
     try:
         import torch
     except ImportError as error:
-        yield Finding("torch", "fail", f"cannot be imported: {error}", "pip install torch", 5)
+        yield _fail("torch", f"cannot be imported: {error}", "pip install torch", exit_code=5)
         return
     seconds = time.perf_counter() - began
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
     text = f"torch {torch.__version__}, built with {built}, imported in {seconds:.1f} s"
-    yield Finding("torch", "ok", text)
+    yield _ok("torch", text)
     if not torch.version.cuda and (_NVIDIA_DRIVER.exists() or shutil.which("nvidia-smi")):
-        yield Finding(
+        yield _note(
             "cuda",
-            "note",
             "this computer has an NVIDIA driver, but this torch cannot use it",
             "Install a CUDA build: https://pytorch.org/get-started/locally",
         )
@@ -179,15 +190,15 @@ def _device(name: str) -> Finding:
         error = float((found.double().cpu() - exact).abs().max() / exact.abs().max())
     except (ComputeError, RuntimeError) as failure:
         reason = getattr(failure, "cause", None) or str(failure).splitlines()[0]
-        return Finding("device", "fail", f"{name} does not compute: {reason}", "--device cpu", 5)
+        return _fail("device", f"{name} does not compute: {reason}", "--device cpu", exit_code=5)
     memory = ""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         memory = f", {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     text = f"{describe_device(device)}: convolution right to {error:.0e}{memory}"
     if error > 1e-2:  # TF32 keeps three digits
-        return Finding("device", "fail", text, "--device cpu", 5)
-    return Finding("device", "ok", text)
+        return _fail("device", text, "--device cpu", exit_code=5)
+    return _ok("device", text)
 
 
 def _weights() -> Iterator[Finding]:
@@ -199,18 +210,18 @@ def _weights() -> Iterator[Finding]:
             bundle = resolve(name, offline=True)
         except WeightsError as error:
             step = "Install mmccd again."
-            yield Finding("weights", "fail", f"{name}: {error.message}", step, error.exit_code)
+            yield _fail("weights", f"{name}: {error.message}", step, exit_code=error.exit_code)
             continue
         version, size = bundle.index.text("version"), bundle.index.total_bytes / 1e6
         text = f"{name} {version}, {size:.1f} MB, sha256 {bundle.index.sha256}"
-        yield Finding("weights", "ok", text)
+        yield _ok("weights", text)
     try:
         default = find_source(None)
     except WeightsError as error:
         step = "Unset MMCCD_WEIGHTS, or set it to a bundle; see: mmccd weights list"
-        yield Finding("weights", "fail", error.message, step, error.exit_code)
+        yield _fail("weights", error.message, step, exit_code=error.exit_code)
         return
-    yield Finding("weights", "ok", f"used by default: {default.spec} ({default.origin})")
+    yield _ok("weights", f"used by default: {default.spec} ({default.origin})")
 
 
 def _cache(cache_dir: Path | None) -> Iterator[Finding]:
@@ -222,18 +233,18 @@ def _cache(cache_dir: Path | None) -> Iterator[Finding]:
     number = len(hub.list_cached(folder))
     text = f"{_anonymous(folder)}: {number} repositories, {free_mb} MB free"
     if not os.access(existing, os.W_OK):
-        yield Finding("cache", "note", f"{text}, cannot be written", "Set MMCCD_CACHE_DIR.")
+        yield _note("cache", f"{text}, cannot be written", "Set MMCCD_CACHE_DIR.")
     elif free_mb < LEAST_FREE_MB:
-        yield Finding("cache", "note", text, "Set MMCCD_CACHE_DIR to a folder with more space.")
+        yield _note("cache", text, "Set MMCCD_CACHE_DIR to a folder with more space.")
     else:
-        yield Finding("cache", "ok", text)
+        yield _ok("cache", text)
 
 
 def _network(offline: bool) -> Iterator[Finding]:
     from mmccd_cli.weights import hub
 
     if offline or hub.is_offline():
-        yield Finding("network", "ok", "not asked (offline)")
+        yield _ok("network", "not asked (offline)")
         return
     from huggingface_hub import constants
 
@@ -246,10 +257,10 @@ def _network(offline: bool) -> Iterator[Finding]:
     said = problem[0] if problem else f"no answer within {NETWORK_SECONDS} s"
     if said:
         step = "Embedded and downloaded weights work without a network."
-        yield Finding("network", "note", f"{address} cannot be reached: {said}", step)
+        yield _note("network", f"{address} cannot be reached: {said}", step)
         return
     seconds = time.perf_counter() - began
-    yield Finding("network", "ok", f"{address} answers in {seconds:.1f} s")
+    yield _ok("network", f"{address} answers in {seconds:.1f} s")
 
 
 def _ask(address: str) -> str:
@@ -269,9 +280,9 @@ def _extras() -> Iterator[Finding]:
         there, missing = _versions(packages)
         if missing:
             step = f'pip install "mmccd[{extra}]"'
-            yield Finding("extras", "note", f"{extra} ({purpose}) is not installed", step)
+            yield _note("extras", f"{extra} ({purpose}) is not installed", step)
         else:
-            yield Finding("extras", "ok", f"{extra} ({purpose}): {', '.join(there)}")
+            yield _ok("extras", f"{extra} ({purpose}): {', '.join(there)}")
 
 
 def _versions(packages: Sequence[str]) -> tuple[list[str], list[str]]:
