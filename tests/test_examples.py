@@ -66,19 +66,36 @@ def test_a_task_of_the_array_does_its_share(cohort: Path, bundle: Path, tmp_path
     assert [path.name for path in (tmp_path / "out").glob("*_mask.nii.gz")] == ["two_mask.nii.gz"]
 
 
-def test_the_python_script_lists_volumes_and_failures(
+@pytest.fixture
+def run_script(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
+    """A function that runs a script of Python with tiny weights and returns its exit code."""
+
+    def run(name: str, *words: object) -> object:
+        given = [name, *words, "--weights", bundle, "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in given])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return ended.value.code
+
+    return run
+
+
+def test_one_subject_from_python(
+    cohort: Path, tmp_path: Path, run_script: Callable[..., object]
+) -> None:
+    assert run_script("segment_subject.py", cohort / "one", tmp_path / "map.nii.gz") == 0
+    written = {path.name for path in tmp_path.glob("map*")}
+    assert written == {"map.nii.gz", "map_mask.nii.gz", "map.json"}
+
+
+def test_a_cohort_from_python_lists_volumes_and_failures(
     cohort: Path,
-    bundle: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    run_script: Callable[..., object],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["cohort.py", cohort, tmp_path / "out", "--weights", bundle, "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(EXAMPLES / "cohort.py"), run_name="__main__")
+    assert run_script("cohort.py", cohort, tmp_path / "out") == 6
     said = capsys.readouterr()
-    assert ended.value.code == 6
     assert re.findall(r"ml  (\w+)", said.out) == ["one", "two"]
     assert "broken" in said.err
     assert (tmp_path / "out" / "two_mask.nii.gz").is_file()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import runpy
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -468,14 +466,3 @@ def test_the_readme_names_every_option() -> None:
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", shown)) - {"--help"}
     assert len(options) > 20
     assert {option for option in options if not re.search(rf"{option}[` ]", text)} == set()
-
-
-def test_the_example_runs(
-    bundle: Path, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["x", subject, tmp_path / "map.nii.gz", "--weights", bundle, "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "examples" / "segment_subject.py"), run_name="__main__")
-    assert ended.value.code == 0
-    assert {"map.nii.gz", "map_mask.nii.gz", "map.json"} < _files(tmp_path)
