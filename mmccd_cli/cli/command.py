@@ -43,8 +43,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         console = _collect(groups[messages], values) if messages else Console()
         with _exit_codes(console), console.computing():
-            given = {name: _collect(hint, values) for name, hint in groups.items()}
-            given |= {name: value for name, value in values.items() if name in parameters}
+            given = {name: value for name, value in values.items() if name in parameters}
+            given |= {name: _collect(hint, values) for name, hint in groups.items()}
             function(**given | ({messages: console} if messages else {}))
 
     spread = [one for parameter in parameters.values() for one in _spread(parameter)]
