@@ -107,7 +107,14 @@ def with_rim(
 def mask_at(smoothed: SmoothedScore, threshold: float, config: ScoreConfig) -> BoolArray:
     """The whole mask at a threshold of the score: what counts, its rim, and its holes filled."""
     (mask,) = candidate_masks(smoothed, [threshold], config)
-    grown = with_rim(mask, smoothed, threshold=threshold, rim_mm=config.rim_mm)
+    return completed(mask, smoothed, threshold=threshold, config=config)
+
+
+def completed(
+    candidate: BoolArray, smoothed: SmoothedScore, *, threshold: float, config: ScoreConfig
+) -> BoolArray:
+    """A candidate with the rim that belongs to it, and its holes filled."""
+    grown = with_rim(candidate, smoothed, threshold=threshold, rim_mm=config.rim_mm)
     return fill_holes(grown, config.fill_holes)
 
 

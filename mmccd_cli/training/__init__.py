@@ -1,0 +1,39 @@
+"""A data set of scans -> slices -> networks -> a bundle -> its calibration.
+
+In the order in which data passes through:
+
+1. `recipes`: all that a training needs besides data, by name.
+2. `dataset`: scans -> slices on one grid, as `mmccd prepare` does; the only user of images.
+3. `slices`: how these are stored, one file a subject.
+4. `samples`: slices in memory, and one drawn at random.
+5. `trainer`: the one training loop, for any network and any loss; checkpoints and the log.
+6. `networks`: what each network of a recipe learns, and its loss.
+7. `calibration`: a bundle on prepared subjects -> the numbers of its scores.
+8. `run`: the whole: networks, those of folds, the bundle, its calibration.
+
+Example:
+    >>> training = Training(
+    ...     shards=prepared, work=folder, recipe=RECIPES["compact"],
+    ...     runtime=make_runtime("auto"), text=BundleText(name="mine"),
+    ... )
+    >>> bundle = training.write(out, training.train())
+    >>> training.calibrate(bundle)
+"""
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "calibration": ["Calibration", "Fold", "calibrate"],
+        "dataset": ["PrepareSettings", "PreparedDataset", "prepare_dataset", "read_split"],
+        "networks": ["NetworkSpec", "network_specs", "train_network"],
+        "recipes": ["RECIPES", "Recipe"],
+        "run": ["BundleText", "Training"],
+        "samples": ["SliceDataset", "draw_sample", "load_dataset"],
+        "slices": ["read_index", "read_shard", "read_template", "read_volumes"],
+        "trainer": ["LossOfBatch", "Runtime", "TrainingProgress", "fit", "make_runtime"],
+    },
+)

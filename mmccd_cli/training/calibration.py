@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from mmccd_cli.anomaly.candidates import (
     adaptive_threshold,
     candidate_masks,
+    completed,
     edge_profile,
+    mask_at,
     score_scan,
     strongest_edge,
-    with_rim,
 )
-from mmccd_cli.anomaly.components import fill_holes
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.anomaly.score import SmoothedScore, map_from_score, smooth
 from mmccd_cli.config import METHODS, MODALITIES, SamplingConfig, ScoreConfig
@@ -359,9 +359,7 @@ class Search:
             volumes = []
             for item in smoothed:
                 threshold = adaptive_threshold(item.values[item.region], offset, otsu_weight=0.5)
-                (mask,) = candidate_masks(item, [threshold], config)
-                mask = _finished(mask, item, threshold, config=config)
-                volumes.append(float(mask.sum()) * voxel_ml)
+                volumes.append(float(mask_at(item, threshold, config).sum()) * voxel_ml)
             mean = float(np.mean(volumes))
             if mean <= FALSE_POSITIVES_ML:
                 break
@@ -506,20 +504,12 @@ def dice_curve(
     """
     masks = candidate_masks(smoothed, THRESHOLDS, config)
     dice = [
-        overlap(_finished(mask, smoothed, threshold, config=config), lesion).dice
+        overlap(completed(mask, smoothed, threshold=threshold, config=config), lesion).dice
         for threshold, mask in zip(THRESHOLDS, masks, strict=True)
     ]
     inside = smoothed.values[smoothed.region]
     otsu = adaptive_threshold(inside, 0.0, otsu_weight=config.otsu_weight)
     return DiceCurve(np.array(dice), edge_profile(masks, smoothed), otsu)
-
-
-def _finished(
-    mask: NDArray[np.bool_], smoothed: SmoothedScore, threshold: float, *, config: ScoreConfig
-) -> NDArray[np.bool_]:
-    """A candidate as the mask would show it, with the rim of the brain and without holes."""
-    grown = with_rim(mask, smoothed, threshold=threshold, rim_mm=config.rim_mm)
-    return fill_holes(grown, config.fill_holes)
 
 
 def _trials(config: ScoreConfig, curves: Sequence[DiceCurve]) -> list[Trial]:

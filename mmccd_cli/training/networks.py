@@ -173,14 +173,16 @@ class TranslationLoss:
         region = (sample.healthy if self.config.loss_region == "brain" else seen).float()
         if spec.kind == "unet":
             inputs = hide(sample.source, seen, noise[0])
-            return Example(inputs, sample.target, region, torch.zeros(1, dtype=torch.long))
+            times = torch.zeros(1, dtype=torch.long)
+            return Example(inputs=inputs, target=sample.target, region=region, timesteps=times)
         # The lesion's own contrast must not reach the network through x_t either.
         clean = hide(sample.target, seen, noise[1])
         seen = seen & self._random_mask(sample, generator)
         condition = hide(sample.source, seen, noise[0])
         timesteps = self._random_timestep(generator)
         noisy = self.schedule.add_noise(clean, noise[1], timesteps)
-        return Example(torch.cat([noisy, condition], dim=1), sample.target, region, timesteps)
+        inputs = torch.cat([noisy, condition], dim=1)
+        return Example(inputs=inputs, target=sample.target, region=region, timesteps=timesteps)
 
     def _random_mask(self, sample: Sample, generator: torch.Generator) -> Tensor:
         height, width = sample.source.shape[-2:]

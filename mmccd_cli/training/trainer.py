@@ -179,8 +179,9 @@ def fit(
         state.step(total * (runtime.world_size / everywhere), iteration)
         done = iteration + 1
         if done % runtime.report_every == 0 or done == config.iterations:
-            watched = validation if done % (10 * runtime.report_every) == 0 else None
-            value = None if watched is None else _validate(network, watched, config, runtime)
+            value = None
+            if validation is not None and done % (10 * runtime.report_every) == 0:
+                value = _validate(network, validation, config, runtime=runtime)
             log.add(done, mean.take(), value)
         if done % runtime.checkpoint_every == 0 or done == config.iterations:
             checkpoint.save(state, done)
@@ -227,7 +228,7 @@ def _check_processes(config: TrainingConfig, runtime: Runtime) -> None:
 
 
 def _validate(
-    network: nn.Module, loss: LossOfBatch, config: TrainingConfig, runtime: Runtime
+    network: nn.Module, loss: LossOfBatch, config: TrainingConfig, *, runtime: Runtime
 ) -> float:
     """Loss on the same samples each time."""
     mean = _MeanLoss(runtime)

@@ -43,7 +43,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not re.fullmatch(r"cpu|mps|cuda(:[0-9]{1,3})?", name):
         raise UsageError(
-            f"unknown device {name!r}", next_step="use --device auto, cpu, cuda, cuda:N or mps"
+            f"The device {name!r} is not known.",
+            next_step="Use --device auto, cpu, cuda, cuda:N or mps.",
         )
     try:
         device = torch.device(name)
@@ -51,9 +52,9 @@ def choose_device(name: str) -> torch.device:
         torch.ones(8, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ComputeError(
-            f"the device {name} cannot be used",
+            f"The device {name} cannot be used.",
             cause=str(error).splitlines()[0],
-            next_step="use --device auto, or --device cpu",
+            next_step="Use --device auto, or --device cpu.",
         ) from error
     return device
 
@@ -112,12 +113,13 @@ def choose_precision(name: str, device: torch.device) -> str:
         return "fp16" if fast_halves else "fp32"
     if name not in PRECISIONS:
         raise UsageError(
-            f"unknown precision {name!r}", next_step=f"use auto, {', '.join(PRECISIONS)}"
+            f"The precision {name!r} is not known.",
+            next_step=f"Use auto, {', '.join(PRECISIONS)}.",
         )
     if name not in _precisions_of(device):
         raise ComputeError(
-            f"{describe_device(device)} does not compute with {name}",
-            next_step="use --precision auto or fp32",
+            f"{describe_device(device)} does not compute with {name}.",
+            next_step="Use --precision auto or fp32.",
         )
     return name
 

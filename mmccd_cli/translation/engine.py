@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmccd_cli.config import SamplingConfig
 from mmccd_cli.errors import DeviceMemoryError
+from mmccd_cli.progress import silent
 from mmccd_cli.translation.masking import band_masks
 from mmccd_cli.translation.translators import Cycle
 
@@ -33,7 +34,7 @@ class Execution:
     device: torch.device
     batch_size: int = 32
     autocast: torch.dtype | None = None
-    advance: Callable[[int], None] = lambda count: None
+    advance: Callable[[int], None] = silent
 
     def passing(self) -> ExitStack:
         """The context of a forward pass: no gradients, and the precision that was asked for."""
@@ -120,7 +121,7 @@ def masked_residual(
     on_device, masks = execution.take(x), execution.take(work.masks)
     for batch in work.pairs.split(execution.batch_size):
         index, mask = execution.take(batch.T.contiguous())
-        drawn = _noise(numbers[batch[:, 0]], batch[:, 1], x.shape[-2:], seed)
+        drawn = _noise(numbers[batch[:, 0]], batch[:, 1], x.shape[-2:], seed=seed)
         noise = execution.take(drawn)
         truth, seen = on_device[index], masks[mask]
         with execution.passing():
@@ -162,7 +163,7 @@ def _error(truth: Tensor, imagined: Tensor, residual: Residual) -> Tensor:
     return difference.abs() if residual == "absolute" else difference.square()
 
 
-def _noise(numbers: Tensor, masks: Tensor, shape: torch.Size, seed: int) -> Tensor:
+def _noise(numbers: Tensor, masks: Tensor, shape: torch.Size, *, seed: int) -> Tensor:
     """(P, 2, H, W) standard normal: every pair of slice and mask has a generator of its own.
 
     So neither the batch size nor the order nor the device changes what is drawn.
@@ -200,9 +201,9 @@ def run_within_memory(compute: Callable[[Execution], Result], execution: Executi
                 raise
             if size == 1:
                 raise DeviceMemoryError(
-                    f"the memory of {execution.device} does not suffice for a single slice",
-                    cause="other programs occupy the device",
-                    next_step="free it, or use --device cpu",
+                    f"The memory of {execution.device} does not suffice for a single slice.",
+                    cause="Other programs occupy the device.",
+                    next_step="Free it, or use --device cpu.",
                 ) from error
             size //= 2
         release_memory(execution.device)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mmccd_cli.errors import DataError, GeometryError
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SliceStack:
     """Slices along the last axis of a volume; H runs along its I axis and W along J.
 
@@ -38,8 +38,6 @@ def to_slices(
     *,
     multiple: int = 8,
     fill: float = 0.0,
-    min_pixels: int = 1,
-    level_stride: int = 1,
 ) -> SliceStack:
     """Cut a volume into the axial slices that hold brain, cropped to the brain's box.
 
@@ -48,8 +46,6 @@ def to_slices(
         brain: (I, J, K) bool.
         multiple: H and W are made multiples of this many pixels.
         fill: Value of pixels that the crop adds outside the volume.
-        min_pixels: Slices with fewer brain pixels are left out.
-        level_stride: Keep only every so many-th of the slices.
 
     Returns:
         The stack; stacks made with one brain mask have the same crop.
@@ -60,7 +56,7 @@ def to_slices(
     """
     if volume.ndim != 3 or volume.shape != brain.shape:
         raise GeometryError(f"Volume {volume.shape} and brain mask {brain.shape} do not fit.")
-    levels = np.flatnonzero(brain.sum(axis=(0, 1)) >= max(1, min_pixels))[::level_stride]
+    levels = np.flatnonzero(brain.any(axis=(0, 1)))
     if levels.size == 0:
         raise DataError("No slice of the volume holds brain.")
     flat = np.asarray(brain[:, :, levels].any(axis=2))
@@ -68,8 +64,8 @@ def to_slices(
     (i, height), (j, width) = spans
     i_size, j_size, k_size = volume.shape
     return SliceStack(
-        data=_crop(volume, levels, (i, j), (height, width), np.float32(fill)),
-        brain=_crop(brain, levels, (i, j), (height, width), np.False_),
+        data=_crop(volume, levels, corner=(i, j), size=(height, width), fill=np.float32(fill)),
+        brain=_crop(brain, levels, corner=(i, j), size=(height, width), fill=np.False_),
         levels=levels,
         corner=(i, j),
         shape=(i_size, j_size, k_size),
@@ -123,6 +119,7 @@ def _overlap(
 def _crop(
     volume: NDArray[np.generic],
     levels: NDArray[np.int64],
+    *,
     corner: tuple[int, int],
     size: tuple[int, int],
     fill: np.generic,

@@ -116,6 +116,7 @@ class UNet(nn.Module):
         in_channels: int,
         out_channels: int,
         embedding: int,
+        *,
         resample: nn.Module | None = None,
     ) -> ResidualBlock:
         return ResidualBlock(
@@ -129,12 +130,12 @@ class UNet(nn.Module):
 
     def _downsample(self, channels: int, embedding: int) -> nn.Module:
         if self.config.resample == "residual":
-            return self._residual(channels, channels, embedding, nn.AvgPool2d(2))
+            return self._residual(channels, channels, embedding, resample=nn.AvgPool2d(2))
         return nn.AvgPool2d(2)
 
     def _upsample(self, channels: int, embedding: int) -> nn.Module:
         if self.config.resample == "residual":
-            return self._residual(channels, channels, embedding, Repeat())
+            return self._residual(channels, channels, embedding, resample=Repeat())
         return Repeat()
 
     def _attention(self, channels: int) -> SelfAttention:

@@ -44,11 +44,11 @@ def test_crop_may_reach_beyond_the_volume(volume: np.ndarray) -> None:
     assert (from_slices(stack.data, stack) == volume).all()
 
 
-def test_slices_can_be_left_out(volume: np.ndarray, brain: np.ndarray) -> None:
-    assert to_slices(volume, brain, level_stride=2).levels.tolist() == [2, 4, 6]
+def test_a_single_pixel_of_brain_keeps_its_slice(volume: np.ndarray, brain: np.ndarray) -> None:
     brain[:, :, 2] = False
+    assert to_slices(volume, brain).levels.tolist() == [3, 4, 5, 6]
     brain[5, 5, 2] = True
-    assert to_slices(volume, brain, min_pixels=2).levels.tolist() == [3, 4, 5, 6]
+    assert to_slices(volume, brain).levels.tolist() == [2, 3, 4, 5, 6]
 
 
 def test_errors(volume: np.ndarray, brain: np.ndarray) -> None:

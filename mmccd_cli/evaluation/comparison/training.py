@@ -125,7 +125,9 @@ def train_comparison_model(
     torch.manual_seed(training.seed)
     return fit(
         build_network(config),
-        ReconstructionLoss(config, dataset, training.augment, runtime),
+        ReconstructionLoss(
+            config=config, dataset=dataset, augment=training.augment, runtime=runtime
+        ),
         training,
         name=config.name,
         recipe={
@@ -139,7 +141,7 @@ def train_comparison_model(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReconstructionLoss:
     """Squared error over the healthy brain, and a VAE's divergence.
 
