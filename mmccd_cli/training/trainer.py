@@ -19,7 +19,7 @@ from torch import distributed as dist
 
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import ComputeError, UsageError, WeightsError
-from mmccd_cli.files import atomic_path
+from mmccd_cli.files import atomic_path, remove_leftovers
 from mmccd_cli.progress import silent
 from mmccd_cli.translation.devices import choose_device, cpu_computes_bf16
 
@@ -332,6 +332,8 @@ class _Checkpoint:
 
     def restore(self, state: _TrainingState) -> int:
         """Load a checkpoint of the same recipe, where there is one; return the steps done."""
+        if self.runtime.rank == 0:
+            remove_leftovers(self.path)
         if not self.path.exists():
             return 0
         try:

@@ -131,6 +131,7 @@ def test_comparison_models_are_trained_and_compared(data: Path, tmp_path: Path) 
     train += ["--kind", "ae", "--kind", "vae", "--device", "cpu"]
     result = runner.invoke(app, [str(w) for w in train])
     assert result.exit_code == 0, result.stderr
+    assert not list(trained.glob("*/*.pt")), "what is written needs no checkpoint"
     train[0] = "train-rivals"  # its first name
     assert runner.invoke(app, [str(w) for w in train]).exit_code == 2  # they are there already
     for index in trained.glob("*/rival.json"):  # the phantoms lie in one space: nothing to register

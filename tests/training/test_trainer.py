@@ -98,6 +98,8 @@ def test_a_killed_training_continues_bit_for_bit(tmp_path: Path, spec: NetworkSp
     straight, _ = train(tmp_path / "straight", spec)
     with pytest.raises(Killed):
         train(tmp_path / "killed", spec, stop_at=5)  # the last checkpoint is at 4
+    half_written = f".{spec.name}.checkpoint.pt.01234567.tmp"
+    (tmp_path / "killed" / half_written).write_bytes(b"half of a checkpoint")
     resumed, reports = train(tmp_path / "killed", spec)
     assert [report.iteration for report in reports] == [5, 6]
     assert_equal(straight, resumed)
