@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, field, replace
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AfterValidator, ConfigDict, ValidationError
 from pydantic.dataclasses import dataclass
 
 from mmccd_cli.errors import UsageError
@@ -40,13 +41,13 @@ def _known(modality: str) -> str:
 
 
 Modality = Annotated[str, AfterValidator(_known)]
-Count = Annotated[int, Field(ge=1, lt=2**40)]
-Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
-Number = Annotated[float, Field(gt=-1e12, lt=1e12)]
-Positive = Annotated[float, Field(gt=0, lt=1e12)]
-NotNegative = Annotated[float, Field(ge=0, lt=1e12)]
-Share = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Ge(1), Lt(2**40)]
+Seed = Annotated[int, Ge(0), Lt(MAX_SEED)]
+Number = Annotated[float, Gt(-1e12), Lt(1e12)]
+Positive = Annotated[float, Gt(0), Lt(1e12)]
+NotNegative = Annotated[float, Ge(0), Lt(1e12)]
+Share = Annotated[float, Ge(0), Le(1)]
+BelowOne = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
@@ -104,8 +105,8 @@ class UNetConfig:
 
     in_channels: Count = 1
     out_channels: Count = 1
-    base_channels: Annotated[Count, Field(ge=2)] = 32  # the time embedding has a sine and a cosine
-    channel_multipliers: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 3, 4)
+    base_channels: Annotated[Count, Ge(2)] = 32  # the time embedding has a sine and a cosine
+    channel_multipliers: Annotated[tuple[Count, ...], MinLen(1)] = (1, 2, 3, 4)
     residual_blocks: Count = 1
     attention_levels: tuple[int, ...] = ()
     middle_attention: bool = False
@@ -202,7 +203,7 @@ class CycleConfig:
 
     source: Modality
     target: Modality
-    sign: Annotated[int, Field(ge=-1, le=1)] = 1
+    sign: Annotated[int, Ge(-1), Le(1)] = 1
 
     def __post_init__(self) -> None:
         if self.source == self.target:
@@ -249,11 +250,11 @@ class ScoreConfig:
             plane of the grid).
     """
 
-    modalities: Annotated[tuple[Modality, ...], Field(min_length=1)]
-    weights: Annotated[dict[str, Number], Field(min_length=1)]
+    modalities: Annotated[tuple[Modality, ...], MinLen(1)]
+    weights: Annotated[dict[str, Number], MinLen(1)]
     residual: Literal["signed", "absolute", "squared"] = "signed"
     asymmetry_weight: Share = 0.25
-    median_mm: Annotated[float, Field(ge=0, le=50)] = 6.0
+    median_mm: Annotated[float, Ge(0), Le(50)] = 6.0
     erosion_mm: NotNegative = 3.0
     threshold_rule: Literal["fixed", "otsu", "edge"] = "edge"
     threshold_offset: Number = 1.0
@@ -263,7 +264,7 @@ class ScoreConfig:
     seed_threshold: Number = 2.4
     min_seed_mm3: NotNegative = 80.0
     map_scale: Positive = 0.5
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    threshold: Annotated[float, Gt(0), Lt(1)] = 0.5
     min_fraction_of_largest: Share = 0.2
     min_lesion_mm3: NotNegative = 0.0
     rim_mm: NotNegative = 4.5
@@ -339,8 +340,8 @@ class TrainingConfig:
 
     iterations: Count = 4000
     batch_size: Count = 16
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    warmup_iterations: Annotated[int, Field(ge=0, lt=2**40)] = 100
+    learning_rate: Annotated[float, Gt(0), Lt(1e38)] = 1e-3
+    warmup_iterations: Annotated[int, Ge(0), Lt(2**40)] = 100
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: NotNegative = 1e-2
     gradient_clip: NotNegative = 1.0
@@ -349,7 +350,7 @@ class TrainingConfig:
     healthy_by: Literal["pixel", "slice"] = "pixel"
     lesion_dilation_mm: NotNegative = 5.0
     band_width: Count = 16
-    widest_band: Annotated[int, Field(ge=0, lt=2**40)] = 0
+    widest_band: Annotated[int, Ge(0), Lt(2**40)] = 0
     blob_radius_px: NotNegative = 0.0
     last_timestep_fraction: Share = 0.0
     augment: bool = True

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -15,132 +16,70 @@ from mmccd_cli.config import MODALITIES, from_dict, to_dict
 from mmccd_cli.errors import UsageError
 from mmccd_cli.training.recipes import RECIPES
 
-positive = st.floats(1e-6, 1e6)
-share = st.floats(0, 1)
-below_one = st.floats(0, 1, exclude_max=True)
-seeds = st.integers(0, c.MAX_SEED - 1)
 
-intensities = st.builds(
-    c.IntensityConfig,
-    method=st.sampled_from(["median-mad", "percentile"]),
-    scale=positive,
-    clip=st.none() | positive,
-    background=st.floats(-1e6, 1e6),
-)
-preprocessings = st.builds(
-    c.PreprocessingConfig,
-    intensity=intensities,
-    template_registration=st.sampled_from(["affine", "none"]),
-)
-diffusions = st.builds(
-    c.DiffusionConfig,
-    num_train_timesteps=st.integers(1, 5000),
-    beta_start=st.floats(1e-6, 1e-3),
-    beta_end=st.floats(1e-3, 0.5),
-)
-cycles = st.permutations(MODALITIES).flatmap(
-    lambda order: st.builds(
-        c.CycleConfig,
-        source=st.just(order[0]),
-        target=st.just(order[1]),
-        sign=st.sampled_from([-1, 0, 1]),
-    )
-)
-trainings = st.builds(
-    c.TrainingConfig,
-    iterations=st.integers(1, 10**6),
-    batch_size=st.integers(1, 512),
-    learning_rate=positive,
-    warmup_iterations=st.integers(0, 1000),
-    schedule=st.sampled_from(["cosine", "constant"]),
-    weight_decay=share,
-    gradient_clip=share,
-    ema_decay=below_one,
-    loss_region=st.sampled_from(["brain", "image"]),
-    healthy_by=st.sampled_from(["pixel", "slice"]),
-    lesion_dilation_mm=st.floats(0, 50),
-    band_width=st.integers(1, 64),
-    blob_radius_px=st.floats(0, 64),
-    last_timestep_fraction=share,
-    augment=st.booleans(),
-    seed=seeds,
-)
+def varied(cls: Any, **chosen: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Configs with every field drawn from its type and range, but for those that are chosen."""
+    drawn = {name: st.from_type(t) for name, t in get_type_hints(cls, include_extras=True).items()}
+    return st.builds(cls, **{**drawn, **chosen})
 
 
 @st.composite
 def unets(draw: st.DrawFn) -> c.UNetConfig:
-    multipliers = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=4)))
-    return c.UNetConfig(
-        in_channels=draw(st.integers(1, 4)),
-        base_channels=8 * draw(st.integers(1, 8)),
-        channel_multipliers=multipliers,
-        residual_blocks=draw(st.integers(1, 3)),
-        attention_levels=tuple(sorted(draw(st.sets(st.integers(0, len(multipliers) - 1))))),
-        middle_attention=draw(st.booleans()),
-        attention_heads=draw(st.sampled_from([1, 2, 4])),
-        time_conditioned=draw(st.booleans()),
-        resample=draw(st.sampled_from(["residual", "plain"])),
-        dropout=draw(below_one),
-        norm_groups=draw(st.sampled_from([1, 2, 4, 8])),
-        pixel_unshuffle=draw(st.integers(1, 4)),
-    )
-
-
-@st.composite
-def samplings(draw: st.DrawFn) -> c.SamplingConfig:
-    stride = draw(st.integers(1, 8))
-    return c.SamplingConfig(
-        method=draw(st.sampled_from(["mmccd", "cyclic-unet"])),
-        num_inference_steps=draw(st.integers(1, 1000)),
-        band_width=stride * draw(st.integers(1, 4)),
-        band_stride=stride,
-        seed=draw(seeds),
+    levels = draw(st.integers(1, 4))
+    return draw(
+        varied(
+            c.UNetConfig,
+            base_channels=st.integers(1, 8).map(lambda n: 8 * n),
+            channel_multipliers=st.tuples(*[st.integers(1, 4)] * levels),
+            attention_levels=st.sets(st.integers(0, levels - 1)).map(tuple),
+            attention_heads=st.sampled_from([1, 2, 4]),
+            norm_groups=st.sampled_from([1, 2, 4, 8]),
+        )
     )
 
 
 @st.composite
 def scores(draw: st.DrawFn) -> c.ScoreConfig:
     modalities = tuple(draw(st.lists(st.sampled_from(MODALITIES), min_size=1, unique=True)))
-    signals = [f"{kind}:{m}" for kind in ("cycle", "intensity") for m in modalities]
+    signals = [f"{kind}:{m}" for kind in ("cycle", "intensity", "atlas") for m in modalities]
     weight = st.floats(0.01, 3) | st.floats(-3, -0.01)
-    return c.ScoreConfig(
-        modalities=modalities,
-        weights=draw(st.dictionaries(st.sampled_from(signals), weight, min_size=1)),
-        residual=draw(st.sampled_from(["signed", "absolute", "squared"])),
-        asymmetry_weight=draw(share),
-        median_mm=draw(st.floats(0, 20)),
-        erosion_mm=draw(st.floats(0, 20)),
-        threshold_rule=draw(st.sampled_from(["fixed", "otsu", "edge"])),
-        threshold_offset=draw(st.floats(-10, 10)),
-        otsu_weight=draw(share),
-        edge_low=draw(st.floats(-1, 1)),
-        edge_high=draw(st.floats(1.5, 9)),
-        seed_threshold=draw(st.floats(-10, 10)),
-        min_seed_mm3=draw(st.floats(0, 1e6)),
-        rim_mm=draw(st.floats(0, 20)),
-        map_scale=draw(positive),
-        threshold=draw(st.floats(0.01, 0.99)),
-        min_fraction_of_largest=draw(share),
-        min_lesion_mm3=draw(st.floats(0, 1e6)),
-        fill_holes=draw(st.sampled_from(["none", "volume", "planes"])),
+    return draw(
+        varied(
+            c.ScoreConfig,
+            modalities=st.just(modalities),
+            weights=st.dictionaries(st.sampled_from(signals), weight, min_size=1),
+            edge_low=st.floats(-1, 1),
+            edge_high=st.floats(1.5, 9),
+        )
     )
+
+
+CONFIGS = st.one_of(
+    varied(c.IntensityConfig),
+    varied(c.PreprocessingConfig, intensity=varied(c.IntensityConfig)),
+    varied(c.TrainingConfig),
+    varied(c.DiffusionConfig, beta_start=st.floats(1e-6, 1e-3), beta_end=st.floats(1e-3, 0.5)),
+    st.permutations(MODALITIES).flatmap(
+        lambda m: varied(c.CycleConfig, source=st.just(m[0]), target=st.just(m[1]))
+    ),
+    st.integers(1, 8).flatmap(
+        lambda stride: varied(
+            c.SamplingConfig,
+            band_stride=st.just(stride),
+            band_width=st.integers(1, 4).map(lambda n: n * stride),
+        )
+    ),
+    unets(),
+    scores(),
+)
 
 
 @settings(max_examples=120, deadline=None)
-@given(
-    st.one_of(
-        intensities,
-        preprocessings,
-        diffusions,
-        cycles,
-        trainings,
-        unets(),
-        samplings(),
-        scores(),
-    )
-)
+@given(CONFIGS)
 def test_json_round_trip(config: Any) -> None:
     assert from_dict(type(config), json.loads(json.dumps(to_dict(config)))) == config
+    assert replace(config) == config
+    assert "weights" in to_dict(config) or hash(replace(config)) == hash(config)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,8 +81,8 @@ def info(
     console.result(f"cycles for: {', '.join(about['modalities'])}")
     if about["accuracy"]:
         console.result(f"accuracy: {about['accuracy']}")
-    for name, file in about["files"].items():
-        console.result(f"{file['sha256']}  {file['size']:>12,}  {name}")
+    for name, file in bundle.index.all_files.items():
+        console.result(f"{file.sha256}  {file.size:>12,}  {name}")
 
 
 @app.command()
@@ -233,7 +234,7 @@ def _about(bundle: LocalBundle) -> dict[str, Any]:
         "bytes": index.total_bytes,
         "modalities": index.modalities,
         "accuracy": index.accuracy,
-        "files": index.all_files,
+        "files": {name: asdict(entry) for name, entry in index.all_files.items()},
         "bundle": index.bundle,
     }
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, with_config
+from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
-from typing_extensions import TypedDict
 
 from mmccd_cli.config import CHECKED
 from mmccd_cli.errors import WeightsError
@@ -37,8 +36,8 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _AGAIN = "Download or copy the bundle again, then run `mmccd weights verify`."
 
 
-@with_config(CHECKED)
-class FileEntry(TypedDict):
+@checked_dataclass(frozen=True, config=CHECKED)
+class FileEntry:
     """Hash and bytes of one file of a bundle."""
 
     sha256: Sha256
@@ -79,12 +78,12 @@ class BundleIndex:
     @property
     def all_files(self) -> dict[str, FileEntry]:
         """Name -> hash and bytes of every file, `bundle.json` among them."""
-        return {INDEX: {"sha256": self.sha256, "size": self.size}, **self.files}
+        return {INDEX: FileEntry(self.sha256, self.size), **self.files}
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all files together."""
-        return sum(entry["size"] for entry in self.all_files.values())
+        return sum(entry.size for entry in self.all_files.values())
 
     @property
     def modalities(self) -> list[str]:
@@ -215,14 +214,14 @@ def _check_size(path: Path, entry: FileEntry) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise _unreadable(path, error) from error
-    if size != entry["size"]:
-        expected = f"{entry['sha256']} ({entry['size']} bytes)"
+    if size != entry.size:
+        expected = f"{entry.sha256} ({entry.size} bytes)"
         raise wrong_file(path, expected=expected, found=f"{size} bytes")
 
 
 def _check_hash(path: Path, entry: FileEntry, found: str) -> None:
-    if found != entry["sha256"]:
-        raise wrong_file(path, expected=entry["sha256"], found=found)
+    if found != entry.sha256:
+        raise wrong_file(path, expected=entry.sha256, found=found)
 
 
 def _unreadable(path: Path, error: OSError) -> WeightsError:

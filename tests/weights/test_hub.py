@@ -281,7 +281,8 @@ def test_a_file_that_stays_wrong_is_never_accepted(
     hub: LoopbackHub, bundle: Path, use: Use, name: str
 ) -> None:
     hub.publish(REPO, bundle)
-    digest = read_index(bundle).files.get(name, {}).get("sha256", "")
+    listed = read_index(bundle).files.get(name)
+    digest = listed.sha256 if listed else ""
     hub.faults.append(Fault(f"/cdn/{digest}" if digest else name, "corrupt", 99))
     with pytest.raises(WeightsError) as caught:
         use(REPO)
