@@ -60,19 +60,19 @@ def _options_of_all(
     del version
 
 
-for _module in (
-    segment,
-    bids,
-    threshold,
-    demo,
-    doctor,
-    weights,
-    train,
-    evaluate,
-    comparison,
-    benchmark,
-):  # the order of --help
-    _module.register(app)
+# In the order of --help.
+app.command("segment")(segment.segment)
+app.command("bids", cls=bids.BidsAppCommand)(bids.bids)
+app.command("threshold")(threshold.threshold)
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.add_typer(weights.app)
+app.command("prepare")(train.prepare)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("train-comparison")(comparison.train_comparison)
+app.command("train-rivals", hidden=True)(comparison.train_comparison)  # its first name
+app.command("benchmark")(benchmark.benchmark)
 
 
 def main() -> None:

@@ -124,8 +124,3 @@ def _short(value: float | None) -> str:
     if value is None or isinstance(value, int):
         return "-" if value is None else f"{value:,}"
     return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("benchmark")(benchmark)

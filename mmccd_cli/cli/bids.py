@@ -25,7 +25,7 @@ SELECTION = "Selection"
 _LABELS = ("--participant-label", "--participant_label", "--session-id", "--session-label")
 
 
-class _BidsAppCommand(TyperCommand):
+class BidsAppCommand(TyperCommand):
     """A command whose labels may follow their option in a row, as BIDS Apps are called."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -181,8 +181,3 @@ def bids(
         run=run,
         console=console,
     )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("bids", cls=_BidsAppCommand)(bids)

@@ -99,9 +99,3 @@ def train_comparison(
                 console.info(
                     f"Wrote {folder}. Compare with it: mmccd evaluate DATA --comparison {folder}"
                 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command, under its present and its first name."""
-    app.command("train-comparison")(train_comparison)
-    app.command("train-rivals", hidden=True)(train_comparison)

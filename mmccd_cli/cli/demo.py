@@ -49,8 +49,3 @@ def demo(
             f"{record['lesion_volume_ml']:.1f} ml found; "
             f"Dice with the true lesion: {dice:.2f}. Look at {files.picture}"
         )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("demo")(demo)

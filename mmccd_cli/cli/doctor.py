@@ -47,8 +47,3 @@ def doctor(
 def _line(finding: Finding) -> str:
     line = f"{_SIGNS[finding.status]}  {finding.check:<9}  {finding.text}"
     return f"{line}\n{'':17}{finding.next_step}" if finding.next_step else line
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("doctor")(doctor)

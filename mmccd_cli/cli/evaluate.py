@@ -22,17 +22,6 @@ COMPARED = "What is compared"
 SUBJECTS = "Subjects"
 
 
-def residual(text: str) -> str:
-    """Read how errors of comparison models count.
-
-    Raises:
-        typer.BadParameter: Neither "signed" nor "absolute".
-    """
-    if text not in ("signed", "absolute"):
-        raise typer.BadParameter(f"{text} is not known. Use signed or absolute.")
-    return text
-
-
 @dataclass(frozen=True, kw_only=True)
 class SubjectChoice:
     """Who is scored."""
@@ -121,7 +110,7 @@ class ComparisonChoice:
             "--comparison-residual",
             "--rival-residual",
             metavar="signed|absolute",
-            parser=residual,
+            parser=options.one_of("signed", "absolute"),
             help="How their errors count (repeatable): brighter than reconstructed, or both ways "
             "as published. signed by default.",
             show_default=False,
@@ -265,8 +254,3 @@ def _modality_set(text: str) -> tuple[str, ...] | None:
             next_step=f"Use {', '.join(MODALITIES)} or all.",
         )
     return chosen
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("evaluate")(evaluate)

@@ -92,7 +92,7 @@ def _count(text: str, least: int) -> int | None:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Return what reads one of some words, for options that may be repeated."""
+    """Return what reads one of some words; Typer has no lists of `Literal`."""
 
     def read(text: str) -> str:
         if text not in words:

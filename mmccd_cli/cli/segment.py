@@ -248,8 +248,3 @@ def segment(
         console=console,
         many=wanted.out is None,
     )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("segment")(segment)

@@ -67,8 +67,3 @@ def threshold(
     if failed:
         console.table(failed)
         raise typer.Exit(SomeSubjectsFailed.exit_code)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("threshold")(threshold)

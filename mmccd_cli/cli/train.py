@@ -259,9 +259,3 @@ def training_reporter(console: Console, progress: Progress) -> Callable[[Trainin
         )
 
     return report
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command("prepare")(prepare)
-    app.command("train")(train)

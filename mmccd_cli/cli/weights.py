@@ -34,11 +34,6 @@ Spec = Annotated[
 ]
 
 
-def register(parent: typer.Typer) -> None:
-    """Add these commands to the program."""
-    parent.add_typer(app)
-
-
 @app.command("list")
 @command
 def list_weights(*, cache_dir: options.CacheDir = None, console: JsonConsole) -> None:
@@ -164,7 +159,7 @@ def remove(
     from mmccd_cli.weights.resolve import remove as remove_weights
 
     folder, freed = remove_weights(weights, cache_dir=cache_dir)
-    console.info(f"removed {folder}, {_megabytes(freed)} freed")
+    console.info(f"Removed {folder}; {_megabytes(freed)} are free again.")
     if console.as_json:
         console.result(json.dumps({"folder": str(folder), "freed_bytes": freed}))
 
