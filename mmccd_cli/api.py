@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.plan import Cohort, RunPolicy, SubjectSelection
-from mmccd_cli.cohort.run import SILENT, segment_cohort
-from mmccd_cli.cohort.steps import finish_job, infer_job, prepare_job
+from mmccd_cli.cohort.run import segment_cohort
+from mmccd_cli.cohort.steps import JobSteps
 from mmccd_cli.config import METHODS, PRESETS, choose_sampling
 from mmccd_cli.errors import UsageError
 from mmccd_cli.inputs.subjects import Subject, find_subject, subject_from_files
@@ -18,6 +18,7 @@ from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.outputs.record import Outcome
 from mmccd_cli.outputs.segmented import SegmentedSubject
 from mmccd_cli.pipeline import Pipeline
+from mmccd_cli.progress import Progress, silent
 from mmccd_cli.weights.bundle import load_bundle
 from mmccd_cli.weights.resolve import resolve_weights
 
@@ -95,7 +96,7 @@ class Segmenter(Pipeline):
         brain_mask: AnyPath | None = None,
         settings: RunSettings | None = None,
         force: bool = False,
-        advance: Callable[[int, int], None] = SILENT.advance,
+        advance: Progress = silent,
     ) -> SegmentedSubject:
         """Segment the files of one subject.
 
@@ -125,10 +126,11 @@ class Segmenter(Pipeline):
             raise UsageError("Extras are written beside the anomaly map, but out is None.")
         settings = settings or RunSettings()
         Cohort(jobs=[job]).check(settings, RunPolicy(force=force))
-        prepared = prepare_job(job, self, settings)
+        steps = JobSteps(pipeline=self, settings=settings)
+        prepared = steps.prepare(job)
         if out is None:
-            return infer_job(prepared, self, settings, advance=advance)
-        return finish_job(prepared, self, settings, force=force, advance=advance)
+            return steps.infer(prepared, advance=advance)
+        return steps.finish(prepared, force=force, advance=advance)
 
     def segment_cohort(
         self,

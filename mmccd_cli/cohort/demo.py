@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.cohort.jobs import Job, RunSettings
-from mmccd_cli.cohort.run import SILENT
-from mmccd_cli.cohort.steps import finish_job, prepare_job
+from mmccd_cli.cohort.steps import JobSteps
 from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.inputs.subjects import subject_from_files
 from mmccd_cli.outputs.images import OutputPaths, output_paths
+from mmccd_cli.progress import Progress, silent
 
 if TYPE_CHECKING:
     from mmccd_cli.pipeline import Pipeline
@@ -86,16 +85,15 @@ def segment_demo(
     pipeline: Pipeline,
     *,
     force: bool = False,
-    advance: Callable[[int, int], None] = SILENT.advance,
+    advance: Progress = silent,
 ) -> tuple[dict[str, Any], float]:
     """Segment the synthetic subject and compare with its true lesion.
 
     Returns:
         The record of the run, and the Dice coefficient of the mask as written.
     """
-    settings = RunSettings()
-    prepared = prepare_job(files.job(), pipeline, settings)
-    segmented = finish_job(prepared, pipeline, settings, force=force, advance=advance)
+    steps = JobSteps(pipeline=pipeline, settings=RunSettings())
+    segmented = steps.finish(steps.prepare(files.job()), force=force, advance=advance)
     mask, truth = (
         read_nifti(path, allow_constant=True)[0].data > 0
         for path in (files.outputs.mask, files.scans[LESION])

@@ -58,26 +58,16 @@ class Source:
         return f"bids:{self.name}:{inside.as_posix()}"
 
 
-def derivative_job(
+def _job(
     subject: Subject,
     out: Path,
     source: Source,
     *,
-    run: int | None = None,
-    extras: Mapping[str, str] | None = None,
-    brain_mask: Path | None = None,
+    run: int | None,
+    extras: Mapping[str, str],
+    brain_mask: Path | None,
 ) -> Job:
-    """Name the outputs of a subject and say what their sidecars say before anything is computed.
-
-    Args:
-        subject: The subject; its id need not follow BIDS.
-        out: Root of the derivative data set.
-        source: The data set that the subject belongs to.
-        run: The run that was asked for; it becomes a part of the names.
-        extras: Kind -> name of what is written beside BIDS' own files, such as
-            {"picture": "look.png"}; these go to a folder `figures`.
-        brain_mask: A brain mask that was given.
-    """
+    """Name the outputs of a subject, and what their sidecars say beside the record."""
     entities = _entities(subject.id)
     folder = out.joinpath(*entities, "anat")
     stem = "_".join([*entities, *([f"run-{run}"] if run is not None else []), "space-orig"])
@@ -92,7 +82,7 @@ def derivative_job(
         "lesion_table": folder / f"{stem}_desc-lesions_dseg.tsv",
         "lesions_sidecar": folder / f"{stem}_desc-lesions_dseg.json",
     }
-    for kind, name in (extras or {}).items():
+    for kind, name in extras.items():
         others[kind] = folder.with_name("figures") / f"{'_'.join(entities)}_{name}"
     images = list(subject.paths.values())
     fields = {
@@ -153,7 +143,15 @@ def plan_derivatives(
     extras: Mapping[str, str] | None = None,
     brain_mask: Path | None = None,
 ) -> list[Job]:
-    """Name the outputs of subjects in a derivative data set; see `derivative_job`.
+    """Name the outputs of subjects in a derivative data set.
+
+    Args:
+        subjects: The subjects; their ids need not follow BIDS.
+        out: Root of the derivative data set.
+        run: The run that was asked for; it becomes a part of the names.
+        extras: Kind -> name of what is written beside BIDS' own files, such as
+            {"picture": "look.png"}; these go to a folder `figures`.
+        brain_mask: A brain mask that was given.
 
     Raises:
         UsageError: The folder is a source, or the root of a data set that mmccd did not make.
@@ -161,8 +159,13 @@ def plan_derivatives(
     sources = find_sources(subjects, out)
     _check_root(out, sources.values())
     return [
-        derivative_job(
-            subject, out, sources[subject.id], run=run, extras=extras, brain_mask=brain_mask
+        _job(
+            subject,
+            out,
+            sources[subject.id],
+            run=run,
+            extras=extras or {},
+            brain_mask=brain_mask,
         )
         for subject in subjects
     ]

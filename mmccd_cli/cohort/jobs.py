@@ -60,6 +60,11 @@ class Job:
         return {**asdict(self.outputs), **self.extras}
 
     @property
+    def names(self) -> dict[str, str]:
+        """Everything that is written, by kind, without folders."""
+        return {kind: path.name for kind, path in self.targets.items()}
+
+    @property
     def exists(self) -> bool:
         """Whether any of the outputs is there already."""
         return any(path.exists() for path in self.targets.values())

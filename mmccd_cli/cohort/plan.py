@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mmccd_cli.cohort.derivatives import plan_derivatives
 from mmccd_cli.cohort.jobs import (
     Job,
     RunSettings,
@@ -208,8 +209,6 @@ class SubjectSelection:
             return Cohort(jobs=[job])
         names = {kind: path.name for kind, path in self.extras.items()}
         if self.bids_out is not None:
-            from mmccd_cli.cohort.derivatives import plan_derivatives
-
             jobs = plan_derivatives(
                 subjects, self.bids_out, extras=names, brain_mask=self.brain_mask
             )
@@ -259,16 +258,14 @@ def plan_bids_cohort(
         subjects: The sessions; see `mmccd_cli.inputs.subjects.find_sessions`.
         missing: Name and error of each session that cannot be used.
         out: Root of the derivatives.
-        run: The run that was asked for; it becomes a part of the names.
-        extras: Kind -> name of what is written beside BIDS' own files.
+        run: See `plan_derivatives`.
+        extras: See `plan_derivatives`.
         shard: The share of the sessions that is wanted; None for all. The first share reports what
             is missing.
 
     Raises:
         UsageError: The folder is the data set itself, or another one's root.
     """
-    from mmccd_cli.cohort.derivatives import plan_derivatives
-
     if shard is not None:
         mine = set(shard.pick([session_folder(subject) for subject in subjects]))
         subjects = [subject for subject in subjects if session_folder(subject) in mine]

@@ -6,19 +6,16 @@ import gzip
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmccd_cli.anomaly.mask import MASK_SETTINGS
-from mmccd_cli.cohort.jobs import Job, RunSettings
+from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.config import without_retired
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.scans import describe_inputs
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import MAP_DESCRIPTION
 from mmccd_cli.outputs.record import jsonable, read_record
-
-if TYPE_CHECKING:
-    from mmccd_cli.pipeline import Pipeline
 
 _NIFTI_DESCRIPTION = slice(148, 228)
 
@@ -36,13 +33,15 @@ class PreviousResult:
     is_current: bool
 
 
-def find_previous(job: Job, pipeline: Pipeline, settings: RunSettings) -> PreviousResult | None:
+def find_previous(
+    job: Job, bundle_sha256: str, requested: Mapping[str, Any]
+) -> PreviousResult | None:
     """Compare what lies at a job's outputs with what is asked for.
 
     Args:
         job: The job.
-        pipeline: The loaded weights.
-        settings: What was asked for.
+        bundle_sha256: Hash of the weights.
+        requested: The settings, as `RunSettings.describe` returns them.
 
     Returns:
         The previous result; None where its map has other inputs, weights or settings, is not the
@@ -51,11 +50,10 @@ def find_previous(job: Job, pipeline: Pipeline, settings: RunSettings) -> Previo
     record = read_record(job.targets["sidecar"])
     if record is None or record.get("status") != "done" or not job.targets["map"].is_file():
         return None
-    earlier = _requested(record)
-    now = jsonable(settings.describe(pipeline.sampling, pipeline.asked_precision))
+    earlier, now = _requested(record), jsonable(requested)
     hashes = record.get("output_sha256", {})
     same_map = (
-        record.get("bundle", {}).get("sha256") == pipeline.bundle.sha256
+        record.get("bundle", {}).get("sha256") == bundle_sha256
         and _without_mask(earlier) == _without_mask(now)
         and record.get("inputs") == jsonable(describe_inputs(job.subject, job.brain_mask))
         and hashes.get("map") == sha256_of_file(job.targets["map"])

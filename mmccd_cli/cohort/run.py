@@ -8,23 +8,17 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from mmccd_cli.cohort.derivatives import write_root
 from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.plan import Cohort, RunPolicy
 from mmccd_cli.cohort.prefetch import prefetch
-from mmccd_cli.cohort.resume import PreviousResult, find_previous, is_ours
-from mmccd_cli.cohort.steps import (
-    PreparedJob,
-    describe_plan,
-    finish_job,
-    hold_threads,
-    prepare_job,
-    redo_mask,
-    threads_in_all,
-)
+from mmccd_cli.cohort.resume import PreviousResult, is_ours
+from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads, threads_in_all
 from mmccd_cli.errors import MmccdError, UsageError, WeightsError
 from mmccd_cli.files import refuse_to_overwrite, remove_leftovers
 from mmccd_cli.inputs.scans import Scans, read_scans
 from mmccd_cli.outputs.record import Outcome
+from mmccd_cli.progress import Progress, silent
 
 if TYPE_CHECKING:
     from mmccd_cli.pipeline import Pipeline
@@ -43,8 +37,8 @@ class Observer:
         advance: Called with how many passes of the networks are done for it, and their number.
     """
 
-    began: Callable[[Job], None] = lambda job: None
-    advance: Callable[[int, int], None] = lambda done, total: None
+    began: Callable[[Job], None] = silent
+    advance: Progress = silent
 
 
 SILENT = Observer()
@@ -83,8 +77,6 @@ def segment_cohort(
     """
     cohort.check(settings, policy)
     if cohort.bids_root is not None and cohort.jobs:
-        from mmccd_cli.cohort.derivatives import write_root
-
         write_root(cohort.bids_root, [job.subject for job in cohort.jobs])
     summary = cohort.summary()
     outcomes: list[Outcome] = []
@@ -122,10 +114,10 @@ def preview_cohort(
     """
     cohort.check(settings, policy)
     yield from cohort.failures
-    pipeline = load()
+    steps = JobSteps(pipeline=load(), settings=settings)
     for job in cohort.jobs:
         try:
-            yield describe_plan(job, pipeline, settings, resume=policy.resume)
+            yield steps.describe_plan(job, resume=policy.resume)
         except (MmccdError, OSError) as error:
             yield Outcome(job.subject.id, "failed", error=error)
 
@@ -160,10 +152,9 @@ def _segment_jobs(
     else:
         return
     # Not within the try: without weights or device, no other subject can be done either.
-    pipeline = load()
+    steps = JobSteps(pipeline=load(), settings=settings)
     runner = _Runner(
-        pipeline=pipeline,
-        settings=settings,
+        steps=steps,
         policy=policy,
         observer=observer,
         workers=choose_workers(len(jobs) - 1) if policy.workers is None else policy.workers,
@@ -180,8 +171,7 @@ class _Runner:
     """What happens to each job of a cohort, before and on the device.
 
     Attributes:
-        pipeline: The loaded weights.
-        settings: What was asked for that changes a number.
+        steps: The steps of a job.
         policy: What is overwritten or kept.
         observer: Hears of progress on the device.
         workers: Number of threads that call `prepare`; 0 where no thread does.
@@ -189,8 +179,7 @@ class _Runner:
         threads: Threads of the CPU in all.
     """
 
-    pipeline: Pipeline
-    settings: RunSettings
+    steps: JobSteps
     policy: RunPolicy
     observer: Observer
     workers: int
@@ -201,14 +190,9 @@ class _Runner:
         """Do what comes before the device, or find that it is not needed; safe in a thread."""
         if self.workers:
             hold_threads(self.threads)
-        if self.policy.resume:
-            previous = find_previous(job, self.pipeline, self.settings)
-            if previous is not None:
-                return previous
-        return prepare_job(
+        previous = self.steps.find_previous(job) if self.policy.resume else None
+        return previous or self.steps.prepare(
             job,
-            self.pipeline,
-            self.settings,
             scans=self.already_read.pop(job.subject.id, None),
             threads=max(1, self.threads // max(1, self.workers)),
         )
@@ -238,13 +222,9 @@ class _Runner:
         if job.exists:
             refuse_to_overwrite(job.targets.values(), job.input_files, force=overwrite)
         if isinstance(ready, PreviousResult):
-            segmented = redo_mask(
-                job, ready, self.pipeline, settings=self.settings, force=overwrite
-            )
+            segmented = self.steps.redo_mask(job, ready, force=overwrite)
             return Outcome(name, "done", segmented.record, from_map=True)
-        segmented = finish_job(
-            ready, self.pipeline, self.settings, force=overwrite, advance=self.observer.advance
-        )
+        segmented = self.steps.finish(ready, force=overwrite, advance=self.observer.advance)
         return Outcome(name, "done", segmented.record)
 
 

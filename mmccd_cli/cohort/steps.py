@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,9 +29,10 @@ from mmccd_cli.outputs.record import (
 )
 from mmccd_cli.outputs.remask import remask
 from mmccd_cli.outputs.segmented import SegmentedSubject
+from mmccd_cli.progress import Progress, Stopwatch, silent
 
 if TYPE_CHECKING:
-    from mmccd_cli.pipeline import Pipeline
+    from mmccd_cli.pipeline import Pipeline, SegmentationResult
     from mmccd_cli.preprocessing.subject import PreparedSubject
 
 TEMPLATE_CODE = 5
@@ -62,195 +62,174 @@ class PreparedJob:
     seconds: float
 
 
-def prepare_job(
-    job: Job,
-    pipeline: Pipeline,
-    settings: RunSettings,
-    *,
-    scans: Scans | None = None,
-    threads: int | None = None,
-) -> PreparedJob:
-    """Do all of a job that comes before the device; safe in a thread beside `finish_job`.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class JobSteps:
+    """The steps of a job, with the weights and with what was asked for.
 
-    Args:
-        job: The job.
-        pipeline: Only its settings and template are used.
-        settings: What was asked for.
-        scans: What was read of the subject; None to read it.
-        threads: Threads of the CPU; None for all.
+    Every step may raise any `MmccdError` that a user can meet.
 
-    Raises:
-        MmccdError: Anything that a user can meet.
-    """
-    inputs = describe_inputs(job.subject, job.brain_mask)
-    scans = scans or read_scans(job.subject, job.brain_mask)
-    prepared = pipeline.prepare(
-        scans.volumes,
-        brain_mask=scans.brain_mask,
-        skull_strip=settings.skull_strip,
-        threads=threads or threads_in_all(),
-    )
-    shown = any(EXTRA_OUTPUTS[kind].needs_prepared for kind in job.extras)
-    return PreparedJob(
-        job=job,
-        inputs=inputs,
-        prepared=prepared,
-        grids=scans.grids,
-        volumes=scans.volumes if shown else None,
-        notes=scans.notes,
-        seconds=scans.seconds,
-    )
-
-
-def infer_job(
-    ready: PreparedJob,
-    pipeline: Pipeline,
-    settings: RunSettings,
-    *,
-    advance: Callable[[int, int], None],
-) -> SegmentedSubject:
-    """Segment a prepared subject; nothing is written.
-
-    Args:
-        ready: What `prepare_job` returned.
+    Attributes:
         pipeline: The loaded weights.
-        settings: What was asked for.
-        advance: Called with passes done and their number.
-
-    Raises:
-        MmccdError: Anything that a user can meet.
+        settings: What was asked for that changes a number.
     """
-    job = ready.job
-    result = pipeline.infer(
-        ready.prepared, options=settings.mask_options, space=settings.space, advance=advance
-    )
-    if settings.space == "native":
-        grid = ready.grids[result.reference]
-    else:
-        grid = make_grid(result.shown.shape, result.shown.affine, code=TEMPLATE_CODE)
-    record = describe_result(
-        job.subject,
-        result,
-        pipeline.bundle,
-        inputs=ready.inputs,
-        requested=_requested(pipeline, settings),
-        outputs=_names(job),
-        notes=ready.notes,
-        seconds={"read": ready.seconds},
-        threads=threads_in_all(),
-    )
-    return SegmentedSubject(
-        subject=job.subject,
-        targets=job.targets,
-        sidecar_fields=job.sidecar_fields,
-        result=result,
-        grid=grid,
-        record=record,
-        bundle=pipeline.bundle,
-        volumes=ready.volumes,
-    )
 
+    pipeline: Pipeline
+    settings: RunSettings
 
-def finish_job(
-    ready: PreparedJob,
-    pipeline: Pipeline,
-    settings: RunSettings,
-    *,
-    force: bool,
-    advance: Callable[[int, int], None],
-) -> SegmentedSubject:
-    """Segment a prepared subject and write its files.
+    @property
+    def requested(self) -> dict[str, Any]:
+        """Everything that was asked for and changes a number, as a record says it."""
+        return self.settings.describe(self.pipeline.sampling, self.pipeline.asked_precision)
 
-    Args:
-        ready: See `infer_job`, like all others.
-        pipeline: The loaded weights.
-        settings: What was asked for.
-        force: Whether existing outputs may be overwritten.
-        advance: Called with passes done and their number.
+    def find_previous(self, job: Job) -> PreviousResult | None:
+        """Return what an earlier run left, where it spares the networks; see `resume`."""
+        return find_previous(job, self.pipeline.bundle.sha256, self.requested)
 
-    Raises:
-        MmccdError: Anything that a user can meet; nothing is written then.
-    """
-    segmented = infer_job(ready, pipeline, settings, advance=advance)
-    began = time.perf_counter()
-    outputs = ready.job.outputs
-    assert outputs is not None  # only `infer_job` may leave it open where results go
-    contents = encode_images(
-        outputs, segmented.result.anomaly_map, segmented.result.mask, segmented.grid
-    )
-    seconds = {"encode": time.perf_counter() - began}
-    return _write(ready.job, segmented, contents, seconds=seconds, force=force)
+    def describe_plan(self, job: Job, *, resume: bool) -> Outcome:
+        """Tell what would be done with a subject, from the names of its files alone."""
+        name, bundle = job.subject.id, self.pipeline.bundle
+        previous = self.find_previous(job) if resume else None
+        if previous is not None and previous.is_current:
+            return Outcome(name, "skipped", {**previous.record, "status": "skipped"})
+        score = bundle.choose_score(self.pipeline.sampling.method, tuple(job.subject.paths))
+        record = {
+            "record_version": RECORD_VERSION,
+            "subject": name,
+            "status": "planned",
+            "layout": job.subject.layout,
+            "inputs": name_inputs(job.subject, job.brain_mask),
+            "ignored": describe_ignored(job.subject),
+            "modalities": list(score.modalities),
+            "outputs": job.names,
+            "only_the_mask": previous is not None,
+            "bundle": describe_bundle(bundle),
+            "settings": {"requested": self.requested},
+        }
+        return Outcome(name, "planned", record, from_map=previous is not None)
 
+    def prepare(
+        self, job: Job, *, scans: Scans | None = None, threads: int | None = None
+    ) -> PreparedJob:
+        """Do all of a job that comes before the device; safe in a thread beside `finish`.
 
-def redo_mask(
-    job: Job,
-    previous: PreviousResult,
-    pipeline: Pipeline,
-    *,
-    settings: RunSettings,
-    force: bool,
-) -> SegmentedSubject:
-    """Make a new mask from the map that is there, and write all that follows from it."""
-    from mmccd_cli.pipeline import SegmentationResult
+        Args:
+            job: The job.
+            scans: What was read of the subject; None to read it.
+            threads: Threads of the CPU; None for all.
+        """
+        inputs = describe_inputs(job.subject, job.brain_mask)
+        scans = scans or read_scans(job.subject, job.brain_mask)
+        prepared = self.pipeline.prepare(
+            scans.volumes,
+            brain_mask=scans.brain_mask,
+            skull_strip=self.settings.skull_strip,
+            threads=threads or threads_in_all(),
+        )
+        shown = any(EXTRA_OUTPUTS[kind].needs_prepared for kind in job.extras)
+        return PreparedJob(
+            job=job,
+            inputs=inputs,
+            prepared=prepared,
+            grids=scans.grids,
+            volumes=scans.volumes if shown else None,
+            notes=scans.notes,
+            seconds=scans.seconds,
+        )
 
-    began = time.perf_counter()
-    new = remask(job.targets, {**previous.record, **job.sidecar_fields}, settings.mask_options)
-    reference = new.record["reference"]
-    follows = set(job.extras) <= set(new.contents)
-    result = SegmentationResult(
-        anomaly_map=new.volume.data,
-        mask=new.mask,
-        brain=new.volume.data > 0,  # the map is positive in all of the brain, and nowhere else
-        reference=reference,
-        shown=new.volume if follows else read_image(job.subject, reference)[0],
-        lesions=new.lesions,
-        threshold=new.record["threshold"],
-        settings=new.record["settings"],
-        device=new.record["device"],
-        notes=new.record["warnings"],
-        seconds=new.record["seconds"],
-    )
-    segmented = SegmentedSubject(
-        subject=job.subject,
-        targets=job.targets,
-        sidecar_fields=job.sidecar_fields,
-        result=result,
-        grid=new.grid,
-        record=new.record,
-        bundle=pipeline.bundle,
-    )
-    contents = {job.targets[kind]: made for kind, made in new.contents.items()}
-    seconds = {"new_mask": time.perf_counter() - began}
-    return _write(job, segmented, contents, seconds=seconds, force=force)
+    def infer(self, ready: PreparedJob, *, advance: Progress = silent) -> SegmentedSubject:
+        """Segment a prepared subject; nothing is written.
 
+        Args:
+            ready: What `prepare` returned.
+            advance: Called with passes done and their number.
+        """
+        settings = self.settings
+        result = self.pipeline.infer(
+            ready.prepared, options=settings.mask_options, space=settings.space, advance=advance
+        )
+        if settings.space == "native":
+            grid = ready.grids[result.reference]
+        else:
+            grid = make_grid(result.shown.shape, result.shown.affine, code=TEMPLATE_CODE)
+        record = describe_result(
+            ready.job.subject,
+            result,
+            self.pipeline.bundle,
+            inputs=ready.inputs,
+            requested=self.requested,
+            outputs=ready.job.names,
+            notes=ready.notes,
+            seconds={"read": ready.seconds},
+            threads=threads_in_all(),
+        )
+        return self._segmented(ready.job, result, grid=grid, record=record, volumes=ready.volumes)
 
-def describe_plan(
-    job: Job, pipeline: Pipeline, settings: RunSettings, *, resume: bool = False
-) -> Outcome:
-    """Tell what would be done with a subject, from the names of its files alone.
+    def finish(
+        self, ready: PreparedJob, *, force: bool, advance: Progress = silent
+    ) -> SegmentedSubject:
+        """Segment a prepared subject and write its files, all or none.
 
-    Raises:
-        MmccdError: It cannot be done.
-    """
-    name = job.subject.id
-    previous = find_previous(job, pipeline, settings) if resume else None
-    if previous is not None and previous.is_current:
-        return Outcome(name, "skipped", {**previous.record, "status": "skipped"})
-    score = pipeline.bundle.choose_score(pipeline.sampling.method, tuple(job.subject.paths))
-    record = {
-        "record_version": RECORD_VERSION,
-        "subject": name,
-        "status": "planned",
-        "layout": job.subject.layout,
-        "inputs": name_inputs(job.subject, job.brain_mask),
-        "ignored": describe_ignored(job.subject),
-        "modalities": list(score.modalities),
-        "outputs": _names(job),
-        "only_the_mask": previous is not None,
-        "bundle": describe_bundle(pipeline.bundle),
-        "settings": {"requested": _requested(pipeline, settings)},
-    }
-    return Outcome(name, "planned", record, from_map=previous is not None)
+        Args:
+            ready: What `prepare` returned.
+            force: Whether existing outputs may be overwritten.
+            advance: Called with passes done and their number.
+        """
+        segmented, outputs = self.infer(ready, advance=advance), ready.job.outputs
+        assert outputs is not None  # only `infer` does without
+        clock = Stopwatch()
+        with clock.stage("encode"):
+            result = segmented.result
+            contents = encode_images(
+                outputs, anomaly_map=result.anomaly_map, mask=result.mask, grid=segmented.grid
+            )
+        return _write(ready.job, segmented, contents, clock=clock, force=force)
+
+    def redo_mask(self, job: Job, previous: PreviousResult, *, force: bool) -> SegmentedSubject:
+        """Make a new mask from the map that is there, and write all that follows from it."""
+        from mmccd_cli.pipeline import SegmentationResult
+
+        clock = Stopwatch()
+        with clock.stage("new_mask"):
+            record = {**previous.record, **job.sidecar_fields}
+            new = remask(job.targets, record, self.settings.mask_options)
+            record, follows = new.record, set(job.extras) <= set(new.contents)
+            reference = record["reference"]
+            result = SegmentationResult(
+                anomaly_map=new.volume.data,
+                mask=new.mask,
+                brain=new.volume.data > 0,  # the map is positive in the brain, and nowhere else
+                reference=reference,
+                shown=new.volume if follows else read_image(job.subject, reference)[0],
+                lesions=new.lesions,
+                threshold=record["threshold"],
+                settings=record["settings"],
+                device=record["device"],
+                notes=record["warnings"],
+                seconds=record["seconds"],
+            )
+            contents = {job.targets[kind]: made for kind, made in new.contents.items()}
+        segmented = self._segmented(job, result, grid=new.grid, record=record)
+        return _write(job, segmented, contents, clock=clock, force=force)
+
+    def _segmented(
+        self,
+        job: Job,
+        result: SegmentationResult,
+        *,
+        grid: NiftiGrid,
+        record: dict[str, Any],
+        volumes: Mapping[str, Volume] | None = None,
+    ) -> SegmentedSubject:
+        return SegmentedSubject(
+            subject=job.subject,
+            targets=job.targets,
+            sidecar_fields=job.sidecar_fields,
+            result=result,
+            grid=grid,
+            record=record,
+            bundle=self.pipeline.bundle,
+            volumes=volumes,
+        )
 
 
 def _write(
@@ -258,43 +237,30 @@ def _write(
     segmented: SegmentedSubject,
     contents: dict[Path, bytes],
     *,
-    seconds: dict[str, float],
+    clock: Stopwatch,
     force: bool,
 ) -> SegmentedSubject:
-    """Make the extras, and write all files of a job."""
+    """Make the extras that are not among the contents, and write all files of a job."""
+    targets = job.targets
+    hashes = {
+        kind: hashlib.sha256(contents[targets[kind]]).hexdigest()
+        for kind in ("map", "mask")
+        if targets[kind] in contents
+    }
     record = segmented.record
-    record["output_sha256"] = {**record["output_sha256"], **_hashes(job, contents)}
+    record["output_sha256"] = {**record["output_sha256"], **hashes}
     for kind, path in job.extras.items():
-        if path in contents:
-            continue
-        began = time.perf_counter()
-        contents[path] = EXTRA_OUTPUTS[kind].make(segmented)
-        seconds[kind] = time.perf_counter() - began
-    rounded = {stage: round(value, 3) for stage, value in seconds.items()}
+        if path not in contents:
+            with clock.stage(kind):
+                contents[path] = EXTRA_OUTPUTS[kind].make(segmented)
+    rounded = {stage: round(value, 3) for stage, value in clock.seconds.items()}
     record = jsonable({**record, "seconds": {**record["seconds"], **rounded}, **job.sidecar_fields})
-    contents[job.targets["sidecar"]] = encode_json(record)
+    contents[targets["sidecar"]] = encode_json(record)
     if job.makes_folder:
         for folder in {path.parent for path in contents}:
             folder.mkdir(parents=True, exist_ok=True)
     write_outputs(contents, inputs=job.input_files, force=force)
     return replace(segmented, record=record)
-
-
-def _requested(pipeline: Pipeline, settings: RunSettings) -> dict[str, Any]:
-    """Everything that was asked for and changes a number."""
-    return settings.describe(pipeline.sampling, pipeline.asked_precision)
-
-
-def _names(job: Job) -> dict[str, str]:
-    return {kind: path.name for kind, path in job.targets.items()}
-
-
-def _hashes(job: Job, contents: Mapping[Path, bytes]) -> dict[str, str]:
-    return {
-        kind: hashlib.sha256(contents[path]).hexdigest()
-        for kind in ("map", "mask")
-        if (path := job.targets[kind]) in contents
-    }
 
 
 def threads_in_all() -> int:

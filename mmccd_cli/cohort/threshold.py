@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +28,22 @@ class MaskJob:
     """One map and where its new mask goes.
 
     Attributes:
-        map: The map.
-        record: Its record.
-        mask: The new mask.
-        sidecar: The new record.
+        files: The map, the new mask and its new record.
+        record: The record that the map has.
     """
 
-    map: Path
+    files: OutputPaths
     record: Path
-    mask: Path
-    sidecar: Path
 
     @property
     def in_place(self) -> bool:
         """Whether the map's own mask is replaced."""
-        return self.sidecar == self.record
+        return self.files.sidecar == self.record
 
     @property
     def inputs(self) -> list[Path]:
         """What must not be overwritten."""
-        return [self.map] if self.in_place else [self.map, self.record]
+        return [self.files.map] if self.in_place else [self.files.map, self.record]
 
 
 def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) -> list[MaskJob]:
@@ -71,9 +67,9 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
         )
     jobs = []
     for paths in chosen:
-        new = OutputPaths(out, out, output_paths(out).sidecar) if out is not None else paths
-        job = MaskJob(paths.map, paths.sidecar, new.mask, new.sidecar)
-        refuse_to_overwrite([job.mask, job.sidecar], job.inputs, force=force)
+        new = OutputPaths(paths.map, out, output_paths(out).sidecar) if out is not None else paths
+        job = MaskJob(new, record=paths.sidecar)
+        refuse_to_overwrite([new.mask, new.sidecar], job.inputs, force=force)
         jobs.append(job)
     return jobs
 
@@ -105,14 +101,14 @@ def make_mask(
     """
     record = _record_of(job)
     others = _others(job, record)
-    files = {"map": job.map, "mask": job.mask, "sidecar": job.sidecar}
+    files = asdict(job.files)
     files |= {kind: path for kind, path in others.items() if kind in BIDS_OUTPUTS}
     new = remask(files, record, options)
     contents = {files[kind]: made for kind, made in new.contents.items()}
-    contents[job.sidecar] = encode_json(new.record)
+    contents[job.files.sidecar] = encode_json(new.record)
     write_outputs(contents, inputs=job.inputs, force=force)
     if job.in_place:
-        update_summaries(job.map.parent, Outcome(new.record["subject"], "done", new.record))
+        update_summaries(job.files.map.parent, Outcome(new.record["subject"], "done", new.record))
     return new.record, [path.name for kind, path in others.items() if kind not in files]
 
 
@@ -121,12 +117,12 @@ def _others(job: MaskJob, record: dict[str, Any]) -> dict[str, Path]:
     if not job.in_place:
         return {}
     named = {kind: name for kind, name in record["outputs"].items() if kind not in CORE}
-    return {kind: job.map.parent / name for kind, name in named.items()}
+    return {kind: job.files.map.parent / name for kind, name in named.items()}
 
 
 def _record_of(job: MaskJob) -> dict[str, Any]:
-    if not job.map.is_file():
-        raise DataError(f"There is no map {job.map}.", next_step="Check the name.")
+    if not job.files.map.is_file():
+        raise DataError(f"There is no map {job.files.map}.", next_step="Check the name.")
     record = read_record(job.record)
     if record is None:
         raise DataError(
@@ -135,9 +131,9 @@ def _record_of(job: MaskJob) -> dict[str, Any]:
             "it; or the file is no anomaly map.",
             next_step="Keep NAME.json beside NAME.nii.gz, or segment the subject anew.",
         )
-    if record.get("output_sha256", {}).get("map") != sha256_of_file(job.map):
+    if record.get("output_sha256", {}).get("map") != sha256_of_file(job.files.map):
         raise DataError(
-            f"{job.map} is not the map that {job.record} speaks of.",
+            f"{job.files.map} is not the map that {job.record} speaks of.",
             cause="One of them was changed or replaced.",
             next_step="Segment the subject anew.",
         )

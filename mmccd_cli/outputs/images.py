@@ -48,7 +48,7 @@ def output_paths(out: Path) -> OutputPaths:
 
 
 def encode_images(
-    paths: OutputPaths, anomaly_map: ArrayLike, mask: ArrayLike, grid: NiftiGrid
+    paths: OutputPaths, *, anomaly_map: ArrayLike, mask: ArrayLike, grid: NiftiGrid
 ) -> dict[Path, bytes]:
     """Return the bytes of map and mask; equal arrays on one grid give equal bytes.
 

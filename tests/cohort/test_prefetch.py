@@ -8,7 +8,21 @@ import threading
 
 import pytest
 
-from mmccd_cli.cohort.prefetch import BackgroundCall, is_anything_running
+from mmccd_cli.cohort.prefetch import BackgroundCall, is_anything_running, prefetch
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_jobs_come_in_order_and_no_more_than_workers_run_ahead(workers: int) -> None:
+    begun: list[int] = []
+    done: list[object] = []
+    for number, (job, wait) in enumerate(prefetch(range(6), begun.append, workers)):
+        assert job == number
+        if job == 2:
+            continue  # one that nobody waits for holds up no other
+        done.append(wait())
+        assert len(begun) <= number + 1 + workers
+    assert done == [None] * 5
+    assert sorted(begun) == ([0, 1, 3, 4, 5] if workers == 0 else list(range(6)))
 
 
 def test_it_computes_at_once_and_waits_with_the_result() -> None:

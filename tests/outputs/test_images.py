@@ -28,7 +28,7 @@ GRID = make_grid(SHAPE, make_affine(SHAPE, (1, 2, 3), "LPS", rotation_deg=(5, 10
 
 
 def write(paths, record, *, values=MAP, extra=None, force=False):
-    contents = encode_images(paths, values, MASK, GRID) | (extra or {})
+    contents = encode_images(paths, anomaly_map=values, mask=MASK, grid=GRID) | (extra or {})
     write_outputs({**contents, paths.sidecar: encode_json(record)}, force=force)
 
 
