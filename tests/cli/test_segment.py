@@ -294,7 +294,7 @@ def test_unusable_device_exits_5(run: Run, subject: Path, tmp_path: Path) -> Non
 def test_a_bug_is_one_sentence_and_a_traceback_only_with_vv(
     run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmccd_cli.cohort.run.finish_job", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("mmccd_cli.cohort.steps.JobSteps.finish", lambda *_, **__: 1 / 0)
     result = run(subject, "--out", tmp_path / "map.nii.gz")
     assert result.exit_code == 1
     assert "ZeroDivisionError" in result.stderr
