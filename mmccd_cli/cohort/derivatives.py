@@ -17,7 +17,7 @@ from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.files import read_json, write_atomically
 from mmccd_cli.inputs.bids import DESCRIPTION, bids_root
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.outputs.bids import DESCRIPTIONS
+from mmccd_cli.outputs.bids import DESCRIPTIONS, outputs_of_bids
 from mmccd_cli.outputs.images import OutputPaths
 from mmccd_cli.outputs.record import Outcome, encode_json, read_record
 
@@ -32,7 +32,8 @@ names under `DatasetLinks`. Research use only, not a medical device.
 Everything lies on the grid of the session's reference scan (FLAIR, else T2w, else T1w):
 
 - `*_desc-anomaly_probseg.nii.gz`: the anomaly map. It is no probability: 0.5 means the threshold
-  that was found for the scan. Its JSON is the whole record: inputs with SHA-256, weights, settings.
+  that was found for the scan. Its JSON holds the whole record under `mmccd`: inputs with SHA-256,
+  weights, settings.
 - `*_label-L_desc-mmccd_mask.nii.gz`: the mask of what is anomalous.
 - `*_desc-lesions_dseg.nii.gz` and `.tsv`: its components, numbered, and their table.
 
@@ -71,17 +72,8 @@ def _job(
     entities = _entities(subject.id)
     folder = out.joinpath(*entities, "anat")
     stem = "_".join([*entities, *([f"run-{run}"] if run is not None else []), "space-orig"])
-    paths = OutputPaths(
-        folder / f"{stem}_desc-anomaly_probseg.nii.gz",
-        folder / f"{stem}_label-L_desc-mmccd_mask.nii.gz",
-        folder / f"{stem}_desc-anomaly_probseg.json",
-    )
-    others = {
-        "mask_sidecar": folder / f"{stem}_label-L_desc-mmccd_mask.json",
-        "lesions": folder / f"{stem}_desc-lesions_dseg.nii.gz",
-        "lesion_table": folder / f"{stem}_desc-lesions_dseg.tsv",
-        "lesions_sidecar": folder / f"{stem}_desc-lesions_dseg.json",
-    }
+    others = outputs_of_bids(folder, stem)
+    paths = OutputPaths(others.pop("map"), others.pop("mask"), others.pop("sidecar"))
     for kind, name in extras.items():
         others[kind] = folder.with_name("figures") / f"{'_'.join(entities)}_{name}"
     images = list(subject.paths.values())

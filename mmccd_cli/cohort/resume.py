@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmccd_cli.anomaly.mask import MASK_SETTINGS
+from mmccd_cli.anomaly.mask import AS_CALIBRATED, MASK_SETTINGS
 from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.config import without_retired
+from mmccd_cli.errors import DataError
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.scans import describe_inputs
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import MAP_DESCRIPTION
-from mmccd_cli.outputs.record import jsonable, read_record
+from mmccd_cli.outputs.record import jsonable, read_record, read_sidecar
+from mmccd_cli.outputs.remask import score_of_record
 
 _NIFTI_DESCRIPTION = slice(148, 228)
 
@@ -47,24 +49,30 @@ def find_previous(
         The previous result; None where its map has other inputs, weights or settings, is not the
         one that its sidecar speaks of, or cannot give all that is asked for.
     """
-    record = read_record(job.targets["sidecar"])
-    if record is None or record.get("status") != "done" or not job.targets["map"].is_file():
+    try:
+        sidecar = read_sidecar(job.targets["sidecar"])
+        record = sidecar.record
+        score_of_record(record, AS_CALIBRATED)
+    except (OSError, ValueError, DataError):
+        return None
+    if not job.targets["map"].is_file():
         return None
     earlier, now = _requested(record), jsonable(requested)
-    hashes = record.get("output_sha256", {})
+    hashes = record["output_sha256"]
     same_map = (
-        record.get("bundle", {}).get("sha256") == bundle_sha256
+        record["bundle"]["sha256"] == bundle_sha256
         and _without_mask(earlier) == _without_mask(now)
-        and record.get("inputs") == jsonable(describe_inputs(job.subject, job.brain_mask))
-        and hashes.get("map") == sha256_of_file(job.targets["map"])
+        and record["inputs"] == jsonable(describe_inputs(job.subject, job.brain_mask))
+        and hashes["map"] == sha256_of_file(job.targets["map"])
     )
     if not same_map:
         return None
     current = (
         earlier == now
-        and set(job.extras) <= set(record.get("outputs", {}))
+        and set(job.extras) <= set(record["outputs"])
+        and sidecar.is_nested == bool(job.sidecar_fields)
         and all(path.is_file() for path in job.targets.values())
-        and hashes.get("mask") == sha256_of_file(job.targets["mask"])
+        and hashes["mask"] == sha256_of_file(job.targets["mask"])
     )
     if current:
         return PreviousResult(record, True)
@@ -89,7 +97,7 @@ def is_ours(job: Job) -> bool:
 
 def _requested(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a record says was asked for, without settings that are gone by now."""
-    requested = dict(record.get("settings", {}).get("requested", {}))
+    requested = dict(record["settings"]["requested"])
     if isinstance(sampling := requested.get("sampling"), dict):
         requested["sampling"] = without_retired(sampling)
     return requested

@@ -24,7 +24,7 @@ from mmccd_cli.outputs.record import (
     describe_bundle,
     describe_ignored,
     describe_result,
-    encode_json,
+    encode_sidecar,
     jsonable,
 )
 from mmccd_cli.outputs.remask import remask
@@ -190,8 +190,12 @@ class JobSteps:
 
         clock = Stopwatch()
         with clock.stage("new_mask"):
-            record = {**previous.record, **job.sidecar_fields}
-            new = remask(job.targets, record, self.settings.mask_options)
+            new = remask(
+                job.targets,
+                previous.record,
+                self.settings.mask_options,
+                spatial_reference=job.sidecar_fields.get("SpatialReference"),
+            )
             record, follows = new.record, set(job.extras) <= set(new.contents)
             reference = record["reference"]
             result = SegmentationResult(
@@ -254,8 +258,8 @@ def _write(
             with clock.stage(kind):
                 contents[path] = EXTRA_OUTPUTS[kind].make(segmented)
     rounded = {stage: round(value, 3) for stage, value in clock.seconds.items()}
-    record = jsonable({**record, "seconds": {**record["seconds"], **rounded}, **job.sidecar_fields})
-    contents[targets["sidecar"]] = encode_json(record)
+    record = jsonable({**record, "seconds": {**record["seconds"], **rounded}})
+    contents[targets["sidecar"]] = encode_sidecar(record, job.sidecar_fields)
     if job.makes_folder:
         for folder in {path.parent for path in contents}:
             folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,9 @@ from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.summary import update_summaries
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.files import refuse_to_overwrite, sha256_of_file
-from mmccd_cli.outputs.bids import BIDS_OUTPUTS
-from mmccd_cli.outputs.images import (
-    OutputPaths,
-    output_paths,
-    write_outputs,
-)
-from mmccd_cli.outputs.record import Outcome, encode_json, read_record
+from mmccd_cli.outputs.bids import outputs_beside
+from mmccd_cli.outputs.images import OutputPaths, output_paths, write_outputs
+from mmccd_cli.outputs.record import Outcome, Sidecar, encode_sidecar, read_sidecar
 from mmccd_cli.outputs.remask import remask
 
 CORE = ("map", "mask", "sidecar")
@@ -57,7 +53,7 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
     Raises:
         UsageError: Two maps for one mask, or something exists that must stay.
     """
-    own = {path: _own_outputs(path) for path in maps}
+    own = {path: _own_paths(path) for path in maps}
     masks = {paths.mask for paths in own.values()}
     chosen = [paths for path, paths in own.items() if path not in masks] or list(own.values())
     if out is not None and len(chosen) > 1:
@@ -74,12 +70,9 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
     return jobs
 
 
-def _own_outputs(path: Path) -> OutputPaths:
-    """Return the files of a map's result; in BIDS, the mask is not named after the map."""
-    paths = output_paths(path)
-    record = read_record(paths.sidecar) or {}
-    name = record.get("outputs", {}).get("mask", paths.mask.name)
-    return replace(paths, mask=path.with_name(Path(name).name))
+def _own_paths(path: Path) -> OutputPaths:
+    named = outputs_beside(path)
+    return OutputPaths(*(named[kind] for kind in CORE))
 
 
 def make_mask(
@@ -99,42 +92,43 @@ def make_mask(
         DataError: There is no map, no record, or they do not belong together.
         UsageError: Something would be overwritten, or the disk is full.
     """
-    record = _record_of(job)
-    others = _others(job, record)
+    sidecar = _sidecar_of(job)
     files = asdict(job.files)
-    files |= {kind: path for kind, path in others.items() if kind in BIDS_OUTPUTS}
-    new = remask(files, record, options)
+    others = sidecar.record["outputs"] if job.in_place else {}
+    beside = outputs_beside(job.files.map)
+    files |= {kind: beside[kind] for kind in others if kind in beside and kind not in files}
+    reference = sidecar.fields.get("SpatialReference")
+    new = remask(files, sidecar.record, options, spatial_reference=reference)
     contents = {files[kind]: made for kind, made in new.contents.items()}
-    contents[job.files.sidecar] = encode_json(new.record)
+    contents[job.files.sidecar] = encode_sidecar(new.record, sidecar.fields)
     write_outputs(contents, inputs=job.inputs, force=force)
     if job.in_place:
         update_summaries(job.files.map.parent, Outcome(new.record["subject"], "done", new.record))
-    return new.record, [path.name for kind, path in others.items() if kind not in files]
+    return new.record, [name for kind, name in others.items() if kind not in files]
 
 
-def _others(job: MaskJob, record: dict[str, Any]) -> dict[str, Path]:
-    """What else was written for a map whose mask is replaced: kind of output -> file."""
-    if not job.in_place:
-        return {}
-    named = {kind: name for kind, name in record["outputs"].items() if kind not in CORE}
-    return {kind: job.files.map.parent / name for kind, name in named.items()}
-
-
-def _record_of(job: MaskJob) -> dict[str, Any]:
+def _sidecar_of(job: MaskJob) -> Sidecar:
     if not job.files.map.is_file():
         raise DataError(f"There is no map {job.files.map}.", next_step="Check the name.")
-    record = read_record(job.record)
-    if record is None:
+    if not job.record.is_file():
         raise DataError(
             f"There is no record {job.record} beside the map.",
             cause="The mask needs the scan's threshold and the calibrated settings, which are in "
             "it; or the file is no anomaly map.",
             next_step="Keep NAME.json beside NAME.nii.gz, or segment the subject anew.",
         )
-    if record.get("output_sha256", {}).get("map") != sha256_of_file(job.files.map):
+    try:
+        sidecar = read_sidecar(job.record)
+    except ValueError as error:
+        raise DataError(
+            f"{job.record} holds no record that can be read in full.",
+            cause=f"What is wrong: {error}.",
+            next_step="Segment the subject anew: mmccd segment ... --force",
+        ) from error
+    if sidecar.record["output_sha256"]["map"] != sha256_of_file(job.files.map):
         raise DataError(
             f"{job.files.map} is not the map that {job.record} speaks of.",
             cause="One of them was changed or replaced.",
             next_step="Segment the subject anew.",
         )
-    return record
+    return sidecar

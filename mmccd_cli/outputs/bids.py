@@ -1,6 +1,6 @@
 """BIDS derivatives out: what stands beside map, mask and record.
 
-Of a session: `..._space-orig_desc-anomaly_probseg` (the map; its sidecar is also the record),
+Of a session: `..._space-orig_desc-anomaly_probseg` (the map; its sidecar holds the record),
 `..._space-orig_label-L_desc-mmccd_mask`, and `..._space-orig_desc-lesions_dseg`, the mask with
 lesions numbered, whose table lists them.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from mmccd_cli.anomaly.components import label_components
 from mmccd_cli.anomaly.mask import Lesion
 from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti
+from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.outputs.record import encode_json
 
 DESCRIPTIONS = {
@@ -58,6 +59,41 @@ class BidsMask:
     grid: NiftiGrid
     threshold: float
     spatial_reference: str
+
+
+_END_OF_MAP = "_desc-anomaly_probseg.nii.gz"
+
+
+def outputs_of_bids(folder: Path, stem: str) -> dict[str, Path]:
+    """Name all files of a session: kind of output -> file.
+
+    Args:
+        folder: The session's folder `anat`.
+        stem: How all their names begin, such as "sub-01_space-orig".
+    """
+    names = {
+        "map": _END_OF_MAP,
+        "mask": "_label-L_desc-mmccd_mask.nii.gz",
+        "sidecar": "_desc-anomaly_probseg.json",
+        "mask_sidecar": "_label-L_desc-mmccd_mask.json",
+        "lesions": "_desc-lesions_dseg.nii.gz",
+        "lesion_table": "_desc-lesions_dseg.tsv",
+        "lesions_sidecar": "_desc-lesions_dseg.json",
+    }
+    return {kind: folder / f"{stem}{end}" for kind, end in names.items()}
+
+
+def outputs_beside(map: Path) -> dict[str, Path]:
+    """Name the files that go with a map, in BIDS or not, from the map's own name and nothing else.
+
+    What a record says of names is never written to: it may come from anybody.
+
+    Raises:
+        UsageError: The name ends in neither .nii.gz nor .nii.
+    """
+    if map.name.endswith(_END_OF_MAP):
+        return outputs_of_bids(map.parent, map.name.removesuffix(_END_OF_MAP))
+    return asdict(output_paths(map))
 
 
 def mask_sidecar(shown: BidsMask) -> bytes:

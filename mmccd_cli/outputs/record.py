@@ -1,7 +1,8 @@
 """The record of one run that the sidecar holds and that --json prints.
 
 It says all that changed a number, and neither the date nor any folder: both can say more about a
-person than a result should carry.
+person than a result should carry. A sidecar of BIDS holds it under the one key `mmccd`, beside the
+keys that BIDS knows.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import numpy as np
 
 from mmccd_cli import __version__
 from mmccd_cli.errors import MmccdError
-from mmccd_cli.files import read_json
+from mmccd_cli.files import check_json, read_json
+from mmccd_cli.outputs.schema import RECORD_VERSION, DoneRecord
 from mmccd_cli.weights.hub import cached_id
 
 if TYPE_CHECKING:
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
     from mmccd_cli.pipeline import SegmentationResult
     from mmccd_cli.weights.bundle import Bundle
 
-RECORD_VERSION = 1
+KEY_IN_BIDS = "mmccd"
+"""Where a sidecar of BIDS holds the record."""
 
+_FIELDS_OF_BIDS = ("Description", "Sources", "SpatialReference", "Manual")
+"""What 0.2.0 wrote among the fields of a record."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 _DISTRIBUTIONS = (
@@ -173,13 +178,54 @@ def peak_memory_mib() -> float | None:
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Read a sidecar; None where it is missing or was not written by mmccd."""
+@dataclass(frozen=True)
+class Sidecar:
+    """What a sidecar holds.
+
+    Attributes:
+        record: The record, checked; see `mmccd_cli.outputs.schema.DoneRecord`.
+        fields: What it says beside the record, for BIDS; else empty.
+        is_nested: Whether the record has a key of its own, as BIDS wants it.
+    """
+
+    record: dict[str, Any]
+    fields: dict[str, Any]
+    is_nested: bool
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read a sidecar, also one for BIDS that 0.2.0 wrote, where all keys stand side by side.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds no record, or one with a field that is missing or cannot be; the text
+            is a clause that says which.
+    """
     try:
-        record = read_json(path)
+        content = check_json(dict[str, Any], read_json(path))
+        is_nested = KEY_IN_BIDS in content
+        known = content.keys() - {KEY_IN_BIDS} if is_nested else _FIELDS_OF_BIDS
+        fields = {key: value for key, value in content.items() if key in known}
+        rest = {key: value for key, value in content.items() if key not in known}
+        record = rest[KEY_IN_BIDS] if is_nested else rest
+        if check_json(DoneRecord, record).status != "done":
+            raise ValueError("it is the record of a result that was skipped")
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    return Sidecar(record, fields, is_nested)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read the record of a sidecar; None where there is none that can be read in full."""
+    try:
+        return read_sidecar(path).record
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and "record_version" in record else None
+
+
+def encode_sidecar(record: Mapping[str, Any], fields: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a sidecar; with fields for BIDS, the record has a key of its own."""
+    return encode_json({**fields, KEY_IN_BIDS: record} if fields else record)
 
 
 def to_json(record: Any, *, indent: int | None = None) -> str:

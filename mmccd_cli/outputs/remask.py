@@ -49,7 +49,13 @@ class NewMask:
     record: dict[str, Any]
 
 
-def remask(outputs: Mapping[str, Path], record: Mapping[str, Any], options: MaskOptions) -> NewMask:
+def remask(
+    outputs: Mapping[str, Path],
+    record: Mapping[str, Any],
+    options: MaskOptions,
+    *,
+    spatial_reference: str | None = None,
+) -> NewMask:
     """Make the mask of a map anew, and what follows from it; nothing is written.
 
     Args:
@@ -57,6 +63,8 @@ def remask(outputs: Mapping[str, Path], record: Mapping[str, Any], options: Mask
             the new record is to name.
         record: The record of the map; see `mmccd_cli.outputs.record`.
         options: Threshold and cleaning; what is None is as calibrated.
+        spatial_reference: BIDS URI of the scan whose grid it is; needed where `outputs` names files
+            of BIDS.
 
     Raises:
         DataError: The map cannot be read, or the record lacks what is needed.
@@ -68,6 +76,12 @@ def remask(outputs: Mapping[str, Path], record: Mapping[str, Any], options: Mask
     )
     contents = {"mask": encode_mask(outputs["mask"], mask, grid)}
     if of_bids := [kind for kind in outputs if kind in BIDS_OUTPUTS]:
+        if not isinstance(spatial_reference, str):
+            raise DataError(
+                f"{outputs['sidecar']} does not say which scan's grid the map has.",
+                cause="Its SpatialReference is missing, or is no text.",
+                next_step="Segment the subject anew: mmccd segment ... --force",
+            )
         shown = BidsMask(
             map=outputs["map"],
             mask=outputs["mask"],
@@ -75,7 +89,7 @@ def remask(outputs: Mapping[str, Path], record: Mapping[str, Any], options: Mask
             lesions=lesions,
             grid=grid,
             threshold=score.threshold,
-            spatial_reference=record["SpatialReference"],
+            spatial_reference=spatial_reference,
         )
         contents |= {kind: BIDS_OUTPUTS[kind](shown) for kind in of_bids}
     hashes = {"mask": hashlib.sha256(contents["mask"]).hexdigest()}

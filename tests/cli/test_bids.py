@@ -113,7 +113,9 @@ def test_sidecars_say_what_was_used(first_run: tuple[Result, Path]) -> None:
     flair = "bids:raw:sub-01/anat/sub-01_run-1_FLAIR.nii.gz"
     assert record["Sources"] == [flair, "bids:raw:sub-01/anat/sub-01_T2w.nii.gz"]
     assert record["SpatialReference"] == flair
-    ignored = {entry["file"]: entry["reason"] for entry in record["ignored"]}
+    keys = {"Description", "Sources", "SpatialReference", "Manual", "mmccd"}
+    assert record.keys() == keys  # PyBIDS takes `subject` beside them for an entity
+    ignored = {entry["file"]: entry["reason"] for entry in record["mmccd"]["ignored"]}
     assert "another run" in ignored["sub-01_run-2_FLAIR.nii.gz"]
     assert "contrast-enhanced" in ignored["sub-01_ce-gd_T1w.nii.gz"]
     mask = json.loads((anat / "sub-01_space-orig_label-L_desc-mmccd_mask.json").read_text())
@@ -154,6 +156,33 @@ def test_resume_keeps_results_and_a_new_threshold_makes_new_masks(
     assert json.loads(next(anat.glob("*_mask.json")).read_text())["Threshold"] == 0.9
 
 
+def test_a_result_of_0_2_0_moves_its_record_under_one_key_without_inference(
+    first_run: tuple[Result, Path], mmccd: Call, data_set: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(first_run[1], tmp_path / "out")
+    (out / "dataset_description.json").unlink()  # its links are relative to where it was
+    path = out / "sub-01" / "anat" / f"sub-01_{_MAP}.json"
+    sidecar = json.loads(path.read_text())
+    path.write_text(json.dumps(sidecar.pop("mmccd") | sidecar))
+    words = ("bids", data_set, out, "participant", "--participant_label", "sub-01", "--resume")
+    again = mmccd(*words)
+    assert "new mask" in again.stderr, again.stderr
+    moved = json.loads(path.read_text())
+    assert moved.keys() == {*sidecar, "mmccd"}
+    assert not moved["mmccd"].keys() & sidecar.keys()
+    assert "up to date" in mmccd(*words).stderr
+
+
+def test_pybids_reads_the_derivatives(first_run: tuple[Result, Path]) -> None:
+    bids = pytest.importorskip("bids")
+    root = str(first_run[1])
+    for options in ({"validate": False}, {"is_derivative": True}):
+        layout = bids.BIDSLayout(root, **options)
+        (found,) = layout.get(subject="01", desc="anomaly", extension=".nii.gz")
+        assert found.get_entities()["suffix"] == "probseg"
+        assert found.get_metadata()["mmccd"]["subject"] == "sub-01"
+
+
 def test_a_new_threshold_without_inference_renews_all_that_shows_the_mask(
     first_run: tuple[Result, Path], mmccd: Call, data_set: Path, tmp_path: Path
 ) -> None:
@@ -170,7 +199,9 @@ def test_a_new_threshold_without_inference_renews_all_that_shows_the_mask(
     for kind in ("_mask.nii.gz", "_mask.json", "_dseg.nii.gz", "_dseg.tsv", "_dseg.json"):
         (one,), (other,) = resumed.glob(f"*{kind}"), cut.glob(f"*{kind}")
         assert one.read_bytes() == other.read_bytes(), kind
-    records = [json.loads(next(a.glob("*_probseg.json")).read_text()) for a in (resumed, cut)]
+    sidecars = [json.loads(next(a.glob("*_probseg.json")).read_text()) for a in (resumed, cut)]
+    records = [sidecar.pop("mmccd") for sidecar in sidecars]
+    assert sidecars[0] == sidecars[1]
     assert records[0]["outputs"] == records[1]["outputs"]
     assert records[0]["output_sha256"] == records[1]["output_sha256"]
     assert _issues(outs[1]) == []

@@ -19,6 +19,7 @@ from mmccd_cli.outputs.bids import BIDS_OUTPUTS
 from mmccd_cli.outputs.remask import remask
 
 SHAPE = (20, 22, 24)
+REFERENCE = "bids:raw:sub-01/anat/FLAIR.nii.gz"
 
 
 @pytest.fixture
@@ -46,7 +47,6 @@ def record() -> dict[str, Any]:
         min_fraction_of_largest=0,
     )
     return {
-        "SpatialReference": "bids:raw:sub-01/anat/FLAIR.nii.gz",
         "versions": {"mmccd": "0.0.1"},
         "warnings": ["The map was made by mmccd 0.0.0; long ago.", "T2w was mended."],
         "output_sha256": {"map": "of the map", "mask": "of the old mask"},
@@ -60,11 +60,11 @@ def record() -> dict[str, Any]:
 
 
 def test_what_is_not_asked_for_is_as_calibrated_not_as_before(outputs, record):
-    new = remask(outputs, record, MaskOptions())
+    new = remask(outputs, record, MaskOptions(), spatial_reference=REFERENCE)
     assert new.record["threshold"] == 0.5
     assert len(new.lesions) == len(new.record["lesions"]) == 2
     assert new.record["settings"]["requested"]["threshold"] == "auto"
-    higher = remask(outputs, record, MaskOptions(threshold=0.7))
+    higher = remask(outputs, record, MaskOptions(threshold=0.7), spatial_reference=REFERENCE)
     assert higher.mask.sum() == 6**3
     assert higher.record["lesion_volume_ml"] == 0.216
     asked = {"space": "native", "threshold": 0.7, "min_lesion_mm3": "auto"}
@@ -72,7 +72,7 @@ def test_what_is_not_asked_for_is_as_calibrated_not_as_before(outputs, record):
 
 
 def test_files_and_record_fit_the_mask(outputs, record, tmp_path):
-    new = remask(outputs, record, MaskOptions())
+    new = remask(outputs, record, MaskOptions(), spatial_reference=REFERENCE)
     assert set(new.contents) == {"mask", *BIDS_OUTPUTS}
     hashes = {"map": "of the map", "mask": hashlib.sha256(new.contents["mask"]).hexdigest()}
     assert new.record["output_sha256"] == hashes
@@ -97,11 +97,18 @@ def test_files_and_record_fit_the_mask(outputs, record, tmp_path):
 def test_a_result_outside_its_data_set_names_its_map(outputs, record, tmp_path):
     outputs["map"].rename(tmp_path / "map.nii.gz")
     moved = {kind: tmp_path / path.name for kind, path in outputs.items()}
-    sidecar = json.loads(remask(moved, record, MaskOptions()).contents["mask_sidecar"])
+    sidecar = json.loads(
+        remask(moved, record, MaskOptions(), spatial_reference=REFERENCE).contents["mask_sidecar"]
+    )
     assert sidecar["Sources"] == ["map.nii.gz"]
+
+
+def test_files_of_bids_need_the_scan_whose_grid_it_is(outputs, record):
+    with pytest.raises(DataError, match="does not say which scan"):
+        remask(outputs, record, MaskOptions())
 
 
 def test_a_record_without_settings_is_explained(outputs, record):
     del record["settings"]["calibrated_mask"]
     with pytest.raises(DataError, match="lacks the settings"):
-        remask(outputs, record, MaskOptions())
+        remask(outputs, record, MaskOptions(), spatial_reference=REFERENCE)

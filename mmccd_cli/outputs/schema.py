@@ -1,0 +1,211 @@
+"""What a record must hold: its fields with their units, checked when a record is read back.
+
+A record may hold more than is listed here, as those of a later version do; what is listed must be
+there and be of its type. `mmccd schema` prints it as JSON Schema.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
+
+RECORD_VERSION = 1
+
+
+def _without_folder(name: str) -> str:
+    if name in ("", ".", "..") or os.path.basename(name) != name or "\0" in name:
+        raise ValueError(f"the name of a file must be a name without folders, got {name[:80]!r}")
+    return name
+
+
+PlainName = Annotated[
+    str,
+    AfterValidator(_without_folder),
+    WithJsonSchema({"type": "string", "pattern": r"^(?!\.{1,2}$)[^/\x00]+$"}),
+]
+"""Name of a file without any folder, so that it can lie in one place only."""
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Volume = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Limits = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
+
+
+class _Checked(BaseModel):
+    """A part of a record: its fields are checked, more are allowed, no number is NaN."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, frozen=True)
+
+
+class LesionRecord(_Checked):
+    """One connected component of the mask."""
+
+    id: int = Field(ge=1, description="1 for the largest, then by falling volume.")
+    volume_ml: Volume = Field(description="Volume, mL.")
+    peak: Share = Field(description="Highest value of the anomaly map inside.")
+    mean: Share = Field(description="Mean value of the anomaly map inside.")
+    centroid_ras_mm: tuple[float, float, float] = Field(
+        description="Centre of the voxels in RAS+ world coordinates, mm."
+    )
+    box: tuple[Limits, Limits, Limits] = Field(
+        description="Bounding box, voxel indices of map and mask as [[i0, i1], [j0, j1], [k0, k1]]:"
+        " counted from 0, the first included and the last excluded, as a slice of Python."
+    )
+
+
+class InputFile(_Checked):
+    """A file that was read."""
+
+    file: PlainName = Field(description="Its name; of a DICOM series, the number of the series.")
+    sha256: Sha256 = Field(description="SHA-256 of its bytes; of a DICOM series, of all files.")
+
+
+class IgnoredFile(_Checked):
+    """A file that was left out."""
+
+    file: PlainName = Field(description="Its name.")
+    reason: str = Field(description="Why it was left out.")
+
+
+class Outputs(_Checked):
+    """The files that were written with this record, by kind; further kinds are optional."""
+
+    __pydantic_extra__: dict[str, PlainName]
+
+    map: PlainName = Field(description="Anomaly map, float32 in [0, 1].")
+    mask: PlainName = Field(description="Mask, uint8.")
+    sidecar: PlainName = Field(description="The file with this record.")
+
+
+class OutputHashes(_Checked):
+    """SHA-256 of the files that decide whether a result is up to date."""
+
+    map: Sha256 = Field(description="SHA-256 of the map's file.")
+    mask: Sha256 = Field(description="SHA-256 of the mask's file.")
+
+
+class BundleRecord(_Checked):
+    """The weights."""
+
+    name: str = Field(description="Name of the bundle.")
+    version: str = Field(description="Version of the bundle.")
+    sha256: Sha256 = Field(description="Hash over all its files.")
+    hub: str | None = Field(description="Where it came from on the Hub; null if from elsewhere.")
+
+
+class Settings(_Checked):
+    """All that changed a number."""
+
+    requested: dict[str, Any] = Field(description="What was asked for; --resume compares it.")
+    score: dict[str, Any] = Field(description="The score's settings that were used.")
+    calibrated_mask: dict[str, Any] = Field(
+        description="Those of the score's settings that change the mask only, as calibrated."
+    )
+    score_threshold_of_this_scan: float = Field(
+        description="The scan's threshold in units of the score, before it became a map."
+    )
+
+
+class Versions(_Checked):
+    """Versions of all that computed, by name."""
+
+    __pydantic_extra__: dict[str, str]
+
+    mmccd: str = Field(description="Version of mmccd that made the map.")
+
+
+class _Record(_Checked):
+    record_version: Literal[1] = Field(description="Grows when a field changes its meaning.")
+    subject: str = Field(description="The subject's id, or what was given in its place.")
+
+
+class DoneRecord(_Record):
+    """The record of a subject that has a result, as its sidecar holds it."""
+
+    status: Literal["done", "skipped"] = Field(
+        description='"skipped" where the result was there already and is up to date.'
+    )
+    lesion_volume_ml: Volume = Field(description="Volume of the mask, mL.")
+    threshold: Share = Field(description="Value of the map above which a voxel is in the mask.")
+    lesions: list[LesionRecord] = Field(description="The mask's components, the largest first.")
+    reference: str = Field(description="Modality whose grid map and mask have.")
+    outputs: Outputs
+    output_sha256: OutputHashes
+    inputs: dict[str, InputFile] = Field(description="Modality, or brain_mask, to its file.")
+    ignored: list[IgnoredFile] = Field(description="Files that were left out.")
+    bundle: BundleRecord
+    settings: Settings
+    seed: int = Field(description="Seed of all that is random.")
+    device: str = Field(description="What computed.")
+    threads: int = Field(ge=1, description="Threads of the CPU.")
+    versions: Versions
+    seconds: dict[str, float] = Field(description="Stage to its time, s.")
+    peak_memory_mib: float | None = Field(description="Largest memory, MiB; null if not known.")
+    warnings: list[str] = Field(description="Sentences to read before trusting the result.")
+
+    @model_validator(mode="after")
+    def _reference_was_read(self) -> DoneRecord:
+        if self.reference not in self.inputs:
+            raise ValueError(f"reference is {self.reference[:80]!r}, which is no input")
+        return self
+
+
+class ErrorRecord(_Checked):
+    """Why a subject failed."""
+
+    message: str = Field(description="What failed, on which file.")
+    cause: str | None = Field(description="The likely cause.")
+    next_step: str | None = Field(description="The command or action that helps.")
+    exit_code: int = Field(description="What the program ends with where it is the only subject.")
+
+
+class FailedRecord(_Record):
+    """The record of a subject that could not be done; it is printed, and in no file."""
+
+    status: Literal["failed"]
+    error: ErrorRecord
+
+
+class PlannedInput(_Checked):
+    """A file that would be read."""
+
+    file: PlainName = Field(description="Its name; of a DICOM series, the number of the series.")
+
+
+class PlannedRecord(_Record):
+    """The record of a subject with --dry-run, from the names of its files alone."""
+
+    status: Literal["planned"]
+    layout: str = Field(description="What the subject's folder was taken for.")
+    inputs: dict[str, PlannedInput] = Field(description="Modality, or brain_mask, to its file.")
+    ignored: list[IgnoredFile] = Field(description="Files that would be left out.")
+    modalities: list[str] = Field(description="Those that the score would use.")
+    outputs: dict[str, PlainName] = Field(description="Kind of output to its file's name.")
+    only_the_mask: bool = Field(description="Whether the map that is there would be kept.")
+    bundle: BundleRecord
+
+
+AnyRecord = Annotated[
+    DoneRecord | FailedRecord | PlannedRecord,
+    Field(
+        discriminator="status",
+        title="Record of mmccd",
+        description="A line of --json, a sidecar, or the key `mmccd` of a sidecar of BIDS.",
+    ),
+]
+
+
+def record_schema() -> dict[str, Any]:
+    """Return the JSON Schema of all records: of files, and of the lines that --json prints."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return dialect | TypeAdapter[Any](AnyRecord).json_schema()
