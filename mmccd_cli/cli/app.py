@@ -22,6 +22,7 @@ from mmccd_cli.cli import (
     demo,
     doctor,
     evaluate,
+    schema,
     segment,
     threshold,
     train,
@@ -73,6 +74,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("train-comparison")(comparison.train_comparison)
 app.command("train-rivals", hidden=True)(comparison.train_comparison)  # its first name
 app.command("benchmark")(benchmark.benchmark)
+app.command("schema")(schema.schema)
 
 
 def main() -> None:

@@ -125,7 +125,11 @@ class Versions(_Checked):
 
 
 class _Record(_Checked):
-    record_version: Literal[1] = Field(description="Grows when a field changes its meaning.")
+    record_version: int = Field(
+        ge=RECORD_VERSION,
+        le=RECORD_VERSION,
+        description="Grows when a field changes its meaning.",
+    )
     subject: str = Field(description="The subject's id, or what was given in its place.")
 
 
