@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.template import bounding_box
+from mmccd_cli.template import bounding_box, transform_points
 
 Interpolation = Literal["nearest", "linear"]
 
@@ -42,6 +42,7 @@ _PADDING_MM = 60.0
 _MARGIN_MM = 10.0
 _WINSOR_PERCENTILES = (0.5, 99.5)
 _HISTOGRAM_BINS = 32
+_DECIMALS = 6  # of affines in mm; rounding of headers is smaller by far
 _GAUSSIAN_FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 
 
@@ -135,46 +136,30 @@ class RegistrationResult:
 class _Level:
     """One resolution of a registration: working spacing, sampling and optimiser steps."""
 
-    kind: Literal["rigid", "affine"]
     spacing_mm: float
     samples: int
     step_mm: float
     iterations: int
 
 
-_COARSE = _Level(kind="rigid", spacing_mm=_COARSE_MM, samples=2**31, step_mm=4.0, iterations=4)
-_LEVELS = {
-    "rigid": (
-        _Level(kind="rigid", spacing_mm=4.0, samples=20_000, step_mm=2.0, iterations=12),
-        _Level(kind="rigid", spacing_mm=2.0, samples=30_000, step_mm=0.5, iterations=8),
-    ),
-    "affine": (
-        _Level(kind="rigid", spacing_mm=4.0, samples=10_000, step_mm=1.0, iterations=6),
-        _Level(kind="affine", spacing_mm=4.0, samples=15_000, step_mm=2.0, iterations=8),
-        _Level(kind="affine", spacing_mm=3.0, samples=20_000, step_mm=0.5, iterations=4),
-    ),
-}
+_COARSE = _Level(spacing_mm=_COARSE_MM, samples=2**31, step_mm=4.0, iterations=4)
+_LEVELS = (
+    _Level(spacing_mm=4.0, samples=20_000, step_mm=2.0, iterations=12),
+    _Level(spacing_mm=2.0, samples=30_000, step_mm=0.5, iterations=8),
+)
 
 
-def register(
-    fixed: Volume,
-    moving: Volume,
-    *,
-    kind: Literal["rigid", "affine"] = "rigid",
-    fixed_mask: NDArray[np.bool_] | None = None,
-    seed: int = 0,
-) -> RegistrationResult:
-    """Find where each point of one image lies in another, whatever their contrasts.
+def register(fixed: Volume, moving: Volume, *, seed: int = 0) -> RegistrationResult:
+    """Find how one image of a head lies in another, turned and shifted, whatever their contrasts.
 
     Mutual information, from several starts (the headers as they are, centres of mass, rotations
-    of 20 degrees) at 8 mm down to 2 or 3 mm. Thick slices keep their own spacing. One thread, so
-    that the result is the same to the last bit; a second would not make it faster.
+    of 20 degrees) at 8 mm down to 2 mm. Thick slices keep their own spacing. Only how the images
+    lie to each other counts, not where the headers' origin is. One thread, so that the result is
+    the same to the last bit; a second would not make it faster.
 
     Args:
         fixed: The image whose world the answer starts from.
         moving: The image whose world the answer leads to.
-        kind: "rigid", or "affine" (rigid first).
-        fixed_mask: (I, J, K) bool on the fixed grid: where to compare.
         seed: Seed of the sampled points.
 
     Returns:
@@ -183,32 +168,36 @@ def register(
     Raises:
         DataError: One of the images is constant.
     """
-    pair = _Scan(fixed, fixed_mask), _Scan(moving)
+    origin = transform_points(fixed.affine, (np.array(fixed.shape) - 1) / 2)
+    pair = _Scan(_seen_from(fixed, origin)), _Scan(_seen_from(moving, origin))
     with _one_thread():
         found = _search_starts(*pair, seed)
-        # Levels follow each other at one spacing or a finer one: each is made once.
-        images: dict[float, list[_Pair]] = {}
-        for level in _LEVELS[kind]:
-            if level.spacing_mm not in images:
-                images = {level.spacing_mm: [scan.at(level.spacing_mm) for scan in pair]}
-            task = _Alignment(images[level.spacing_mm], pair[0].centre, level=level, seed=seed)
-            ended = task.optimise(found.matrix)
+        for level in _LEVELS:
+            images = [scan.at(level.spacing_mm) for scan in pair]
+            ended = _Alignment(images, pair[0].centre, level=level, seed=seed).optimise(
+                found.matrix
+            )
             found = replace(ended, iterations=found.iterations + ended.iterations)
-    return found
+    there = np.eye(4)
+    there[:3, 3] = origin
+    return replace(found, matrix=there @ found.matrix @ np.linalg.inv(there))
 
 
-_Pair = tuple[sitk.Image, sitk.Image | None]
-"""A working image and its mask."""
+def _seen_from(volume: Volume, origin: NDArray[np.float64]) -> Volume:
+    """The volume with another origin of its world; a hair's difference of headers is rounded."""
+    affine = volume.affine.copy()
+    affine[:3, 3] -= origin
+    return Volume(volume.data, affine.round(_DECIMALS))
 
 
 class _Scan:
     """A scan that can be had at any working resolution, winsorised and cropped."""
 
-    def __init__(self, volume: Volume, mask: NDArray[np.bool_] | None = None) -> None:
+    def __init__(self, volume: Volume) -> None:
         occupied = volume.data != 0
         if not occupied.any():
             raise DataError("An image to be registered is empty.")
-        box = bounding_box(occupied if mask is None else occupied | mask)
+        box = bounding_box(occupied)
         part = volume.cropped(box)
         low, high = np.percentile(part.data[occupied[box]], _WINSOR_PERCENTILES)
         if not high > low:
@@ -216,19 +205,13 @@ class _Scan:
         background = min(low, 0.0)
         winsorised = np.clip(part.data, background, high)
         self.image = Volume(winsorised, part.affine)
-        self.mask = None if mask is None else Volume(mask[box], part.affine)
-        weights = winsorised - background if mask is None else mask[box]
-        self.centre = _centre_of_mass(weights, part.affine)
+        self.centre = _centre_of_mass(winsorised - background, part.affine)
 
-    def at(self, spacing_mm: float, padding_mm: float = _MARGIN_MM) -> _Pair:
-        """Image and mask on an orthonormal grid, no finer than the scan or the given spacing."""
-        shape, affine = _working_grid(self.image, spacing_mm, padding_mm)
+    def at(self, spacing_mm: float, padding_mm: float = _MARGIN_MM) -> sitk.Image:
+        """The image on an orthonormal grid, no finer than the scan or the given spacing."""
+        shape, affine = working_grid(self.image, spacing_mm, padding_mm)
         image = resample(self.image, shape, affine, smooth=True)
-        world = _UNIT_FROM_RAS @ affine
-        if self.mask is None:
-            return _to_sitk(image.data, world), None
-        mask = resample(self.mask, shape, affine, interpolation="nearest")
-        return _to_sitk(image.data, world), _to_sitk(mask.data.astype(np.uint8), world)
+        return _to_sitk(image.data, _UNIT_FROM_RAS @ affine)
 
 
 def _centre_of_mass(weights: NDArray, affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -244,26 +227,26 @@ def _centre_of_mass(weights: NDArray, affine: NDArray[np.float64]) -> NDArray[np
 class _Alignment:
     """A pair of working images and how to compare them.
 
-    The transform that is optimised starts at the identity and comes before the matrix known so
-    far, so one code serves rigid and affine stages.
+    The transform that is optimised starts at the identity, before the matrix known so far.
     """
 
     def __init__(
-        self, pair: Sequence[_Pair], centre: NDArray[np.float64], *, level: _Level, seed: int
+        self,
+        images: Sequence[sitk.Image],
+        centre: NDArray[np.float64],
+        *,
+        level: _Level,
+        seed: int,
     ) -> None:
-        fixed, moving = pair
-        self._images = fixed[0], moving[0]
+        self._images = images
         self._centre = (_UNIT_FROM_RAS[:3, :3] @ centre).tolist()
-        self._kind = level.kind
         method = sitk.ImageRegistrationMethod()
         method.SetNumberOfThreads(1)
         method.SetInterpolator(sitk.sitkLinear)
         method.SetMetricAsMattesMutualInformation(_HISTOGRAM_BINS)
         method.SetMetricUseFixedImageGradientFilter(False)
         method.SetMetricUseMovingImageGradientFilter(False)
-        if fixed[1] is not None:
-            method.SetMetricFixedMask(fixed[1])
-        share = level.samples / fixed[0].GetNumberOfPixels()
+        share = level.samples / images[0].GetNumberOfPixels()
         if share < 1:
             method.SetMetricSamplingStrategy(method.RANDOM)
             # SimpleITK takes the time of day as the seed when it is given 0.
@@ -303,7 +286,7 @@ class _Alignment:
         )
 
     def _start_from(self, matrix: NDArray[np.float64]) -> sitk.Transform:
-        transform = sitk.Euler3DTransform() if self._kind == "rigid" else sitk.AffineTransform(3)
+        transform = sitk.Euler3DTransform()
         transform.SetCenter(self._centre)
         self._method.SetMovingInitialTransform(
             _affine_transform(_UNIT_FROM_RAS @ matrix @ _RAS_FROM_UNIT)
@@ -363,15 +346,25 @@ def _rotation_about(
     return matrix
 
 
-def _working_grid(
+def working_grid(
     scan: Volume, spacing_mm: float, padding_mm: float
 ) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """An orthonormal grid along a scan's axes that covers it with a margin."""
+    """Lay an orthonormal grid along a scan's axes, with a margin.
+
+    Args:
+        scan: Only its shape and affine matter.
+        spacing_mm: Voxel size wanted; axes that are coarser keep their own.
+        padding_mm: Margin on each side.
+
+    Returns:
+        Shape and affine of the grid.
+    """
     steps, directions = _steps_and_directions(scan.affine)
     spacing = np.maximum(steps, spacing_mm)
     corners = (_corners(scan.shape) @ scan.affine.T)[:, :3] @ directions
     low, high = corners.min(axis=0) - padding_mm, corners.max(axis=0) + padding_mm
-    counts = np.maximum(1, np.ceil((high - low) / spacing).astype(int) + 1)
+    # A whole number of steps stays one where the affine is a hair off.
+    counts = np.maximum(1, np.ceil((high - low) / spacing - 1e-3).astype(int) + 1)
     start = (low + high) / 2 - (counts - 1) / 2 * spacing
     working = np.eye(4)
     working[:3, :3] = directions * spacing
@@ -389,7 +382,7 @@ def _to_sitk(data: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
     return image
 
 
-def _ras_matrix(transform: sitk.Euler3DTransform | sitk.AffineTransform) -> NDArray[np.float64]:
+def _ras_matrix(transform: sitk.Euler3DTransform) -> NDArray[np.float64]:
     matrix = np.eye(4)
     linear = np.array(transform.GetMatrix()).reshape(3, 3)
     centre = np.array(transform.GetCenter())

@@ -10,22 +10,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import DataError
-from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.brain import find_brain, imaged
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
 from mmccd_cli.preprocessing.spatial import register, resample, same_grid
+from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
 from mmccd_cli.progress import Stopwatch
 from mmccd_cli.template import (
     Template,
     affine_of_box,
     bounding_box,
-    transform_points,
-    voxel_volume_mm3,
 )
 
 Matrix = NDArray[np.float64]
@@ -33,11 +31,7 @@ Matrix = NDArray[np.float64]
 _MIN_WEIGHT = 0.05  # less than this share of a sample lies inside the mask: leave it out
 _MARGIN_VOXELS = 4
 _MIN_OVERLAP = 0.8
-_SCALE_RANGE = (0.75, 1.35)
 _MIN_COVERED = 0.95
-_SAME_SPACE_OVERLAP = 0.85
-_SAME_SPACE_DEGREES = 8.0
-_SAME_SPACE_MM = 8.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -140,7 +134,7 @@ def prepare_subject(
     with watch.stage("template_registration"):
         from_template = np.eye(4)
         if settings.template_registration != "none":
-            from_template, warnings = _align_template(head, template, reference, seed=seed)
+            from_template, warnings = _align_template(head, template, reference)
             notes += warnings
     with watch.stage("resampling"):
         sampler = _Sampler(template, from_template, head, threads=threads)
@@ -216,7 +210,7 @@ def _align_modality(volume: Volume, reference: Volume, seed: int) -> Matrix:
     """Matrix from the reference's world to a scan's; one grid means the identity."""
     if same_grid(reference, volume):
         return np.eye(4)
-    return register(reference, volume, kind="rigid", seed=seed).matrix
+    return register(reference, volume, seed=seed).matrix
 
 
 def _describe_motion(
@@ -246,66 +240,18 @@ def _find_in(volume: Volume, head: AlignedScan, matrix: Matrix) -> AlignedScan:
 
 
 def _align_template(
-    head: AlignedScan, template: Template, modality: str, *, seed: int
+    head: AlignedScan, template: Template, modality: str
 ) -> tuple[Matrix, list[str]]:
     """Matrix from the template's world to the reference's world, and warnings."""
-    names = [modality, *(name for name in MODALITIES if name in template.images)]
-    name = next(name for name in names if name in template.images)
-    image = np.where(template.mask, template.images[name], 0)
-    fixed = np.where(template.mask, image - float(image.min()) + 1, 0)
-    moving = Volume(np.where(head.brain, head.volume.data, 0), head.volume.affine)
-    matrix = register(
-        Volume(fixed, template.affine),
-        # One order of axes for all, so that the samples that are drawn do not depend on it.
-        reorient(moving, "RAS"),
-        kind="affine",
-        fixed_mask=ndimage.binary_dilation(template.mask, iterations=3),
-        seed=seed,
-    ).matrix
-    if _is_in_template_space(head, template, matrix):
-        return np.eye(4), []
+    matrix = align_to_template(head.volume, head.brain, template, modality)
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    if _SCALE_RANGE[0] <= scales.min() and scales.max() <= _SCALE_RANGE[1]:
+    if SCALE_RANGE[0] <= scales.min() and scales.max() <= SCALE_RANGE[1]:
         return matrix, []
     warning = (
         "Warning: the registration to the template ended at implausible scales "
         f"({scales.min():.2f} to {scales.max():.2f}); centres and sizes were matched instead."
     )
-    return _match_moments(head, template), [warning]
-
-
-def _is_in_template_space(head: AlignedScan, template: Template, matrix: Matrix) -> bool:
-    """Whether the headers put the brain on the template, and registration agrees roughly.
-
-    Then the headers stand: whoever brought the scans there did so with sharper images than a mean
-    of many brains, and the training subjects were taken as they lay, too.
-    """
-    brain = Volume(head.brain, head.volume.affine)
-    laid = resample(brain, template.shape, template.affine).data >= 0.5
-    if overlap(laid, template.mask).dice < _SAME_SPACE_OVERLAP:
-        return False
-    left, _, right = np.linalg.svd(matrix[:3, :3])
-    cosine = (np.trace(left @ right) - 1) / 2
-    turn_deg = float(np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))))
-    centre = _centre(template.mask, template.affine)
-    shift_mm = float(np.linalg.norm(transform_points(matrix, centre) - centre))
-    return turn_deg < _SAME_SPACE_DEGREES and shift_mm < _SAME_SPACE_MM
-
-
-def _match_moments(head: AlignedScan, template: Template) -> Matrix:
-    """Translation and one scale that match centre and volume of two brains."""
-    ours = _centre(head.brain, head.volume.affine)
-    theirs = _centre(template.mask, template.affine)
-    volume_mm3 = head.brain.sum() * head.volume.voxel_volume_mm3
-    ratio = volume_mm3 / (template.mask.sum() * voxel_volume_mm3(template.affine))
-    scale = float(np.clip(ratio ** (1 / 3), *_SCALE_RANGE))
-    matrix = np.diag([scale, scale, scale, 1.0])
-    matrix[:3, 3] = ours - scale * theirs
-    return matrix
-
-
-def _centre(mask: NDArray[np.bool_], affine: Matrix) -> NDArray[np.float64]:
-    return transform_points(affine, ndimage.center_of_mass(mask))
+    return match_moments(head.volume, head.brain, template), [warning]
 
 
 class _Sampler:

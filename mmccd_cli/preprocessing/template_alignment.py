@@ -1,0 +1,267 @@
+"""Where a brain lies in the template: an affine map with one sharp optimum.
+
+Template and scan show the same contrast, so their intensities can be compared directly. The sum of
+robustly weighted squared differences over all voxels is smooth, and its optimum is found to a
+hundredth of a millimetre; mutual information of random samples ends a millimetre or two apart when
+a header's origin moves. What the header says of the origin is not used at all: the brain starts
+with its centre on the template's.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.linalg import expm
+from scipy.spatial.transform import Rotation
+
+from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.preprocessing.spatial import resample, working_grid
+from mmccd_cli.template import (
+    Template,
+    bounding_box,
+    median_and_deviation,
+    transform_points,
+    voxel_volume_mm3,
+)
+
+Matrix = NDArray[np.float64]
+
+SCALE_RANGE = (0.75, 1.35)
+"""Ratios of brain sizes to the template's that are plausible in an adult."""
+
+_RADIUS_MM = 60.0  # unit of the parameters: there a scale moves as much as a translation
+_STARTS_DEG = (-20.0, 0.0, 20.0)
+_STARTS_KEPT = 2
+_CLIP = 3.0  # robust standard deviations; fluid and fat say little about place
+_INSIDE = 4.0  # what the brain stands above the background, in the same unit
+_OUTLIER = 1.5  # differences beyond it, lesions above all, hardly count
+_FINER = 0.75  # voxel size of the moved image, as a share of the fixed one's
+_MARGIN_VOXELS = 2
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One resolution: voxel size, what may change, and when to stop."""
+
+    spacing_mm: float
+    kind: str
+    iterations: int
+    tolerance_mm: float
+
+
+_COARSE = _Level(8.0, "similarity", 15, 0.05)
+_LEVELS = (_Level(4.0, "affine", 30, 0.01), _Level(3.0, "affine", 30, 0.001))
+
+
+def align_to_template(
+    scan: Volume, brain: NDArray[np.bool_], template: Template, modality: str
+) -> Matrix:
+    """Find the affine map from the template's world to a scan's world.
+
+    Args:
+        scan: The scan; only its brain is looked at.
+        brain: (I, J, K) bool on its grid, not empty.
+        template: What to align with.
+        modality: The scan's; where the template has no such image, the masks are compared.
+
+    Returns:
+        (4, 4) float64, RAS+ mm. Scales beyond `SCALE_RANGE` are for the caller to judge.
+
+    Source:
+        Second-order minimisation (Benhimane and Malis 2004): the gradient is the mean of both
+        images' gradients. Weights of Geman and McClure.
+    """
+    centred, to_scan = _centred(scan, brain, template)
+    fixed = _Pyramid(_standardised(*_template_image(template, modality)))
+    moving_image = np.where(brain, scan.data, 0) if modality in template.images else brain
+    # One order of axes for all, so that rounding does not depend on how voxels are stored.
+    moving = _Pyramid(
+        _standardised(
+            reorient(Volume(moving_image, centred), "RAS"), reorient(Volume(brain, centred), "RAS")
+        )
+    )
+    matrix = _best_start(fixed, moving, _size_ratio(brain, scan, template))
+    for level in _LEVELS:
+        matrix, _ = _minimise(fixed, moving, matrix, level)
+    return to_scan @ matrix
+
+
+def match_moments(scan: Volume, brain: NDArray[np.bool_], template: Template) -> Matrix:
+    """Return the translation and the one scale that match centre and volume of two masks."""
+    scale = _size_ratio(brain, scan, template)
+    matrix = np.diag([scale, scale, scale, 1.0])
+    centre = _centre(template.mask, template.affine)
+    matrix[:3, 3] = _centre(brain, scan.affine) - scale * centre
+    return matrix
+
+
+class _Pyramid:
+    """An image at several resolutions, all made from one that is as fine as any of them needs."""
+
+    def __init__(self, image: Volume) -> None:
+        self._finest = _coarsened(image, _FINER * _LEVELS[-1].spacing_mm)
+        self._levels: dict[float, Volume] = {}
+
+    def at(self, spacing_mm: float) -> Volume:
+        """The image, blurred as its new voxels ask for."""
+        if spacing_mm not in self._levels:
+            self._levels[spacing_mm] = _coarsened(self._finest, spacing_mm)
+        return self._levels[spacing_mm]
+
+
+def _coarsened(image: Volume, spacing_mm: float) -> Volume:
+    shape, affine = working_grid(image, spacing_mm, padding_mm=2 * spacing_mm)
+    return resample(image, shape, affine, smooth=True)
+
+
+@dataclass(frozen=True)
+class _FixedGrid:
+    """The fixed image's voxels, in units of a brain's radius from the grid's centre."""
+
+    image: Volume
+
+    @cached_property
+    def chosen(self) -> NDArray[np.intp]:
+        """Flat indices of the voxels that are compared: the brain and what is around it."""
+        inside = self.image.data > _INSIDE / 2
+        return np.flatnonzero(ndimage.binary_dilation(inside, iterations=2))
+
+    @cached_property
+    def from_unit(self) -> Matrix:
+        """(4, 4) from the units of the parameters to the world."""
+        middle = (np.array(self.image.shape) - 1) / 2
+        matrix = np.diag([_RADIUS_MM] * 3 + [1.0])
+        matrix[:3, 3] = transform_points(self.image.affine, middle)
+        return matrix
+
+    @cached_property
+    def points(self) -> NDArray[np.float64]:
+        """(N, 3) of the chosen voxels, in those units."""
+        index = np.stack(np.unravel_index(self.chosen, self.image.shape), axis=1)
+        return transform_points(np.linalg.inv(self.from_unit) @ self.image.affine, index)
+
+    def gradient(self, image: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(N, 3) slopes of an image on this grid, by unit, at the chosen voxels."""
+        slopes = np.stack(np.gradient(image), axis=-1).reshape(-1, 3)[self.chosen]
+        return slopes @ np.linalg.inv(self.image.affine[:3, :3]) * _RADIUS_MM
+
+
+def _minimise(
+    fixed: _Pyramid, moving: _Pyramid, matrix: Matrix, level: _Level
+) -> tuple[Matrix, float]:
+    """Gauss-Newton steps at one resolution; returns the matrix and the mean difference left."""
+    grid = _FixedGrid(fixed.at(level.spacing_mm))
+    # Sampling a finer image than the fixed one keeps interpolation from drawing to its voxels.
+    other = moving.at(_FINER * level.spacing_mm)
+    target = grid.image.data.ravel()[grid.chosen].astype(np.float64)
+    to_unit = np.linalg.inv(grid.from_unit)
+    for _ in range(level.iterations):
+        moved = resample(other, grid.image.shape, grid.image.affine, matrix=matrix).data
+        seen = moved.ravel()[grid.chosen].astype(np.float64)
+        difference = target - seen
+        weight = 1 / (1 + (difference / _OUTLIER) ** 2) ** 2
+        slopes = grid.gradient((moved + grid.image.data) / 2)
+        # Gain and offset are solved for and left: scans differ in them as they please.
+        jacobian = np.column_stack(
+            [_derivatives(slopes, grid.points, level.kind), seen, np.ones(len(seen))]
+        )
+        normal = (jacobian * weight[:, None]).T @ jacobian
+        normal[np.diag_indices_from(normal)] += 1e-9 * np.trace(normal) / len(normal)
+        step = np.linalg.solve(normal, (jacobian * weight[:, None]).T @ difference)
+        generator = _generator(step[:-2], level.kind)
+        matrix = matrix @ grid.from_unit @ expm(generator) @ to_unit
+        if np.abs(generator).max() * _RADIUS_MM < level.tolerance_mm:
+            break
+    return matrix, float(np.minimum(difference**2, _INSIDE).mean())
+
+
+def _derivatives(
+    slopes: NDArray[np.float64], points: NDArray[np.float64], kind: str
+) -> NDArray[np.float64]:
+    """(N, P) change of the moved image with each parameter of `_generator`."""
+    if kind == "affine":
+        by_matrix = slopes[:, :, None] * points[:, None, :]
+        return np.concatenate([by_matrix.reshape(-1, 9), slopes], axis=1)
+    size = (slopes * points).sum(axis=1, keepdims=True)
+    return np.concatenate([np.cross(points, slopes), size, slopes], axis=1)
+
+
+def _generator(step: NDArray[np.float64], kind: str) -> Matrix:
+    """(4, 4) whose exponential is the map that a step of the parameters means."""
+    generator = np.zeros((4, 4))
+    generator[:3, 3] = step[-3:]
+    if kind == "affine":
+        generator[:3, :3] = step[:9].reshape(3, 3)
+    else:
+        x, y, z, size = step[:4]
+        generator[:3, :3] = [[size, -z, y], [z, size, -x], [-y, x, size]]
+    return generator
+
+
+def _best_start(fixed: _Pyramid, moving: _Pyramid, scale: float) -> Matrix:
+    """Turn the brain about its centre, and improve what fits best at a coarse resolution."""
+    grid = _FixedGrid(fixed.at(_COARSE.spacing_mm))
+    other = moving.at(_FINER * _COARSE.spacing_mm)
+    centre = _centre(grid.image.data > _INSIDE / 2, grid.image.affine)
+
+    def mismatch(matrix: Matrix) -> float:
+        moved = resample(other, grid.image.shape, grid.image.affine, matrix=matrix).data
+        return float(np.minimum((moved - grid.image.data) ** 2, _INSIDE).mean())
+
+    starts = []
+    for degrees in itertools.product(_STARTS_DEG, repeat=3):
+        start = np.eye(4)
+        start[:3, :3] = scale * Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+        start[:3, 3] = centre - start[:3, :3] @ centre
+        starts.append(start)
+    ranked = sorted(starts, key=mismatch)[:_STARTS_KEPT]
+    return min((_minimise(fixed, moving, start, _COARSE) for start in ranked), key=lambda e: e[1])[
+        0
+    ]
+
+
+def _standardised(image: Volume, brain: Volume) -> Volume:
+    """Cut out the brain; intensities in robust standard deviations, well above the background.
+
+    The background around it makes interpolation fade at an edge of the scan, too, where otherwise
+    a hair decided between a value and none.
+    """
+    box = bounding_box(brain.data > 0)
+    inside = brain.data[box] > 0
+    median, spread = median_and_deviation(image.data[box][inside])
+    standard = (image.data[box] - median) / max(spread, 1e-12)
+    values = np.where(inside, np.clip(standard, -_CLIP, _CLIP) + _INSIDE, 0)
+    around = np.eye(4)
+    around[:3, 3] = -_MARGIN_VOXELS
+    return Volume(
+        np.pad(values.astype(np.float32), _MARGIN_VOXELS), image.cropped(box).affine @ around
+    )
+
+
+def _template_image(template: Template, modality: str) -> tuple[Volume, Volume]:
+    image = template.images.get(modality, template.mask)
+    return Volume(image, template.affine), Volume(template.mask, template.affine)
+
+
+def _centred(scan: Volume, brain: NDArray[np.bool_], template: Template) -> tuple[Matrix, Matrix]:
+    """The scan's affine with the brain's centre on the template's, and the way back."""
+    back = np.eye(4)
+    back[:3, 3] = _centre(brain, scan.affine) - _centre(template.mask, template.affine)
+    return np.linalg.inv(back) @ scan.affine, back
+
+
+def _centre(mask: NDArray[np.bool_], affine: Matrix) -> NDArray[np.float64]:
+    """Centre of mass of a mask, in RAS+ mm."""
+    return transform_points(affine, ndimage.center_of_mass(mask))
+
+
+def _size_ratio(brain: NDArray[np.bool_], scan: Volume, template: Template) -> float:
+    """How much longer the brain is than the template's, within what is plausible."""
+    ours = brain.sum() * voxel_volume_mm3(scan.affine)
+    theirs = template.mask.sum() * voxel_volume_mm3(template.affine)
+    return float(np.clip((ours / theirs) ** (1 / 3), *SCALE_RANGE))
