@@ -79,6 +79,8 @@ app.command("schema")(schema.schema)
 
 def main() -> None:
     """Run the program; a terminated one cleans up like an interrupted one."""
+    if not sys.stderr.isatty():  # huggingface_hub reads it when it is imported
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _exit_as_terminated)
     try:
         app(prog_name="mmccd")

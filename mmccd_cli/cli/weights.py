@@ -191,7 +191,7 @@ def push(
     if console.as_json:
         entry = RegistryEntry(repo=repo, revision=pushed.hub_id.revision, sha256=pushed.sha256)
         about = {"weights": str(pushed.hub_id), "url": url, "private": pushed.private}
-        console.result(json.dumps({**about, "registry_entry": entry.to_json()}, indent=1))
+        console.result(json.dumps({**about, "registry_entry": asdict(entry)}, indent=1))
     else:
         console.result(f"mmccd segment SUBJECT --out map.nii.gz --weights {pushed.hub_id}")
     seen = "private: only its owners see it" if pushed.private else "public"

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -334,10 +333,9 @@ def _shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _load_strictly(config: UNetConfig, raw: bytes, path: Path) -> UNet:
-    """Build a network from weights of exactly its names and shapes, all finite.
+    """Build a network, but only from weights of exactly its names and shapes, all finite.
 
-    The network is built only once the file holds all of it, so that a small file that claims a
-    large architecture costs no memory.
+    So a small file that claims a large architecture costs no memory.
     """
     try:
         tensors = load_tensors(raw)
@@ -372,21 +370,6 @@ def _template_arrays(template: Template) -> dict[str, NDArray[np.uint8]]:
     return arrays
 
 
-def _take_normal_ranges(arrays: dict[str, NDArray[np.uint8]]) -> dict[str, NormalRange]:
-    """Move the normal ranges out of a template's arrays.
-
-    Raises:
-        KeyError: A mean without a spread.
-    """
-    means = [name for name in arrays if name.startswith(f"{MEAN}.")]
-    ranges = {}
-    for name in means:
-        modality = name.removeprefix(f"{MEAN}.")
-        spread = SPREADS.decode(arrays.pop(f"{SPREAD}.{modality}"))
-        ranges[modality] = NormalRange(Quantisation().decode(arrays.pop(name)), spread)
-    return ranges
-
-
 def _load_template(index: BundleIndex, config: TemplateConfig) -> Template:
     folder = index.folder
     if TEMPLATE not in index.files:
@@ -403,12 +386,12 @@ def _load_template(index: BundleIndex, config: TemplateConfig) -> Template:
     fits = all(a.shape == config.shape and a.dtype == np.uint8 for a in arrays.values())
     if not straight or mask.shape != config.shape or not fits or not arrays or not mask.any():
         raise not_a_bundle(folder, "its template's arrays do not fit its geometry")
-    if not math.isfinite(float(np.abs(affine).sum())):
-        raise not_a_bundle(folder, "its template's affine is not finite")
-    try:
-        normal = _take_normal_ranges(arrays)
-    except KeyError as error:
-        raise not_a_bundle(folder, f"its template lacks {error}") from error
-    quantisation = Quantisation()
-    images = {name: quantisation.decode(levels) for name, levels in arrays.items()}
+    images = {name: Quantisation().decode(levels) for name, levels in arrays.items()}
+    normal = {}
+    for name in [name for name in arrays if name.startswith(f"{MEAN}.")]:
+        modality = name.removeprefix(f"{MEAN}.")
+        if images.pop(f"{SPREAD}.{modality}", None) is None:
+            raise not_a_bundle(folder, f"its template lacks '{SPREAD}.{modality}'")
+        spread = SPREADS.decode(arrays[f"{SPREAD}.{modality}"])
+        normal[modality] = NormalRange(images.pop(name), spread)
     return Template(images, mask, affine, normal=normal)

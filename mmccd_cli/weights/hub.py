@@ -225,13 +225,9 @@ def _commit(hub_id: HubId) -> str:
 
 
 def _fetch_checked(hub_id: HubId, name: str, *, cache: Path, check: Callable[[Path], T]) -> T:
-    """Fetch one file; a wrong one is thrown away and fetched once more before giving up.
+    """Fetch one file of a commit; a wrong one is fetched once more, and none is kept.
 
-    Args:
-        hub_id: Repository and commit.
-        name: The file.
-        cache: Folder of the cache.
-        check: Raises WeightsError where the file in that folder is not right.
+    Whether it is right is said by `check`, which raises WeightsError for what is in a folder.
     """
     from huggingface_hub import hf_hub_download
 
@@ -277,11 +273,7 @@ def _retried(request: Callable[[], T]) -> T:
 
 
 def _check_blob(path: Path) -> None:
-    """Compare a cached file with the hash that the Hub gives it as its name in the cache.
-
-    Raises:
-        WeightsError: They differ.
-    """
+    """Refuse a cached file that has not the hash that is its name in the cache."""
     name = path.resolve().name
     raw = path.read_bytes()
     # SHA-256 of large files, git's hash for others; some mirrors give the plain one.
@@ -456,8 +448,7 @@ _DISK = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, err
 def _explained(message: str, hub_id: HubId, cache: Path | None) -> Iterator[None]:
     """Turn whatever the Hub's client raises into one WeightsError that says what helps."""
     try:
-        with _bars_on_terminals_only():
-            yield
+        yield
     except WeightsError:
         raise
     # The client's own errors, those of three different HTTP libraries under it, and OSError.
@@ -535,21 +526,6 @@ def _said(chain: list[BaseException]) -> str:
     said = next((str(link) for link in reversed(chain) if str(link).strip()), "")
     line = " ".join(said.split()) or type(chain[-1]).__name__
     return (line if len(line) <= 300 else line[:300] + "...").removesuffix(".")
-
-
-@contextlib.contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """Keep the client's progress bars out of files and pipes."""
-    from huggingface_hub import utils
-
-    silenced = not os.isatty(2) and not utils.are_progress_bars_disabled()
-    if silenced:
-        utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if silenced:
-            utils.enable_progress_bars()
 
 
 def _storage(repo: str, cache: Path) -> Path:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -154,11 +156,8 @@ def read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
         WeightsError: It cannot be read, or is not the file that the bundle lists.
     """
     path = folder / name
-    _check_size(path, entry)
-    try:
+    with _reading(path, entry):
         raw = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
     _check_hash(path, entry, hashlib.sha256(raw).hexdigest())
     return raw
 
@@ -170,11 +169,8 @@ def check_file(folder: Path, name: str, entry: FileEntry) -> None:
         WeightsError: It cannot be read, or is not the file that the bundle lists.
     """
     path = folder / name
-    _check_size(path, entry)
-    try:
+    with _reading(path, entry):
         digest = sha256_of_file(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
     _check_hash(path, entry, digest)
 
 
@@ -208,22 +204,20 @@ def wrong_file(path: Path, *, expected: str, found: str) -> WeightsError:
     )
 
 
-def _check_size(path: Path, entry: FileEntry) -> None:
-    """Refuse a file of another size, which is then never read, however large it is."""
+@contextlib.contextmanager
+def _reading(path: Path, entry: FileEntry) -> Iterator[None]:
+    """Let a file be read, unless it is of another size; say so where it cannot be read."""
     try:
         size = path.stat().st_size
+        if size != entry.size:
+            expected = f"{entry.sha256} ({entry.size} bytes)"
+            raise wrong_file(path, expected=expected, found=f"{size} bytes")
+        yield
     except OSError as error:
-        raise _unreadable(path, error) from error
-    if size != entry.size:
-        expected = f"{entry.sha256} ({entry.size} bytes)"
-        raise wrong_file(path, expected=expected, found=f"{size} bytes")
+        cause = f"The system says: {error.strerror or error}."
+        raise WeightsError(f"{path} cannot be read.", cause=cause, next_step=_AGAIN) from error
 
 
 def _check_hash(path: Path, entry: FileEntry, found: str) -> None:
     if found != entry.sha256:
         raise wrong_file(path, expected=entry.sha256, found=found)
-
-
-def _unreadable(path: Path, error: OSError) -> WeightsError:
-    cause = f"The system says: {error.strerror or error}."
-    return WeightsError(f"{path} cannot be read.", cause=cause, next_step=_AGAIN)

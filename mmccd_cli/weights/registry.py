@@ -12,9 +12,8 @@ An entry whose repo and revision are null pins an embedded bundle that is not pu
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -56,10 +55,6 @@ class RegistryEntry:
         """
         if index.sha256 != self.sha256:
             raise wrong_file(index.folder / INDEX, expected=self.sha256, found=index.sha256)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry as it stands in the registry file."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, config=CHECKED)

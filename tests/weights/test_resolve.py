@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,7 @@ def test_the_registry_pins_an_embedded_bundle(
 ) -> None:
     index = check_folder(embedded / EMBEDDED_DEFAULT)
     entry = RegistryEntry(repo=None, revision=None, sha256=index.sha256)
-    document = {"format": 1, "bundles": {EMBEDDED_DEFAULT: entry.to_json()}}
+    document = {"format": 1, "bundles": {EMBEDDED_DEFAULT: asdict(entry)}}
     (embedded / "registry.json").write_text(json.dumps(document))
     assert read_registry() == {EMBEDDED_DEFAULT: entry}
     assert resolve(EMBEDDED_DEFAULT).source.entry == entry
@@ -176,7 +177,7 @@ def test_a_damaged_registry_is_a_bug_that_is_named(embedded: Path, change) -> No
     entry = {"repo": "lab/tiny", "revision": "a" * 40, "sha256": "0" * 64}
     path = embedded / "registry.json"
     path.write_text(json.dumps({"format": 1, "bundles": {"tiny": entry}}))
-    assert read_registry()["tiny"].to_json() == entry
+    assert asdict(read_registry()["tiny"]) == entry
     change(entry)
     path.write_text(json.dumps({"format": 1, "bundles": {"tiny": entry}}))
     with pytest.raises(MmccdError, match="not a registry"):
