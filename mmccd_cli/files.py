@@ -230,8 +230,10 @@ def check_json(
     try:
         # As JSON once more, because only there a list may stand for a tuple.
         return adapter.validate_json(json.dumps(values), strict=True)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     except ValidationError as error:
-        known = _without(values, error, retired or {})
+        known = _without(values, error, retired) if retired else None
         if known is None:
             raise ValueError(explain_invalid(error, where)) from error
     return check_json(kind, known, where)

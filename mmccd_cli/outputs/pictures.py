@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from mmccd_cli.anomaly.components import label_components
 from mmccd_cli.inputs.volume import Volume, reorient
-from mmccd_cli.template import bounding_box, transform_points
+from mmccd_cli.template import Box, bounding_box, transform_points
 
 Color = tuple[int, int, int]
 FloatArray = NDArray[np.float32]
@@ -27,9 +27,11 @@ BoolArray = NDArray[np.bool_]
 CONTOUR: Color = (64, 255, 200)
 """Colour of the mask's outline."""
 
+MAP_OPACITY = 0.35
+"""Of the map at most, so that what lies below stays visible; the outline says where the mask is."""
+
 _MARGIN_MM = 6.0
 _PIXELS_PER_MM = 2.0
-_MAX_OPACITY = 0.7
 _TEXT = (235, 235, 235)
 _FAINT = (150, 150, 150)
 # Dark red to yellow; brightness rises with the value, so that it also reads without colour.
@@ -133,7 +135,7 @@ def overlay(grey: FloatArray, score: FloatArray | None = None) -> FloatArray:
     if score is None:
         return rgb
     score = np.clip(score, 0, 1)[..., None]
-    opacity = _MAX_OPACITY * np.clip(score / 0.6, 0, 1)
+    opacity = MAP_OPACITY * np.clip(score / 0.6, 0, 1)
     blended: FloatArray = (1 - opacity) * rgb + opacity * _color(score[..., 0])
     return blended
 
@@ -166,7 +168,8 @@ def overview_png(
 ) -> bytes:
     """Return a PNG: above, three planes of the image; below, the same with map and contour.
 
-    The planes meet at the peak of the largest lesion, or in the middle of the brain without one.
+    The planes are those that show most of the largest lesion, or without one the middle of the
+    brain.
 
     Args:
         background: The image to show, in any orientation.
@@ -184,7 +187,7 @@ def overview_png(
     region = image.data != 0 if brain is None else to_ras(background, brain) > 0
     if not region.any():
         region = np.ones(image.shape, dtype=bool)
-    center = _center(scores, found, region)
+    center = _center(found, region)
     frame = frame_around(region, image.spacing_mm)
     grey = window(image.data, region)
     rows: list[list[Image.Image]] = [[], []]
@@ -212,13 +215,24 @@ def to_ras(background: Volume, values: ArrayLike) -> FloatArray:
     return reorient(Volume(array.astype(np.float32), background.affine), "RAS").data
 
 
-def _center(scores: FloatArray, found: BoolArray, region: BoolArray) -> tuple[int, ...]:
+def largest_cuts(mask: BoolArray, box: Box) -> tuple[int, int, int]:
+    """Return the indices of three cuts, one across each axis, that show most of a mask in a box.
+
+    Args:
+        mask: (I, J, K) bool.
+        box: Where to look, such as the box of a lesion; not empty.
+    """
+    inside = mask[box]
+    counts = (inside.sum(axis=axes) for axes in ((1, 2), (0, 2), (0, 1)))
+    i, j, k = (int(n.argmax()) + part.start for n, part in zip(counts, box, strict=True))
+    return i, j, k
+
+
+def _center(found: BoolArray, region: BoolArray) -> tuple[int, ...]:
     if not found.any():
         return tuple(round(c) for c in ndimage.center_of_mass(region))
-    labels, voxels, _ = label_components(found)
-    largest = labels == np.argmax(voxels) + 1
-    peak = np.argmax(np.where(largest, scores, -np.inf))
-    return tuple(int(i) for i in np.unravel_index(peak, scores.shape))
+    _, voxels, boxes = label_components(found)
+    return largest_cuts(found, boxes[int(np.argmax(voxels))])
 
 
 def _color(score: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

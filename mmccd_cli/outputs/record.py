@@ -201,17 +201,14 @@ def read_sidecar(path: Path) -> Sidecar:
         ValueError: It holds no record, or one with a field that is missing or cannot be; the text
             is a clause that says which.
     """
-    try:
-        content = check_json(dict[str, Any], read_json(path))
-        is_nested = KEY_IN_BIDS in content
-        known = content.keys() - {KEY_IN_BIDS} if is_nested else _FIELDS_OF_BIDS
-        fields = {key: value for key, value in content.items() if key in known}
-        rest = {key: value for key, value in content.items() if key not in known}
-        record = rest[KEY_IN_BIDS] if is_nested else rest
-        if check_json(DoneRecord, record).status != "done":
-            raise ValueError("it is the record of a result that was skipped")
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    content = check_json(dict[str, Any], read_json(path))
+    is_nested = KEY_IN_BIDS in content
+    known = content.keys() - {KEY_IN_BIDS} if is_nested else _FIELDS_OF_BIDS
+    fields = {key: value for key, value in content.items() if key in known}
+    rest = {key: value for key, value in content.items() if key not in known}
+    record = rest[KEY_IN_BIDS] if is_nested else rest
+    if check_json(DoneRecord, record).status != "done":
+        raise ValueError("it is the record of a result that was skipped")
     return Sidecar(record, fields, is_nested)
 
 

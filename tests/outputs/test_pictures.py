@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmccd_cli.inputs.phantom import make_affine
 from mmccd_cli.inputs.volume import Volume, reorient
-from mmccd_cli.outputs.pictures import overview_png
+from mmccd_cli.outputs.pictures import MAP_OPACITY, largest_cuts, overlay, overview_png
 
 SHAPE = (30, 40, 20)
 AFFINE = make_affine(SHAPE, (2, 2, 4), "RAS")
@@ -51,6 +51,20 @@ def test_sides_are_right_and_the_scale_is_in_mm(scene):
     width, height = np.ptp(columns[axial]) + 1, np.ptp(rows[axial]) + 1
     assert width == pytest.approx(4 * 2 * 2, abs=5)
     assert height == pytest.approx(6 * 2 * 2, abs=5)
+
+
+def test_cuts_go_where_most_of_the_lesion_is():
+    mask = np.zeros(SHAPE, bool)
+    mask[3:13, 6, 7] = mask[10, 5:12, 7] = mask[10, 9, 5:15] = True
+    mask[20:, 30:, 18] = True  # another, larger one
+    assert largest_cuts(mask, (slice(3, 13), slice(5, 12), slice(5, 15))) == (10, 6, 7)
+
+
+def test_the_map_does_not_hide_what_lies_below():
+    grey = np.array([[0.0, 1.0]], np.float32)
+    rgb = overlay(grey, np.ones_like(grey))
+    np.testing.assert_allclose(rgb[0, 1] - rgb[0, 0], (1 - MAP_OPACITY) * 255)
+    assert MAP_OPACITY <= 0.35
 
 
 def test_without_a_lesion_and_with_a_brain(scene):

@@ -83,7 +83,7 @@ EDITS = [
     *(("output_sha256", ...), ("output_sha256.map", 5), ("outputs", []), ("outputs.mask", ...)),
     *(("inputs", None), ("inputs.FLAIR", "x"), ("bundle", None), ("bundle.sha256", "short")),
     *(("warnings", "none"), ("warnings.0", 3), ("reference", "PET"), ("seconds", None)),
-    ("settings.requested.deep", json.loads("[" * 300 + "]" * 300)),
+    *(("settings.requested.deep", json.loads("[" * n + "]" * n)) for n in (300, 700, 900)),
 ]
 NAMES = ["../precious.txt", "sub/x.tsv", "..", ".", "", "a\0b", None]
 

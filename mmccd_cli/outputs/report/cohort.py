@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from mmccd_cli.errors import UsageError
-from mmccd_cli.files import write_atomically
+from mmccd_cli.files import check_json, write_atomically
 from mmccd_cli.outputs.report.checks import verdict
-from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION
+from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION, ReportSummary
 from mmccd_cli.outputs.report.render import read_data_block, render
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def check_cohort_page(report_dir: Path) -> None:
         UsageError: There is one.
     """
     path = report_dir / COHORT_PAGE
-    if path.exists() and _read_summary(path, _MARK) is None:
+    if path.exists() and _read_block(path, _MARK) is None:
         raise UsageError(
             f"{path} exists already and is no page of mmccd's.",
             next_step="Give another --report-dir.",
@@ -79,12 +79,16 @@ def write_cohort_page(
     Raises:
         UsageError: The page cannot be written.
     """
-    summaries = [
-        {**summary, "file": path.name}
-        for path in sorted(report_dir.glob(f"*{REPORT_SUFFIX}"))
-        if (summary := _read_summary(path, SUMMARY)) is not None
-    ]
+    summaries: dict[str, ReportSummary] = {}
     failures = _failures(outcomes, [str(path) for path in inputs], tables)
+    for path in sorted(report_dir.glob(f"*{REPORT_SUFFIX}")):
+        if (block := _read_block(path, SUMMARY)) is None:
+            continue
+        try:
+            summaries[path.name] = check_json(ReportSummary, block)
+        except ValueError as error:
+            reason = f"Its data block cannot be read in full: {error}."
+            failures.append(Failure(path.name, reason, "Segment the subject anew."))
     try:
         report_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(report_dir / COHORT_PAGE, cohort_page(summaries, failures))
@@ -96,20 +100,20 @@ def write_cohort_page(
         ) from error
 
 
-def cohort_page(summaries: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> bytes:
+def cohort_page(summaries: Mapping[str, ReportSummary], failures: Sequence[Failure]) -> bytes:
     """Return the page.
 
     Args:
-        summaries: The data block of each report, with the report's name under "file".
+        summaries: Name of each report's file -> its data block.
         failures: The subjects that failed.
     """
-    ordered = sorted(summaries, key=lambda summary: -summary["lesion_volume_ml"])
+    ordered = sorted(summaries.items(), key=lambda each: -each[1].lesion_volume_ml)
     return render(
         "cohort.html",
         script="cohort.js",
         mark_id=_MARK,
         mark={"summary_version": SUMMARY_VERSION},
-        subjects=[{**each, "link": quote(os.fsencode(each["file"]))} for each in ordered],
+        subjects=[(quote(os.fsencode(file)), summary) for file, summary in ordered],
         failures=failures,
         verdict=verdict,
     )
@@ -169,7 +173,7 @@ def _last_part(name: str) -> str:
     return os.path.basename(name.rstrip("/\\")) or name
 
 
-def _read_summary(path: Path, id: str) -> dict[str, Any] | None:
+def _read_block(path: Path, id: str) -> dict[str, Any] | None:
     """Return a page's data block, None where it is not there or of another version."""
     try:
         with path.open("rb") as stream:

@@ -13,7 +13,7 @@ from scipy import ndimage
 from mmccd_cli.anomaly.mask import Lesion
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.inputs.volume import Volume, reorient
-from mmccd_cli.outputs.pictures import BoolArray, FloatArray
+from mmccd_cli.outputs.pictures import BoolArray, FloatArray, largest_cuts
 from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.preprocessing.subject import PreparedSubject
 from mmccd_cli.template import (
@@ -173,17 +173,16 @@ class _Crop:
 
     def point_of(self, lesion: Lesion, mask: BoolArray) -> tuple[int, int, int]:
         """Index of the cuts, one a plane, that show most of a lesion."""
-        box = tuple(slice(*limits) for limits in lesion.box)
-        inside = mask[box]
+        i, j, k = (slice(*limits) for limits in lesion.box)
         largest = [
-            int(inside.sum(axis=axes).argmax()) + part.start - crop.start
-            for axes, part, crop in zip(((1, 2), (0, 2), (0, 1)), box, self.box, strict=True)
+            index - crop.start
+            for index, crop in zip(largest_cuts(mask, (i, j, k)), self.box, strict=True)
         ]
         world = transform_points(self.cut.affine, largest)
-        i, j, k = np.rint(
+        x, y, z = np.rint(
             transform_points(np.asarray(np.linalg.inv(self.affine), dtype=np.float64), world)
         ).astype(int)
-        return int(i), int(j), int(k)
+        return int(x), int(y), int(z)
 
 
 def _share_at_edge(brain: BoolArray) -> float:

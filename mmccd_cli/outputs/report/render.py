@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from mmccd_cli.files import parse_json
 from mmccd_cli.outputs.record import readable
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def read_data_block(page: str, id: str) -> Any:
     end = page.find("</script>", start)
     if start < 0 or end < 0:
         raise ValueError(f"the page has no {id}")
-    return json.loads(page[start + len(opening) : end])
+    return parse_json(page[start + len(opening) : end].encode())
 
 
 def base64_of(content: bytes) -> str:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.outputs.record import Outcome
+from mmccd_cli.outputs.record import Outcome, readable
 from mmccd_cli.outputs.report.cohort import (
     check_cohort_page,
     report_path,
@@ -28,13 +28,14 @@ def write_report(folder: Path, subject: str, **changes: Any) -> None:
     """A report that holds nothing but its summary."""
     summary: dict[str, Any] = {
         "summary_version": SUMMARY_VERSION,
-        "subject": subject,
+        "subject": readable(subject),
         "lesion_volume_ml": 1.0,
         "lesions": 1,
         "brain_litres": 1.4,
         "suspicion": 0.0,
         "signs": [],
         "warnings": 0,
+        "bundle": "tiny 1",
         "thumbnail": "",
     }
     text = json.dumps(summary | changes)
@@ -124,6 +125,36 @@ def test_other_shares_failures_are_kept_until_they_are_done(tmp_path):
     assert "Jane" not in shown(tmp_path)
     assert ">s1<" in shown(tmp_path)
     assert ">s2<" not in shown(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lesion_volume_ml": None},
+        {"warnings": "3"},
+        {"signs": [1]},
+        {"signs": [{"name": HOSTILE, "value": "1", "suspicion": "2"}]},
+        {"suspicion": -1},
+        {"thumbnail": json.loads("[" * 700 + "]" * 700)},
+    ],
+)
+def test_an_edited_report_blocks_none_of_the_others(tmp_path, changes):
+    write_report(tmp_path, "edited", **changes)
+    write_report(tmp_path, "whole")
+    for name, content in (("deep", "[" * 99_000), ("nan", '{"lesion_volume_ml": NaN}')):
+        report_path(tmp_path, name).write_text(
+            f'<script type="application/json" id="{SUMMARY}">{content}</script>'
+        )
+    write_cohort_page(tmp_path, [])
+    assert rows(shown(tmp_path)) == ["whole"]
+    assert HOSTILE not in shown(tmp_path)
+
+
+def test_a_report_that_cannot_be_read_in_full_is_named(tmp_path):
+    write_report(tmp_path, "edited", lesions="many")
+    write_cohort_page(tmp_path, [])
+    assert "edited_report.html" in shown(tmp_path)
+    assert "lesions must be a valid integer" in shown(tmp_path)
 
 
 def test_only_pages_of_ours_are_replaced_and_read(tmp_path):

@@ -2,7 +2,7 @@
 // The interactive viewer. All that it shows lies in this file; without WebGL 2 it steps aside,
 // and the still pictures remain.
 (() => {
-  const OUTLINE = 0.8;  // opacity of the mask's outline
+  const OUTLINE = 1;  // opacity of the mask's outline
   const panel = document.getElementById("viewer");
   const say = (text) => {
     const message = document.getElementById("viewer-message");
@@ -70,10 +70,11 @@
     const canvas = document.getElementById("viewer-canvas");
     panel.hidden = false;
     await view.attachToCanvas(canvas);
+    const opacity = Number(document.getElementById("viewer-map-opacity").value);
     // The mask itself is nearly clear, so that the map shows inside its outline.
     const images = [
       await makeImage(library, "reference", { colormap: "gray", opacity: 1, low: 0, high: 255 }),
-      await makeImage(library, "map", { colormap: "mmccd_map", opacity: 0.8, low: 12, high: 255 }),
+      await makeImage(library, "map", { colormap: "mmccd_map", opacity, low: 12, high: 255 }),
       await makeImage(library, "mask", { colormap: "gray", opacity: 0.02, low: 0, high: 1 }),
     ];
     images[2].setColormapLabel({
