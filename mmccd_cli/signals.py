@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,14 +22,13 @@ from mmccd_cli.translation.devices import (
 from mmccd_cli.translation.engine import (
     Execution,
     Residual,
-    Work,
     band_work,
     masked_residual,
     plain_residual,
     release_memory,
     run_within_memory,
 )
-from mmccd_cli.translation.slices import SliceStack, from_slices, to_slices
+from mmccd_cli.translation.slices import from_slices, to_slices
 from mmccd_cli.translation.translators import Cycle
 from mmccd_cli.weights.bundle import Bundle
 
@@ -97,7 +95,7 @@ class SignalModel:
                     raise
                 self._go_to_cpu()
                 continue
-            if self.precision == "fp32" or _all_finite(values):
+            if self.precision == "fp32" or all(np.isfinite(v).all() for v in values.values()):
                 return values
             self.notes.append(f"{self.precision} overflowed; everything was computed in fp32")
             self.precision = "fp32"
@@ -129,111 +127,66 @@ class SignalModel:
             sign = next((c.sign for c in self.bundle.config.cycles if c.source == modality), 0)
             beyond = deviation(images[modality], self.bundle.template.normal[modality], sign)
             values[f"atlas:{modality}"] = np.where(brain, beyond / scale, np.float32(0))
-        runs = {
-            source: self._run(source, images[source], brain, residual=config.residual)
-            for source in config.sources
-        }
-        total, done = sum(run.count for run in runs.values()), 0
-
-        def count(pairs: int) -> None:
-            nonlocal done
-            done += pairs
-            advance(done, total)
-
-        for source, run in runs.items():
-            values[f"cycle:{source}"] = run.residual(count)
+        for number, source in enumerate(config.sources):
+            values[f"cycle:{source}"] = self._cycle_signal(
+                source,
+                images[source],
+                brain,
+                residual=config.residual,
+                advance=_part_of(advance, number, len(config.sources)),
+            )
         return values
 
-    @property
-    def _stride(self) -> int:
-        """Multiple that slices must have for every network of the bundle."""
-        return int(np.lcm(self.bundle.config.unet.stride, self.bundle.config.denoiser.stride))
-
-    def _run(
+    def _cycle_signal(
         self,
         source: str,
         image: NDArray[np.float32],
         brain: NDArray[np.bool_],
         *,
         residual: Residual,
-    ) -> _CycleRun:
-        bundle = self.bundle.config
+        advance: Progress,
+    ) -> NDArray[np.float32]:
+        """(I, J, K) in robust standard deviations, positive where anomalous."""
+        bundle, method = self.bundle.config, self.sampling.method
         if source not in self._cycles:
             self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
-        intensity = bundle.preprocessing.intensity
-        stack = to_slices(image, brain, multiple=self._stride, fill=intensity.background)
+        cycle, intensity = self._cycles[source], bundle.preprocessing.intensity
+        sign = next(c.sign for c in bundle.cycles if c.source == source)
+        # A sign that is not known cannot be kept.
+        kind: Residual = "absolute" if residual == "signed" and sign == 0 else residual
+        stride = int(np.lcm(bundle.unet.stride, bundle.denoiser.stride))
+        stack = to_slices(image, brain, multiple=stride, fill=intensity.background)
+        x, levels = torch.from_numpy(stack.data), torch.from_numpy(stack.levels)
+        work = band_work(torch.from_numpy(stack.brain), self.sampling)
+        done, total = 0, len(stack) if method == "cyclic-unet" else len(work.pairs)
+
+        def count(passed: int) -> None:
+            nonlocal done
+            done += passed
+            advance(done, total)
+
+        def compute(execution: Execution) -> Tensor:
+            if method == "cyclic-unet":
+                return plain_residual(x, cycle, residual=kind, execution=execution)
+            seed = self.sampling.seed
+            errors, hidden = masked_residual(
+                x, levels, work, cycle, seed=seed, residual=kind, execution=execution
+            )
+            return errors / hidden.clamp_min(1)
+
         batch = self.batch_size or choose_batch_size(
-            self.device, int(np.prod(stack.data.shape[-2:])), bundle.denoiser.base_channels
+            self.device, x.shape[-2] * x.shape[-1], bundle.denoiser.base_channels
         )
-        sign = next(c for c in bundle.cycles if c.source == source).sign
-        return _CycleRun(
-            networks=self._cycles[source],
-            stack=stack,
-            sampling=self.sampling,
-            # A sign that is not known cannot be kept.
-            kind="absolute" if residual == "signed" and sign == 0 else residual,
-            sign=sign,
-            scale=intensity.scale,
-            execution=Execution(self.device, batch, PRECISIONS[self.precision]),
+        execution = Execution(
+            self.device, batch_size=batch, autocast=PRECISIONS[self.precision], advance=count
         )
+        errors = run_within_memory(compute, execution).numpy()
+        values = errors / np.float32(intensity.scale ** (2 if kind == "squared" else 1))
+        if kind == "signed":
+            values = values * np.float32(sign)
+        return from_slices(np.where(stack.brain, values, np.float32(0)), stack)
 
 
-def _all_finite(values: Mapping[str, NDArray[np.float32]]) -> bool:
-    return all(bool(np.isfinite(signal).all()) for signal in values.values())
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _CycleRun:
-    """One source's cycle over one subject.
-
-    Attributes:
-        networks: The cycle, on the device.
-        stack: The subject's slices.
-        sampling: How they are imagined.
-        kind: How errors count.
-        sign: 1 where anomalies are brighter than imagined, -1 darker, 0 either way.
-        scale: One robust standard deviation in the slices' unit.
-        execution: Device, batch size and precision.
-    """
-
-    networks: Cycle
-    stack: SliceStack
-    sampling: SamplingConfig
-    kind: Residual
-    sign: int
-    scale: float
-    execution: Execution
-
-    @property
-    def count(self) -> int:
-        """Pairs of slice and band, or slices where no band is hidden."""
-        return len(self.stack) if self.sampling.method == "cyclic-unet" else len(self._work.pairs)
-
-    @property
-    def _work(self) -> Work:
-        return band_work(torch.from_numpy(self.stack.brain), self.sampling)
-
-    def residual(self, advance: Callable[[int], None]) -> NDArray[np.float32]:
-        """(I, J, K) in robust standard deviations, positive where anomalous."""
-        compute = self._plain if self.sampling.method == "cyclic-unet" else self._masked
-        errors = run_within_memory(compute, replace(self.execution, advance=advance)).numpy()
-        values = errors / np.float32(self.scale**2 if self.kind == "squared" else self.scale)
-        if self.kind == "signed":
-            values = values * np.float32(self.sign)
-        return from_slices(np.where(self.stack.brain, values, np.float32(0)), self.stack)
-
-    def _plain(self, execution: Execution) -> Tensor:
-        x = torch.from_numpy(self.stack.data)
-        return plain_residual(x, self.networks, residual=self.kind, execution=execution)
-
-    def _masked(self, execution: Execution) -> Tensor:
-        total, count = masked_residual(
-            torch.from_numpy(self.stack.data),
-            torch.from_numpy(self.stack.levels),
-            self._work,
-            self.networks,
-            seed=self.sampling.seed,
-            residual=self.kind,
-            execution=execution,
-        )
-        return total / count.clamp_min(1)
+def _part_of(advance: Progress, number: int, parts: int) -> Progress:
+    """Progress of one of several parts of the same size, as progress of the whole."""
+    return lambda done, total: advance(number * total + done, parts * total)

@@ -117,11 +117,3 @@ class SelfAttention(nn.Module):
         qkv = qkv.reshape(n, 3, self.heads, c // self.heads, height * width).transpose(3, 4)
         attended = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
         return x + self.projection(attended.transpose(2, 3).reshape(n, c, height, width))
-
-
-class Repeat(nn.Module):
-    """Double height and width by nearest neighbour."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, H, W) to (N, C, 2H, 2W)."""
-        return F.interpolate(x, scale_factor=2.0, mode="nearest")

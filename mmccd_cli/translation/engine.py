@@ -75,15 +75,12 @@ def band_work(brain: Tensor, sampling: SamplingConfig) -> Work:
 
     Args:
         brain: (N, 1, H, W) bool.
-        sampling: Width, stride and axes of the bands.
+        sampling: Width and stride of the bands.
     """
-    masks = band_masks(
-        *brain.shape[-2:],
-        band_width=sampling.band_width,
-        stride=sampling.band_stride,
-    )
-    inside = brain.flatten(1).float()
-    hidden = (~masks).flatten(1).float()
+    height, width = brain.shape[-2:]
+    stride = sampling.band_stride
+    masks = band_masks(height, width, band_width=sampling.band_width, stride=stride)
+    inside, hidden = brain.flatten(1).float(), (~masks).flatten(1).float()
     return Work((inside @ hidden.T > 0).nonzero(), masks)
 
 

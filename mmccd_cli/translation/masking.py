@@ -6,13 +6,7 @@ import torch
 from torch import Tensor
 
 
-def band_masks(
-    height: int,
-    width: int,
-    *,
-    band_width: int,
-    stride: int,
-) -> Tensor:
+def band_masks(height: int, width: int, *, band_width: int, stride: int) -> Tensor:
     """Masks that each hide one full-height or full-width band.
 
     A band that leaves on one side comes in on the other, so that every pixel is hidden equally

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mmccd_cli.errors import DataError, GeometryError
 
@@ -59,44 +60,45 @@ def to_slices(
     levels = np.flatnonzero(brain.any(axis=(0, 1)))
     if levels.size == 0:
         raise DataError("No slice of the volume holds brain.")
-    flat = np.asarray(brain[:, :, levels].any(axis=2))
-    spans = [_padded_span(np.asarray(flat.any(axis=1 - axis)), multiple) for axis in (0, 1)]
-    (i, height), (j, width) = spans
     i_size, j_size, k_size = volume.shape
-    return SliceStack(
-        data=_crop(volume, levels, corner=(i, j), size=(height, width), fill=np.float32(fill)),
-        brain=_crop(brain, levels, corner=(i, j), size=(height, width), fill=np.False_),
+    i, height = _padded_span(brain.any(axis=(1, 2)), multiple)
+    j, width = _padded_span(brain.any(axis=(0, 2)), multiple)
+    shape = (len(levels), 1, height, width)
+    stack = SliceStack(
+        data=np.full(shape, fill, dtype=np.float32),
+        brain=np.zeros(shape, dtype=bool),
         levels=levels,
         corner=(i, j),
         shape=(i_size, j_size, k_size),
     )
+    inside, outside = _overlap(stack)
+    for crop, whole in ((stack.data, volume), (stack.brain, brain)):
+        crop[inside] = np.moveaxis(whole[outside], -1, 0)
+    return stack
 
 
-def from_slices(
-    values: NDArray[np.floating], stack: SliceStack, *, fill: float = 0.0
-) -> NDArray[np.float32]:
+def from_slices(values: NDArray[np.floating], stack: SliceStack) -> NDArray[np.float32]:
     """Put slices back into the volume that they were cut from.
 
     Args:
         values: (N, 1, H, W) values in the order of `stack`.
         stack: The stack that `to_slices` returned.
-        fill: Value wherever the volume has no slice pixel.
 
     Returns:
-        (I, J, K) float32.
+        (I, J, K) float32, 0 wherever the volume has no slice pixel.
 
     Raises:
         GeometryError: The values do not have the shape of the stack.
     """
     if values.shape != stack.data.shape:
         raise GeometryError(f"Slices {values.shape} do not fit the stack {stack.data.shape}.")
-    volume = np.full(stack.shape, fill, dtype=np.float32)
-    inside, outside = _overlap(stack.corner, values.shape[2:], stack.shape[:2])
-    volume[(*outside, stack.levels)] = np.moveaxis(values[(slice(None), 0, *inside)], 0, -1)
+    volume = np.zeros(stack.shape, dtype=np.float32)
+    inside, outside = _overlap(stack)
+    volume[outside] = np.moveaxis(values[inside], 0, -1)
     return volume
 
 
-def _padded_span(occupied: NDArray[np.bool_], multiple: int) -> tuple[int, int]:
+def _padded_span(occupied: ArrayLike, multiple: int) -> tuple[int, int]:
     """First index and length of the occupied range, centred in a multiple."""
     indices = np.flatnonzero(occupied)
     length = int(indices[-1] - indices[0] + 1)
@@ -104,27 +106,11 @@ def _padded_span(occupied: NDArray[np.bool_], multiple: int) -> tuple[int, int]:
     return int(indices[0]) - (padded - length) // 2, padded
 
 
-def _overlap(
-    corner: tuple[int, int], size: tuple[int, ...], shape: tuple[int, ...]
-) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where crop and volume overlap, as slices of the crop and slices of the volume."""
+def _overlap(stack: SliceStack) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Where slices and volume overlap, as an index of the slices and one of the volume."""
     inside, outside = [], []
-    for first, length, limit in zip(corner, size, shape, strict=True):
+    for first, length, limit in zip(stack.corner, stack.data.shape[2:], stack.shape, strict=False):
         low, high = max(first, 0), min(first + length, limit)
         inside.append(slice(low - first, high - first))
         outside.append(slice(low, high))
-    return (inside[0], inside[1]), (outside[0], outside[1])
-
-
-def _crop(
-    volume: NDArray[np.generic],
-    levels: NDArray[np.int64],
-    *,
-    corner: tuple[int, int],
-    size: tuple[int, int],
-    fill: np.generic,
-) -> NDArray:
-    crop = np.full((len(levels), 1, *size), fill)
-    inside, outside = _overlap(corner, size, volume.shape[:2])
-    crop[(slice(None), 0, *inside)] = np.moveaxis(volume[(*outside, levels)], -1, 0)
-    return crop
+    return (slice(None), 0, *inside), (*outside, stack.levels)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +12,13 @@ from mmccd_cli.translation.masking import hide
 from mmccd_cli.translation.sampler import sample_ddim
 from mmccd_cli.translation.schedule import Schedule
 
-KINDS = ("unet", "diffusion")
-"""Plain translation, and masked conditional diffusion."""
+Translator = Callable[[Tensor], Tensor]
+"""Maps slices of one modality, (N, 1, H, W), to as many of another."""
 
 
 def network_name(kind: str, source: str, target: str) -> str:
     """Name of a network in bundles and checkpoints, such as "FLAIR-T2w.diffusion"."""
     return f"{source}-{target}.{kind}"
-
-
-class Translator(Protocol):
-    """Anything that maps a slice stack to a slice stack of the same shape."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map (N, 1, H, W) to (N, 1, H, W)."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from mmccd_cli.config import UNetConfig
 from mmccd_cli.translation.blocks import (
-    Repeat,
     ResidualBlock,
     SelfAttention,
     TimeEmbedding,
@@ -54,19 +53,17 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         base, fold = config.base_channels, config.pixel_unshuffle**2
-        embedding = 4 * base if config.time_conditioned else 0
-        self.time_embedding = TimeEmbedding(base, embedding) if embedding else None
-        self.stem = nn.Conv2d(config.in_channels * fold, base, 3, padding=1)
-        skips = self._build_down(base, embedding)
-        channels = base * config.channel_multipliers[-1]
-        middle = self._attention(channels) if config.middle_attention else None
-        self.middle = nn.ModuleList(
-            [
-                Stage(self._residual(channels, channels, embedding), middle),
-                Stage(self._residual(channels, channels, embedding)),
-            ]
+        self.embedding_channels = 4 * base if config.time_conditioned else 0
+        self.time_embedding = (
+            TimeEmbedding(base, self.embedding_channels) if config.time_conditioned else None
         )
-        self._build_up(channels, skips, embedding)
+        self.stem = nn.Conv2d(config.in_channels * fold, base, 3, padding=1)
+        skips = self._build_down(base)
+        channels = base * config.channel_multipliers[-1]
+        attention = self._attention(channels, wanted=config.middle_attention)
+        first = Stage(self._residual(channels, channels), attention)
+        self.middle = nn.ModuleList([first, Stage(self._residual(channels, channels))])
+        self._build_up(channels, skips)
         out_channels = base * config.channel_multipliers[0]
         self.head_norm = nn.GroupNorm(config.norm_groups, out_channels)
         self.head = zero_initialised(
@@ -112,38 +109,27 @@ class UNet(nn.Module):
         return h
 
     def _residual(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding: int,
-        *,
-        resample: nn.Module | None = None,
+        self, in_channels: int, out_channels: int, resample: nn.Module | None = None
     ) -> ResidualBlock:
         return ResidualBlock(
             in_channels,
             out_channels,
-            embedding_channels=embedding,
+            embedding_channels=self.embedding_channels,
             groups=self.config.norm_groups,
             dropout=self.config.dropout,
             resample=resample,
         )
 
-    def _downsample(self, channels: int, embedding: int) -> nn.Module:
-        if self.config.resample == "residual":
-            return self._residual(channels, channels, embedding, resample=nn.AvgPool2d(2))
-        return nn.AvgPool2d(2)
+    def _resampling(self, channels: int, change: nn.Module) -> nn.Module:
+        """A change of resolution, inside a residual block where these are configured."""
+        residual = self.config.resample == "residual"
+        return self._residual(channels, channels, change) if residual else change
 
-    def _upsample(self, channels: int, embedding: int) -> nn.Module:
-        if self.config.resample == "residual":
-            return self._residual(channels, channels, embedding, resample=Repeat())
-        return Repeat()
+    def _attention(self, channels: int, *, wanted: bool) -> SelfAttention | None:
+        heads, groups = self.config.attention_heads, self.config.norm_groups
+        return SelfAttention(channels, heads=heads, groups=groups) if wanted else None
 
-    def _attention(self, channels: int) -> SelfAttention:
-        return SelfAttention(
-            channels, heads=self.config.attention_heads, groups=self.config.norm_groups
-        )
-
-    def _build_down(self, channels: int, embedding: int) -> list[int]:
+    def _build_down(self, channels: int) -> list[int]:
         """Build the way down; return the channels of every skip, in order."""
         config = self.config
         self.down = nn.ModuleList()
@@ -151,25 +137,25 @@ class UNet(nn.Module):
         for level, multiplier in enumerate(config.channel_multipliers):
             out = config.base_channels * multiplier
             for _ in range(config.residual_blocks):
-                attention = self._attention(out) if level in config.attention_levels else None
-                self.down.append(Stage(self._residual(channels, out, embedding), attention))
+                attention = self._attention(out, wanted=level in config.attention_levels)
+                self.down.append(Stage(self._residual(channels, out), attention))
                 channels = out
                 skips.append(channels)
             if level < len(config.channel_multipliers) - 1:
-                self.down.append(self._downsample(channels, embedding))
+                self.down.append(self._resampling(channels, nn.AvgPool2d(2)))
                 skips.append(channels)
         return skips
 
-    def _build_up(self, channels: int, skips: list[int], embedding: int) -> None:
+    def _build_up(self, channels: int, skips: list[int]) -> None:
         """Build the way up; every skip is used once, last in first out."""
         config = self.config
         self.up = nn.ModuleList()
         for level in reversed(range(len(config.channel_multipliers))):
             out = config.base_channels * config.channel_multipliers[level]
             for index in range(config.residual_blocks + 1):
-                block = self._residual(channels + skips.pop(), out, embedding)
-                attention = self._attention(out) if level in config.attention_levels else None
+                block = self._residual(channels + skips.pop(), out)
+                attention = self._attention(out, wanted=level in config.attention_levels)
                 last = index == config.residual_blocks and level > 0
-                resample = self._upsample(out, embedding) if last else None
+                resample = self._resampling(out, nn.Upsample(scale_factor=2)) if last else None
                 self.up.append(Stage(block, attention, resample))
                 channels = out
