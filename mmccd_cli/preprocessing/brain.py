@@ -43,6 +43,24 @@ class BrainMask:
     notes: tuple[str, ...] = ()
 
 
+def zero_background(volume: Volume) -> Volume:
+    """Return a scan whose background is 0, where it was another constant.
+
+    Scans that were z-scored, or that carry an offset as CT does, have one value in all corners
+    and in a large part of the image. It is subtracted; differences of intensities stay.
+
+    Args:
+        volume: Any scan.
+    """
+    corners = volume.data[np.ix_(*[[0, -1]] * 3)]
+    background = corners.flat[0]
+    if background == 0 or (corners != background).any():
+        return volume
+    if (volume.data == background).mean() < _MIN_ZERO_FRACTION:
+        return volume
+    return Volume(volume.data - background, volume.affine)
+
+
 def is_skull_stripped(volumes: Mapping[str, Volume]) -> tuple[bool, str]:
     """Whether scans hold only a brain on a background of zeros.
 

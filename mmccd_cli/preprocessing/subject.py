@@ -15,7 +15,7 @@ from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.preprocessing.brain import find_brain, imaged
+from mmccd_cli.preprocessing.brain import find_brain, imaged, zero_background
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
 from mmccd_cli.preprocessing.spatial import register, resample, same_grid
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
@@ -62,7 +62,7 @@ class PreparedSubject:
         to_reference: (4, 4) reference world -> template world, RAS+ mm: the matrix with which
             template-space data are resampled to the reference grid.
         reference: The reference modality.
-        reference_volume: Its scan as it came in.
+        reference_volume: Its scan as it came in, its background 0.
         reference_brain: (I, J, K) bool on the reference grid.
         matrices: Modality -> (4, 4) reference world -> that modality's world, RAS+ mm.
         scales: Modality -> the intensity map that was applied.
@@ -200,7 +200,7 @@ def _without_background(
 
 
 def _known_modalities(volumes: Mapping[str, Volume]) -> dict[str, Volume]:
-    known = {name: volumes[name] for name in MODALITIES if name in volumes}
+    known = {m: zero_background(volumes[m]) for m in MODALITIES if m in volumes}
     if not known:
         raise DataError(f"The subject has none of the modalities {', '.join(MODALITIES)}.")
     return known

@@ -114,6 +114,19 @@ def test_missing_part_is_noted_and_left_out(template: Template) -> None:
     assert (result.covered["T2w"] == result.brain).all()
 
 
+@pytest.mark.parametrize("background", [-4.5, -1024.0, 7.0])
+def test_a_constant_background_is_background(
+    prepared: PreparedSubject, template: Template, background: float
+) -> None:
+    scans = _subject().volumes
+    offset = {m: Volume(v.data + np.float32(background), v.affine) for m, v in scans.items()}
+    again = prepare_subject(offset, template, PreprocessingConfig())
+    assert again.brain_method == "stripped"
+    assert (again.brain == prepared.brain).all()
+    for name, image in prepared.images.items():
+        assert again.images[name] == pytest.approx(image, abs=0.01)  # float32 beside an offset
+
+
 def test_given_mask(template: Template) -> None:
     head = _subject(skull=True, modalities=["T2w"])
     mask = Volume(head.brain, head.volumes["T2w"].affine)
