@@ -9,6 +9,6 @@ order in which a call passes through them:
 - `console`: messages, progress, and results;
 - `outcomes`: a cohort as it is shown, subject by subject;
 - `segment`, `bids`, `threshold`, `demo`, `weights`: commands for results;
-- `doctor`, `doctor_checks`: what works on this computer;
+- `doctor`: what works on this computer;
 - `train`, `evaluate`, `comparison`, `benchmark`: commands for those that make and judge weights.
 """

@@ -14,14 +14,14 @@ from typer.core import TyperCommand
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole, switch
-from mmccd_cli.cli.options import METHOD, OUTPUT
+from mmccd_cli.cli.options import OUTPUT, method_option
 from mmccd_cli.cli.outcomes import choose_shard, run_cohort
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.inputs.bids import BidsFilter
 
-SELECTION = "Selection"
+selection_option = partial(typer.Option, rich_help_panel="Selection")
 _LABELS = ("--participant-label", "--participant_label", "--session-id", "--session-label")
 
 
@@ -51,48 +51,43 @@ class SelectionOptions:
 
     participant_label: Annotated[
         list[str] | None,
-        typer.Option(
+        selection_option(
             "--participant-label",
             "--participant_label",
             metavar="LABEL...",
             help="Only these participants, with or without sub-. By default all.",
-            rich_help_panel=SELECTION,
         ),
     ] = None
     session_id: Annotated[
         list[str] | None,
-        typer.Option(
+        selection_option(
             "--session-id",
             "--session-label",
             metavar="LABEL...",
             help="Only these sessions, with or without ses-. By default all, each on its own.",
-            rich_help_panel=SELECTION,
         ),
     ] = None
     run: Annotated[
         int | None,
-        typer.Option(
+        selection_option(
             min=0,
             help="Take this run of images that have several, and name it in the outputs. By "
             "default the first.",
-            rich_help_panel=SELECTION,
         ),
     ] = None
     bids_filter_file: Annotated[
         Path | None,
-        typer.Option(
+        selection_option(
             metavar="FILE.json",
             help='Which acquisition is meant: {"t1w": {"acquisition": "mprage"}}.',
-            rich_help_panel=SELECTION,
         ),
     ] = None
     shard: Annotated[
         str,
-        typer.Option(
+        selection_option(
             metavar="auto|I/N|off",
             help="Do the I-th of N shares of the sessions; auto asks the variables of a SLURM "
             "array, unless participants are named.",
-            rich_help_panel=SELECTION,
         ),
     ] = "auto"
 
@@ -143,11 +138,7 @@ def bids(
     mask: options.MaskChoice,
     skull_strip: Annotated[
         str,
-        typer.Option(
-            metavar="auto|never|METHOD",
-            help="auto strips what is not stripped.",
-            rich_help_panel=METHOD,
-        ),
+        method_option(metavar="auto|never|METHOD", help="auto strips what is not stripped."),
     ] = "auto",
     model: options.ModelOptions,
     console: JsonConsole,

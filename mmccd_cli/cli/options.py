@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,13 +19,18 @@ from mmccd_cli.cli.console import switch
 
 if TYPE_CHECKING:
     from mmccd_cli.api import Segmenter
-    from mmccd_cli.cohort.plan import RunPolicy
 
 INPUT = "Input"
 OUTPUT = "Output"
 METHOD = "Method"
 WEIGHTS = "Weights"
 COMPUTING = "Computing"
+
+input_option = partial(typer.Option, rich_help_panel=INPUT)
+output_option = partial(typer.Option, rich_help_panel=OUTPUT)
+method_option = partial(typer.Option, rich_help_panel=METHOD)
+weights_option = partial(typer.Option, rich_help_panel=WEIGHTS)
+computing_option = partial(typer.Option, rich_help_panel=COMPUTING)
 
 _VOLUME = re.compile(
     r"\s*(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>mm3|mm\^3|mm³|µl|ul|ml|cm3|cm\^3|cm³|cc)?\s*"
@@ -65,25 +71,12 @@ def map_value(text: str) -> float | None:
     return value
 
 
-def count(text: str) -> int | None:
-    """Read a number from 1 up; "auto" is None.
+def count(text: str, least: int = 1) -> int | None:
+    """Read a number from the least one up; "auto" is None.
 
     Raises:
         typer.BadParameter: Anything else.
     """
-    return _count(text, 1)
-
-
-def count_or_none(text: str) -> int | None:
-    """Read a number from 0 up; "auto" is None.
-
-    Raises:
-        typer.BadParameter: Anything else.
-    """
-    return _count(text, 0)
-
-
-def _count(text: str, least: int) -> int | None:
     if text == "auto":
         return None
     if not (text.isascii() and text.isdigit() and least <= int(text) <= _LARGEST_COUNT):
@@ -121,31 +114,25 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+count_option = partial(computing_option, metavar="auto|N", parser=count, show_default="auto")
+
 Preset = Annotated[
     Literal["fast", "balanced", "paper"] | None,
-    typer.Option(
+    method_option(
         metavar="fast|balanced|paper",
         help="How much time a result may take. By default as the bundle proposes.",
-        rich_help_panel=METHOD,
     ),
 ]
 Device = Annotated[
     str,
-    typer.Option(
+    computing_option(
         metavar="auto|cpu|cuda[:N]|mps",
         help="Where to compute. One that is asked for by name and cannot be used is an error.",
-        rich_help_panel=COMPUTING,
     ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
-        metavar="auto|N",
-        parser=count,
-        show_default="auto",
-        help="Threads of the CPU. With 1, equal runs are equal to the last bit.",
-        rich_help_panel=COMPUTING,
-    ),
+    count_option(help="Threads of the CPU. With 1, equal runs are equal to the last bit."),
 ]
 Force = Annotated[
     bool,
@@ -154,10 +141,9 @@ Force = Annotated[
 Offline = Annotated[bool, switch("--offline", help="Never use the network.", panel=WEIGHTS)]
 CacheDir = Annotated[
     Path | None,
-    typer.Option(
+    weights_option(
         help="Folder of downloaded weights. By default MMCCD_CACHE_DIR, else the Hub's own cache.",
         show_default=False,
-        rich_help_panel=WEIGHTS,
     ),
 ]
 
@@ -168,11 +154,10 @@ class ModelOptions:
 
     weights: Annotated[
         str | None,
-        typer.Option(
+        weights_option(
             metavar="NAME|DIR|ORG/REPO",
             help="A bundle's name, its folder, or its place on the Hub (ORG/REPO@REVISION). "
             "By default the bundle that mmccd comes with.",
-            rich_help_panel=WEIGHTS,
         ),
     ] = None
     offline: Offline = False
@@ -180,55 +165,29 @@ class ModelOptions:
     device: Device = "auto"
     batch_size: Annotated[
         int | None,
-        typer.Option(
-            metavar="auto|N",
-            parser=count,
-            show_default="auto",
-            help="Slices a pass; changes the time and the memory, not the result.",
-            rich_help_panel=COMPUTING,
-        ),
+        count_option(help="Slices a pass; changes the time and the memory, not the result."),
     ] = None
     threads: Threads = None
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
-        typer.Option(
+        computing_option(
             metavar="auto|fp32|bf16|fp16",
             help="Arithmetic of the networks: auto is fp16 on CUDA, fp32 elsewhere; bf16 is "
             "faster on CPUs that have it and changes the map a little.",
-            rich_help_panel=COMPUTING,
         ),
     ] = "auto"
 
-    def load(
-        self, *, preset: str | None = None, method: str | None = None, **sampling: Any
-    ) -> Segmenter:
-        """Resolve and load the weights, and choose the device.
+    def load(self, **sampling: Any) -> Segmenter:
+        """Find and load the weights, and choose the device; see `Segmenter.from_pretrained`.
 
         Args:
-            preset: A preset's name, or None for the bundle's own sampling.
-            method: A method's name, or None for the preset's.
-            **sampling: Further fields of `mmccd_cli.config.SamplingConfig`; None leaves one as
-                it is.
-
-        Raises:
-            WeightsError: There are no such weights, or they are damaged.
-            ComputeError: The device cannot be used.
-            UsageError: The sampling settings do not fit together.
+            **sampling: The preset, the method, and what replaces the preset's settings.
         """
         from mmccd_cli.api import Segmenter
 
-        use_threads(self.threads)
-        return Segmenter.from_pretrained(
-            self.weights,
-            device=self.device,
-            preset=preset,
-            method=method,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            offline=self.offline,
-            cache_dir=self.cache_dir,
-            **sampling,
-        )
+        chosen = asdict(self)
+        use_threads(chosen.pop("threads"))
+        return Segmenter.from_pretrained(**chosen, **sampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +197,7 @@ class SamplingOptions:
     preset: Preset = None
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Seed of all that is random.", rich_help_panel=METHOD),
+        method_option(min=0, help="Seed of all that is random."),
     ] = None
 
 
@@ -248,23 +207,21 @@ class MaskChoice:
 
     threshold: Annotated[
         float | None,
-        typer.Option(
+        method_option(
             metavar="auto|VALUE",
             parser=map_value,
             show_default="auto",
             help="Value of the map above which a voxel belongs to the mask; auto as calibrated.",
-            rich_help_panel=METHOD,
         ),
     ] = None
     min_lesion_mm3: Annotated[
         float | None,
-        typer.Option(
+        method_option(
             "--min-lesion",
             metavar="auto|VOLUME",
             parser=volume_mm3,
             show_default="auto",
             help="Smallest lesion of the mask: 10mm3, 0.01ml.",
-            rich_help_panel=METHOD,
         ),
     ] = None
 
@@ -288,25 +245,12 @@ class RunOptions:
     ] = False
     workers: Annotated[
         int | None,
-        typer.Option(
-            metavar="auto|N",
-            parser=count_or_none,
-            show_default="auto",
+        count_option(
+            parser=lambda text: count(text, least=0),
             help="Subjects that are read and registered in threads while one is on the device; "
             "each takes up to 1 GB. 0 for none.",
-            rich_help_panel=COMPUTING,
         ),
     ] = None
-
-    def policy(self) -> RunPolicy:
-        """Return what a cohort needs to know of it.
-
-        Raises:
-            UsageError: --force and --resume contradict each other.
-        """
-        from mmccd_cli.cohort.plan import RunPolicy
-
-        return RunPolicy(force=self.force, resume=self.resume, workers=self.workers)
 
 
 def use_threads(number: int | None) -> None:

@@ -57,6 +57,7 @@ def run_cohort(
         MmccdError: What concerns all subjects; or the only one, where there are not many.
         typer.Exit: Some of many subjects failed.
     """
+    from mmccd_cli.cohort.plan import RunPolicy
     from mmccd_cli.cohort.run import Observer, preview_cohort, segment_cohort
 
     def announce() -> Pipeline:
@@ -68,16 +69,17 @@ def run_cohort(
         progress.begin(job.subject.id)
         _explain(job, console.detail)
 
+    policy = RunPolicy(force=run.force, resume=run.resume, workers=run.workers)
     jobs = {job.subject.id: job for job in cohort.jobs}
     reported: list[Outcome] = []
     since = time.perf_counter()
     with console.progress() as progress:
         observer = Observer(began=began, advance=progress.advance)
         outcomes = (
-            preview_cohort(cohort, announce, settings=settings, policy=run.policy())
+            preview_cohort(cohort, announce, settings=settings, policy=policy)
             if run.dry_run
             else segment_cohort(
-                cohort, announce, settings=settings, policy=run.policy(), observer=observer
+                cohort, announce, settings=settings, policy=policy, observer=observer
             )
         )
         with contextlib.closing(outcomes):

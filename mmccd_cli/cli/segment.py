@@ -14,7 +14,7 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole, switch
-from mmccd_cli.cli.options import INPUT, METHOD, OUTPUT
+from mmccd_cli.cli.options import INPUT, input_option, method_option, output_option
 from mmccd_cli.cli.outcomes import choose_shard, run_cohort
 from mmccd_cli.errors import UsageError
 
@@ -32,16 +32,12 @@ class SubjectOptions:
             show_default=False,
         ),
     ] = None
-    t1: Annotated[
-        Path | None, typer.Option("--t1", help="T1w without contrast agent.", rich_help_panel=INPUT)
-    ] = None
-    t2: Annotated[Path | None, typer.Option("--t2", help="T2w.", rich_help_panel=INPUT)] = None
-    flair: Annotated[Path | None, typer.Option("--flair", help="FLAIR.", rich_help_panel=INPUT)] = (
-        None
-    )
+    t1: Annotated[Path | None, input_option(help="T1w without contrast agent.")] = None
+    t2: Annotated[Path | None, input_option(help="T2w.")] = None
+    flair: Annotated[Path | None, input_option(help="FLAIR.")] = None
     subjects_from: Annotated[
         Path | None,
-        typer.Option("--from", help="File with folders, one a line.", rich_help_panel=INPUT),
+        input_option("--from", help="File with folders, one a line."),
     ] = None
     null: Annotated[
         bool,
@@ -88,75 +84,63 @@ class OutputOptions:
 
     out: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             help="Anomaly map of one subject, .nii.gz or .nii. Beside map.nii.gz come "
-            "map_mask.nii.gz and map.json.",
-            rich_help_panel=OUTPUT,
+            "map_mask.nii.gz and map.json."
         ),
     ] = None
     out_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for any number of subjects: ID.nii.gz, ID_mask.nii.gz and ID.json each.",
-            rich_help_panel=OUTPUT,
+        output_option(
+            help="Folder for any number of subjects: ID.nii.gz, ID_mask.nii.gz and ID.json each."
         ),
     ] = None
     bids_out: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             help="Instead, root of BIDS derivatives: "
-            "sub-ID/anat/sub-ID_space-orig_desc-anomaly_probseg.nii.gz and more. See mmccd bids.",
-            rich_help_panel=OUTPUT,
+            "sub-ID/anat/sub-ID_space-orig_desc-anomaly_probseg.nii.gz and more. See mmccd bids."
         ),
     ] = None
     picture: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             metavar="FILE.png",
             help="Also draw the result in three planes; with --out-dir as ID_FILE.png.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None
     report: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             metavar="FILE.html",
             help="Also write a report with pictures, checks and a viewer, all in one file; with "
             "--out-dir as ID_FILE.html.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None
     report_dir: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             metavar="DIR",
             help="Write the reports into a folder of their own, and an index.html that sorts them.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None
     dicom_seg: Annotated[
         Path | None,
-        typer.Option(
+        output_option(
             metavar="FILE.dcm",
             help="Also write the mask as DICOM SEG, for input of DICOM; with --out-dir as "
             "ID_FILE.dcm.",
-            rich_help_panel=OUTPUT,
         ),
     ] = None
     dicom_map: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.dcm",
-            help="Also write the map as fractional DICOM SEG.",
-            rich_help_panel=OUTPUT,
-        ),
+        output_option(metavar="FILE.dcm", help="Also write the map as fractional DICOM SEG."),
     ] = None
     space: Annotated[
         Literal["native", "template"],
-        typer.Option(
+        output_option(
             metavar="native|template",
             help="Grid of map and mask: the reference scan's, or the template's.",
-            rich_help_panel=OUTPUT,
         ),
     ] = "native"
 
@@ -172,23 +156,19 @@ class StepOptions(options.SamplingOptions):
 
     method: Annotated[
         Literal["mmccd", "cyclic-unet"] | None,
-        typer.Option(
-            metavar="mmccd|cyclic-unet",
-            help="Instead of the preset's.",
-            rich_help_panel=METHOD,
-        ),
+        method_option(metavar="mmccd|cyclic-unet", help="Instead of the preset's."),
     ] = None
     num_inference_steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="DDIM steps.", rich_help_panel=METHOD),
+        method_option("--steps", min=1, help="DDIM steps."),
     ] = None
     band_width: Annotated[
         int | None,
-        typer.Option(min=1, help="Pixels of a hidden band.", rich_help_panel=METHOD),
+        method_option(min=1, help="Pixels of a hidden band."),
     ] = None
     band_stride: Annotated[
         int | None,
-        typer.Option(min=1, help="Pixels from band to band.", rich_help_panel=METHOD),
+        method_option(min=1, help="Pixels from band to band."),
     ] = None
 
 
@@ -202,11 +182,10 @@ def segment(
     mask: options.MaskChoice,
     skull_strip: Annotated[
         str,
-        typer.Option(
+        method_option(
             metavar="auto|never|METHOD|MASK.nii.gz",
             help="auto strips what is not stripped; MASK.nii.gz is a brain mask in the space of "
             "the reference (FLAIR, else T2w, else T1w).",
-            rich_help_panel=METHOD,
         ),
     ] = "auto",
     shard: Annotated[

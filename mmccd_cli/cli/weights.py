@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,15 +23,27 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Spec = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[NAME|DIR|ORG/REPO[@REVISION]]",
-        help="A name from `mmccd weights list`, a folder, or a place on the Hub. By default "
-        "MMCCD_WEIGHTS, then the bundle that mmccd comes with.",
-        show_default=False,
-    ),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class BundleOptions:
+    """Which bundle is meant, and where downloads lie."""
+
+    weights: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME|DIR|ORG/REPO[@REVISION]]",
+            help="A name from `mmccd weights list`, a folder, or a place on the Hub. By default "
+            "MMCCD_WEIGHTS, then the bundle that mmccd comes with.",
+            show_default=False,
+        ),
+    ] = None
+    cache_dir: options.CacheDir = None
+
+    def resolve(self, **how: Any) -> LocalBundle:
+        """Find the bundle; see `mmccd_cli.weights.resolve.resolve`."""
+        from mmccd_cli.weights.resolve import resolve
+
+        return resolve(self.weights, cache_dir=self.cache_dir, **how)
 
 
 @app.command("list")
@@ -55,17 +67,9 @@ def list_weights(*, cache_dir: options.CacheDir = None, console: JsonConsole) ->
 
 @app.command()
 @command
-def info(
-    *,
-    weights: Spec = None,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    console: JsonConsole,
-) -> None:
+def info(*, offline: options.Offline = False, wanted: BundleOptions, console: JsonConsole) -> None:
     """Show what a bundle is: networks, licence, training, calibration, files and their hashes."""
-    from mmccd_cli.weights.resolve import resolve
-
-    bundle = resolve(weights, offline=offline, cache_dir=cache_dir)
+    bundle = wanted.resolve(offline=offline)
     about = _about(bundle)
     if console.as_json:
         console.result(json.dumps(about, indent=1))
@@ -82,33 +86,19 @@ def info(
 
 @app.command()
 @command
-def path(
-    *,
-    weights: Spec = None,
-    offline: options.Offline = False,
-    cache_dir: options.CacheDir = None,
-    console: JsonConsole,
-) -> None:
+def path(*, offline: options.Offline = False, wanted: BundleOptions, console: JsonConsole) -> None:
     """Print the folder of a bundle, after downloading it where it is not here yet."""
-    from mmccd_cli.weights.resolve import resolve
-
-    folder = str(resolve(weights, offline=offline, cache_dir=cache_dir).folder)
+    folder = str(wanted.resolve(offline=offline).folder)
     console.result(json.dumps({"folder": folder}) if console.as_json else folder)
 
 
 @app.command()
 @command
-def download(
-    *,
-    weights: Spec = None,
-    cache_dir: options.CacheDir = None,
-    console: JsonConsole,
-) -> None:
+def download(*, wanted: BundleOptions, console: JsonConsole) -> None:
     """Bring a bundle into the cache, as on the login node of a cluster without internet.
 
     A branch is looked up again, so this is also how weights are brought up to date.
     """
-    from mmccd_cli.weights.resolve import resolve
 
     def announce(index: BundleIndex) -> None:
         console.info(
@@ -116,7 +106,7 @@ def download(
             f"licence: {index.licence}"
         )
 
-    bundle = resolve(weights, cache_dir=cache_dir, refresh=True, announce=announce)
+    bundle = wanted.resolve(refresh=True, announce=announce)
     if console.as_json:
         console.result(json.dumps(_about(bundle), indent=1))
     else:
@@ -127,17 +117,11 @@ def download(
 
 @app.command()
 @command
-def verify(
-    *,
-    weights: Spec = None,
-    cache_dir: options.CacheDir = None,
-    console: JsonConsole,
-) -> None:
+def verify(*, wanted: BundleOptions, console: JsonConsole) -> None:
     """Compare every file with its hash and every network with its architecture; offline."""
     from mmccd_cli.weights.bundle import load_bundle, verify_bundle
-    from mmccd_cli.weights.resolve import resolve
 
-    bundle = resolve(weights, offline=True, cache_dir=cache_dir)
+    bundle = wanted.resolve(offline=True)
     verify_bundle(load_bundle(bundle.folder))
     if console.as_json:
         console.result(json.dumps({**_about(bundle), "verified": True}, indent=1))

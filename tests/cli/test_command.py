@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_type_hints
 
@@ -130,7 +131,7 @@ def test_volumes(text: str, value: float | None) -> None:
     ]
     + [(options.map_value, text) for text in ("0", "1", "nan", "half", "-0.5")]
     + [(options.count, text) for text in ("0", "-1", "1.5", "x", "9" * 20, "²")]
-    + [(options.count_or_none, "-1")],
+    + [(partial(options.count, least=0), "-1")],
 )
 def test_what_is_no_value(read: Callable[[str], object], text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is not a"):

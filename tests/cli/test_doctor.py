@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from mmccd_cli.cli import doctor_checks as doctor
+from mmccd_cli.cli import doctor
 from mmccd_cli.cli.app import app
 from mmccd_cli.errors import ComputeError
 from mmccd_cli.weights.registry import embedded_root
