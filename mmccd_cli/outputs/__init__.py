@@ -5,13 +5,14 @@ through:
 
 1. `segmented`: a subject, its result and its record, which all files are made from.
 2. `images`: map and mask as NIfTI, what they are called, and writing all files at once.
-3. `record`: what the sidecar says of one run, and JSON.
-4. `bids`: the files of BIDS that show a mask.
-5. `remask`: a new mask from a map that is there, with the same files and a new record.
-6. `extras`: the table of everything that can be written besides.
-7. `dicom_seg`: map or mask as DICOM Segmentation.
-8. `pictures`: panels of three planes, and the overview picture.
-9. `report/`: HTML pages of a subject and of a cohort.
+3. `record`: what the sidecar says of one run, how it is read back, and JSON.
+4. `schema`: the fields that a record must have, which `mmccd schema` prints.
+5. `bids`: the files of BIDS that show a mask, and what they are called.
+6. `remask`: a new mask from a map that is there, with the same files and a new record.
+7. `extras`: the table of everything that can be written besides.
+8. `dicom_seg`: map or mask as DICOM Segmentation.
+9. `pictures`: panels of three planes, and the overview picture.
+10. `report/`: HTML pages of a subject and of a cohort.
 """
 
 from __future__ import annotations
@@ -26,8 +27,16 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "extras": ["EXTRA_OUTPUTS", "ExtraOutput"],
         "images": ["OutputPaths", "encode_images", "encode_mask", "output_paths", "write_outputs"],
         "pictures": ["overview_png"],
-        "record": ["Outcome", "describe_result", "encode_json", "read_record", "to_json"],
+        "record": [
+            "Outcome",
+            "describe_result",
+            "encode_json",
+            "read_record",
+            "read_sidecar",
+            "to_json",
+        ],
         "remask": ["NewMask"],
+        "schema": ["DoneRecord", "record_schema"],
         "segmented": ["SegmentedSubject"],
     },
 )
