@@ -63,7 +63,8 @@ def find_previous(
         record["bundle"]["sha256"] == bundle_sha256
         and _without_mask(earlier) == _without_mask(now)
         and record["inputs"] == jsonable(describe_inputs(job.subject, job.brain_mask))
-        and hashes["map"] == sha256_of_file(job.targets["map"])
+        and record["reference"] in record["inputs"]
+        and hashes.get("map") == sha256_of_file(job.targets["map"])
     )
     if not same_map:
         return None
@@ -72,7 +73,7 @@ def find_previous(
         and set(job.extras) <= set(record["outputs"])
         and sidecar.is_nested == bool(job.sidecar_fields)
         and all(path.is_file() for path in job.targets.values())
-        and hashes["mask"] == sha256_of_file(job.targets["mask"])
+        and hashes.get("mask") == sha256_of_file(job.targets["mask"])
     )
     if current:
         return PreviousResult(record, True)

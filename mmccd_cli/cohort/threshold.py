@@ -125,7 +125,7 @@ def _sidecar_of(job: MaskJob) -> Sidecar:
             cause=f"What is wrong: {error}.",
             next_step="Segment the subject anew: mmccd segment ... --force",
         ) from error
-    if sidecar.record["output_sha256"]["map"] != sha256_of_file(job.files.map):
+    if sidecar.record["output_sha256"].get("map") != sha256_of_file(job.files.map):
         raise DataError(
             f"{job.files.map} is not the map that {job.record} speaks of.",
             cause="One of them was changed or replaced.",

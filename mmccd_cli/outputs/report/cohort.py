@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
+from pydantic import BaseModel
+
+from mmccd_cli.config import NotNegative, Share
 from mmccd_cli.errors import UsageError
 from mmccd_cli.files import check_json, write_atomically
 from mmccd_cli.outputs.report.checks import verdict
-from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION, ReportSummary
+from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION
 from mmccd_cli.outputs.report.render import read_data_block, render
 
 if TYPE_CHECKING:
@@ -26,6 +29,27 @@ _MARK = "mmccd-cohort"
 _HEAD_BYTES = 200_000  # a report's summary, with its thumbnail, lies within
 _ANY_FOLDERS = re.compile(r"[/\\].*[/\\]")
 _FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
+
+
+class Sign(BaseModel):
+    """A check that found something unusual; see `mmccd_cli.outputs.report.checks.Check`."""
+
+    name: str
+    value: str
+    suspicion: Share
+
+
+class ReportSummary(BaseModel):
+    """What this page shows of a subject: the data block of its report."""
+
+    subject: str
+    lesion_volume_ml: NotNegative
+    lesions: int
+    brain_litres: NotNegative
+    suspicion: Share
+    signs: list[Sign]
+    warnings: int
+    thumbnail: str
 
 
 class Failure(NamedTuple):
@@ -79,13 +103,14 @@ def write_cohort_page(
     Raises:
         UsageError: The page cannot be written.
     """
-    summaries: dict[str, ReportSummary] = {}
+    summaries: list[Mapping[str, Any]] = []
     failures = _failures(outcomes, [str(path) for path in inputs], tables)
     for path in sorted(report_dir.glob(f"*{REPORT_SUFFIX}")):
         if (block := _read_block(path, SUMMARY)) is None:
             continue
         try:
-            summaries[path.name] = check_json(ReportSummary, block)
+            check_json(ReportSummary, block)
+            summaries.append({**block, "file": path.name})
         except ValueError as error:
             reason = f"Its data block cannot be read in full: {error}."
             failures.append(Failure(path.name, reason, "Segment the subject anew."))
@@ -100,20 +125,20 @@ def write_cohort_page(
         ) from error
 
 
-def cohort_page(summaries: Mapping[str, ReportSummary], failures: Sequence[Failure]) -> bytes:
+def cohort_page(summaries: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> bytes:
     """Return the page.
 
     Args:
-        summaries: Name of each report's file -> its data block.
+        summaries: The data block of each report, with the report's name under "file".
         failures: The subjects that failed.
     """
-    ordered = sorted(summaries.items(), key=lambda each: -each[1].lesion_volume_ml)
+    ordered = sorted(summaries, key=lambda summary: -summary["lesion_volume_ml"])
     return render(
         "cohort.html",
         script="cohort.js",
         mark_id=_MARK,
         mark={"summary_version": SUMMARY_VERSION},
-        subjects=[(quote(os.fsencode(file)), summary) for file, summary in ordered],
+        subjects=[{**each, "link": quote(os.fsencode(each["file"]))} for each in ordered],
         failures=failures,
         verdict=verdict,
     )

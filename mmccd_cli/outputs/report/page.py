@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict
-from pydantic.dataclasses import dataclass
-
 from mmccd_cli import __version__
-from mmccd_cli.config import NotNegative, Share
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.pictures import MAP_OPACITY
 from mmccd_cli.outputs.record import jsonable
@@ -36,47 +31,6 @@ SUMMARY = "mmccd-summary"
 SUMMARY_VERSION = 1
 
 _MAX_PICTURED = 12
-_READ_BACK = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
-
-
-@dataclass(frozen=True, config=_READ_BACK)
-class Sign:
-    """A check that found something unusual; see `mmccd_cli.outputs.report.checks.Check`."""
-
-    name: str
-    value: str
-    suspicion: Share
-
-
-@dataclass(frozen=True, kw_only=True, config=_READ_BACK)
-class ReportSummary:
-    """The data block of a report: what the cohort's page shows of a subject.
-
-    Attributes:
-        summary_version: `SUMMARY_VERSION`.
-        subject: Its id.
-        status: "done".
-        lesion_volume_ml: Volume of the mask.
-        lesions: Their number.
-        brain_litres: Volume of the brain mask.
-        suspicion: Of all checks together.
-        signs: The checks that found something unusual.
-        warnings: Their number.
-        bundle: Name and version of the weights.
-        thumbnail: A JPEG, as base64.
-    """
-
-    summary_version: int = SUMMARY_VERSION
-    subject: str
-    status: str = "done"
-    lesion_volume_ml: NotNegative
-    lesions: int
-    brain_litres: NotNegative
-    suspicion: Share
-    signs: list[Sign]
-    warnings: int
-    bundle: str
-    thumbnail: str
 
 
 def subject_report(
@@ -109,7 +63,7 @@ def subject_report(
         script="report.js",
         more_scripts=[library_code()],
         summary_id=SUMMARY,
-        summary=asdict(_summary(record, data, checks=checks, thumbnail=panels.thumbnail())),
+        summary=_summary(record, data, checks=checks, thumbnail=panels.thumbnail()),
         viewer=viewer_data(data),
         map_opacity=MAP_OPACITY,
         version=__version__,
@@ -129,19 +83,22 @@ def subject_report(
 
 def _summary(
     record: Mapping[str, Any], data: ReportData, *, checks: Sequence[Check], thumbnail: bytes
-) -> ReportSummary:
-    return ReportSummary(
-        subject=record["subject"],
-        lesion_volume_ml=record["lesion_volume_ml"],
-        lesions=len(data.lesions),
-        brain_litres=round(data.brain_litres, 4),
-        suspicion=suspicion(checks),
-        signs=[
-            Sign(check.name, check.value, round(check.suspicion, 3))
+) -> dict[str, Any]:
+    """Return what the cohort's page shows of a subject."""
+    return {
+        "summary_version": SUMMARY_VERSION,
+        "subject": record["subject"],
+        "status": "done",
+        "lesion_volume_ml": record["lesion_volume_ml"],
+        "lesions": len(data.lesions),
+        "brain_litres": round(data.brain_litres, 4),
+        "suspicion": suspicion(checks),
+        "signs": [
+            {"name": check.name, "value": check.value, "suspicion": round(check.suspicion, 3)}
             for check in checks
             if check.verdict != "good"
         ],
-        warnings=len(record["warnings"]),
-        bundle=f"{record['bundle']['name']} {record['bundle']['version']}",
-        thumbnail=base64_of(thumbnail),
-    )
+        "warnings": len(record["warnings"]),
+        "bundle": f"{record['bundle']['name']} {record['bundle']['version']}",
+        "thumbnail": base64_of(thumbnail),
+    }

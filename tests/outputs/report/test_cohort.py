@@ -35,10 +35,9 @@ def write_report(folder: Path, subject: str, **changes: Any) -> None:
         "suspicion": 0.0,
         "signs": [],
         "warnings": 0,
-        "bundle": "tiny 1",
         "thumbnail": "",
     }
-    text = json.dumps(summary | changes)
+    text = json.dumps(summary | changes).replace("<", r"\u003c")  # as pages are written
     block = f'<script type="application/json" id="{SUMMARY}">{text}</script>'
     report_path(folder, subject).write_text(block)
 
@@ -147,14 +146,8 @@ def test_an_edited_report_blocks_none_of_the_others(tmp_path, changes):
         )
     write_cohort_page(tmp_path, [])
     assert rows(shown(tmp_path)) == ["whole"]
-    assert HOSTILE not in shown(tmp_path)
-
-
-def test_a_report_that_cannot_be_read_in_full_is_named(tmp_path):
-    write_report(tmp_path, "edited", lesions="many")
-    write_cohort_page(tmp_path, [])
     assert "edited_report.html" in shown(tmp_path)
-    assert "lesions must be a valid integer" in shown(tmp_path)
+    assert HOSTILE not in shown(tmp_path)
 
 
 def test_only_pages_of_ours_are_replaced_and_read(tmp_path):
