@@ -31,6 +31,20 @@ def test_it_names_every_room_of_the_package_and_no_other() -> None:
     assert sorted(rows) == sorted(folders | modules)
 
 
+def test_the_places_where_things_go_exist() -> None:
+    places = TEXT.partition("### Where do I put")[2]
+    named = re.findall(r"`([a-z_]+/[a-z_/]*)`", places)
+    assert len(named) > 15
+    for name in named:
+        path = ROOT / "mmccd_cli" / name
+        assert path.is_dir() or path.with_suffix(".py").is_file(), name
+    for constant in re.findall(r"`([A-Z_]{4,})`", places):
+        sources = (ROOT / "mmccd_cli").rglob("*.py")
+        assert any(re.search(rf"^{constant}\b", s.read_text(), re.MULTILINE) for s in sources), (
+            constant
+        )
+
+
 def test_its_exit_codes_are_those_of_the_errors() -> None:
     listed = {int(code) for code in re.findall(r"^\| ([1-6]) \|", TEXT, re.MULTILINE)}
     classes = [item for item in vars(errors).values() if isinstance(item, type)]
