@@ -20,7 +20,6 @@ def make_dataset(n: int = 6, size: int = 16) -> SliceDataset:
         images={"FLAIR": flair, "T2w": torch.where(brain, 255 - flair, flair)},
         healthy=brain & ~hidden,
         hidden=hidden,
-        subject=torch.arange(n),
         subjects=tuple(map(str, range(n))),
         quantisation=Quantisation(),
         background=-3.0,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmccd_cli.config import TrainingConfig, UNetConfig, to_dict
 from mmccd_cli.progress import silent
 from mmccd_cli.training.recipes import Recipe
-from mmccd_cli.training.samples import Sample, SliceDataset, draw_sample
+from mmccd_cli.training.samples import SliceDataset, draw_sample
 from mmccd_cli.training.trainer import Report, Runtime, fit
 from mmccd_cli.translation.masking import hide, random_band_masks, random_blob_masks
 from mmccd_cli.translation.schedule import Schedule
@@ -169,23 +169,21 @@ class TranslationLoss:
             self.dataset, spec.source, spec.target, generator=generator, augment=augment
         )
         noise = torch.randn(2, 1, *sample.source.shape[1:], generator=generator)
-        seen = ~sample.hidden
+        seen, times = ~sample.hidden, torch.zeros(1, dtype=torch.long)
         region = (sample.healthy if self.config.loss_region == "brain" else seen).float()
         if spec.kind == "unet":
             inputs = hide(sample.source, seen, noise[0])
-            times = torch.zeros(1, dtype=torch.long)
-            return Example(inputs=inputs, target=sample.target, region=region, timesteps=times)
-        # The lesion's own contrast must not reach the network through x_t either.
-        clean = hide(sample.target, seen, noise[1])
-        seen = seen & self._random_mask(sample, generator)
-        condition = hide(sample.source, seen, noise[0])
-        timesteps = self._random_timestep(generator)
-        noisy = self.schedule.add_noise(clean, noise[1], timesteps)
-        inputs = torch.cat([noisy, condition], dim=1)
-        return Example(inputs=inputs, target=sample.target, region=region, timesteps=timesteps)
+        else:
+            # The lesion's own contrast must not reach the network through x_t either.
+            clean = hide(sample.target, seen, noise[1])
+            condition = hide(sample.source, seen & self._random_mask(seen, generator), noise[0])
+            times = self._random_timestep(generator)
+            noisy = self.schedule.add_noise(clean, noise[1], times)
+            inputs = torch.cat([noisy, condition], dim=1)
+        return Example(inputs=inputs, target=sample.target, region=region, timesteps=times)
 
-    def _random_mask(self, sample: Sample, generator: torch.Generator) -> Tensor:
-        height, width = sample.source.shape[-2:]
+    def _random_mask(self, seen: Tensor, generator: torch.Generator) -> Tensor:
+        height, width = seen.shape[-2:]
         config = self.config
         if config.blob_radius_px and torch.rand((), generator=generator) < 0.5:
             radius = config.blob_radius_px

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,12 @@ class BundleText:
         name: Name of the bundle.
         version: Version of these weights.
         licence: Licence of the weights.
-        space: Name of the training space.
         data: Sentence on the training data.
     """
 
     name: str
     version: str = "1"
     licence: str = "research use only"
-    space: str = "space of the training data"
     data: str = ""
 
 
@@ -91,12 +89,12 @@ class Training:
             DataError: The slices do not fit the recipe or the folds.
         """
         self._check_shards()
-        for left_out in self._folds():
-            others = [s for s in self._subjects() if s not in left_out.subjects]
-            networks = self._train_networks(left_out.folder, others)
+        for folder, left_out in self._folds.items():
+            others = [s for s in self._subjects if s not in left_out]
+            networks = self._train_networks(folder, others)
             if self.only is None and self.runtime.rank == 0:
-                self._write_bundle(left_out.folder / FOLD_BUNDLE, networks, others)
-        return self._train_networks(self.work, self._subjects())
+                self._write_bundle(folder / FOLD_BUNDLE, networks, others)
+        return self._train_networks(self.work, self._subjects)
 
     def write(self, out: Path, networks: dict[str, dict[str, Tensor]]) -> Bundle:
         """Write the bundle, not calibrated yet.
@@ -105,16 +103,14 @@ class Training:
             out: Folder of the bundle.
             networks: Network name -> weights.
         """
-        self._write_bundle(out, networks, self._subjects())
+        self._write_bundle(out, networks, self._subjects)
         return load_bundle(out)
 
     def calibrate(
         self, bundle: Bundle, *, split: str = "train", report: Callable[[str], None] = silent
     ) -> Calibration:
         """Calibrate a bundle, and its folds' bundles without their own subjects; rewrite them."""
-        folds = [
-            Fold(load_bundle(fold.folder / FOLD_BUNDLE), fold.subjects) for fold in self._folds()
-        ]
+        folds = [Fold(load_bundle(path / FOLD_BUNDLE), ids) for path, ids in self._folds.items()]
         device = self.runtime.device
         found = calibrate(
             bundle, self.shards, split=split, folds=folds, device=device, report=report
@@ -148,7 +144,7 @@ class Training:
     def _write_bundle(
         self, out: Path, networks: dict[str, dict[str, Tensor]], subjects: list[str]
     ) -> None:
-        index, recipe = read_index(self.shards), self.recipe
+        index, recipe = self._index, self.recipe
         normal = fit_normal_ranges(self.shards, subjects, recipe.training.lesion_dilation_mm)
         template = replace(read_template(self.shards, index["affine"]), normal=normal)
         i, j, k = template.shape
@@ -163,17 +159,19 @@ class Training:
             sampling=recipe.sampling,
             scores={method: initial_scores(recipe) for method in ("mmccd", "cyclic-unet")},
             template=TemplateConfig(
-                tuple(float(v) for v in template.affine.ravel()), (i, j, k), self.text.space
+                tuple(float(v) for v in template.affine.ravel()),
+                (i, j, k),
+                "space of the training data",
             ),
-            training=self._provenance(index, subjects),
+            training=self._provenance(subjects),
             licence=self.text.licence,
             intended_use="Research on unsupervised anomaly segmentation; not a medical device.",
         )
         card = f"# {self.text.name}\n\nNot calibrated yet.\n"
         save_bundle(out, config, template=template, networks=networks, card=card)
 
-    def _provenance(self, index: dict[str, Any], subjects: Sequence[str]) -> dict[str, Any]:
-        train = [e for e in index["subjects"] if e["id"] in subjects]
+    def _provenance(self, subjects: Sequence[str]) -> dict[str, Any]:
+        train = [e for e in self._index["subjects"] if e["id"] in subjects]
         return {
             "recipe": self.recipe.name,
             "settings": to_dict(self.recipe.training),
@@ -185,17 +183,22 @@ class Training:
             "torch": torch.__version__,
         }
 
-    def _subjects(self) -> list[str]:
-        return subjects_of(read_index(self.shards), "train")
+    @cached_property
+    def _index(self) -> dict[str, Any]:
+        return read_index(self.shards)
 
-    def _folds(self) -> list[_LeftOut]:
-        if not self.folds:
-            return []
-        dealt = split_folds(self._subjects(), self.folds)
-        return [_LeftOut(self.work / f"fold-{k}", subjects) for k, subjects in enumerate(dealt)]
+    @cached_property
+    def _subjects(self) -> list[str]:
+        return subjects_of(self._index, "train")
+
+    @cached_property
+    def _folds(self) -> dict[Path, list[str]]:
+        """Folder of each fold -> whom its networks do not see."""
+        dealt = split_folds(self._subjects, self.folds) if self.folds else []
+        return {self.work / f"fold-{number}": ids for number, ids in enumerate(dealt)}
 
     def _check_shards(self) -> None:
-        index, recipe = read_index(self.shards), self.recipe
+        index, recipe = self._index, self.recipe
         needed = {m for cycle in recipe.cycles for m in (cycle.source, cycle.target)}
         missing = sorted(needed - set(index["modalities"]))
         if missing:
@@ -203,19 +206,11 @@ class Training:
                 f"The prepared data in {self.shards} lack {', '.join(missing)}.",
                 next_step="Prepare a data set with these modalities: mmccd prepare --data-dir DIR",
             )
-        if json.dumps(index["preprocessing"]) != json.dumps(to_dict(recipe.preprocessing)):
+        if index["preprocessing"] != to_dict(recipe.preprocessing):
             raise DataError(
                 f"The data in {self.shards} were prepared for another recipe than {recipe.name}.",
                 next_step=f"Run `mmccd prepare --preset {recipe.name}` into an empty folder.",
             )
-
-
-@dataclass(frozen=True)
-class _LeftOut:
-    """A fold: where it is trained, and whom its networks do not see."""
-
-    folder: Path
-    subjects: list[str]
 
 
 def split_folds(subjects: Sequence[str], count: int) -> list[list[str]]:

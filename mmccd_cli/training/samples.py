@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,10 @@ from torch.nn import functional as F
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.template import Quantisation
-from mmccd_cli.training.slices import read_index, read_shard
+from mmccd_cli.training.slices import read_index, read_shard, subjects_of
+
+MINIMAL_HEALTHY_PIXELS = 64
+"""Slices with less healthy brain teach nothing and are left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,6 @@ class SliceDataset:
         images: Modality -> (N, 1, H, W) uint8 levels.
         healthy: (N, 1, H, W) bool, healthy brain: what may teach.
         hidden: (N, 1, H, W) bool, the grown lesion: what must not be seen.
-        subject: (N,) int64, index into `subjects`.
         subjects: Ids.
         quantisation: How levels become values.
         background: Value outside the brain.
@@ -33,7 +36,6 @@ class SliceDataset:
     images: dict[str, Tensor]
     healthy: Tensor
     hidden: Tensor
-    subject: Tensor
     subjects: tuple[str, ...]
     quantisation: Quantisation
     background: float
@@ -51,39 +53,36 @@ def load_dataset(
     folder: Path,
     config: TrainingConfig,
     *,
-    split: str | None = "train",
-    subjects: list[str] | None = None,
-    minimal_healthy_pixels: int = 64,
+    split: str = "train",
+    subjects: Sequence[str] | None = None,
 ) -> SliceDataset:
     """Read shards and keep the slices that teach something.
 
     Args:
         folder: What `prepare` wrote.
         config: Decides how healthy tissue is told apart and how far lesions are grown.
-        split: Only subjects of this split; None for all.
+        split: Only subjects of this split.
         subjects: Only these subjects, instead of a split.
-        minimal_healthy_pixels: Slices with less healthy brain are left out.
 
     Raises:
-        DataError: No slice is left.
+        DataError: A file is missing or damaged, or no slice is left.
     """
     index = read_index(folder)
-    ids = _choose_subjects(index["subjects"], split, subjects)
+    ids = tuple(subjects_of(index, split) if subjects is None else subjects)
     images: dict[str, list[Tensor]] = {modality: [] for modality in index["modalities"]}
-    healthy, hidden, owner = [], [], []
-    for number, subject in enumerate(ids):
+    healthy, hidden = [], []
+    for subject in ids:
         shard = read_shard(folder, subject)
         lesion = torch.from_numpy(shard.lesion)[:, None]
         grown = _dilate(lesion, config.lesion_dilation_mm, index["spacing_mm"])
         teaches = torch.from_numpy(shard.brain)[:, None] & ~grown
-        keep = teaches.sum(dim=(1, 2, 3)) >= minimal_healthy_pixels
+        keep = teaches.sum(dim=(1, 2, 3)) >= MINIMAL_HEALTHY_PIXELS
         if config.healthy_by == "slice":
             keep &= ~lesion.flatten(1).any(dim=1)
         for modality, stack in images.items():
             stack.append(torch.from_numpy(shard.images[modality])[:, None][keep])
         healthy.append(teaches[keep])
         hidden.append(grown[keep])
-        owner.append(torch.full((int(keep.sum()),), number))
     if not healthy or not sum(map(len, healthy)):
         raise DataError(
             f"There is no healthy slice to train on in {folder}.",
@@ -94,25 +93,10 @@ def load_dataset(
         images={modality: torch.cat(stack) for modality, stack in images.items()},
         healthy=torch.cat(healthy),
         hidden=torch.cat(hidden),
-        subject=torch.cat(owner),
-        subjects=tuple(ids),
+        subjects=ids,
         quantisation=Quantisation(**index["quantisation"]),
         background=float(index["background"]),
     )
-
-
-def _choose_subjects(
-    entries: list[dict[str, str]], split: str | None, subjects: list[str] | None
-) -> list[str]:
-    if subjects is None:
-        return [e["id"] for e in entries if split is None or e.get("split") == split]
-    unknown = sorted(set(subjects) - {e["id"] for e in entries})
-    if unknown:
-        raise DataError(
-            f"These are not among the prepared subjects: {', '.join(unknown)}.",
-            next_step="Run `mmccd prepare` on a folder that holds them.",
-        )
-    return list(subjects)
 
 
 def _dilate(lesion: Tensor, distance_mm: float, spacing_mm: list[float]) -> Tensor:
@@ -125,7 +109,7 @@ def _dilate(lesion: Tensor, distance_mm: float, spacing_mm: list[float]) -> Tens
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One augmented training slice pair, or a batch of them.
+    """One augmented pair of slices.
 
     Attributes:
         source: (N, 1, H, W) float32.

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,22 +108,13 @@ class TrainingProgress:
 Report = Callable[[TrainingProgress], None]
 
 
-class LossOfBatch(Protocol):
-    """Draws a batch and compares what a network makes of it with what it should."""
+LossOfBatch = Callable[[nn.Module, Sequence[torch.Generator]], tuple[Tensor, Tensor]]
+"""Draws a batch and compares what a network makes of it with what it should.
 
-    def __call__(
-        self, network: nn.Module, generators: Sequence[torch.Generator]
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the loss of one batch.
-
-        Args:
-            network: In training or evaluation mode, on the device.
-            generators: One for each sample, which decides all that is random in it.
-
-        Returns:
-            The error summed over the batch, and the number of pixels that it is summed over.
-        """
-        ...
+It is called with the network, on the device, and with one generator for each sample, which decides
+all that is random in it. It returns the error summed over the batch, and the number of pixels that
+it is summed over.
+"""
 
 
 def fit(
@@ -162,29 +153,33 @@ def fit(
         ComputeError: The loss or a weight is no longer finite.
         WeightsError: A checkpoint of another recipe, or a damaged one, lies in the folder.
     """
-    _check_processes(config, runtime)
+    if runtime.world_size > config.batch_size:
+        raise UsageError(
+            f"{runtime.world_size} processes cannot share batches of {config.batch_size}.",
+            next_step="Start fewer processes, or use a larger --batch-size.",
+        )
     network.to(runtime.device).train()
-    state = _TrainingState(network, config)
-    checkpoint = _Checkpoint(checkpoint_path(folder, name), recipe, runtime)
-    start = checkpoint.restore(state)
-    log = TrainingLog(folder / f"{name}.csv", start, config, runtime=runtime, report=report)
+    path = checkpoint_path(folder, name)
+    state = _TrainingState(network, config, runtime)
+    state.restore(path, recipe)
+    log = TrainingLog(folder / f"{name}.csv", state.done, config, runtime=runtime, report=report)
     model, mean = _distributed(network, runtime), _MeanLoss(runtime)
-    for iteration in range(start, config.iterations):
+    while state.done < config.iterations:
         # Dropout draws from the global generator: a resumed run must find it as it was.
-        torch.manual_seed(_seed_of_sample(config.seed, iteration, runtime.rank))
-        total, count = loss(model, _generators(config, runtime, iteration))
+        torch.manual_seed(_seed_of_sample(config.seed, state.done, runtime.rank))
+        total, count = loss(model, _generators(config, runtime, state.done))
         mean.add(total, count)
         # The mean of all processes' gradients becomes that of the batch's mean loss.
         everywhere = runtime.sum_over_processes(count.clone()).clamp_min(1)
-        state.step(total * (runtime.world_size / everywhere), iteration)
-        done = iteration + 1
-        if done % runtime.report_every == 0 or done == config.iterations:
+        state.step(total * (runtime.world_size / everywhere))
+        done, last = state.done, state.done == config.iterations
+        if done % runtime.report_every == 0 or last:
             value = None
             if validation is not None and done % (10 * runtime.report_every) == 0:
                 value = _validate(network, validation, config, runtime=runtime)
             log.add(done, mean.take(), value)
-        if done % runtime.checkpoint_every == 0 or done == config.iterations:
-            checkpoint.save(state, done)
+        if done % runtime.checkpoint_every == 0 or last:
+            state.save(path, recipe)
     return {key: value.detach().float().cpu() for key, value in state.average.items()}
 
 
@@ -217,14 +212,6 @@ def _generators(config: TrainingConfig, runtime: Runtime, iteration: int) -> lis
     """The generators of this process's share of a batch."""
     share = range(runtime.rank, config.batch_size, runtime.world_size)
     return [sample_generator(config.seed, iteration, index) for index in share]
-
-
-def _check_processes(config: TrainingConfig, runtime: Runtime) -> None:
-    if runtime.world_size > config.batch_size:
-        raise UsageError(
-            f"{runtime.world_size} processes cannot share batches of {config.batch_size}.",
-            next_step="Start fewer processes, or use a larger --batch-size.",
-        )
 
 
 def _validate(
@@ -267,95 +254,79 @@ class _MeanLoss:
 
 
 class _TrainingState:
-    """What changes from step to step: the weights, their average, and the optimiser's moments.
+    """What changes from step to step, and the file that a killed training continues from.
 
-    Args:
-        network: On its device.
-        config: The recipe.
+    Attributes:
+        done: Steps taken.
+        average: Exponential moving average of the weights.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig) -> None:
-        self.network, self.config = network, config
+    def __init__(self, network: nn.Module, config: TrainingConfig, runtime: Runtime) -> None:
+        self.network, self.config, self.runtime, self.done = network, config, runtime, 0
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.average = {name: value.clone() for name, value in network.state_dict().items()}
 
-    def step(self, loss: Tensor, iteration: int) -> None:
+    def step(self, loss: Tensor) -> None:
         """Follow the gradient of a loss."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate_at(iteration, self.config)
+            group["lr"] = learning_rate_at(self.done, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
         self.optimizer.step()
-        self._update_average(min(self.config.ema_decay, (iteration + 1) / (iteration + 10)))
+        # The decay rises from 0.1, so that early weights fade.
+        decay = min(self.config.ema_decay, (self.done + 1) / (self.done + 10))
+        with torch.no_grad():
+            for name, value in self.network.state_dict().items():
+                self.average[name].lerp_(value, 1 - decay)
+        self.done += 1
 
-    @torch.no_grad()
-    def _update_average(self, decay: float) -> None:
-        """Move the exponential moving average; its decay rises from 0.1, so early weights fade."""
-        for name, value in self.network.state_dict().items():
-            self.average[name].lerp_(value, 1 - decay)
-
-
-@dataclass(frozen=True)
-class _Checkpoint:
-    """The file that a killed training continues from.
-
-    Attributes:
-        path: Where it is.
-        recipe: What the training is made of.
-        runtime: Only the first process writes.
-    """
-
-    path: Path
-    recipe: Mapping[str, Any]
-    runtime: Runtime
-
-    def save(self, state: _TrainingState, iteration: int) -> None:
+    def save(self, path: Path, recipe: Mapping[str, Any]) -> None:
         """Replace the older checkpoint, whole or not at all, by a sound one."""
-        weights = state.network.state_dict()
+        weights = self.network.state_dict()
         if not all(bool(value.isfinite().all()) for value in weights.values()):
-            raise _diverged(f"Weights of {self.path.name} are no longer finite", iteration)
+            raise _diverged(f"Weights of {path.name} are no longer finite", self.done)
         if self.runtime.rank:
             return
         content = {
-            "recipe": dict(self.recipe),
+            "recipe": dict(recipe),
             "network": weights,
-            "optimizer": state.optimizer.state_dict(),
-            "average": state.average,
-            "iteration": iteration,
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "iteration": self.done,
         }
-        with atomic_path(self.path) as path:
-            torch.save(content, path)
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
 
-    def restore(self, state: _TrainingState) -> int:
-        """Load a checkpoint of the same recipe, where there is one; return the steps done."""
+    def restore(self, path: Path, recipe: Mapping[str, Any]) -> None:
+        """Load a checkpoint of the same recipe, where there is one."""
         if self.runtime.rank == 0:
-            remove_leftovers(self.path)
-        if not self.path.exists():
-            return 0
+            remove_leftovers(path)
+        if not path.exists():
+            return
         try:
-            found = torch.load(self.path, map_location="cpu", weights_only=True)
-            recipe = found["recipe"]
+            found = torch.load(path, map_location="cpu", weights_only=True)
+            its_recipe = found["recipe"]
         except (OSError, RuntimeError, EOFError, ValueError, LookupError, UnpicklingError) as error:
             raise WeightsError(
-                f"The checkpoint {self.path} cannot be read.",
+                f"The checkpoint {path} cannot be read.",
                 cause=" ".join(str(error).split())[:200],
                 next_step="Delete it to train that network from the start.",
             ) from error
-        if recipe != self.recipe:
+        if its_recipe != recipe:
             raise WeightsError(
-                f"The checkpoint {self.path} comes from another recipe.",
+                f"The checkpoint {path} comes from another recipe.",
                 cause="Architecture, training settings, seed or training subjects differ.",
                 next_step="Train into an empty folder, or delete the old checkpoints.",
             )
-        state.network.load_state_dict(found["network"])
-        state.optimizer.load_state_dict(found["optimizer"])
+        self.network.load_state_dict(found["network"])
+        self.optimizer.load_state_dict(found["optimizer"])
         for name, value in found["average"].items():
-            state.average[name].copy_(value)
-        return int(found["iteration"])
+            self.average[name].copy_(value)
+        self.done = int(found["iteration"])
 
 
 class TrainingLog:
@@ -381,14 +352,13 @@ class TrainingLog:
 
     def _trim(self) -> None:
         """Drop lines after the checkpoint that this run continues from."""
-        rows = []
+        rows = [["iteration", "loss", "validation_loss"]]
         if self.path.exists():
             with self.path.open(newline="") as file:
-                rows = [row for row in csv.reader(file) if row and row[0].isdigit()]
+                found = [row for row in csv.reader(file) if row and row[0].isdigit()]
+            rows += [row for row in found if int(row[0]) <= self.start]
         with self.path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["iteration", "loss", "validation_loss"])
-            writer.writerows(row for row in rows if int(row[0]) <= self.start)
+            csv.writer(file).writerows(rows)
 
     def add(self, done: int, loss: float, validation: float | None) -> None:
         """Write a line and report.
