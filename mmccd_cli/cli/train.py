@@ -17,7 +17,6 @@ from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
     from mmccd_cli.config import TrainingConfig
-    from mmccd_cli.template import Template
     from mmccd_cli.training.recipes import Recipe
     from mmccd_cli.training.trainer import TrainingProgress
 
@@ -75,10 +74,14 @@ class DataOptions:
             DataError: There is no usable subject.
         """
         from mmccd_cli.training.dataset import PrepareSettings, prepare_dataset, read_split
+        from mmccd_cli.weights.bundle import load_bundle
+        from mmccd_cli.weights.resolve import resolve_weights
 
         if self.data_dir is None:
             raise UsageError("--data-dir is missing.", next_step="Give the folder of the subjects.")
-        recipe = self.recipe()
+        recipe, template = self.recipe(), None
+        if self.template is not None:
+            template = load_bundle(resolve_weights(self.template)).template
         progress.begin("preparing slices")
         result = prepare_dataset(
             self.data_dir,
@@ -90,20 +93,12 @@ class DataOptions:
                 strict=self.strict,
             ),
             split=read_split(self.split) if self.split else None,
-            template=self._template(),
+            template=template,
             report=lambda _, done, total: progress.advance(done, total),
         )
         for name, reason in result.skipped:
             console.note(f"{name} was left out: {reason}")
         console.info(f"Prepared {len(result.subjects)} subjects in {out}.")
-
-    def _template(self) -> Template | None:
-        if self.template is None:
-            return None
-        from mmccd_cli.weights.bundle import load_bundle
-        from mmccd_cli.weights.resolve import resolve_weights
-
-        return load_bundle(resolve_weights(self.template)).template
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,67 +154,46 @@ def calibrate(
         DataError: No subject to calibrate on.
     """
     known_by = folds or [Fold(bundle, _subjects_of(shards, split))]
+    device = device or torch.device("cpu")
     scores = dict(bundle.config.scores)
     fold_scores = [dict(fold.bundle.config.scores) for fold in folds]
     rows: list[CalibrationRow] = []
     for method in METHODS:
         sampling = replace(bundle.config.sampling, method=method)  # type: ignore[arg-type]  # one of METHODS
-        device = device or torch.device("cpu")
         subjects = load_subjects(known_by, shards, sampling=sampling, device=device)
         search = Search(subjects=subjects, bundle=bundle, method=method, folds=folds)
         found = []
-        for modalities in _sets(bundle):
+        for modalities in MODALITY_SETS:
+            if not set(modalities) <= set(bundle.sources):
+                continue
             found.append(row := search.choose(modalities))
             report(
                 f"{method:12s} {'+'.join(modalities):16s} Dice {row.dice:.3f}, "
                 f"left out {row.left_out_dice:.3f}"
             )
         # What does not gain by a further modality does not ask for it.
-        chosen = _distinct(sorted(found, key=lambda row: -row.left_out_dice))
-        scores[method] = tuple(row.config for row in chosen)
+        chosen: dict[tuple[str, ...], CalibrationRow] = {}
+        for row in sorted(found, key=lambda row: -row.left_out_dice):
+            chosen.setdefault(row.config.modalities, row)
+        scores[method] = tuple(row.config for row in chosen.values())
         for number, own in enumerate(fold_scores):
             if search.labelled:
-                own[method] = tuple(row.fold_configs[number] for row in chosen)
+                own[method] = tuple(row.fold_configs[number] for row in chosen.values())
         rows += found
-    return Calibration(
-        replace(
-            bundle.config,
-            scores=scores,
-            calibration={
-                "split": split,
-                "subjects": search.ids,
-                "folds": [list(fold.subjects) for fold in folds],
-                "criterion": search.criterion,
-                "rows": [row.describe(unseen=bool(folds)) for row in rows],
-            },
-        ),
-        [
-            replace(
-                fold.bundle.config,
-                scores=own,
-                calibration={
-                    "split": split,
-                    "subjects": [s for s in search.ids if s not in fold.subjects],
-                    "criterion": search.criterion,
-                    "rows": [],
-                },
-            )
-            for fold, own in zip(folds, fold_scores, strict=True)
-        ],
-        rows,
-    )
-
-
-def _distinct(rows: Sequence[CalibrationRow]) -> list[CalibrationRow]:
-    """The first row of each set of modalities; a set may have dropped one that does not help."""
-    first: dict[tuple[str, ...], CalibrationRow] = {}
-    for row in rows:
-        first.setdefault(row.config.modalities, row)
-    return list(first.values())
-
-
-def _sets(bundle: Bundle) -> list[tuple[str, ...]]:
-    return [m for m in MODALITY_SETS if set(m) <= set(bundle.sources)]
+    about = {
+        "split": split,
+        "subjects": search.ids,
+        "folds": [list(fold.subjects) for fold in folds],
+        "criterion": search.criterion,
+        "rows": [row.describe(unseen=bool(folds)) for row in rows],
+    }
+    of_folds = []
+    for fold, own in zip(folds, fold_scores, strict=True):
+        others = [subject for subject in search.ids if subject not in fold.subjects]
+        told = {**about, "subjects": others, "rows": []}
+        del told["folds"]
+        of_folds.append(replace(fold.bundle.config, scores=own, calibration=told))
+    return Calibration(replace(bundle.config, scores=scores, calibration=about), of_folds, rows)
 
 
 def _subjects_of(shards: Path, split: str) -> list[str]:
@@ -294,8 +273,9 @@ class Search:
 
     def choose(self, modalities: tuple[str, ...]) -> CalibrationRow:
         """Choose the score of a subject that has these modalities."""
-        by = self._choose_by_dice if self.labelled else self._choose_by_false_positives
-        return by(modalities)
+        if self.labelled:
+            return self._choose_by_dice(modalities)
+        return self._choose_by_false_positives(modalities)
 
     def _choose_by_dice(self, modalities: tuple[str, ...]) -> CalibrationRow:
         """Search weights, seeds and rules one after the other; keep the best Dice left out.
@@ -319,7 +299,8 @@ class Search:
         best = best_of([replace(best, asymmetry_weight=0.0)])
 
         chosen, config = choose_trial(trials, everyone)
-        scale, reach = self._choose_scale(config), _reach(config)
+        reference = next(m for m in MODALITIES if m in config.modalities)
+        scale, reach = self._choose_scale(config), REFINE_MM.get(reference, 0.0)
         configs = [config]
         for fold in self.folds:
             others = np.array([subject not in fold.subjects for subject in self.ids])
@@ -338,11 +319,13 @@ class Search:
         """Every kind of threshold rule for one combination of signals."""
         key = repr(config)
         if key not in self.known:
-            curves = [
-                dice_curve(self._smooth(subject, config), subject.lesion, config)
+            rules = _rules(config)
+            dice = [
+                dice_of_rules(self._smooth(subject, config), subject.lesion, rules)
                 for subject in self.subjects
             ]
-            self.known[key] = _trials(config, curves)
+            by_rule = zip(rules, zip(*dice, strict=True), strict=True)
+            self.known[key] = [Trial(settings, np.array(rows)) for settings, rows in by_rule]
         return self.known[key]
 
     def _smooth(self, subject: CalibrationSubject, config: ScoreConfig) -> SmoothedScore:
@@ -455,53 +438,43 @@ def choose_trial(trials: Sequence[Trial], rows: NDArray[np.bool_]) -> tuple[Tria
     return trial, trial.best(rows)
 
 
-def _reach(config: ScoreConfig) -> float:
-    reference = next(m for m in MODALITIES if m in config.modalities)
-    return REFINE_MM.get(reference, 0.0)
-
-
 def _without_rule(config: ScoreConfig) -> ScoreConfig:
-    plain = ScoreConfig(modalities=config.modalities, weights=config.weights)
-    return replace(
-        plain, seed_threshold=config.seed_threshold, asymmetry_weight=config.asymmetry_weight
+    return ScoreConfig(
+        modalities=config.modalities,
+        weights=config.weights,
+        seed_threshold=config.seed_threshold,
+        asymmetry_weight=config.asymmetry_weight,
     )
 
 
-@dataclass(frozen=True)
-class DiceCurve:
-    """What one subject's score yields at every threshold of `THRESHOLDS`.
-
-    Attributes:
-        dice: Dice of the masks.
-        edges: How fast the score falls across the contours of the masks.
-        otsu_share: What the adaptive rule adds to its constant in this scan.
-    """
-
-    dice: NDArray[np.float64]
-    edges: NDArray[np.float64]
-    otsu_share: float
-
-    def at(self, threshold: float) -> float:
-        """Interpolate Dice at another threshold."""
-        return float(np.interp(threshold, THRESHOLDS, self.dice))
-
-    def at_edge(self, config: ScoreConfig) -> float:
-        """Dice at the threshold that the edge rule finds within its bounds."""
-        candidates = np.array(THRESHOLDS)
-        window = (candidates > config.edge_low - 0.01) & (candidates < config.edge_high + 0.01)
-        return self.at(strongest_edge(candidates[window].tolist(), self.edges[window]))
+def _rules(config: ScoreConfig) -> list[list[ScoreConfig]]:
+    """For each kind of rule, a score with every setting of it that is tried."""
+    return [
+        [replace(config, threshold_rule="fixed", threshold_offset=t) for t in THRESHOLDS],
+        [replace(config, threshold_rule="otsu", threshold_offset=t) for t in OFFSETS],
+        [
+            replace(config, threshold_rule="edge", edge_low=low, edge_high=round(low + width, 1))
+            for low, width in itertools.product(EDGE_LOWS, EDGE_WIDTHS)
+        ],
+    ]
 
 
-def dice_curve(
-    smoothed: SmoothedScore, lesion: NDArray[np.bool_], config: ScoreConfig
-) -> DiceCurve:
-    """Make the masks of all thresholds and compare them with the lesion.
+def dice_of_rules(
+    smoothed: SmoothedScore, lesion: NDArray[np.bool_], rules: Sequence[Sequence[ScoreConfig]]
+) -> list[NDArray[np.float64]]:
+    """Dice of one subject at the threshold that each setting finds.
+
+    Masks are made at every threshold of `THRESHOLDS` only; between them Dice is interpolated.
 
     Args:
         smoothed: The subject's smoothed score.
         lesion: (I, J, K) bool.
-        config: How masks are made of it.
+        rules: Settings that differ in their rule alone.
+
+    Returns:
+        For each kind of rule, (settings,).
     """
+    config = rules[0][0]
     masks = candidate_masks(smoothed, THRESHOLDS, config)
     dice = [
         overlap(completed(mask, smoothed, threshold=threshold, config=config), lesion).dice
@@ -509,19 +482,12 @@ def dice_curve(
     ]
     inside = smoothed.values[smoothed.region]
     otsu = adaptive_threshold(inside, 0.0, otsu_weight=config.otsu_weight)
-    return DiceCurve(np.array(dice), edge_profile(masks, smoothed), otsu)
+    candidates, edges = np.array(THRESHOLDS), edge_profile(masks, smoothed)
 
+    def found(setting: ScoreConfig) -> float:
+        if setting.threshold_rule != "edge":
+            return setting.threshold_offset + otsu * (setting.threshold_rule == "otsu")
+        window = (candidates > setting.edge_low - 0.01) & (candidates < setting.edge_high + 0.01)
+        return strongest_edge(candidates[window].tolist(), edges[window])
 
-def _trials(config: ScoreConfig, curves: Sequence[DiceCurve]) -> list[Trial]:
-    """For each kind of rule: its settings, and the Dice (subjects, settings)."""
-    fixed = [replace(config, threshold_rule="fixed", threshold_offset=t) for t in THRESHOLDS]
-    otsu = [replace(config, threshold_rule="otsu", threshold_offset=t) for t in OFFSETS]
-    edge = [
-        replace(config, threshold_rule="edge", edge_low=low, edge_high=round(low + width, 1))
-        for low, width in itertools.product(EDGE_LOWS, EDGE_WIDTHS)
-    ]
-    return [
-        Trial(fixed, np.array([[c.at(t) for t in THRESHOLDS] for c in curves])),
-        Trial(otsu, np.array([[c.at(t + c.otsu_share) for t in OFFSETS] for c in curves])),
-        Trial(edge, np.array([[c.at_edge(one) for one in edge] for c in curves])),
-    ]
+    return [np.interp([found(s) for s in settings], THRESHOLDS, dice) for settings in rules]

@@ -62,12 +62,10 @@ class PreparedDataset:
     """What `prepare_dataset` did.
 
     Attributes:
-        folder: Where the shards are.
         subjects: Ids of the subjects that were written.
         skipped: (name, reason) of those that were not.
     """
 
-    folder: Path
     subjects: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
 
@@ -131,7 +129,7 @@ def prepare_dataset(
     final = template if registers else mean.template()
     write_template(folder, final)
     write_index(folder, _index(entries, final, settings=settings, problems=problems))
-    return PreparedDataset(folder, tuple(e["id"] for e in entries), tuple(problems))
+    return PreparedDataset(tuple(e["id"] for e in entries), tuple(problems))
 
 
 def assign_splits(ids: Sequence[str], split: dict[str, list[str]] | None) -> dict[str, str]:
@@ -212,12 +210,11 @@ def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Templat
     if not corners:
         raise last_error or DataError("There is no subject to take the grid from.")
     stacked = np.stack(corners)
-    centres = stacked.mean(axis=2)
-    if float(np.ptp(centres, axis=0).max()) > 40:
+    apart_mm = float(np.ptp(stacked.mean(axis=2), axis=0).max())
+    if apart_mm > 40:
         raise DataError(
             "The subjects do not share a space.",
-            cause="The centres of their brains lie up to "
-            f"{np.ptp(centres, axis=0).max():.0f} mm apart.",
+            cause=f"The centres of their brains lie up to {apart_mm:.0f} mm apart.",
             next_step="Give --template BUNDLE to register them to its template.",
         )
     low = stacked[:, :, 0].min(axis=0) - GRID_MARGIN_MM
@@ -237,13 +234,12 @@ def _brain_corners(subject: Subject) -> NDArray:
 
 def _empty_template(low: NDArray, high: NDArray, spacing: float) -> Template:
     voxels = np.ceil((high - low) / spacing).astype(int) + 1
-    multiples = (GRID_MULTIPLE, GRID_MULTIPLE, 1)
-    size = [int(-(-n // m) * m) for n, m in zip(voxels, multiples, strict=True)]
+    multiples = np.array([GRID_MULTIPLE, GRID_MULTIPLE, 1])
+    size = -(-voxels // multiples) * multiples
     # Whole millimetres, so that grids made from slightly different subjects are comparable.
-    origin = np.round((low + high) / 2 - (np.array(size) - 1) / 2 * spacing)
     affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = origin
-    return Template({}, np.ones(tuple(size), dtype=bool), affine)
+    affine[:3, 3] = np.round((low + high) / 2 - (size - 1) / 2 * spacing)
+    return Template({}, np.ones(size, dtype=bool), affine)
 
 
 class _MeanTemplate:
@@ -251,14 +247,13 @@ class _MeanTemplate:
 
     def __init__(self, grid: Template, background: float) -> None:
         self.grid, self.background = grid, background
-        self.sums: dict[str, NDArray[np.float64]] = {}
+        self.sums = {modality: np.zeros(grid.shape) for modality in MODALITIES}
         self.brain = np.zeros(grid.shape)
         self.count = 0
 
     def add(self, prepared: PreparedSubject) -> None:
         """Count one subject in."""
         for name, image in prepared.images.items():
-            self.sums.setdefault(name, np.zeros(self.grid.shape))
             self.sums[name] += np.where(prepared.brain, image, 0.0)
         self.brain += prepared.brain
         self.count += 1
@@ -274,11 +269,9 @@ class _MeanTemplate:
                 "No subject of the split `train` could be prepared.",
                 next_step="Read why subjects were left out, or give another --split.",
             )
-        mask = self.brain >= self.count / 2
+        mask, count = self.brain >= self.count / 2, np.maximum(self.brain, 1)
         images = {
-            name: np.where(mask, total / np.maximum(self.brain, 1), self.background).astype(
-                np.float32
-            )
+            name: np.where(mask, total / count, self.background).astype(np.float32)
             for name, total in self.sums.items()
         }
         return Template(images, mask, self.grid.affine)
