@@ -38,6 +38,16 @@ class Repo:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def head(self) -> str:
+        """The last commit on main."""
+        return self.refs["main"]
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The files on main."""
+        return self.commits[self.head]
+
     def commit(self, files: dict[str, bytes], branch: str = "main") -> str:
         """Add a commit with exactly these files and move a branch to it."""
         hashes = sorted((name, hashlib.sha256(raw).hexdigest()) for name, raw in files.items())
@@ -150,18 +160,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet; the hub keeps its own log."""
 
     def do_GET(self) -> None:
-        self._serve()
-
-    def do_HEAD(self) -> None:
-        self._serve()
-
-    def do_POST(self) -> None:
-        self._serve()
-
-    def do_PUT(self) -> None:
-        self._serve()
-
-    def _serve(self) -> None:
         hub = self.server.hub
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length) if length else self._read_chunks()
@@ -193,6 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
                 handler(self, **match.groupdict())
                 return
         self._error(404, "", f"no route for {self.command} {path}")
+
+    do_HEAD = do_POST = do_PUT = do_GET
 
     def _read_chunks(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":

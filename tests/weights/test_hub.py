@@ -30,20 +30,22 @@ from mmccd_cli.weights.resolve import LocalBundle, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 REPO = "lab/tiny"
+NEW = "lab/new"
 LARGE = "FLAIR-T2w.diffusion.safetensors"
 
 Use = Callable[..., LocalBundle]
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
-    """A server that the client takes for the Hub."""
+def hub(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> Iterator[LoopbackHub]:
+    """A server that the client takes for the Hub; the tiny bundle is published there."""
     from huggingface_hub import constants
 
     with loopback_hub() as running:
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        running.publish(REPO, bundle)
         yield running
 
 
@@ -77,10 +79,14 @@ def files_of(folder: Path) -> dict[str, str]:
     }
 
 
+def state_of(folder: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
+
+
 def test_first_use_downloads_and_second_use_needs_no_server(
-    hub: LoopbackHub, bundle: Path, use: Use
+    hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
 ) -> None:
-    commit = hub.publish(REPO, bundle)
+    commit = hub.repos[REPO].head
     first = use(REPO)
     assert (first.origin, first.hub_id) == ("hub", HubId(REPO, commit))
     assert first.source.hub_id == HubId(REPO, "main")
@@ -88,51 +94,29 @@ def test_first_use_downloads_and_second_use_needs_no_server(
     verify_bundle(load_bundle(first.folder))
     assert set(hub.transfers().values()) == {1}
     hub.close()
-    seen = len(hub.log)
+    seen, written = len(hub.log), state_of(tmp_path)
     for spec in (REPO, f"{REPO}@{commit}", f"hf://{REPO}@main"):
-        again = use(spec)
-        assert (again.origin, again.hub_id) == ("cache", HubId(REPO, commit))
+        for offline in (False, True):
+            again = use(spec, offline=offline)
+            assert (again.origin, again.hub_id) == ("cache", HubId(REPO, commit))
     assert len(hub.log) == seen
+    assert state_of(tmp_path) == written
 
 
-def test_a_cache_hit_writes_nothing(
-    hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
-) -> None:
-    hub.publish(REPO, bundle)
-    use(REPO)
-    cache = tmp_path / "cache"
-
-    def state() -> dict[str, int]:
-        return {str(p): p.lstat().st_mtime_ns for p in cache.rglob("*")}
-
-    before = state()
-    use(REPO, offline=True)
-    use(REPO)
-    assert state() == before
-
-
-def test_offline_uses_the_cache_and_otherwise_says_how_to_fill_it(
-    hub: LoopbackHub, bundle: Path, use: Use
-) -> None:
-    hub.publish(REPO, bundle)
+def test_offline_an_empty_cache_says_how_to_fill_it(hub: LoopbackHub, use: Use) -> None:
     with pytest.raises(WeightsError) as caught:
         use(REPO, offline=True)
     assert "--offline" in str(caught.value.cause)
     assert f"mmccd weights download {REPO}" in str(caught.value.next_step)
     assert "--weights FOLDER" in str(caught.value.next_step)
     assert not hub.log
-    use(REPO)
-    seen = len(hub.log)
-    assert use(REPO, offline=True).origin == "cache"
-    assert len(hub.log) == seen
 
 
 def test_the_hubs_own_offline_variable_is_honoured(
-    hub: LoopbackHub, bundle: Path, use: Use, monkeypatch: pytest.MonkeyPatch
+    hub: LoopbackHub, use: Use, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import constants
 
-    hub.publish(REPO, bundle)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="not in the cache"):
         use(REPO)
@@ -142,7 +126,7 @@ def test_the_hubs_own_offline_variable_is_honoured(
 def test_a_branch_stays_what_it_is_until_it_is_refreshed(
     hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
 ) -> None:
-    old = hub.publish(REPO, bundle)
+    old = hub.repos[REPO].head
     assert use(REPO).folder.name == old
     changed = shutil.copytree(bundle, tmp_path / "changed")
     new = hub.publish(REPO, write_tiny_bundle(changed, seed=1))
@@ -154,9 +138,9 @@ def test_a_branch_stays_what_it_is_until_it_is_refreshed(
 
 
 def test_only_listed_files_are_downloaded(hub: LoopbackHub, bundle: Path, use: Use) -> None:
-    hub.publish(REPO, bundle)
-    files = hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]
-    hub.repos[REPO].commit({**files, "model.pkl": b"\x80\x04.", "setup.py": b"raise SystemExit"})
+    hub.repos[REPO].commit(
+        {**hub.repos[REPO].files, "model.pkl": b"\x80\x04.", "setup.py": b"raise SystemExit"}
+    )
     folder = use(REPO).folder
     assert files_of(folder) == files_of(bundle)
     assert not hub.requests("GET", "model.pkl")
@@ -179,7 +163,6 @@ def test_only_listed_files_are_downloaded(hub: LoopbackHub, bundle: Path, use: U
 )  # fmt: skip
 def test_what_the_hub_refuses_is_explained(
     hub: LoopbackHub,
-    bundle: Path,
     use: Use,
     monkeypatch: pytest.MonkeyPatch,
     spec: str,
@@ -188,7 +171,8 @@ def test_what_the_hub_refuses_is_explained(
     cause: str,
     next_step: str,
 ) -> None:
-    hub.publish(REPO, bundle, **kinds)
+    for kind, value in kinds.items():
+        setattr(hub.repos[REPO], kind, value)
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(WeightsError) as caught:
@@ -205,10 +189,8 @@ def test_a_repository_without_a_bundle_is_refused(hub: LoopbackHub, use: Use) ->
     assert "not a whole mmccd bundle" in str(caught.value.cause)
 
 
-def test_a_listed_file_that_is_not_there_is_named(hub: LoopbackHub, bundle: Path, use: Use) -> None:
-    hub.publish(REPO, bundle)
-    files = dict(hub.repos[REPO].commits[hub.repos[REPO].refs["main"]])
-    del files[LARGE]
+def test_a_listed_file_that_is_not_there_is_named(hub: LoopbackHub, use: Use) -> None:
+    files = {name: raw for name, raw in hub.repos[REPO].files.items() if name != LARGE}
     commit = hub.repos[REPO].commit(files)
     with pytest.raises(WeightsError, match=LARGE):
         use(REPO)
@@ -216,26 +198,55 @@ def test_a_listed_file_that_is_not_there_is_named(hub: LoopbackHub, bundle: Path
         use(f"{REPO}@{commit}", offline=True)
 
 
+API = "/api/models"
+
+
 @pytest.mark.parametrize(
-    ("path", "method"),
-    [("/api/models", "GET"), (INDEX, "HEAD"), (INDEX, "GET"), (LARGE, "HEAD"), ("/cdn/", "GET")],
+    ("path", "method", "kind"),
+    [
+        *[(path, "GET", "status:503") for path in (API, INDEX, "/cdn/")],
+        *[(path, "HEAD", "status:503") for path in (INDEX, LARGE)],
+        *[(path, "GET", "corrupt") for path in (INDEX, "/cdn/")],
+    ],
 )
-def test_a_server_that_fails_once_is_asked_again(
-    hub: LoopbackHub, bundle: Path, use: Use, path: str, method: str
+def test_what_fails_once_is_asked_for_again(
+    hub: LoopbackHub, bundle: Path, use: Use, path: str, method: str, kind: str
 ) -> None:
-    hub.publish(REPO, bundle)
-    hub.faults.append(Fault(path, "status:503", 1, method))
+    hub.faults.append(Fault(path, kind, 1, method))
     assert files_of(use(REPO).folder) == files_of(bundle)
     assert hub.faults[0].times == 0
 
 
-def test_a_server_that_keeps_failing_is_named(hub: LoopbackHub, bundle: Path, use: Use) -> None:
-    hub.publish(REPO, bundle)
-    hub.faults.append(Fault("/api/models", "status:500", 99))
+@pytest.mark.parametrize(
+    ("path", "method", "kind", "cause", "next_step"),
+    [
+        (API, "GET", "status:500", "{endpoint} answered HTTP 500", "--weights FOLDER"),
+        ("/cdn/", "GET", "cut", "cut off", "--weights FOLDER"),
+        (API, "GET", "html", "login page or a proxy", "HTTPS_PROXY"),
+        (INDEX, "HEAD", "html", "login page or a proxy", "HTTPS_PROXY"),
+        (INDEX, "GET", "html", "login page or a proxy", "HTTPS_PROXY"),
+        ("/cdn/", "GET", "html", "login page or a proxy", "HTTPS_PROXY"),
+    ],
+)
+def test_what_keeps_failing_is_explained_and_nothing_is_accepted(
+    hub: LoopbackHub,
+    use: Use,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    method: str,
+    kind: str,
+    cause: str,
+    next_step: str,
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.faults.append(Fault(path, kind, 999, method))
     with pytest.raises(WeightsError) as caught:
         use(REPO)
-    assert f"{hub.endpoint} answered HTTP 500" in str(caught.value.cause)
-    assert "--weights FOLDER" in str(caught.value.next_step)
+    assert cause.format(endpoint=hub.endpoint) in str(caught.value.cause)
+    assert next_step in str(caught.value.next_step)
+    for spec in (REPO, f"{REPO}@{hub.repos[REPO].head}"):
+        with pytest.raises(WeightsError):
+            use(spec, offline=True)
 
 
 @pytest.mark.parametrize("path", [INDEX, "/cdn/"])
@@ -245,42 +256,16 @@ def test_a_connection_cut_half_way_is_resumed(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1024)
-    hub.publish(REPO, bundle)
     hub.faults.append(Fault(path, "cut"))
     assert files_of(use(REPO).folder) == files_of(bundle)
     assert hub.faults[0].times == 0
     assert any("range" in request.headers for request in hub.requests("GET", path))
 
 
-def test_a_connection_that_is_always_cut_is_never_accepted(
-    hub: LoopbackHub, bundle: Path, use: Use, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    commit = hub.publish(REPO, bundle)
-    hub.faults.append(Fault("/cdn/", "cut", 999))
-    with pytest.raises(WeightsError) as caught:
-        use(REPO)
-    assert "cut off" in str(caught.value.cause)
-    for spec in (REPO, f"{REPO}@{commit}"):
-        with pytest.raises(WeightsError):
-            use(spec, offline=True)
-
-
-@pytest.mark.parametrize("path", [INDEX, "/cdn/"])
-def test_a_wrong_file_of_the_right_size_is_fetched_again(
-    hub: LoopbackHub, bundle: Path, use: Use, path: str
-) -> None:
-    hub.publish(REPO, bundle)
-    hub.faults.append(Fault(path, "corrupt"))
-    assert files_of(use(REPO).folder) == files_of(bundle)
-    assert hub.faults[0].times == 0
-
-
 @pytest.mark.parametrize("name", [INDEX, LARGE])
 def test_a_file_that_stays_wrong_is_never_accepted(
     hub: LoopbackHub, bundle: Path, use: Use, name: str
 ) -> None:
-    hub.publish(REPO, bundle)
     listed = read_index(bundle).files.get(name)
     digest = listed.sha256 if listed else ""
     hub.faults.append(Fault(f"/cdn/{digest}" if digest else name, "corrupt", 99))
@@ -296,22 +281,6 @@ def test_a_file_that_stays_wrong_is_never_accepted(
     assert files_of(use(REPO).folder) == files_of(bundle)
 
 
-@pytest.mark.parametrize(
-    ("path", "method"), [("/api/models", "GET"), (INDEX, "HEAD"), (INDEX, "GET"), ("/cdn/", "GET")]
-)
-def test_a_login_page_instead_of_weights_is_refused(
-    hub: LoopbackHub, bundle: Path, use: Use, path: str, method: str
-) -> None:
-    hub.publish(REPO, bundle)
-    hub.faults.append(Fault(path, "html", 99, method))
-    with pytest.raises(WeightsError) as caught:
-        use(REPO)
-    assert "login page or a proxy" in str(caught.value.cause)
-    assert "HTTPS_PROXY" in str(caught.value.next_step)
-    with pytest.raises(WeightsError):
-        use(REPO, offline=True)
-
-
 def test_a_server_that_is_not_there_is_noticed_quickly(hub: LoopbackHub, use: Use) -> None:
     hub.close()
     start = time.monotonic()
@@ -325,7 +294,6 @@ def test_a_server_that_is_not_there_is_noticed_quickly(hub: LoopbackHub, use: Us
 def test_a_damaged_file_in_the_cache_is_refused_offline_and_replaced_online(
     hub: LoopbackHub, bundle: Path, use: Use
 ) -> None:
-    hub.publish(REPO, bundle)
     path = use(REPO).folder / LARGE
     blob = path.resolve()
     blob.write_bytes(blob.read_bytes()[:-1] + b"\0")
@@ -336,9 +304,8 @@ def test_a_damaged_file_in_the_cache_is_refused_offline_and_replaced_online(
 
 
 def test_a_cache_that_cannot_be_written_is_named(
-    hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
+    hub: LoopbackHub, use: Use, tmp_path: Path
 ) -> None:
-    hub.publish(REPO, bundle)
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
     with pytest.raises(WeightsError) as caught:
@@ -350,7 +317,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 def test_the_registry_outweighs_the_repository(
     hub: LoopbackHub, bundle: Path, use: Use, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    commit = hub.publish(REPO, bundle)
+    commit = hub.repos[REPO].head
     entry = RegistryEntry(repo=REPO, revision=commit, sha256=check_folder(bundle).sha256)
     monkeypatch.setattr(weights, "read_registry", lambda: {"tiny": entry})
     found = use("tiny")
@@ -370,10 +337,10 @@ def test_push_is_private_whole_and_usable(
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     source = shutil.copytree(bundle, tmp_path / "source")
     (source / "notes.txt").write_text("not listed, so not published")
-    pushed = hub_module.push(source, REPO)
+    pushed = hub_module.push(source, NEW)
     assert pushed.private
-    assert hub.repos[REPO].private
-    published = hub.repos[REPO].commits[pushed.hub_id.revision]
+    assert hub.repos[NEW].private
+    published = hub.repos[NEW].commits[pushed.hub_id.revision]
     assert set(published) == set(files_of(bundle))
     assert published["README.md"].startswith(b"---\nlibrary_name: mmccd")
     assert files_of(source).keys() - {"notes.txt"} == files_of(bundle).keys()
@@ -391,11 +358,11 @@ def test_push_keeps_a_card_that_has_front_matter(
     hub: LoopbackHub, bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    first = hub_module.push(bundle, REPO, private=False)
+    first = hub_module.push(bundle, NEW, private=False)
     assert not first.private
     folder = tmp_path / "again"
     folder.mkdir()
-    for name, raw in hub.repos[REPO].commits[first.hub_id.revision].items():
+    for name, raw in hub.repos[NEW].commits[first.hub_id.revision].items():
         (folder / name).write_bytes(raw)
     second = hub_module.push(folder, "lab/again")
     assert second.sha256 == first.sha256 == check_folder(folder).sha256
@@ -405,19 +372,19 @@ def test_push_without_permission_is_explained(
     hub: LoopbackHub, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(WeightsError) as caught:
-        hub_module.push(bundle, REPO)
+        hub_module.push(bundle, NEW)
     assert "HF_TOKEN" in str(caught.value.next_step)
     with pytest.raises(WeightsError, match="no repository"):
         hub_module.push(bundle, "no-slash")
 
 
 def test_remove_frees_what_no_other_revision_uses(
-    hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
+    hub: LoopbackHub, use: Use, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    old = hub.publish(REPO, bundle)
+    old = hub.repos[REPO].head
     use(REPO)
-    files = hub.repos[REPO].commits[old]
+    files = hub.repos[REPO].files
     new = hub.repos[REPO].commit(files)
     use(REPO, refresh=True)
     embedded = len(embedded_bundles())
@@ -463,7 +430,7 @@ def start(hub: LoopbackHub, tmp_path: Path, *command: str, **extra: str) -> subp
 def test_eight_processes_on_an_empty_cache_download_once(
     hub: LoopbackHub, bundle: Path, tmp_path: Path
 ) -> None:
-    commit = hub.publish(REPO, bundle)
+    commit = hub.repos[REPO].head
     hub.faults.append(Fault("/cdn/", "slow", 99))
     processes = [start(hub, tmp_path, "-c", SCRIPT, REPO) for _ in range(8)]
     answers = [process.communicate(timeout=60) for process in processes]
@@ -478,7 +445,6 @@ def test_eight_processes_on_an_empty_cache_download_once(
 def test_a_process_killed_half_way_leaves_nothing_that_is_accepted(
     hub: LoopbackHub, bundle: Path, use: Use, tmp_path: Path
 ) -> None:
-    hub.publish(REPO, bundle)
     hub.faults.append(Fault("/cdn/", "stall"))
     cache = tmp_path / "cache"
     process = start(hub, tmp_path, "-c", SCRIPT, REPO, MMCCD_CACHE_DIR=str(cache))
@@ -504,7 +470,7 @@ def test_segment_with_weights_that_were_pushed(
         return out, err
 
     subject = write_subject(tmp_path, tiny_phantom)
-    out, _ = run("weights", "push", str(bundle), REPO, "--json", HF_TOKEN=TOKEN)
+    out, _ = run("weights", "push", str(bundle), NEW, "--json", HF_TOKEN=TOKEN)
     spec = json.loads(out)["weights"]
     out, err = run("weights", "download", spec, HF_TOKEN=TOKEN)
     assert "licence: CC0-1.0" in err
