@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from hub_server import Fault, loopback_hub
 from typer.testing import CliRunner
 
 from mmccd_cli.cli import doctor
@@ -89,34 +87,15 @@ def test_missing_packages_fail_and_missing_extras_do_not(monkeypatch: pytest.Mon
     assert found["extras"][0]["status"] == "note"
 
 
-class _Refusing(BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        self.send_response(403)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    """The address of a server that answers everything with 403."""
-    with HTTPServer(("127.0.0.1", 0), _Refusing) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
-def test_any_answer_shows_that_the_hub_can_be_reached(
-    server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_answer_shows_that_the_hub_can_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert [f.status for f in doctor._network(False)] == ["ok"]
+    with loopback_hub() as hub:
+        hub.faults.append(Fault("/", "status:403", method="HEAD"))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        assert [f.status for f in doctor._network(False)] == ["ok"]
+        assert [request.status for request in hub.log] == [403]
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     (finding,) = doctor._network(False)
     assert finding.status == "note"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,40 +145,28 @@ def load_changed(parts: tuple[Path, dict[str, bytes]], name: str, raw: bytes) ->
             (folder / original).write_bytes(contents[original])
 
 
-def _loading(parts: tuple[Path, dict[str, bytes]], name: str) -> Callable[[bytes], None]:
-    def check(raw: bytes) -> None:
-        load_changed(parts, name, raw)
-
-    return check
-
-
-def fuzz(parts: tuple[Path, dict[str, bytes]], examples: int) -> None:
-    """Mutate index, network and template that many times together."""
-    _, contents = parts
-    index = json.loads(contents[INDEX])
+@pytest.mark.parametrize("examples", [200, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutations(parts: tuple[Path, dict[str, bytes]], examples: int) -> None:
+    """Index, network and template are changed that many times together."""
+    folder, contents = parts
+    verify_bundle(load_bundle(folder))
     kinds = [
-        (INDEX, changed_json(index), 4),
+        (INDEX, changed_json(json.loads(contents[INDEX])), 4),
         (INDEX, changed_bytes(contents[INDEX], len(contents[INDEX])), 2),
         (NETWORK, changed_tensors(contents[NETWORK]), 2),
         (TEMPLATE, changed_tensors(contents[TEMPLATE]), 2),
     ]
     for name, strategy, share in kinds:
-        limits = settings(
+
+        @settings(
             max_examples=examples * share // 10,
             deadline=None,
             database=None,
             derandomize=True,
             suppress_health_check=list(HealthCheck),
         )
-        limits(given(raw=strategy)(_loading(parts, name)))()
+        @given(st.tuples(st.just(name), strategy))
+        def check(changed: tuple[str, bytes]) -> None:
+            load_changed(parts, *changed)
 
-
-def test_two_hundred_mutations(parts: tuple[Path, dict[str, bytes]]) -> None:
-    verify_bundle(load_bundle(parts[0]))
-    fuzz(parts, 200)
-
-
-@pytest.mark.slow
-def test_ten_thousand_mutations(parts: tuple[Path, dict[str, bytes]], tmp_path: Path) -> None:
-    verify_bundle(load_bundle(parts[0]))
-    fuzz((shutil.copytree(parts[0], tmp_path / "tiny"), parts[1]), 10_000)
+        check()
