@@ -13,6 +13,7 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -74,6 +75,10 @@ class Fault:
     times: int = 1
     method: str = "GET"
 
+    def concerns(self, method: str, path: str) -> bool:
+        """Whether a request meets it."""
+        return self.times > 0 and self.method == method and self.path in path
+
 
 @dataclass
 class Request:
@@ -104,21 +109,15 @@ class LoopbackHub:
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
         return self.repos.setdefault(repo, Repo(**kinds)).commit(files)
 
-    def requests(self, method: str = "GET", path: str = "", server: str = "") -> list[Request]:
+    def requests(self, method: str, path: str) -> list[Request]:
         """Return the logged requests of a method whose path holds a text."""
-        return [
-            r
-            for r in self.log
-            if r.method == method and path in r.path and server in ("", r.server)
-        ]
+        return [r for r in self.log if r.method == method and path in r.path]
 
-    def transfers(self) -> dict[str, int]:
+    def transfers(self) -> Counter[str]:
         """Return how often each file's content was asked for, by its path or hash."""
-        counts: dict[str, int] = {}
-        for request in self.log:
-            if request.method == "GET" and ("/resolve/" in request.path or "/cdn/" in request.path):
-                counts[request.path] = counts.get(request.path, 0) + 1
-        return counts
+        return Counter(
+            r.path for part in ("/resolve/", "/cdn/") for r in self.requests("GET", part)
+        )
 
     def close(self) -> None:
         """Stop both servers; connections are refused from then on."""
@@ -168,20 +167,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.entry = Request(self.command, path, headers, self.server.role)
         with hub.lock:
             hub.log.append(self.entry)
-            self.fault = next(
-                (
-                    f
-                    for f in hub.faults
-                    if f.times > 0 and f.path in path and f.method == self.command
-                ),
-                None,
-            )
+            self.fault = next((f for f in hub.faults if f.concerns(self.command, path)), None)
             if self.fault is not None:
                 self.fault.times -= 1
-        if self.fault is not None and self.fault.kind.startswith("status:"):
-            self._error(int(self.fault.kind[7:]), "", "injected")
+        kind = self.fault.kind if self.fault else ""
+        if kind.startswith("status:"):
+            self._error(int(kind[7:]), "", "injected")
             return
-        if self.fault is not None and self.fault.kind == "html":
+        if kind == "html":
             page = b"<html><body>Please log in to the hospital network</body></html>"
             self._send(200, page, {"Content-Type": "text/html"})
             return
@@ -218,21 +211,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _write(self, content: bytes) -> None:
         kind = self.fault.kind if self.fault else ""
+        if kind not in ("cut", "stall"):
+            time.sleep(0.5 if kind == "slow" else 0)
+            self.wfile.write(content)
+            return
+        self.wfile.write(content[: len(content) // 2])
+        self.wfile.flush()
+        self.close_connection = True
         if kind == "cut":
-            self.wfile.write(content[: len(content) // 2])
-            self.wfile.flush()
-            self.close_connection = True
             self.connection.close()
-        elif kind == "stall":
-            self.wfile.write(content[: len(content) // 2])
-            self.wfile.flush()
-            self.server.hub.released.wait(60)
-            self.close_connection = True
-        elif kind == "slow":
-            time.sleep(0.5)
-            self.wfile.write(content)
         else:
-            self.wfile.write(content)
+            self.server.hub.released.wait(60)
 
     def _json(self, value: Any, status: int = 200) -> None:
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
@@ -267,10 +256,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(401, "", "Invalid credentials in Authorization header")
             return None
         if repo is None or (repo.private and self._token is None):
-            known = self._token is not None
-            self._error(
-                404 if known else 401, "RepoNotFound" if known else "", "Repository not found"
-            )
+            status, code = (404, "RepoNotFound") if self._token else (401, "")
+            self._error(status, code, "Repository not found")
             return None
         if repo.gated and content:
             status = 403 if self._token else 401
@@ -329,11 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(401, "", "Invalid username or password.")
             return
         asked = json.loads(self.body)
-        name = (
-            f"{asked['organization']}/{asked['name']}"
-            if asked.get("organization")
-            else asked["name"]
-        )
+        name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
         hub = self.server.hub
         url = {"url": f"{hub.endpoint}/{name}"}
         if name in hub.repos:
@@ -352,29 +335,18 @@ class _Handler(BaseHTTPRequestHandler):
     def preupload(self, repo: str) -> None:
         if self._writable(repo):
             files = json.loads(self.body)["files"]
-            modes = [
-                {
-                    "path": file["path"],
-                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
-                    "shouldIgnore": False,
-                }
-                for file in files
-            ]
-            self._json({"files": modes})
+            for file in files:
+                large = file["path"].endswith(".safetensors")
+                file |= {"uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            self._json({"files": files})
 
     def lfs_batch(self, repo: str) -> None:
         if not self._writable(repo):
             return
-        hub = self.server.hub
-        objects = [
-            {
-                **item,
-                "actions": {
-                    "upload": {"href": f"{hub.storage}/upload/{item['oid']}", "header": {}}
-                },
-            }
-            for item in json.loads(self.body)["objects"]
-        ]
+        objects = json.loads(self.body)["objects"]
+        for item in objects:
+            address = f"{self.server.hub.storage}/upload/{item['oid']}"
+            item["actions"] = {"upload": {"href": address, "header": {}}}
         self._json({"transfer": "basic", "objects": objects})
 
     def upload(self, digest: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,9 @@ def mmccd(bundle: Path) -> Callable[..., Result]:
         return CliRunner().invoke(app, given, input=stdin)
 
     return call
+
+
+@pytest.fixture
+def run(mmccd: Callable[..., Result]) -> Callable[..., Result]:
+    """Run `mmccd segment`."""
+    return partial(mmccd, "segment")

@@ -135,25 +135,39 @@ def test_numbered_lesions_are_those_of_the_table(first_run: tuple[Result, Path])
         assert float(row[2]) == pytest.approx((numbers == int(row[0])).sum() * 0.064, rel=1e-4)
 
 
-def test_resume_keeps_results_and_a_new_threshold_makes_new_masks(
+def test_a_new_threshold_renews_all_that_shows_the_mask_without_inference(
     first_run: tuple[Result, Path], mmccd: Call, data_set: Path, tmp_path: Path
 ) -> None:
-    out = shutil.copytree(first_run[1], tmp_path / "out")
-    (out / "dataset_description.json").unlink()  # its links are relative to where it was
-    words = ("bids", data_set, out, "participant", "--participant_label", "sub-01")
+    """`mmccd threshold` leaves what `--resume` with that threshold leaves."""
+    outs = [shutil.copytree(first_run[1], tmp_path / name) for name in ("resumed", "cut")]
+    resumed, cut = (out / "sub-01" / "anat" for out in outs)
+    (outs[0] / "dataset_description.json").unlink()  # its links are relative to where it was
+    words = ("bids", data_set, outs[0], "participant", "--participant_label", "sub-01")
     assert "exists already" in mmccd(*words).stderr
     again = mmccd(*words, "--resume")
     assert again.exit_code == 0, again.stderr
     assert "up to date" in again.stderr
-    anat = out / "sub-01" / "anat"
-    numbers = _image(anat / "sub-01_space-orig_desc-lesions_dseg.nii.gz")
+    numbers = _image(resumed / "sub-01_space-orig_desc-lesions_dseg.nii.gz")
     higher = mmccd(*words, "--resume", "--threshold", "0.9")
     assert higher.exit_code == 0, higher.stderr
     assert "new mask" in higher.stderr
-    fewer = _image(anat / "sub-01_space-orig_desc-lesions_dseg.nii.gz")
+    fewer = _image(resumed / "sub-01_space-orig_desc-lesions_dseg.nii.gz")
     assert 0 < (fewer > 0).sum() < (numbers > 0).sum()
-    assert len(_lesion_rows(anat)) == fewer.max() + 1
-    assert json.loads(next(anat.glob("*_mask.json")).read_text())["Threshold"] == 0.9
+    assert len(_lesion_rows(resumed)) == fewer.max() + 1
+    assert json.loads(next(resumed.glob("*_mask.json")).read_text())["Threshold"] == 0.9
+    (map_file,) = cut.glob("*_probseg.nii.gz")
+    result = CliRunner().invoke(app, ["threshold", str(map_file), "--threshold", "0.9", "-f"])
+    assert result.exit_code == 0, result.stderr
+    assert "still shows" not in result.stderr
+    for kind in ("_mask.nii.gz", "_mask.json", "_dseg.nii.gz", "_dseg.tsv", "_dseg.json"):
+        (one,), (other,) = resumed.glob(f"*{kind}"), cut.glob(f"*{kind}")
+        assert one.read_bytes() == other.read_bytes(), kind
+    sidecars = [json.loads(next(a.glob("*_probseg.json")).read_text()) for a in (resumed, cut)]
+    records = [sidecar.pop("mmccd") for sidecar in sidecars]
+    assert sidecars[0] == sidecars[1]
+    assert records[0]["outputs"] == records[1]["outputs"]
+    assert records[0]["output_sha256"] == records[1]["output_sha256"]
+    assert _issues(outs[1]) == []
 
 
 def test_a_result_of_0_2_0_moves_its_record_under_one_key_without_inference(
@@ -181,30 +195,6 @@ def test_pybids_reads_the_derivatives(first_run: tuple[Result, Path]) -> None:
         (found,) = layout.get(subject="01", desc="anomaly", extension=".nii.gz")
         assert found.get_entities()["suffix"] == "probseg"
         assert found.get_metadata()["mmccd"]["subject"] == "sub-01"
-
-
-def test_a_new_threshold_without_inference_renews_all_that_shows_the_mask(
-    first_run: tuple[Result, Path], mmccd: Call, data_set: Path, tmp_path: Path
-) -> None:
-    """`mmccd threshold` leaves what `--resume` with that threshold leaves."""
-    outs = [shutil.copytree(first_run[1], tmp_path / name) for name in ("resumed", "cut")]
-    (outs[0] / "dataset_description.json").unlink()  # its links are relative to where it was
-    words = ("bids", data_set, outs[0], "participant", "--participant_label", "sub-01")
-    assert mmccd(*words, "--resume", "--threshold", "0.9").exit_code == 0
-    resumed, cut = (out / "sub-01" / "anat" for out in outs)
-    (map_file,) = cut.glob("*_probseg.nii.gz")
-    result = CliRunner().invoke(app, ["threshold", str(map_file), "--threshold", "0.9", "-f"])
-    assert result.exit_code == 0, result.stderr
-    assert "still shows" not in result.stderr
-    for kind in ("_mask.nii.gz", "_mask.json", "_dseg.nii.gz", "_dseg.tsv", "_dseg.json"):
-        (one,), (other,) = resumed.glob(f"*{kind}"), cut.glob(f"*{kind}")
-        assert one.read_bytes() == other.read_bytes(), kind
-    sidecars = [json.loads(next(a.glob("*_probseg.json")).read_text()) for a in (resumed, cut)]
-    records = [sidecar.pop("mmccd") for sidecar in sidecars]
-    assert sidecars[0] == sidecars[1]
-    assert records[0]["outputs"] == records[1]["outputs"]
-    assert records[0]["output_sha256"] == records[1]["output_sha256"]
-    assert _issues(outs[1]) == []
 
 
 def test_group_writes_one_table(

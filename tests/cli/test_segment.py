@@ -12,7 +12,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
 from mmccd_cli import __version__
@@ -25,12 +24,6 @@ ROOT = Path(__file__).resolve().parents[2]
 Write = Callable[..., Path]
 Run = Callable[..., Result]
 Spoil = Callable[[Path], None]
-
-
-@pytest.fixture
-def run(mmccd: Run) -> Run:
-    """Run `mmccd segment`."""
-    return partial(mmccd, "segment")
 
 
 @pytest.fixture
@@ -207,10 +200,6 @@ def test_bad_input_exits_3_with_one_message_and_writes_nothing(
     assert _files(tmp_path) == before
 
 
-def test_no_such_folder_is_bad_input(run: Run, tmp_path: Path) -> None:
-    assert run(tmp_path / "nowhere", "--out", tmp_path / "map.nii.gz").exit_code == 3
-
-
 # Usage: exit 2, nothing written.
 
 USAGE = {
@@ -267,17 +256,27 @@ def test_an_input_is_never_overwritten(run: Run, subject: Path) -> None:
     assert flair.read_bytes() == content
 
 
-def test_not_a_bundle_exits_4(run: Run, subject: Path, tmp_path: Path) -> None:
-    result = run(subject, "--out", tmp_path / "map.nii.gz", "--weights", subject)
-    assert result.exit_code == 4
-    assert not (tmp_path / "map.nii.gz").exists()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this computer has CUDA")
-def test_unusable_device_exits_5(run: Run, subject: Path, tmp_path: Path) -> None:
-    result = run(subject, "--out", tmp_path / "map.nii.gz", "--device", "cuda")
-    assert result.exit_code == 5
-    assert "cuda" in result.stderr
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["nowhere"], 3, "nowhere"),
+        (["BraTS-000", "--weights", "BraTS-000"], 4, "BraTS-000"),
+        (["BraTS-000", "--device", "cuda:99"], 5, "cuda:99"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_nothing_is_written(
+    run: Run,
+    subject: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.chdir(subject.parent)
+    result = run(*words, "--out", "map.nii.gz")
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert _files(subject.parent) == {str(p.relative_to(subject.parent)) for p in subject.iterdir()}
 
 
 def test_a_bug_is_one_sentence_and_a_traceback_only_with_vv(

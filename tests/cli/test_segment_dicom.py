@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from dicom_phantoms import PATIENT, make_dicom
-from typer.testing import Result
 
 from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.scans import describe_inputs, read_scans
 from mmccd_cli.inputs.subjects import find_subject, subject_from_files
 from mmccd_cli.inputs.volume import Volume
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(mmccd: Run) -> Run:
-    """Run `mmccd segment`."""
-    return partial(mmccd, "segment")
 
 
 @pytest.fixture
