@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from mmccd_cli.inputs.nifti import make_grid, write_nifti
@@ -63,7 +64,10 @@ def tiny_phantom() -> Phantom:
 
 @pytest.fixture(scope="session")
 def write_subject() -> Callable[..., Path]:
-    """A function that writes a phantom as NIfTI files and returns the subject's folder."""
+    """A function that writes a phantom as NIfTI files and returns the subject's folder.
+
+    `lesion` is the label of its lesion in the segmentation; 0 for no segmentation.
+    """
 
     def write(
         parent: Path,
@@ -71,14 +75,14 @@ def write_subject() -> Callable[..., Path]:
         layout: str = "brats",
         *,
         id: str | None = None,
-        lesion: bool = False,
+        lesion: int = 0,
     ) -> Path:
         id = id or {"bids": "sub-01", "plain": "case"}.get(layout, "BraTS-000")
         folder = parent / id
         grid = make_grid(phantom.brain.shape, phantom.affine)
         arrays = {name: volume.data for name, volume in phantom.volumes.items()}
         if lesion:
-            arrays["lesion"] = phantom.lesion
+            arrays["lesion"] = phantom.lesion * np.uint8(lesion)
         for name, data in arrays.items():
             path = folder / (_NAMES_OF_LAYOUT[layout][name].format(id=id) + ".nii.gz")
             path.parent.mkdir(parents=True, exist_ok=True)

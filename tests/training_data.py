@@ -1,11 +1,27 @@
-"""Slices to train on, made of numbers."""
+"""Slices to train on, made of numbers, and a recipe that takes no time."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
+from mmccd_cli.config import UNetConfig
 from mmccd_cli.template import Quantisation
+from mmccd_cli.training.recipes import RECIPES, Recipe
 from mmccd_cli.training.samples import SliceDataset
+
+SMALL = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
+SMALL_DENOISER = replace(SMALL, in_channels=2, time_conditioned=True)
+
+
+def tiny_recipe(**changes: Any) -> Recipe:
+    """The compact recipe in small, two steps a network."""
+    compact = RECIPES["compact"]
+    training = replace(compact.training, iterations=2, batch_size=2)
+    small = replace(compact, unet=SMALL, denoiser=SMALL_DENOISER, training=training)
+    return replace(small, **changes)
 
 
 def make_dataset(n: int = 6, size: int = 16) -> SliceDataset:

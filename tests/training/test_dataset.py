@@ -7,18 +7,18 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_data import tiny_recipe
 
-from mmccd_cli.config import UNetConfig
 from mmccd_cli.errors import DataError
-from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
+from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
-from mmccd_cli.progress import silent
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.template import Quantisation
 from mmccd_cli.training.dataset import (
@@ -28,11 +28,10 @@ from mmccd_cli.training.dataset import (
     prepare_dataset,
     read_split,
 )
-from mmccd_cli.training.recipes import RECIPES, Recipe
+from mmccd_cli.training.recipes import CYCLES, RECIPES
 from mmccd_cli.training.run import BundleText, Training
-from mmccd_cli.training.samples import load_dataset
 from mmccd_cli.training.slices import read_index, read_shard, read_template, read_volumes
-from mmccd_cli.training.trainer import Report, make_runtime
+from mmccd_cli.training.trainer import Runtime
 from mmccd_cli.weights.bundle import verify_bundle
 
 SPLIT = {"train": ["BraTS2021_00000", "BraTS2021_00002"], "val": ["BraTS2021_00003"]}
@@ -50,23 +49,14 @@ class Prepared:
     result: PreparedDataset
 
 
-def write_brats(folder: Path, name: str, phantom: Phantom) -> None:
-    """Write a subject as the BraTS 2021 release does."""
-    (folder / name).mkdir(parents=True)
-    grid = make_grid(phantom.brain.shape, phantom.affine)
-    endings = {"FLAIR": "flair", "T2w": "t2", "T1w": "t1"}
-    for modality, volume in phantom.volumes.items():
-        write_nifti(folder / name / f"{name}_{endings[modality]}.nii.gz", volume.data, grid)
-    write_nifti(folder / name / f"{name}_seg.nii.gz", 4 * phantom.lesion.astype(np.uint8), grid)
-
-
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+def prepared(tmp_path_factory: pytest.TempPathFactory, write_subject: WriteSubject) -> Prepared:
+    """As the BraTS 2021 release holds them, where the label of a lesion need not be 1."""
     root = tmp_path_factory.mktemp("brats")
     phantoms = {}
     for seed, name in enumerate(sorted(i for ids in SPLIT.values() for i in ids)):
         phantoms[name] = make_phantom(seed, shape=(50, 56, 46), spacing_mm=(4, 4, 4))
-        write_brats(root / "data", name, phantoms[name])
+        write_subject(root / "data", phantoms[name], id=name, lesion=4)
     result = prepare_dataset(root / "data", root / "shards", SETTINGS, split=SPLIT)
     return Prepared(root / "data", root / "shards", phantoms, result)
 
@@ -82,6 +72,7 @@ def test_every_subject_is_written_with_its_split(prepared: Prepared) -> None:
     assert splits == {i: name for name, ids in SPLIT.items() for i in ids}
     assert index["modalities"] == ["FLAIR", "T2w", "T1w"]
     for entry in index["subjects"]:
+        assert not [n for n in entry["notes"] if "template" in n], "there was none to lie beside"
         assert set(entry["files"]) == {"FLAIR", "T2w", "T1w"}
         assert all(len(digest) == 64 for digest in entry["files"].values())
         assert 0 < entry["healthy_slices"] < entry["slices"]
@@ -161,11 +152,6 @@ def test_the_template_is_the_mean_of_the_training_subjects(prepared: Prepared) -
         mean = np.mean([quantisation.decode(s.images[name]) for s in shards], axis=0)
         difference = np.abs(np.moveaxis(image, 2, 0) - mean)[everywhere]
         assert difference.max() < 8 / 255
-
-
-def test_nobody_is_warned_about_a_template_that_does_not_exist_yet(prepared: Prepared) -> None:
-    for entry in read_index(prepared.shards)["subjects"]:
-        assert not [note for note in entry["notes"] if "template" in note]
 
 
 # Files that are odd
@@ -282,56 +268,30 @@ def test_a_given_split_decides_and_others_are_unused() -> None:
         assign_splits(["a"], {"train": ["a"], "val": ["a"]})
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"train": "a"}', '{"train": [1]}', "{"])
-def test_another_split_file_is_refused(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "split.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=r"split\.json"):
-        read_split(path)
-
-
-def test_a_split_file_is_read(tmp_path: Path) -> None:
+def test_a_split_file_is_read_and_another_file_refused(tmp_path: Path) -> None:
     path = tmp_path / "split.json"
     path.write_text(json.dumps(SPLIT))
     assert read_split(path) == SPLIT
+    for text in ("", "[]", '{"train": "a"}', '{"train": [1]}', "{"):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"split\.json"):
+            read_split(path)
 
 
 # Through to a bundle
 
 
-def tiny_recipe() -> Recipe:
-    compact = RECIPES["compact"]
-    shape = {"base_channels": 4, "channel_multipliers": (1, 2), "norm_groups": 2}
-    return replace(
-        compact,
-        name="tiny",
-        unet=UNetConfig(**shape),  # type: ignore[arg-type]
-        denoiser=UNetConfig(in_channels=2, time_conditioned=True, **shape),  # type: ignore[arg-type]
-        training=replace(compact.training, iterations=2, batch_size=2),
-        spacing_mm=6.0,
-        cycles=compact.cycles[:2],
-    )
-
-
-def training_in(folder: Path, shards: Path, recipe: Recipe, *, report: Report = silent) -> Training:
-    return Training(
-        shards=shards,
-        work=folder / "work",
-        recipe=recipe,
-        runtime=make_runtime("cpu", "fp32"),
-        text=BundleText(name="tiny"),
-        report=report,
-    )
+def training_in(folder: Path, shards: Path, **options: Any) -> Training:
+    recipe = tiny_recipe(spacing_mm=6.0, cycles=CYCLES[:2])
+    text, runtime = BundleText(name="tiny"), Runtime(device=torch.device("cpu"))
+    changes = {"recipe": recipe, "runtime": runtime, "text": text, **options}
+    return Training(shards=shards, work=folder / "work", **changes)
 
 
 def test_from_shards_to_bundle_to_signals(prepared: Prepared, tmp_path: Path) -> None:
-    recipe = tiny_recipe()
     lines: list[str] = []
     training = training_in(
-        tmp_path,
-        prepared.shards,
-        recipe,
-        report=lambda progress: lines.append(progress.network),
+        tmp_path, prepared.shards, report=lambda progress: lines.append(progress.network)
     )
     networks = training.train()
     assert set(networks) == set(lines)
@@ -360,18 +320,13 @@ def test_from_shards_to_bundle_to_signals(prepared: Prepared, tmp_path: Path) ->
 
 def test_shards_of_another_recipe_are_refused(prepared: Prepared, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="another recipe than paper"):
-        training_in(tmp_path, prepared.shards, RECIPES["paper"]).train()
+        training_in(tmp_path, prepared.shards, recipe=RECIPES["paper"]).train()
     index = json.loads((prepared.shards / "dataset.json").read_text())
     folder = tmp_path / "two"
     shutil.copytree(prepared.shards, folder)
     (folder / "dataset.json").write_text(json.dumps({**index, "modalities": ["FLAIR", "T1w"]}))
     with pytest.raises(DataError, match="lack T2w"):
-        training_in(tmp_path, folder, tiny_recipe()).train()
-
-
-def test_only_the_training_split_teaches(prepared: Prepared) -> None:
-    dataset = load_dataset(prepared.shards, tiny_recipe().training)
-    assert dataset.subjects == tuple(SPLIT["train"])
+        training_in(tmp_path, folder).train()
 
 
 def test_with_a_template_its_grid_is_used(prepared: Prepared, tmp_path: Path) -> None:
@@ -381,11 +336,7 @@ def test_with_a_template_its_grid_is_used(prepared: Prepared, tmp_path: Path) ->
         SETTINGS, preprocessing=replace(SETTINGS.preprocessing, template_registration="none")
     )
     result = prepare_dataset(
-        prepared.data,
-        tmp_path / "out",
-        untouched,
-        split=SPLIT,
-        template=template,
+        prepared.data, tmp_path / "out", untouched, split=SPLIT, template=template
     )
     assert result.subjects == tuple(sorted(prepared.phantoms))
     index = read_index(tmp_path / "out")
@@ -393,10 +344,3 @@ def test_with_a_template_its_grid_is_used(prepared: Prepared, tmp_path: Path) ->
     assert index["spacing_mm"] == [6.0, 6.0, 6.0]
     ours, theirs = (read_shard(f, "BraTS2021_00003") for f in (tmp_path / "out", prepared.shards))
     np.testing.assert_array_equal(ours.images["FLAIR"], theirs.images["FLAIR"])
-
-
-def test_the_phantom_files_are_what_the_release_would_hold(prepared: Prepared) -> None:
-    """Guards the other tests: BraTS names, and a label that is not 1."""
-    name = "BraTS2021_00000"
-    seg, _ = read_nifti(prepared.data / name / f"{name}_seg.nii.gz")
-    assert sorted(np.unique(seg.data).tolist()) == [0.0, 4.0]

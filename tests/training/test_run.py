@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from training_data import tiny_recipe
 
-from mmccd_cli.config import CycleConfig, ScoreConfig, UNetConfig, to_dict
+from mmccd_cli.config import ScoreConfig, to_dict
 from mmccd_cli.errors import DataError, WeightsError
 from mmccd_cli.template import Quantisation, Template
 from mmccd_cli.training.calibration import Calibration, Trial, calibrate, choose_trial
-from mmccd_cli.training.recipes import RECIPES, Recipe
+from mmccd_cli.training.recipes import CYCLES
 from mmccd_cli.training.run import (
     FOLD_BUNDLE,
     BundleText,
@@ -22,31 +23,13 @@ from mmccd_cli.training.run import (
     fit_normal_ranges,
     split_folds,
 )
-from mmccd_cli.training.slices import (
-    SubjectShard,
-    SubjectVolumes,
-    write_index,
-    write_shard,
-    write_template,
-)
+from mmccd_cli.training.slices import SubjectVolumes, write_index, write_shard, write_template
 from mmccd_cli.training.trainer import Runtime
 from mmccd_cli.weights.bundle import load_bundle, save_bundle, verify_bundle
 
 SHAPE = (24, 24, 12)  # I, J, K
 SUBJECTS = ["s0", "s1", "s2", "s3"]
 LESION_LEVEL = 3.5
-
-
-def recipe() -> Recipe:
-    unet = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
-    compact = RECIPES["compact"]
-    return replace(
-        compact,
-        unet=unet,
-        denoiser=replace(unet, in_channels=2, time_conditioned=True),
-        training=replace(compact.training, iterations=2, batch_size=2, warmup_iterations=1),
-        cycles=(CycleConfig("FLAIR", "T2w", sign=1),),
-    )
 
 
 def brain() -> np.ndarray:
@@ -62,23 +45,17 @@ def lesion_of(number: int) -> np.ndarray:
     return lesion & brain()
 
 
-def shard(number: int, *, lesion: bool = True) -> SubjectShard:
-    generator = np.random.default_rng(number)
-    inside, where = brain(), lesion_of(number) & lesion
-    images = {}
-    for modality in ("FLAIR", "T2w"):
-        values = np.where(inside, 0.3 * generator.standard_normal(SHAPE), -3.0)
-        values = np.where(where, LESION_LEVEL, values).astype(np.float32)
-        images[modality] = values
-    return SubjectVolumes(images, inside, where).as_shard(Quantisation())
-
-
 def write_shards(folder: Path, *, lesions: bool = True) -> Path:
     folder.mkdir()
     entries = []
     for number, subject in enumerate(SUBJECTS):
-        item = shard(number, lesion=lesions)
-        write_shard(folder, subject, item)
+        generator = np.random.default_rng(number)
+        inside, where, images = brain(), lesion_of(number) & lesions, {}
+        for modality in ("FLAIR", "T2w"):
+            values = np.where(inside, 0.3 * generator.standard_normal(SHAPE), -3.0)
+            images[modality] = np.where(where, LESION_LEVEL, values).astype(np.float32)
+        volumes = SubjectVolumes(images, inside, where)
+        write_shard(folder, subject, volumes.as_shard(Quantisation()))
         counts = {"slices": SHAPE[2], "healthy_slices": 6}
         entries.append({"id": subject, "split": "train", "files": {}, **counts})
     flat = np.where(brain(), 0.0, -3.0).astype(np.float32)
@@ -90,8 +67,8 @@ def write_shards(folder: Path, *, lesions: bool = True) -> Path:
         "affine": affine.ravel().tolist(),
         "shape": list(SHAPE),
         "background": -3.0,
-        "preprocessing": to_dict(recipe().preprocessing),
-        "quantisation": {"minimum": Quantisation().minimum, "step": Quantisation().step},
+        "preprocessing": to_dict(tiny_recipe().preprocessing),
+        "quantisation": asdict(Quantisation()),
         "subjects": entries,
     }
     write_index(folder, index)
@@ -111,7 +88,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     training = Training(
         shards=shards,
         work=folder / "work",
-        recipe=recipe(),
+        recipe=tiny_recipe(cycles=CYCLES[:1]),
         runtime=Runtime(device=torch.device("cpu")),
         text=BundleText(name="small"),
         folds=2,

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from training_data import SMALL, SMALL_DENOISER
 
-from mmccd_cli.config import DiffusionConfig, TrainingConfig, UNetConfig
+from mmccd_cli.config import DiffusionConfig, TrainingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.template import Quantisation, Template
 from mmccd_cli.training import samples
@@ -312,9 +313,7 @@ def test_augmentation_leaves_the_background_alone() -> None:
 
 def draw(dataset: SliceDataset, kind: str, config: TrainingConfig, index: int = 0) -> Example:
     """One sample as a network of this kind meets it."""
-    unet = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
-    if kind == "diffusion":
-        unet = replace(unet, in_channels=2, time_conditioned=True)
+    unet = SMALL if kind == "unet" else SMALL_DENOISER
     loss = TranslationLoss(
         spec=NetworkSpec(kind=kind, source="FLAIR", target="T2w", unet=unet),
         dataset=dataset,

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
-from training_data import make_dataset
+from training_data import SMALL, SMALL_DENOISER, make_dataset
 
-from mmccd_cli.config import TrainingConfig, UNetConfig
+from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import ComputeError, UsageError, WeightsError
 from mmccd_cli.training import trainer
 from mmccd_cli.training.networks import NetworkSpec, train_network
@@ -32,9 +32,8 @@ from mmccd_cli.training.trainer import (
 )
 from mmccd_cli.translation.unet import UNet
 
-SMALL = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
 PLAIN = NetworkSpec(kind="unet", source="FLAIR", target="T2w", unet=SMALL)
-MASKED = replace(PLAIN, kind="diffusion", unet=replace(SMALL, in_channels=2, time_conditioned=True))
+MASKED = replace(PLAIN, kind="diffusion", unet=SMALL_DENOISER)
 CONFIG = TrainingConfig(
     iterations=6, batch_size=4, learning_rate=3e-3, warmup_iterations=2, blob_radius_px=6.0
 )
