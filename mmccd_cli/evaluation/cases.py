@@ -22,7 +22,7 @@ from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_image
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.template import spacing_of
+from mmccd_cli.progress import silent
 
 T = TypeVar("T")
 
@@ -30,10 +30,6 @@ DEPLOYED = "deployed"
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, the number of the subject, and the number of all."""
-
-
-def silent(step: str, number: int, total: int) -> None:
-    """A `Report` that tells nobody."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +85,7 @@ class Prediction:
         mask: (I, J, K) bool.
         values: (I, J, K) float32, higher where more anomalous, before any threshold.
         brain: (I, J, K) bool.
-        affine: (4, 4) of their grid.
+        spacing_mm: Voxel size of their grid.
         seconds: From volumes in memory to the mask.
         passes: Slices that went through a network, each time counted.
     """
@@ -100,7 +96,7 @@ class Prediction:
     mask: BoolArray
     values: NDArray[np.float32]
     brain: BoolArray
-    affine: NDArray[np.float64]
+    spacing_mm: tuple[float, float, float]
     seconds: float
     passes: int
 
@@ -149,11 +145,8 @@ class CaseRow:
     scores: CaseMetrics = field(repr=False)
 
 
-class Observer(Protocol):
-    """Looks at every prediction while it is in memory."""
-
-    def __call__(self, case: Case, prediction: Prediction, row: CaseRow) -> None:
-        """Look at a prediction and its row."""
+Observer = Callable[[Case, Prediction, CaseRow], None]
+"""Looks at every prediction and its row while they are in memory."""
 
 
 def load_case(subject: Subject, *, healthy: bool = False) -> Case:
@@ -175,7 +168,7 @@ def evaluate_cases(
     cases: Sequence[tuple[Subject, bool]],
     methods_of: Callable[[str], Sequence[Method]],
     *,
-    observers: Sequence[Observer] = (),
+    observe: Observer = silent,
     report: Report = silent,
 ) -> Iterator[list[CaseRow]]:
     """Score every method on every subject, as deployed.
@@ -183,7 +176,7 @@ def evaluate_cases(
     Args:
         cases: Subjects, each with whether it is healthy.
         methods_of: Subject's id -> what is compared on it.
-        observers: Called with every prediction.
+        observe: Called with every prediction.
         report: Told of each subject.
 
     Yields:
@@ -200,16 +193,14 @@ def evaluate_cases(
         for method in methods_of(subject.id):
             for prediction in method.predict(case):
                 row = _score(case, method, prediction)
-                for observe in observers:
-                    observe(case, prediction, row)
+                observe(case, prediction, row)
                 rows.append(row)
         yield rows
 
 
 def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
-    spacing = spacing_of(prediction.affine)
     if case.reference is None:
-        scores = measure_healthy(prediction.mask, spacing)
+        scores = measure_healthy(prediction.mask, prediction.spacing_mm)
     elif case.reference.shape != prediction.mask.shape:
         raise DataError(
             f"The reference of {case.subject} is not on the grid of {prediction.method}'s result.",
@@ -219,7 +210,7 @@ def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
         scores = measure_case(
             prediction.mask,
             case.reference,
-            spacing,
+            prediction.spacing_mm,
             anomaly_map=prediction.values,
             brain=prediction.brain,
             axial_axis=case.axial_axis,

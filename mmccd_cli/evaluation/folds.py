@@ -8,14 +8,17 @@ from pathlib import Path
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.evaluation.baselines import Constants
-from mmccd_cli.evaluation.cases import Case, Report, load_case, silent
+from mmccd_cli.evaluation.cases import Report, load_case
 from mmccd_cli.evaluation.methods import RuleMethod, Scorer
 from mmccd_cli.evaluation.thresholds import DiceCurve, choose_constants, dice_curve
 from mmccd_cli.files import read_json_as
 from mmccd_cli.inputs.subjects import Subject
+from mmccd_cli.progress import silent
 
-CHOOSING = "choosing thresholds"
 OTHER_FOLDS = "chosen in this run on the other folds"
+
+DiceCurves = Mapping[str, Mapping[str, DiceCurve]]
+"""Score -> subject -> its Dice by threshold, from which constants are chosen for any group."""
 
 
 @dataclass(frozen=True)
@@ -57,53 +60,37 @@ def shipped_constants(scorers: Sequence[Scorer]) -> ChosenConstants:
     return ChosenConstants(values, frozenset(), source)
 
 
-@dataclass
-class DiceCurves:
-    """Dice curves of subjects, from which constants are chosen for any group of them.
+def measure_curves(
+    subjects: Sequence[Subject], scorers: Sequence[Scorer], report: Report = silent
+) -> DiceCurves:
+    """Measure labelled subjects by every score that they have the scans for.
 
-    Attributes:
-        curves: Score -> subject -> curve.
+    Args:
+        subjects: Their files.
+        scorers: The scores.
+        report: Told of each subject.
+
+    Raises:
+        DataError: A subject has no reference.
     """
-
-    curves: dict[str, dict[str, DiceCurve]] = field(default_factory=dict)
-
-    def add(self, case: Case, scorers: Sequence[Scorer]) -> None:
-        """Measure one labelled subject.
-
-        Raises:
-            DataError: It is healthy: without a lesion no threshold is better than the highest.
-        """
-        if case.reference is None:
-            raise DataError(f"{case.subject} has no lesion to choose a threshold by.")
+    curves: dict[str, dict[str, DiceCurve]] = {}
+    for number, subject in enumerate(subjects, start=1):
+        report("choosing thresholds", number, len(subjects))
+        case = load_case(subject)
+        assert case.reference is not None
         for scorer in scorers:
             raw = scorer.score(case)
             if raw is not None:
-                curve = dice_curve(
-                    case.subject, raw.smoothed, reference=case.reference, config=scorer.config
-                )
-                self.curves.setdefault(scorer.name, {})[case.subject] = curve
-
-    def choose(self, subjects: frozenset[str], source: str) -> ChosenConstants:
-        """Choose the constants of every score on some of the subjects."""
-        values = {}
-        for score, curves in self.curves.items():
-            chosen = [curve for subject, curve in curves.items() if subject in subjects]
-            if chosen:
-                values[score] = choose_constants(chosen)
-        return ChosenConstants(values, subjects, source)
-
-
-def measure_curves(
-    subjects: Sequence[Subject],
-    scorers: Sequence[Scorer],
-    report: Report = silent,
-) -> DiceCurves:
-    """Measure all subjects, see `DiceCurves`; `report` is told as by `evaluate_cases`."""
-    curves = DiceCurves()
-    for number, subject in enumerate(subjects, start=1):
-        report(CHOOSING, number, len(subjects))
-        curves.add(load_case(subject), scorers)
+                curve = dice_curve(raw.smoothed, case.reference, scorer.config)
+                curves.setdefault(scorer.name, {})[subject.id] = curve
     return curves
+
+
+def choose_on(curves: DiceCurves, subjects: frozenset[str], source: str) -> ChosenConstants:
+    """Choose the constants of every score on some of the subjects; `source` says it in words."""
+    own = {score: [of[i] for i in of if i in subjects] for score, of in curves.items()}
+    values = {score: choose_constants(chosen) for score, chosen in own.items() if chosen}
+    return ChosenConstants(values, subjects, source)
 
 
 def read_folds(path: Path) -> dict[str, list[str]]:
@@ -149,7 +136,8 @@ def constants_by_fold(
     """Choose each fold's constants on the subjects of all other folds."""
     everyone = frozenset(i for members in folds.values() for i in members)
     return {
-        fold: curves.choose(everyone - set(members), OTHER_FOLDS) for fold, members in folds.items()
+        fold: choose_on(curves, everyone - set(members), OTHER_FOLDS)
+        for fold, members in folds.items()
     }
 
 
@@ -169,8 +157,8 @@ def read_constants(path: Path, scorers: Sequence[Scorer]) -> ChosenConstants:
         what="a summary with constants",
         next_step="Give OUT.summary.json of mmccd evaluate --constants-from SPLIT.",
     )
-    values: dict[str, Mapping[str, float]] = {m: asdict(c) for m, c in found.constants.items()}
-    own = {s.name: s.constants for s in scorers if s.constants is not None and s.name not in values}
+    values = {score: asdict(constants) for score, constants in found.constants.items()}
+    own = shipped_constants([s for s in scorers if s.name not in values]).values
     words = f"{found.constants_source} (read from {path.name})"
     if own:
         words += f"; {', '.join(own)}: their own, chosen beforehand"

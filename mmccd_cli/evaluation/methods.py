@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.candidates import find_threshold, mask_at
 from mmccd_cli.anomaly.score import SmoothedScore, smooth
@@ -29,12 +28,7 @@ from mmccd_cli.evaluation.passes import counting_passes
 from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.preprocessing.brain import find_brain
 from mmccd_cli.preprocessing.intensity import normalise
-from mmccd_cli.preprocessing.subject import (
-    PreparedSubject,
-    prepare_subject,
-    to_reference_grid,
-)
-from mmccd_cli.weights.bundle import BundleConfig
+from mmccd_cli.preprocessing.subject import prepare_subject, to_reference_grid
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,9 @@ class BundleMethod:
     @property
     def seen(self) -> frozenset[str]:
         """Subjects that the bundle was trained or calibrated on."""
-        return subjects_of_bundle(self.pipeline.bundle.config)
+        config = self.pipeline.bundle.config
+        trained = (entry.get("id", "") for entry in config.training.get("subjects", ()))
+        return frozenset([*trained, *config.calibration.get("subjects", ())])
 
     def predict(self, case: Case) -> Iterator[Prediction]:
         """Segment the case."""
@@ -77,86 +73,63 @@ class BundleMethod:
             mask=result.mask,
             values=result.anomaly_map,
             brain=result.brain,
-            affine=chosen[result.reference].affine,
+            spacing_mm=chosen[result.reference].spacing_mm,
             seconds=time.perf_counter() - began,
             passes=count.passes,
         )
 
 
-def subjects_of_bundle(config: BundleConfig) -> frozenset[str]:
-    """Ids of the subjects that a bundle says it was trained or calibrated on."""
-    trained = (entry.get("id", "") for entry in config.training.get("subjects", ()))
-    return frozenset([*trained, *config.calibration.get("subjects", ())])
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False)
 class RawScore:
     """A smoothed score before any threshold, and what it cost.
 
     Attributes:
-        smoothed: The score, on the grid of `affine`.
-        affine: (4, 4).
+        smoothed: The score.
         seconds: From volumes in memory to the score.
         passes: Slices through a network.
     """
 
     smoothed: SmoothedScore
-    affine: NDArray[np.float64]
     seconds: float
     passes: int = 0
 
 
-class Scorer(Protocol):
-    """Makes a score that needs a threshold."""
-
-    @property
-    def name(self) -> str:
-        """Name of its map."""
-
-    @property
-    def weights(self) -> str:
-        """Name of its weights; empty where nothing is learned."""
-
-    @property
-    def seen(self) -> frozenset[str]:
-        """Ids of the subjects that its weights were made with."""
-
-    @property
-    def config(self) -> ScoreConfig:
-        """How it is smoothed and its masks are cleaned."""
-
-    @property
-    def constants(self) -> Mapping[str, float] | None:
-        """Rule -> the constant that comes with it; None where there are none."""
-
-    def score(self, case: Case) -> RawScore | None:
-        """Score a case; None where it lacks a modality."""
-
-
-@dataclass(frozen=True)
-class IntensityScorer:
-    """A weighted sum of z-scores; nothing is learned.
+class Scorer(ABC):
+    """Makes a score that needs a threshold.
 
     Attributes:
-        name: A key of `BASELINES`.
+        name: Name of its map.
+        config: How it is smoothed and its masks are cleaned.
+        constants: Rule -> the constant that comes with it; None where there are none.
+        weights: Name of its weights; empty where nothing is learned.
+        seen: Ids of the subjects that its weights were made with.
     """
 
     name: str
+    config: ScoreConfig
+    constants: Mapping[str, float] | None
     weights: str = ""
     seen: frozenset[str] = frozenset()
 
-    @property
-    def config(self) -> ScoreConfig:
-        """The baseline's settings."""
-        return BASELINES[self.name]
+    @abstractmethod
+    def score(self, case: Case) -> RawScore | None:
+        """Score a case; None where it lacks a modality, or has it on another grid."""
 
-    @property
-    def constants(self) -> Mapping[str, float] | None:
-        """The shipped ones."""
-        return SHIPPED_CONSTANTS.get(self.name)
+
+class IntensityScorer(Scorer):
+    """A weighted sum of z-scores; nothing is learned.
+
+    Args:
+        name: A key of `BASELINES`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.config = BASELINES[name]
+        self.constants = SHIPPED_CONSTANTS.get(name)
 
     def score(self, case: Case) -> RawScore | None:
-        """Score the scans as they lie; None where one is missing or lies on another grid."""
+        """Score the scans as they lie."""
         grid = case.grid
         images = {m: v.data for m, v in case.volumes.items() if v.shape == grid.shape}
         if not set(self.config.modalities) <= set(images):
@@ -168,88 +141,67 @@ class IntensityScorer:
             for modality in self.config.modalities
         }
         smoothed = smooth(signals, brain, spacing_mm=grid.spacing_mm, config=self.config)
-        seconds += time.perf_counter() - began
-        return RawScore(smoothed=smoothed, affine=grid.affine, seconds=seconds)
+        return RawScore(smoothed, seconds + time.perf_counter() - began)
 
 
-@dataclass(frozen=True)
-class ComparisonScorer:
-    """A trained comparison model's residual.
+class ComparisonScorer(Scorer):
+    """A trained comparison model's residual, smoothed and cleaned as the baselines are.
 
-    Attributes:
+    Its constants were chosen after its training, on the subjects of its training.
+
+    Args:
         model: The trained model.
-        residual: "signed" (brighter than reconstructed; darker for T1w) or "absolute" (published).
-        device: Where its network runs.
+        residual: "signed" counts what is brighter than reconstructed, or darker on T1w, where
+            lesions are dark; "absolute" counts both, as published. (A squared residual orders
+            voxels like the absolute one, also after a median filter.)
+        device: Where its network runs; the CPU by default.
     """
 
-    model: ComparisonModel
-    residual: ComparisonResidual = "signed"
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @property
-    def name(self) -> str:
-        """Name of the model, with the residual where it is not signed."""
-        suffix = "" if self.residual == "signed" else f", {self.residual}"
-        return f"{self.model.config.name}{suffix}"
-
-    @property
-    def weights(self) -> str:
-        """Name of the model."""
-        return self.model.config.name
-
-    @property
-    def seen(self) -> frozenset[str]:
-        """Subjects that it was trained on."""
-        return self.model.subjects
-
-    @property
-    def config(self) -> ScoreConfig:
-        """Its residual is smoothed and cleaned as the baselines are."""
-        return plain_score({f"cycle:{self.model.config.modality}": 1.0})
-
-    @property
-    def constants(self) -> Mapping[str, float] | None:
-        """Those that were chosen after its training, on the subjects of its training."""
-        return self.model.constants.get(self.residual)
+    def __init__(
+        self,
+        model: ComparisonModel,
+        residual: ComparisonResidual = "signed",
+        device: torch.device | None = None,
+    ) -> None:
+        self.weights = model.config.name
+        self.name = model.config.name + ("" if residual == "signed" else f", {residual}")
+        self.config = plain_score({f"cycle:{model.config.modality}": 1.0})
+        self.constants = model.constants.get(residual)
+        self.seen = model.subjects
+        self._model, self._residual = model, residual
+        self._device = device or torch.device("cpu")
 
     def score(self, case: Case) -> RawScore | None:
-        """Reconstruct the case's slices; None where it lacks the modality."""
-        modality = self.model.config.modality
+        """Reconstruct the case's slices."""
+        model, modality = self._model, self._model.config.modality
         if modality not in case.volumes:
             return None
-        prepared, seconds = case.shared(self._preparation, lambda: self._prepare(case))
+        template, settings = model.template, model.preprocessing
+        grid = (template.shape, template.affine.tobytes(), template.mask.tobytes())
+        prepared, seconds = case.shared(
+            (modality, settings, grid),  # models of one training share it
+            lambda: prepare_subject({modality: case.volumes[modality]}, template, settings),
+        )
         began = time.perf_counter()
         with counting_passes() as count:
             residual = residual_of_volume(
-                self.model.network.to(self.device),
-                self.model.config,
+                model.network.to(self._device),
+                model.config,
                 prepared.images[modality],
                 brain=prepared.brain,
-                scale=self.model.preprocessing.intensity.scale,
-                residual=self.residual,
-                device=self.device,
+                scale=settings.intensity.scale,
+                device=self._device,
             )
         residual[~prepared.covered[modality]] = 0.0
-        grid = prepared.reference_volume
-        signals = {f"cycle:{modality}": to_reference_grid(residual, prepared)}
+        if self._residual == "absolute":
+            residual = np.abs(residual)
         smoothed = smooth(
-            signals, prepared.reference_brain, spacing_mm=grid.spacing_mm, config=self.config
+            {f"cycle:{modality}": to_reference_grid(residual, prepared)},
+            prepared.reference_brain,
+            spacing_mm=prepared.reference_volume.spacing_mm,
+            config=self.config,
         )
-        seconds += time.perf_counter() - began
-        return RawScore(smoothed=smoothed, affine=grid.affine, seconds=seconds, passes=count.passes)
-
-    @property
-    def _preparation(self) -> tuple[object, ...]:
-        """What decides how a case is prepared: models of one training share it."""
-        rival, template = self.model, self.model.template
-        grid = (template.shape, template.affine.tobytes(), template.mask.tobytes())
-        return (rival.config.modality, rival.preprocessing, grid)
-
-    def _prepare(self, case: Case) -> PreparedSubject:
-        modality = self.model.config.modality
-        return prepare_subject(
-            {modality: case.volumes[modality]}, self.model.template, self.model.preprocessing
-        )
+        return RawScore(smoothed, seconds + time.perf_counter() - began, count.passes)
 
 
 @dataclass(frozen=True)
@@ -292,7 +244,7 @@ class RuleMethod:
                 mask=mask,
                 values=raw.smoothed.values,
                 brain=raw.smoothed.brain,
-                affine=raw.affine,
+                spacing_mm=raw.smoothed.spacing_mm,
                 seconds=raw.seconds + time.perf_counter() - began,
                 passes=raw.passes,
             )

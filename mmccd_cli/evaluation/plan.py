@@ -12,13 +12,14 @@ import torch
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.evaluation.baselines import BASELINES, describe_cleaning
-from mmccd_cli.evaluation.cases import CaseRow, Method, Observer, Report, evaluate_cases, silent
+from mmccd_cli.evaluation.cases import CaseRow, Method, Report, evaluate_cases
 from mmccd_cli.evaluation.comparison.files import find_comparison_models, load_comparison_model
 from mmccd_cli.evaluation.comparison.networks import ComparisonResidual
 from mmccd_cli.evaluation.folds import (
     OTHER_FOLDS,
     ChosenConstants,
     check_unseen,
+    choose_on,
     constants_by_fold,
     measure_curves,
     read_constants,
@@ -30,6 +31,7 @@ from mmccd_cli.evaluation.published_protocol import PublishedProtocol
 from mmccd_cli.evaluation.tables import summary_path, write_rows, write_summary
 from mmccd_cli.inputs.subjects import Subject, find_subject, find_subjects
 from mmccd_cli.pipeline import Pipeline
+from mmccd_cli.progress import silent
 from mmccd_cli.training.dataset import read_split
 
 
@@ -237,7 +239,8 @@ def _choose_on_split(
             next_step="Choose a split that shares no subject with --on.",
         )
     curves = measure_curves(chosen, scorers, report)
-    return curves.choose(ids, f"chosen in this run on {len(ids)} subjects of the split {split}")
+    source = f"chosen in this run on {len(ids)} subjects of the split {split}"
+    return choose_on(curves, ids, source)
 
 
 def plan_folds(
@@ -309,9 +312,9 @@ def run_evaluation(
         DataError: A subject cannot be scored.
     """
     published = PublishedProtocol()
-    observers: list[Observer] = [] if protocol == "deployed" else [published]
+    observe = silent if protocol == "deployed" else published
     rows: list[CaseRow] = []
-    for new in evaluate_cases(plan.cases, plan.methods_of, observers=observers, report=report):
+    for new in evaluate_cases(plan.cases, plan.methods_of, observe=observe, report=report):
         rows += new
         if out is not None:
             write_rows(out, rows)

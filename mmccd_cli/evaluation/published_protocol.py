@@ -67,7 +67,7 @@ class PublishedProtocol:
             values=prediction.values[place].copy(),
             reference=case.reference[place].copy(),
             brain=prediction.brain[place].copy(),
-            spacing_mm=spacing_of(prediction.affine),
+            spacing_mm=prediction.spacing_mm,
             axial_axis=axis,
             row=row,
         )

@@ -25,12 +25,10 @@ class DiceCurve:
     """Dice of one subject's cleaned masks by threshold.
 
     Attributes:
-        subject: Id.
         dice: One value for each of `CURVE_THRESHOLDS`.
         otsu_share: What the adaptive rule adds to its constant in this scan.
     """
 
-    subject: str
     dice: tuple[float, ...]
     otsu_share: float
 
@@ -39,13 +37,10 @@ class DiceCurve:
         return np.interp(list(thresholds), CURVE_THRESHOLDS, self.dice)
 
 
-def dice_curve(
-    subject: str, smoothed: SmoothedScore, *, reference: BoolArray, config: ScoreConfig
-) -> DiceCurve:
+def dice_curve(smoothed: SmoothedScore, reference: BoolArray, config: ScoreConfig) -> DiceCurve:
     """Make the masks of all thresholds and compare them.
 
     Args:
-        subject: Id.
         smoothed: The subject's smoothed score.
         reference: (I, J, K) bool, on the same grid.
         config: How masks are cleaned.
@@ -56,7 +51,7 @@ def dice_curve(
     truth = reference[box]
     dice = [overlap(mask_at(part, t, config), truth).dice for t in CURVE_THRESHOLDS]
     otsu = replace(config, threshold_rule="otsu", threshold_offset=0.0)
-    return DiceCurve(subject, tuple(dice), find_threshold(part, otsu))
+    return DiceCurve(tuple(dice), find_threshold(part, otsu))
 
 
 def choose_constants(curves: Sequence[DiceCurve]) -> dict[str, float]:

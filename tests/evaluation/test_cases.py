@@ -23,22 +23,19 @@ Write = Callable[..., Path]
 class Bright:
     """Marks what is brighter than a threshold."""
 
-    threshold: float = 450.0
     weights: str = "none"
     seen: frozenset[str] = frozenset()
 
     def predict(self, case: Case) -> Iterator[Prediction]:
         data = case.grid.data
-        brain = data > 0
-        mask = data > self.threshold
         yield Prediction(
             method="bright",
             score="bright",
             rule="450",
-            mask=mask,
+            mask=data > 450,
             values=data,
-            brain=brain,
-            affine=case.grid.affine,
+            brain=data > 0,
+            spacing_mm=case.grid.spacing_mm,
             seconds=0.5,
             passes=7,
         )
@@ -55,7 +52,7 @@ def test_a_labelled_subject_gets_every_score(subject: Subject, tiny_phantom: Pha
     ((row,),) = evaluate_cases(
         [(subject, False)],
         lambda _: [method],
-        observers=[lambda case, prediction, row: seen.append(f"{case.subject} {row.method}")],
+        observe=lambda case, prediction, row: seen.append(f"{case.subject} {row.method}"),
     )
     assert (row.protocol, row.method, row.subject) == (DEPLOYED, "bright", "one")
     assert (row.healthy, row.seen, row.passes, row.seconds) == (False, True, 7, 0.5)

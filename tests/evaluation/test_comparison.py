@@ -96,7 +96,6 @@ def test_diffusion_that_knows_the_answer_gives_it_back() -> None:
 
     torch.testing.assert_close(reconstruct(Knows(), config, x, noise=noise), x)
     assert times == timesteps_back(config) == [250, 200, 150, 100, 50]
-    assert config.passes == 5
 
 
 def test_coarse_noise_is_coarse_and_of_its_size() -> None:
@@ -121,20 +120,13 @@ def test_a_variational_autoencoder_draws_only_when_told() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_lowers_the_loss_and_is_repeatable(tmp_path: Path, kind: Kind) -> None:
+def test_training_lowers_the_loss(tmp_path: Path, kind: Kind) -> None:
     losses: list[float] = []
-
-    def note(progress: TrainingProgress) -> None:
-        losses.append(progress.loss)
-
     data = make_dataset()
     data.images["FLAIR"][:] = torch.where(data.healthy | data.hidden, 180, 32)  # easy to learn
-    first = train(tmp_path / "first", kind, data=data, report=note)
+    weights = train(tmp_path, kind, data=data, report=lambda p: losses.append(p.loss))
     assert losses[-1] < 0.5 * losses[0]
-    short = replace(TRAINING, iterations=3)
-    again = [train(tmp_path / name, kind, data=data, training=short) for name in "ab"]
-    assert all(torch.equal(again[0][name], again[1][name]) for name in first)
-    assert all(value.isfinite().all() for value in first.values())
+    assert all(value.isfinite().all() for value in weights.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,7 +146,9 @@ def test_a_killed_training_continues_bit_for_bit(tmp_path: Path, kind: Kind) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_lesion_reaches_neither_input_nor_loss(tmp_path: Path, kind: Kind) -> None:
+def test_training_is_repeatable_and_never_sees_the_lesion(
+    tmp_path: Path, kind: Kind
+) -> None:
     short = replace(TRAINING, iterations=3)
     other = make_dataset()
     lesion = other.hidden
@@ -174,13 +168,16 @@ def test_residuals_of_a_volume() -> None:
         def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(x)
 
-    signed = residual_of_volume(Zero(), config, image, brain=brain, scale=0.5)
-    np.testing.assert_allclose(signed, np.where(brain, image / 0.5, 0), atol=1e-6)
-    both = residual_of_volume(Zero(), config, image, brain=brain, scale=0.5, residual="absolute")
-    np.testing.assert_array_equal(both, np.abs(signed))
-    t1w = replace(config, modality="T1w")
-    dark = residual_of_volume(Zero(), t1w, image, brain=brain, scale=0.5)
-    np.testing.assert_array_equal(dark, -signed)
+    for modality, sign in (("FLAIR", 1), ("T1w", -1)):
+        found = residual_of_volume(
+            Zero(),
+            replace(config, modality=modality),
+            image,
+            brain=brain,
+            scale=0.5,
+            device=RUNTIME.device,
+        )
+        np.testing.assert_allclose(found, np.where(brain, sign * image / 0.5, 0), atol=1e-6)
 
 
 def test_training_that_diverges_stops(tmp_path: Path) -> None:

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.evaluation.baselines import SHIPPED_CONSTANTS
-from mmccd_cli.evaluation.cases import Case
 from mmccd_cli.evaluation.folds import (
-    DiceCurves,
     check_unseen,
     constants_by_fold,
+    measure_curves,
     read_constants,
     read_folds,
     shipped_constants,
 )
 from mmccd_cli.evaluation.methods import IntensityScorer
 from mmccd_cli.evaluation.thresholds import CURVE_THRESHOLDS, DiceCurve
-from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.inputs.phantom import Phantom
+from mmccd_cli.inputs.subjects import find_subject
 
 FLAIR = IntensityScorer("flair-z")
 
 
-def peak(subject: str, at: float) -> DiceCurve:
-    return DiceCurve(subject, tuple(max(0.0, 1 - abs(t - at)) for t in CURVE_THRESHOLDS), 0.0)
+def peak(at: float) -> DiceCurve:
+    return DiceCurve(tuple(max(0.0, 1 - abs(t - at)) for t in CURVE_THRESHOLDS), 0.0)
 
 
 def test_a_folds_constants_come_from_the_other_folds_only() -> None:
-    curves = {"a": peak("a", 1.0), "b": peak("b", 2.0), "c": peak("c", 3.0)}
-    chosen = constants_by_fold(DiceCurves({"flair-z": curves}), {"x": ["a", "b"], "y": ["c"]})
+    curves = {"flair-z": {"a": peak(1.0), "b": peak(2.0), "c": peak(3.0)}}
+    chosen = constants_by_fold(curves, {"x": ["a", "b"], "y": ["c"]})
     assert chosen["x"].values["flair-z"]["fixed"] == 3.0
     assert 1.0 <= chosen["y"].values["flair-z"]["fixed"] <= 2.0
     assert chosen["x"].subjects == {"c"}
@@ -43,19 +43,16 @@ def test_a_folds_constants_come_from_the_other_folds_only() -> None:
         chosen["x"].methods([IntensityScorer("t2w-z")])
 
 
-def test_a_case_is_measured_by_every_score_it_has_the_scans_for() -> None:
-    i, j, k = np.mgrid[:24, :24, :24]
-    brain = (i - 12) ** 2 + (j - 12) ** 2 + (k - 12) ** 2 < 11**2
-    lesion = (i - 12) ** 2 + (j - 12) ** 2 + (k - 13) ** 2 < 5**2
-    noise = np.random.default_rng(0).normal(size=brain.shape)
-    data = np.where(brain, 100 + 5 * noise + 30 * lesion, 0).astype(np.float32)
-    volumes: Mapping[str, Volume] = {"FLAIR": Volume(data, np.diag([6.0, 6.0, 6.0, 1.0]))}
-    curves = DiceCurves()
-    curves.add(Case("a", volumes, lesion), [FLAIR, IntensityScorer("t2w-z")])
-    assert list(curves.curves) == ["flair-z"]
-    assert max(curves.curves["flair-z"]["a"].dice) > 0.8
-    with pytest.raises(DataError, match="no lesion"):
-        curves.add(Case("b", volumes, None), [FLAIR])
+def test_a_subject_is_measured_by_every_score_it_has_the_scans_for(
+    tiny_phantom: Phantom, write_subject: Callable[..., Path], tmp_path: Path
+) -> None:
+    subject = find_subject(write_subject(tmp_path, tiny_phantom, id="a", lesion=True))
+    alone = replace(subject, paths={"FLAIR": subject.paths["FLAIR"]})
+    curves = measure_curves([alone], [FLAIR, IntensityScorer("t2w-z")])
+    assert list(curves) == ["flair-z"]
+    assert max(curves["flair-z"]["a"].dice) > 0.8
+    with pytest.raises(DataError, match="no segmentation"):
+        measure_curves([replace(alone, segmentation=None)], [FLAIR])
 
 
 def test_shipped_constants_are_those_of_the_scorers() -> None:

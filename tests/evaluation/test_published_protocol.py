@@ -29,15 +29,18 @@ def predict(
     brain = np.zeros(values.shape, dtype=bool)
     brain[20:220, 20:220] = True
     empty = np.zeros(values.shape, dtype=bool)
+    spacing = (1.0, 1.0, 1.0)
     shared = {"method": method, "rule": "fixed 1", "seconds": 1.5, "passes": 20}
-    prediction = Prediction(score="m", mask=empty, values=values, brain=brain, affine=LPS, **shared)
+    prediction = Prediction(
+        score="m", mask=empty, values=values, brain=brain, spacing_mm=spacing, **shared
+    )
     row = CaseRow(
         protocol=DEPLOYED,
         weights="",
         subject=case.subject,
         healthy=False,
         seen=False,
-        scores=measure_healthy(empty, (1.0, 1.0, 1.0)),
+        scores=measure_healthy(empty, spacing),
         **shared,
     )
     return prediction, row

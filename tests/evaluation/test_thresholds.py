@@ -37,11 +37,11 @@ def test_a_curve_is_the_dice_of_the_masks() -> None:
     far = lesion.copy()
     far[0, 0] = True  # what lies outside the region counts as missed
     for reference in (lesion, far):
-        curve = dice_curve("a", score, reference=reference, config=FLAIR_Z)
+        curve = dice_curve(score, reference, FLAIR_Z)
         for threshold in (0.5, 1.5, 3.0):
             expected = overlap(mask_at(score, threshold, FLAIR_Z), reference).dice
             assert curve.at([threshold])[0] == pytest.approx(expected)
-    assert max(dice_curve("a", score, reference=lesion, config=FLAIR_Z).dice) > 0.8
+        assert reference is far or max(curve.dice) > 0.8
     otsu = replace(FLAIR_Z, threshold_rule="otsu", threshold_offset=0.0)
     assert curve.otsu_share == pytest.approx(find_threshold(score, otsu), abs=0.02)
 
@@ -51,7 +51,7 @@ def test_constants_are_the_best_over_the_subjects() -> None:
         return tuple(max(0.0, 1 - abs(t - at)) for t in CURVE_THRESHOLDS)
 
     # The best threshold of each is its own Otsu share plus one.
-    curves = [DiceCurve("a", peak(1.5), 0.5), DiceCurve("b", peak(3.0), 2.0)]
+    curves = [DiceCurve(peak(1.5), 0.5), DiceCurve(peak(3.0), 2.0)]
     chosen = choose_constants(curves)
     assert chosen["adaptive"] == 1.0
     assert 1.5 <= chosen["fixed"] <= 3.0

@@ -15,7 +15,7 @@ from torch import nn
 from mmccd_cli.config import PreprocessingConfig, from_dict, to_dict
 from mmccd_cli.errors import MmccdError, WeightsError
 from mmccd_cli.evaluation.comparison.networks import ComparisonConfig, build_network
-from mmccd_cli.files import write_atomically
+from mmccd_cli.files import check_json, write_atomically
 from mmccd_cli.template import Template
 from mmccd_cli.training.slices import read_template, write_template
 
@@ -82,10 +82,7 @@ def load_comparison_model(folder: Path) -> ComparisonModel:
         config = from_dict(ComparisonConfig, document["rival"], where="rival")
         preprocessing = from_dict(PreprocessingConfig, document["preprocessing"])
         template = read_template(folder, document["affine"])
-        constants = {
-            str(residual): {str(rule): float(value) for rule, value in rules.items()}
-            for residual, rules in document["constants"].items()
-        }
+        constants = check_json(dict[str, dict[str, float]], document["constants"], "constants")
         with torch.random.fork_rng(devices=[]):
             network = build_network(config)
         network.load_state_dict(load_file(folder / WEIGHTS))

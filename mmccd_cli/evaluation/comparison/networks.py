@@ -15,6 +15,7 @@ needed.
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -98,11 +99,6 @@ class ComparisonConfig:
         """Name of its folder and row, such as "dae-FLAIR"."""
         return f"{self.kind}-{self.modality}"
 
-    @property
-    def passes(self) -> int:
-        """Network passes that one slice takes."""
-        return self.denoising_steps if self.kind == "ddpm" else 1
-
 
 class AutoEncoder(nn.Module):
     """A convolutional autoencoder with a dense bottleneck, variational where asked for.
@@ -155,8 +151,7 @@ class AutoEncoder(nn.Module):
 
 
 def _norm_and_activation(channels: int) -> tuple[nn.Module, nn.Module]:
-    groups = next(n for n in (8, 4, 2, 1) if channels % n == 0)
-    return nn.GroupNorm(groups, channels), nn.LeakyReLU(0.1)
+    return nn.GroupNorm(math.gcd(8, channels), channels), nn.LeakyReLU(0.1)
 
 
 def build_network(config: ComparisonConfig) -> nn.Module:
@@ -168,7 +163,7 @@ def build_network(config: ComparisonConfig) -> nn.Module:
             base_channels=config.base_channels,
             channel_multipliers=(1, 2, 3, 4),
             pixel_unshuffle=2,
-            norm_groups=next(n for n in (8, 4, 2, 1) if config.base_channels % n == 0),
+            norm_groups=math.gcd(8, config.base_channels),
             time_conditioned=config.kind == "ddpm",
         )
     )
@@ -233,11 +228,9 @@ def residual_of_volume(
     *,
     brain: NDArray[np.bool_],
     scale: float,
-    residual: ComparisonResidual = "signed",
-    device: torch.device | None = None,
-    seed: int = 0,
+    device: torch.device,
 ) -> NDArray[np.float32]:
-    """Reconstruct every axial slice with brain and compare.
+    """Reconstruct every axial slice with brain, with noise that does not depend on the batch.
 
     Args:
         network: From `build_network`, in evaluation mode, on the device.
@@ -245,32 +238,21 @@ def residual_of_volume(
         image: (I, J, K) normalised, on the grid of its training.
         brain: (I, J, K) bool.
         scale: Value of one robust standard deviation.
-        residual: "signed" counts what is brighter than reconstructed, or darker on T1w, where
-            lesions are dark; "absolute" counts both, as published. (A squared residual orders
-            voxels like the absolute one, also after a median filter.)
-        device: Where the network runs; the CPU by default.
-        seed: Seed of the diffusion's noise, which does not depend on the batch.
+        device: Where the network runs.
 
     Returns:
-        (I, J, K) float32 in robust standard deviations, 0 outside the brain.
+        (I, J, K) float32 in robust standard deviations: how much brighter a voxel is than
+        reconstructed, or darker on T1w, where lesions are dark; 0 outside the brain.
     """
-    device = device or torch.device("cpu")
     levels = np.flatnonzero(brain.any(axis=(0, 1)))
     error = np.zeros(image.shape, dtype=np.float32)
     for start in range(0, len(levels), BATCH):
         batch = levels[start : start + BATCH]
         x = torch.from_numpy(np.moveaxis(image[:, :, batch], 2, 0)[:, None].copy())
-        noise = _noise_of_levels(batch.tolist(), config.shape, seed)
+        generators = [torch.Generator().manual_seed(level) for level in batch.tolist()]
+        noise = torch.stack([torch.randn(1, *config.shape, generator=g) for g in generators])
         given_back = reconstruct(network, config, x.to(device), noise=noise.to(device)).cpu()
         error[:, :, batch] = np.moveaxis((x - given_back)[:, 0].numpy(), 0, 2) / scale
-    if residual == "absolute":
-        error = np.abs(error)
-    elif config.modality == "T1w":
+    if config.modality == "T1w":
         error = -error
     return np.where(brain, error, np.float32(0))
-
-
-def _noise_of_levels(levels: list[int], shape: tuple[int, int], seed: int) -> Tensor:
-    """(N, 1, H, W) standard normal noise."""
-    generators = [torch.Generator().manual_seed(seed * 65_537 + level) for level in levels]
-    return torch.stack([torch.randn(1, *shape, generator=g) for g in generators])

@@ -6,7 +6,7 @@ As for our own bundles, the thresholds are then chosen on the training subjects'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -59,7 +59,8 @@ def make_comparison_model(
         split: Split of the subjects that it is trained on.
         runtime: Device, precision and processes.
         report: Called on progress of the training.
-        report_subject: Called on progress of the choice, as in `choose_thresholds`.
+        report_subject: Called with each subject's id that thresholds are chosen on, its number and
+            the number of all.
 
     Raises:
         DataError: There are no such slices.
@@ -75,14 +76,6 @@ def make_comparison_model(
     network = build_network(config)
     network.load_state_dict(weights)
     network.eval().to(runtime.device)
-    constants = choose_thresholds(
-        network,
-        config,
-        prepared,
-        subjects=dataset.subjects,
-        device=runtime.device,
-        report=report_subject,
-    )
     about = {"settings": to_dict(training), "split": split, "subjects": list(dataset.subjects)}
     model = ComparisonModel(
         config=config,
@@ -90,9 +83,10 @@ def make_comparison_model(
         template=read_template(prepared, index["affine"]),
         preprocessing=from_dict(PreprocessingConfig, index["preprocessing"]),
         training=about,
-        constants=constants,
+        constants={},
     )
-    save_comparison_model(folder, model)
+    constants = choose_thresholds(model, prepared, device=runtime.device, report=report_subject)
+    save_comparison_model(folder, replace(model, constants=constants))
     # So that the next training into this folder begins anew, also with other settings.
     checkpoint_path(folder, config.name).unlink(missing_ok=True)
 
@@ -201,49 +195,43 @@ class ReconstructionLoss:
 
 
 def choose_thresholds(
-    network: nn.Module,
-    config: ComparisonConfig,
-    shards: Path,
+    model: ComparisonModel,
+    prepared: Path,
     *,
-    subjects: Sequence[str],
     device: torch.device,
     report: Callable[[str, int, int], None] = silent,
 ) -> dict[str, dict[str, float]]:
-    """Choose the constants of both threshold rules on prepared subjects with lesions.
+    """Choose the constants of both threshold rules on the subjects of a model's training.
 
     Args:
-        network: The trained network, in evaluation mode, on the device.
-        config: Its configuration.
-        shards: What `prepare` wrote.
-        subjects: Ids; healthy ones are passed over.
+        model: The trained model, its network on the device.
+        prepared: What `prepare` wrote; subjects without a lesion are passed over.
         device: The device.
-        report: Called with each subject's id, its number and the number of all.
+        report: As `report_subject` of `make_comparison_model`.
 
     Returns:
         Residual -> rule -> constant; empty where no subject has a lesion.
     """
-    index = read_index(shards)
-    quantisation, (i, j, k) = Quantisation(**index["quantisation"]), index["spacing_mm"]
-    scale = float(index["preprocessing"]["intensity"]["scale"])
-    signal = f"cycle:{config.modality}"
-    cleaning = plain_score({signal: 1.0})
+    quantisation = Quantisation(**read_index(prepared)["quantisation"])
+    modality, subjects = model.config.modality, model.training["subjects"]
+    signal = f"cycle:{modality}"
+    config = plain_score({signal: 1.0})
     curves: dict[str, list[DiceCurve]] = {residual: [] for residual in RESIDUALS}
     for number, subject in enumerate(subjects, start=1):
         report(subject, number, len(subjects))
-        volumes = read_volumes(shards, subject, quantisation)
+        volumes = read_volumes(prepared, subject, quantisation)
         if not volumes.lesion.any():
             continue
         signed = residual_of_volume(
-            network,
-            config,
-            volumes.images[config.modality],
+            model.network,
+            model.config,
+            volumes.images[modality],
             brain=volumes.brain,
-            scale=scale,
+            scale=model.preprocessing.intensity.scale,
             device=device,
         )
         for residual, raw in (("signed", signed), ("absolute", np.abs(signed))):
-            smoothed = smooth({signal: raw}, volumes.brain, spacing_mm=(i, j, k), config=cleaning)
-            curves[residual].append(
-                dice_curve(subject, smoothed, reference=volumes.lesion, config=cleaning)
-            )
+            spacing = model.template.spacing_mm
+            smoothed = smooth({signal: raw}, volumes.brain, spacing_mm=spacing, config=config)
+            curves[residual].append(dice_curve(smoothed, volumes.lesion, config))
     return {residual: choose_constants(found) for residual, found in curves.items() if found}
