@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from mmccd_cli.config import (
     SamplingConfig,
     ScoreConfig,
     UNetConfig,
+    choose_sampling,
 )
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.template import Template
@@ -71,6 +73,13 @@ def write_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 0) -> Pat
     card = "# Tiny\n\nUntrained, for tests.\n"
     save_bundle(folder, config, template=template, networks=networks, card=card)
     return folder
+
+
+def choose_few_bands(default: SamplingConfig, preset: str) -> SamplingConfig:
+    """Stands in for `choose_sampling`: `paper` has two steps and few bands."""
+    chosen = choose_sampling(default, preset)
+    few = {"num_inference_steps": 2, "band_width": 32, "band_stride": 16}
+    return replace(chosen, **few) if preset == "paper" else chosen
 
 
 def _normalised(image: np.ndarray, brain: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import speed_front
 import speed_linearity
 import speed_roofs
 import torch
+from bundles import choose_few_bands
 from speed_roofs import Clock, cost_of_pass, elements_of, flops_of, measure_rates
 
 from mmccd_cli.config import SamplingConfig, UNetConfig, choose_sampling
@@ -206,13 +206,7 @@ def test_paper_is_multiplied_from_the_slices_that_fit(
     monkeypatch: pytest.MonkeyPatch,
     share: float,
 ) -> None:
-    few = {"num_inference_steps": 2, "band_width": 32, "band_stride": 16}
-
-    def choose(default: SamplingConfig, preset: str) -> SamplingConfig:
-        chosen = choose_sampling(default, preset)
-        return replace(chosen, **few) if preset == "paper" else chosen
-
-    monkeypatch.setattr(speed_roofs, "choose_sampling", choose)
+    monkeypatch.setattr(speed_roofs, "choose_sampling", choose_few_bands)
     subject = find_subject(write_subject(tmp_path, tiny_phantom, lesion=True))
     study = speed_roofs.Study(subject, load_bundle(bundle), device=CPU, precision="fp32")
     flops, passes = study.expected("paper")

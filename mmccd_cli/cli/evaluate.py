@@ -54,17 +54,6 @@ class SubjectChoice:
         ),
     ] = None
 
-    def find(self) -> EvaluationSubjects:
-        """What the options point at; folders are read when it is asked who is there."""
-        from mmccd_cli.evaluation.plan import EvaluationSubjects
-
-        return EvaluationSubjects(
-            data_dir=self.data_dir,
-            split_file=self.split,
-            on=self.on,
-            healthy_dir=self.healthy,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonChoice:
@@ -189,9 +178,21 @@ def evaluate(
             "--folds says itself which weights score which subjects.",
             next_step="Leave out --split, --healthy, --weights, --comparison and --constants-from.",
         )
-    subjects, comparison = chosen.find(), compared.load_with(model)
+    comparison = compared.load_with(model)
     with console.progress() as progress:
-        from mmccd_cli.evaluation.plan import plan_evaluation, plan_folds, run_evaluation
+        from mmccd_cli.evaluation.plan import (
+            EvaluationSubjects,
+            plan_evaluation,
+            plan_folds,
+            run_evaluation,
+        )
+
+        subjects = EvaluationSubjects(
+            data_dir=chosen.data_dir,
+            split_file=chosen.split,
+            on=chosen.on,
+            healthy_dir=chosen.healthy,
+        )
 
         def report(step: str, number: int, total: int) -> None:
             if number == 1:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_scans
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.preprocessing.subject import prepare_subject
+from mmccd_cli.progress import silent
 from mmccd_cli.translation.devices import describe_device
 from mmccd_cli.translation.engine import band_work
 from mmccd_cli.translation.slices import to_slices
@@ -119,7 +120,7 @@ class BenchmarkResult:
 
 
 def run_benchmark(
-    setup: BenchmarkSetup, *, budget_s: float, report: Callable[[str], None] = lambda text: None
+    setup: BenchmarkSetup, *, budget_s: float, report: Callable[[str], None] = silent
 ) -> BenchmarkResult:
     """Measure all presets.
 
@@ -133,59 +134,54 @@ def run_benchmark(
         MmccdError: As `mmccd segment` does.
     """
     report("preparing the subject")
-    measured = MeasuredSubject(setup)
+    slices, passes = expected_passes(setup)
     costs: list[PresetCost] = []
-    for preset in BENCHMARKED:
-        passes = measured.passes(preset)
-        cost = costs[-1].scaled_to(preset, passes) if costs else None
+    for preset, number in passes.items():
+        cost = costs[-1].scaled_to(preset, number) if costs else None
         if cost is None or cost.seconds[INFERENCE] <= budget_s:
             report(f"{preset}: a whole process")
-            cost = replace(run_process(setup, preset), passes=passes)
+            cost = run_process(setup, preset, passes=number)
         costs.append(cost)
     return BenchmarkResult(
         subject=setup.subject.id,
         bundle=f"{setup.bundle.config.name} {setup.bundle.config.version}",
         device=describe_device(setup.device),
         precision=setup.precision,
-        slices=measured.slices,
+        slices=slices,
         presets=costs,
     )
 
 
-class MeasuredSubject:
-    """A prepared subject, whose network passes can be told without making them.
+def expected_passes(setup: BenchmarkSetup) -> tuple[int, dict[str, int]]:
+    """Tell the network passes of all presets without making them.
 
-    Args:
-        setup: What and where.
+    Returns:
+        The slices that hold brain, and preset -> slices through networks over all cycles, each
+        time counted.
     """
-
-    def __init__(self, setup: BenchmarkSetup) -> None:
-        self._bundle, bundle = setup.bundle, setup.bundle.config
-        prepared = prepare_subject(
-            read_scans(setup.subject).volumes,
-            setup.bundle.template,
-            bundle.preprocessing,
-            seed=bundle.sampling.seed,
-        )
-        multiple = int(np.lcm(bundle.unet.stride, bundle.denoiser.stride))
-        brain = prepared.brain
-        stack = to_slices(brain.astype(np.float32), brain, multiple=multiple)
-        self._modalities = tuple(prepared.images)
-        self._brain = torch.from_numpy(stack.brain)
-        self.slices: int = len(stack)
-
-    def passes(self, preset: str) -> int:
-        """Slices through networks over all cycles, each time counted."""
-        sampling = choose_sampling(self._bundle.config.sampling, preset)
-        cycles = len(self._bundle.choose_score(sampling.method, self._modalities).sources)
-        if sampling.method == "cyclic-unet":
-            return cycles * 2 * self.slices
-        pairs = len(band_work(self._brain, sampling).pairs)
-        return cycles * pairs * (sampling.num_inference_steps + 1)
+    config = setup.bundle.config
+    prepared = prepare_subject(
+        read_scans(setup.subject).volumes,
+        setup.bundle.template,
+        config.preprocessing,
+        seed=config.sampling.seed,
+    )
+    multiple = int(np.lcm(config.unet.stride, config.denoiser.stride))
+    stack = to_slices(prepared.brain.astype(np.float32), prepared.brain, multiple=multiple)
+    passes = {}
+    for preset in BENCHMARKED:
+        sampling = choose_sampling(config.sampling, preset)
+        score = setup.bundle.choose_score(sampling.method, tuple(prepared.images))
+        a_cycle = 2 * len(stack)
+        if sampling.method == "mmccd":
+            pairs = band_work(torch.from_numpy(stack.brain), sampling).pairs
+            a_cycle = len(pairs) * (sampling.num_inference_steps + 1)
+        passes[preset] = a_cycle * len(score.sources)
+    return len(stack), passes
 
 
-def run_process(setup: BenchmarkSetup, preset: str) -> PresetCost:
-    """Segment the subject in a new process; its passes are not counted.
+def run_process(setup: BenchmarkSetup, preset: str, *, passes: int) -> PresetCost:
+    """Segment the subject in a new process, which makes so many passes.
 
     Raises:
         ComputeError: The process failed.
@@ -206,7 +202,7 @@ def run_process(setup: BenchmarkSetup, preset: str) -> PresetCost:
     stages = record["seconds"]
     return PresetCost(
         preset=preset,
-        passes=0,
+        passes=passes,
         seconds={**stages, REST: max(0.0, seconds - sum(stages.values()))},
         cpu_seconds=(after.children_user - before.children_user)
         + (after.children_system - before.children_system),

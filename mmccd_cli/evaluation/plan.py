@@ -56,9 +56,10 @@ class EvaluationSubjects:
         """All subjects of the folder."""
         return find_subjects(self.data_dir)
 
-    def labelled(self) -> list[Subject]:
-        """All subjects with a segmentation."""
-        return [s for s in self.found if s.segmentation is not None]
+    @property
+    def labelled(self) -> dict[str, Subject]:
+        """Id -> subject, of all with a segmentation."""
+        return {s.id: s for s in self.found if s.segmentation is not None}
 
     def of_split(self, name: str, option: str) -> list[Subject]:
         """The labelled subjects of one split, which an option asked for.
@@ -80,7 +81,7 @@ class EvaluationSubjects:
         Raises:
             DataError: One of them is not there: leaving it out would change what is measured.
         """
-        found = {s.id: s for s in self.labelled()}
+        found = self.labelled
         missing = [i for i in ids if i not in found]
         if missing:
             raise DataError(
@@ -96,7 +97,8 @@ class EvaluationSubjects:
         Raises:
             DataError: There is none.
         """
-        chosen = self.of_split(self.on, "--on") if self.split_file else self.labelled()
+        labelled = list(self.labelled.values())
+        chosen = self.of_split(self.on, "--on") if self.split_file else labelled
         if not chosen:
             raise DataError(
                 f"There is no subject with a segmentation in {self.data_dir}.",

@@ -92,30 +92,33 @@ def summarise_group(rows: Sequence[CaseRow]) -> Group:
     }
 
 
-def dice_above_unlearned(rows: Sequence[CaseRow]) -> tuple[str, dict[str, MetricSummary]]:
+def dice_above_unlearned(
+    rows: Sequence[CaseRow], protocol: str
+) -> tuple[str, dict[str, MetricSummary]]:
     """Compare every learned row of one protocol with the best one that learns nothing.
 
     The best is chosen by the very rows that are compared, which is in its favour.
 
     Args:
-        rows: Rows of labelled subjects by one protocol.
+        rows: All rows.
+        protocol: Whose rows of labelled subjects are compared.
 
     Returns:
         The best row's name, and the difference of Dice of each learned row on the subjects of
         both; nothing where there is no such row.
     """
-    by_method: dict[str, dict[str, float]] = {}
+    learned: dict[str, dict[str, float]] = {}
+    plain: dict[str, dict[str, float]] = {}
     for row in rows:
-        by_method.setdefault(row.method, {})[row.subject] = row.scores.dice
-    learned = {row.method for row in rows if row.weights}
-    plain = {m: dice for m, dice in by_method.items() if m not in learned}
+        if row.protocol == protocol and not row.healthy:
+            own = (learned if row.weights else plain).setdefault(row.method, {})
+            own[row.subject] = row.scores.dice
     if not plain:
         return "", {}
     best = max(plain, key=lambda m: summarise(list(plain[m].values())).mean)
     return best, {
         m: summarise([dice[s] - plain[best][s] for s in dice if s in plain[best]])
-        for m, dice in by_method.items()
-        if m in learned
+        for m, dice in learned.items()
     }
 
 
@@ -146,8 +149,7 @@ def write_summary(path: Path, rows: Sequence[CaseRow], about: dict[str, Any]) ->
     ]
     above = {}
     for protocol in dict.fromkeys(row.protocol for row in rows):
-        chosen = [row for row in rows if row.protocol == protocol and not row.healthy]
-        best, differences = dice_above_unlearned(chosen)
+        best, differences = dice_above_unlearned(rows, protocol)
         above[protocol] = {"best": best, **{m: _plain(s) for m, s in differences.items()}}
     about = {**about, "dice_above_best_unlearned": above}
     document = {"mmccd": __version__, "conventions": CONVENTIONS, **about, "table": table}
@@ -177,8 +179,7 @@ def text_tables(rows: Sequence[CaseRow], *, width: int, details: bool = False) -
         chosen = {m: s for (p, m, h), s in groups.items() if (p, h) == (protocol, healthy)}
         title = f"{protocol}{', healthy subjects' if healthy else ''}"
         yield text_table(title, *_overview(chosen, healthy, narrow=width < WIDE), width=width)
-        own = [row for row in rows if row.protocol == protocol and not row.healthy]
-        best, above = ("", {}) if healthy else dice_above_unlearned(own)
+        best, above = ("", {}) if healthy else dice_above_unlearned(rows, protocol)
         if above:
             heading = f"{protocol}: Dice above {best}, the best row that learns nothing, by subject"
             cells = [

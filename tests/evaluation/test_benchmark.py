@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundles import choose_few_bands
 from typer.testing import CliRunner
 
 from mmccd_cli.cli.app import app
-from mmccd_cli.config import SamplingConfig, UNetConfig, choose_sampling
+from mmccd_cli.config import UNetConfig
 from mmccd_cli.errors import ComputeError
 from mmccd_cli.evaluation import benchmark
 from mmccd_cli.evaluation.benchmark import (
     REST,
     BenchmarkSetup,
-    MeasuredSubject,
     PresetCost,
+    expected_passes,
     run_benchmark,
     run_process,
 )
@@ -63,14 +64,7 @@ def setup(
 
 @pytest.fixture
 def few_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`paper` with two steps and few bands."""
-    few = {"num_inference_steps": 2, "band_width": 32, "band_stride": 16}
-
-    def choose(default: SamplingConfig, preset: str) -> SamplingConfig:
-        chosen = choose_sampling(default, preset)
-        return replace(chosen, **few) if preset == "paper" else chosen
-
-    monkeypatch.setattr(benchmark, "choose_sampling", choose)
+    monkeypatch.setattr(benchmark, "choose_sampling", choose_few_bands)
 
 
 @pytest.fixture
@@ -78,17 +72,11 @@ def without_processes(monkeypatch: pytest.MonkeyPatch, few_bands: None) -> list[
     """Replace what is slow; returns the presets that were run as processes."""
     ran: list[str] = []
 
-    def run(setup: BenchmarkSetup, preset: str) -> PresetCost:
+    def run(setup: BenchmarkSetup, preset: str, *, passes: int) -> PresetCost:
         ran.append(preset)
         seconds = {"read": 1.0, "inference": 2.0, REST: 3.0}
-        return PresetCost(
-            preset=preset,
-            passes=0,
-            seconds=seconds,
-            cpu_seconds=4.0,
-            peak_memory_mib=500.0,
-            dice=0.5,
-        )
+        others = {"cpu_seconds": 4.0, "peak_memory_mib": 500.0, "dice": 0.5}
+        return PresetCost(preset=preset, passes=passes, seconds=seconds, **others)
 
     monkeypatch.setattr(benchmark, "run_process", run)
     return ran
@@ -97,13 +85,14 @@ def without_processes(monkeypatch: pytest.MonkeyPatch, few_bands: None) -> list[
 def test_the_passes_that_are_told_are_those_that_are_made(
     setup: BenchmarkSetup, few_bands: None
 ) -> None:
-    measured, volumes = MeasuredSubject(setup), read_scans(setup.subject).volumes
-    for preset in benchmark.BENCHMARKED:
+    (slices, passes), volumes = expected_passes(setup), read_scans(setup.subject).volumes
+    assert tuple(passes) == benchmark.BENCHMARKED
+    for preset, told in passes.items():
         sampling = benchmark.choose_sampling(setup.bundle.config.sampling, preset)
         pipeline = Pipeline(setup.bundle, device="cpu", sampling=sampling)
         with counting_passes() as count:
             pipeline.segment(volumes)
-        assert measured.passes(preset) == count.passes > measured.slices
+        assert told == count.passes > slices
 
 
 @pytest.mark.parametrize("budget_s", [0.0, 1e6])
@@ -127,7 +116,8 @@ def test_what_takes_too_long_is_estimated_from_its_passes(
 
 
 def test_a_process_is_timed_and_scored(setup: BenchmarkSetup) -> None:
-    cost = run_process(setup, "fast")
+    cost = run_process(setup, "fast", passes=7)
+    assert cost.passes == 7
     assert {"read", "inference", REST} <= set(cost.seconds)
     assert cost.total_seconds > cost.seconds[REST] > 0
     assert (cost.cpu_seconds or 0) > 0
@@ -135,7 +125,7 @@ def test_a_process_is_timed_and_scored(setup: BenchmarkSetup) -> None:
     assert 0 < (cost.dice or 0) <= 1
     wrong = replace(setup, arguments=[*setup.arguments, "--threads", "none"])
     with pytest.raises(ComputeError, match="--preset fast") as caught:
-        run_process(wrong, "fast")
+        run_process(wrong, "fast", passes=7)
     assert "--threads" in (caught.value.cause or "")
 
 

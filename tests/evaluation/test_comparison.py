@@ -146,9 +146,7 @@ def test_a_killed_training_continues_bit_for_bit(tmp_path: Path, kind: Kind) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_is_repeatable_and_never_sees_the_lesion(
-    tmp_path: Path, kind: Kind
-) -> None:
+def test_training_is_repeatable_and_never_sees_the_lesion(tmp_path: Path, kind: Kind) -> None:
     short = replace(TRAINING, iterations=3)
     other = make_dataset()
     lesion = other.hidden

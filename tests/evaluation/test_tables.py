@@ -83,11 +83,11 @@ def test_learned_rows_are_compared_with_the_best_that_learns_nothing() -> None:
         ]
 
     plain = [*rows("weak", "", bad, bad), *rows("strong", "", good, bad)]
-    best, above = dice_above_unlearned([*plain, *rows("net", "w", good, good)])
+    best, above = dice_above_unlearned([*plain, *rows("net", "w", good, good)], DEPLOYED)
     assert best == "strong"
     assert list(above) == ["net"]
     assert (above["net"].mean, above["net"].n) == (0.5, 2)
-    assert dice_above_unlearned(rows("net", "w", good)) == ("", {})
+    assert dice_above_unlearned(rows("net", "w", good), DEPLOYED) == ("", {})
 
 
 def test_readme_table_from_several_csvs(tmp_path: Path) -> None:
