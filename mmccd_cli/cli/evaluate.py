@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,8 +19,8 @@ from mmccd_cli.files import refuse_to_overwrite
 if TYPE_CHECKING:
     from mmccd_cli.evaluation.plan import Comparison, Evaluation, EvaluationSubjects
 
-COMPARED = "What is compared"
-SUBJECTS = "Subjects"
+_of_subjects = partial(typer.Option, rich_help_panel="Subjects", show_default=False)
+_of_comparison = partial(typer.Option, rich_help_panel="What is compared", show_default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,28 +30,22 @@ class SubjectChoice:
     data_dir: Annotated[Path, typer.Argument(help="Folder of subjects with segmentations.")]
     split: Annotated[
         Path | None,
-        typer.Option(
-            help='JSON file: {"val": \\[ids], ...}.', show_default=False, rich_help_panel=SUBJECTS
-        ),
+        _of_subjects(help='JSON file: {"val": \\[ids], ...}.'),
     ] = None
     on: Annotated[
-        str, typer.Option(help="Split to evaluate on, with --split.", rich_help_panel=SUBJECTS)
+        str, _of_subjects(help="Split to evaluate on, with --split.", show_default=True)
     ] = "val"
     healthy: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of healthy subjects, or of one: scored by false-positive volume only.",
-            show_default=False,
-            rich_help_panel=SUBJECTS,
+        _of_subjects(
+            help="Folder of healthy subjects, or of one: scored by false-positive volume only."
         ),
     ] = None
     folds: Annotated[
         Path | None,
-        typer.Option(
+        _of_subjects(
             help='JSON file: {"bundle folder": \\[ids], ...}. Every subject is scored by the '
-            "bundle that has not seen it, with thresholds chosen on the other folds' subjects.",
-            show_default=False,
-            rich_help_panel=SUBJECTS,
+            "bundle that has not seen it, with thresholds chosen on the other folds' subjects."
         ),
     ] = None
 
@@ -61,59 +56,50 @@ class ComparisonChoice:
 
     method: Annotated[
         list[str] | None,
-        typer.Option(
-            help="mmccd or cyclic-unet (repeatable); both by default. `none` for neither.",
-            show_default=False,
-            rich_help_panel=COMPARED,
+        _of_comparison(
+            help="mmccd or cyclic-unet (repeatable); both by default. `none` for neither."
         ),
     ] = None
     modalities: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Give only these, such as FLAIR,T2w (repeatable); by default all, and each alone.",
-            show_default=False,
-            rich_help_panel=COMPARED,
+        _of_comparison(
+            help="Give only these, such as FLAIR,T2w (repeatable); by default all, and each alone."
         ),
     ] = None
     thresholds: Annotated[
         bool,
-        typer.Option(
-            help="Also score plain intensity thresholds, fixed and adaptive.",
-            rich_help_panel=COMPARED,
+        _of_comparison(
+            help="Also score plain intensity thresholds, fixed and adaptive.", show_default=True
         ),
     ] = True
     comparison: Annotated[
         list[Path] | None,
-        typer.Option(
+        _of_comparison(
             "--comparison",
             "--rival",
             help="Also score comparison models: a folder of `mmccd train-comparison`, or one of "
             "its folders (repeatable).",
-            show_default=False,
-            rich_help_panel=COMPARED,
         ),
     ] = None
     comparison_residual: Annotated[
         list[str] | None,
-        typer.Option(
+        _of_comparison(
             "--comparison-residual",
             "--rival-residual",
             metavar="signed|absolute",
             parser=options.one_of("signed", "absolute"),
             help="How their errors count (repeatable): brighter than reconstructed, or both ways "
             "as published. signed by default.",
-            show_default=False,
-            rich_help_panel=COMPARED,
         ),
     ] = None
     constants_from: Annotated[
         str,
-        typer.Option(
+        _of_comparison(
             metavar="shipped|SPLIT|FILE.json",
             help="Where the constants of the threshold rows and comparison models come from: those "
             "that mmccd and the models come with, chosen in this run on a split, or an earlier "
             "run's summary.",
-            rich_help_panel=COMPARED,
+            show_default=True,
         ),
     ] = "shipped"
     preset: options.Preset = None

@@ -65,16 +65,7 @@ EDGE_SCORE = "flair-z"
 def threshold_rules(
     name: str, score: ScoreConfig, constants: Mapping[str, float]
 ) -> dict[str, ScoreConfig]:
-    """Build the settings of each threshold row of a score.
-
-    Args:
-        name: Name of the score.
-        score: Its settings; their own rule does not count.
-        constants: Rule -> constant, in robust standard deviations.
-
-    Returns:
-        Rule -> settings.
-    """
+    """Return rule -> settings of each threshold row of a score, whose own rule does not count."""
     rules = {
         "fixed": replace(score, threshold_rule="fixed", threshold_offset=constants["fixed"]),
         "adaptive": replace(score, threshold_rule="otsu", threshold_offset=constants["adaptive"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,11 +66,6 @@ def measure_curves(
 ) -> DiceCurves:
     """Measure labelled subjects by every score that they have the scans for.
 
-    Args:
-        subjects: Their files.
-        scorers: The scores.
-        report: Told of each subject.
-
     Raises:
         DataError: A subject has no reference.
     """
@@ -105,8 +101,8 @@ def read_folds(path: Path) -> dict[str, list[str]]:
     folds = read_json_as(path, dict[str, list[str]], what="a file of folds", next_step=step)
     if len(folds) < 2 or not all(folds.values()):
         raise DataError(f"{path} is not a file of folds.", cause="One is empty.", next_step=step)
-    ids = [i for members in folds.values() for i in members]
-    twice = sorted({i for i in ids if ids.count(i) > 1})
+    times = Counter(i for members in folds.values() for i in members)
+    twice = sorted(i for i, n in times.items() if n > 1)
     if twice:
         raise DataError(
             f"{', '.join(twice)} in {path}: a subject stands in two folds.",

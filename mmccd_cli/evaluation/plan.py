@@ -17,7 +17,6 @@ from mmccd_cli.evaluation.comparison.files import find_comparison_models, load_c
 from mmccd_cli.evaluation.comparison.networks import ComparisonResidual
 from mmccd_cli.evaluation.folds import (
     OTHER_FOLDS,
-    ChosenConstants,
     check_unseen,
     choose_on,
     constants_by_fold,
@@ -37,7 +36,7 @@ from mmccd_cli.training.dataset import read_split
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSubjects:
-    """The subjects of an evaluation.
+    """The subjects of an evaluation; folders are read when it is asked who is there.
 
     Attributes:
         data_dir: Folder of subjects with segmentations.
@@ -210,9 +209,17 @@ def plan_evaluation(
     elif constants_from.endswith(".json"):
         constants = read_constants(Path(constants_from), scorers)
     else:
-        constants = _choose_on_split(
-            constants_from, subjects, scored=scored, scorers=scorers, report=report
-        )
+        chosen = subjects.of_split(constants_from, "--constants-from")
+        ids = frozenset(s.id for s in chosen)
+        both = sorted(ids & {s.id for s in scored})
+        if both:
+            raise UsageError(
+                f"--constants-from {constants_from}: {', '.join(both[:3])} would be scored with "
+                "thresholds chosen on themselves.",
+                next_step="Choose a split that shares no subject with --on.",
+            )
+        source = f"chosen in this run on {len(ids)} subjects of the split {constants_from}"
+        constants = choose_on(measure_curves(chosen, scorers, report), ids, source)
     methods = [*comparison.bundle_methods(comparison.weights), *constants.methods(scorers)]
     about = {
         "constants_source": constants.source,
@@ -221,28 +228,6 @@ def plan_evaluation(
     }
     cases = [(s, False) for s in scored] + [(s, True) for s in subjects.healthy()]
     return EvaluationPlan(cases=cases, methods_of=lambda subject: methods, about=about)
-
-
-def _choose_on_split(
-    split: str,
-    subjects: EvaluationSubjects,
-    *,
-    scored: Sequence[Subject],
-    scorers: Sequence[Scorer],
-    report: Report,
-) -> ChosenConstants:
-    chosen = subjects.of_split(split, "--constants-from")
-    ids = frozenset(s.id for s in chosen)
-    both = sorted(ids & {s.id for s in scored})
-    if both:
-        raise UsageError(
-            f"--constants-from {split}: {', '.join(both[:3])} would be scored with thresholds "
-            "chosen on themselves.",
-            next_step="Choose a split that shares no subject with --on.",
-        )
-    curves = measure_curves(chosen, scorers, report)
-    source = f"chosen in this run on {len(ids)} subjects of the split {split}"
-    return choose_on(curves, ids, source)
 
 
 def plan_folds(

@@ -8,16 +8,17 @@ the map is searched for that gives the highest mean Dice, with the labels of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.components import BoolArray
-from mmccd_cli.anomaly.metrics import measure_case, oracle_threshold
+from mmccd_cli.anomaly.metrics import CaseMetrics, measure_case, oracle_threshold
 from mmccd_cli.errors import DataError
 from mmccd_cli.evaluation.cases import Case, CaseRow, Prediction
-from mmccd_cli.template import spacing_of
 
 PUBLISHED = "published (ORACLE threshold)"
 LEVELS = range(70, 90)
@@ -27,13 +28,18 @@ CANDIDATES = 1000
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Slice:
-    """One map on one subject's slice; every array is three-dimensional with one axial level."""
+    """One map on one subject's slice.
 
-    values: NDArray[np.float32]
+    Attributes:
+        inside: (I, J, K) float32 with one axial level, -inf outside the brain.
+        reference: Same shape, bool.
+        measure: Mask -> scores.
+        row: Of the whole volume.
+    """
+
+    inside: NDArray[np.float32]
     reference: BoolArray
-    brain: BoolArray
-    spacing_mm: tuple[float, float, float]
-    axial_axis: int
+    measure: Callable[[BoolArray], CaseMetrics]
     row: CaseRow
 
 
@@ -63,18 +69,23 @@ class PublishedProtocol:
             return
         axis = case.axial_axis
         place = tuple(slice(level, level + 1) if a == axis else slice(None) for a in range(3))
-        kept[case.subject] = _Slice(
-            values=prediction.values[place].copy(),
-            reference=case.reference[place].copy(),
-            brain=prediction.brain[place].copy(),
+        # What lies outside the brain is never marked, and tumour there counts as missed.
+        values, brain = prediction.values[place], prediction.brain[place].copy()
+        inside, reference = np.where(brain, values, -np.inf), case.reference[place].copy()
+        measure = partial(
+            measure_case,
+            reference=reference,
             spacing_mm=prediction.spacing_mm,
+            anomaly_map=inside,
+            brain=brain,
             axial_axis=axis,
-            row=row,
         )
+        kept[case.subject] = _Slice(inside=inside, reference=reference, measure=measure, row=row)
 
     def rows(self) -> list[CaseRow]:
         """Find each map's oracle threshold and score its slices with it."""
-        return [row for score, slices in self._slices.items() for row in _score_set(score, slices)]
+        maps = ((score, list(kept.values())) for score, kept in self._slices.items() if kept)
+        return [row for score, slices in maps for row in _score_set(score, slices)]
 
 
 def most_tumour(case: Case) -> int | None:
@@ -86,8 +97,16 @@ def most_tumour(case: Case) -> int | None:
     Raises:
         DataError: The subject does not lie on the BraTS grid.
     """
-    axis = case.axial_axis
-    _check_grid(case, axis)
+    axis, shape, spacing = case.axial_axis, case.grid.shape, case.grid.spacing_mm
+    in_plane = tuple(n for a, n in enumerate(shape) if a != axis)
+    if (*in_plane, shape[axis]) != (*SHAPE, LEVEL_COUNT) or not np.allclose(spacing, 1, atol=0.01):
+        raise DataError(
+            f"The published protocol is not defined for {case.subject}.",
+            cause=f"Its slices 70 to 89 are those of the BraTS grid (240 x 240 x 155 voxels of "
+            f"1 mm), and this subject has {' x '.join(map(str, shape))} voxels of "
+            f"{' x '.join(f'{s:.2f}' for s in spacing)} mm.",
+            next_step="Use --protocol deployed.",
+        )
     assert case.reference is not None
     voxels = np.moveaxis(case.reference, axis, 0).sum(axis=(1, 2))
     upwards = case.grid.affine[2, axis] > 0
@@ -96,42 +115,13 @@ def most_tumour(case: Case) -> int | None:
     return best if voxels[best] else None
 
 
-def _check_grid(case: Case, axis: int) -> None:
-    shape = case.grid.shape
-    in_plane = tuple(n for a, n in enumerate(shape) if a != axis)
-    spacing = spacing_of(case.grid.affine)
-    if (*in_plane, shape[axis]) != (*SHAPE, LEVEL_COUNT) or not np.allclose(spacing, 1, atol=0.01):
-        size = " x ".join(map(str, shape))
-        raise DataError(
-            f"The published protocol is not defined for {case.subject}.",
-            cause=f"Its slices 70 to 89 are those of the BraTS grid (240 x 240 x 155 voxels of "
-            f"1 mm), and this subject has {size} voxels of "
-            f"{' x '.join(f'{s:.2f}' for s in spacing)} mm.",
-            next_step="Use --protocol deployed.",
-        )
-
-
-def _score_set(score: str, slices: dict[str, _Slice]) -> list[CaseRow]:
+def _score_set(score: str, slices: list[_Slice]) -> list[CaseRow]:
     """Rows of one map over all subjects."""
-    if not slices:
-        return []
-    # What lies outside the brain is never marked, and tumour there counts as missed.
-    inside = [np.where(s.brain, s.values, -np.inf) for s in slices.values()]
-    pooled = np.concatenate([v[np.isfinite(v)] for v in inside])
+    pooled = np.concatenate([s.inside[np.isfinite(s.inside)] for s in slices])
     candidates = np.unique(np.quantile(pooled, np.linspace(0, 1, CANDIDATES + 1)))
     threshold, _ = oracle_threshold(
-        inside, [s.reference for s in slices.values()], candidates.tolist()
+        [s.inside for s in slices], [s.reference for s in slices], candidates.tolist()
     )
-    rows = []
-    for values, one in zip(inside, slices.values(), strict=True):
-        scores = measure_case(
-            values > threshold,
-            one.reference,
-            one.spacing_mm,
-            anomaly_map=one.values,
-            brain=one.brain,
-            axial_axis=one.axial_axis,
-        )
-        rule = f"ORACLE {threshold:.4g}"
-        rows.append(replace(one.row, protocol=PUBLISHED, method=score, rule=rule, scores=scores))
-    return rows
+    rows = (replace(s.row, scores=s.measure(s.inside > threshold)) for s in slices)
+    rule = f"ORACLE {threshold:.4g}"
+    return [replace(row, protocol=PUBLISHED, method=score, rule=rule) for row in rows]

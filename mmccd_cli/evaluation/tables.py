@@ -125,10 +125,7 @@ def dice_above_unlearned(
 def write_summary(path: Path, rows: Sequence[CaseRow], about: dict[str, Any]) -> None:
     """Write mean, SD, interval and number of subjects of every score of every method as JSON.
 
-    Args:
-        path: Where to write.
-        rows: All rows.
-        about: What else a reader must know: constants, cleaning, weights.
+    `about` is what else a reader must know: constants, cleaning, weights.
     """
     table = [
         {
@@ -237,17 +234,10 @@ def _overview(
 def _details(table: dict[str, Group]) -> tuple[list[str], list[list[str]]]:
     """One line a method and score."""
     header = ["method", "score", "mean", "SD", "95 % interval", "n", "undefined"]
-    return header, [
-        [
-            method,
-            name,
-            f"{s.mean:.4g}",
-            f"{s.sd:.4g}",
-            f"{s.low:.4g} to {s.high:.4g}",
-            str(s.n),
-            str(s.undefined),
-        ]
-        for method, scores in table.items()
-        for name, s in scores.items()
-        if s.n
-    ]
+    cells = []
+    for method, scores in table.items():
+        for name, s in scores.items():
+            if s.n:
+                numbers = [f"{s.mean:.4g}", f"{s.sd:.4g}", f"{s.low:.4g} to {s.high:.4g}"]
+                cells.append([method, name, *numbers, str(s.n), str(s.undefined)])
+    return header, cells

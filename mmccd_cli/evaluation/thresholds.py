@@ -38,13 +38,7 @@ class DiceCurve:
 
 
 def dice_curve(smoothed: SmoothedScore, reference: BoolArray, config: ScoreConfig) -> DiceCurve:
-    """Make the masks of all thresholds and compare them.
-
-    Args:
-        smoothed: The subject's smoothed score.
-        reference: (I, J, K) bool, on the same grid.
-        config: How masks are cleaned.
-    """
+    """Make the masks of all thresholds and compare them with a reference on the same grid."""
     box = bounding_box(smoothed.region | reference, margin=1)
     arrays = ("raw", "values", "brain", "region")
     part = replace(smoothed, **{name: getattr(smoothed, name)[box] for name in arrays})
@@ -55,13 +49,7 @@ def dice_curve(smoothed: SmoothedScore, reference: BoolArray, config: ScoreConfi
 
 
 def choose_constants(curves: Sequence[DiceCurve]) -> dict[str, float]:
-    """Choose the constants of the highest mean Dice over subjects.
-
-    Args:
-        curves: One for each subject.
-
-    Returns:
-        The constants of the fixed and of the adaptive rule; the lowest of equally good ones.
+    """Choose the constants of both rules with the highest mean Dice, the lowest of equal ones.
 
     Raises:
         ValueError: No subject.

@@ -100,21 +100,10 @@ def train_comparison_model(
     folder: Path,
     report: Report = silent,
 ) -> dict[str, Tensor]:
-    """Train one model, continuing from its checkpoint where there is one.
-
-    Args:
-        config: The model.
-        dataset: Slices with healthy tissue.
-        training: Steps, batch, rates, augmentation and seed.
-        runtime: Device, precision and processes.
-        folder: Where its checkpoint and log are kept.
-        report: Called every `runtime.report_every` steps.
+    """Train one model as `fit` does, continuing from the checkpoint in its folder.
 
     Returns:
         The averaged weights, float32 on the CPU.
-
-    Raises:
-        UsageError, ComputeError, WeightsError: As `fit` does.
     """
     torch.manual_seed(training.seed)
     return fit(
@@ -137,14 +126,7 @@ def train_comparison_model(
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionLoss:
-    """Squared error over the healthy brain, and a VAE's divergence.
-
-    Attributes:
-        config: The model.
-        dataset: Slices with healthy tissue.
-        augment: Whether they are varied.
-        runtime: Device and precision.
-    """
+    """Squared error over the healthy brain, and a VAE's divergence."""
 
     config: ComparisonConfig
     dataset: SliceDataset
@@ -201,13 +183,7 @@ def choose_thresholds(
     device: torch.device,
     report: Callable[[str, int, int], None] = silent,
 ) -> dict[str, dict[str, float]]:
-    """Choose the constants of both threshold rules on the subjects of a model's training.
-
-    Args:
-        model: The trained model, its network on the device.
-        prepared: What `prepare` wrote; subjects without a lesion are passed over.
-        device: The device.
-        report: As `report_subject` of `make_comparison_model`.
+    """Choose the constants of both threshold rules on those of its training who have a lesion.
 
     Returns:
         Residual -> rule -> constant; empty where no subject has a lesion.
