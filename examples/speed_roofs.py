@@ -507,7 +507,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     title = f"{options.subject.name}: {len(study.stack)} slices with brain; "
     title += f"{bundle.config.name} {bundle.config.version}; {describe_device(device)}, {precision}"
     header = ["", *(column.preset for column in columns)]
-    print(text_table(title, header, table(columns, rates), width=100))
+    print(text_table(title, header, table(columns, rates)))
     for column in columns:
         if column.part:
             print(f"{column.preset}: {column.part}.")

@@ -113,7 +113,7 @@ def _show(result: BenchmarkResult, console: Console) -> None:
         f"{result.device}, {result.precision}"
     )
     cells = [[name, *(_short(value) for value in values)] for name, values in rows.items()]
-    console.result(text_table(title, ["", *(cost.preset for cost in costs)], cells, width=100))
+    console.result(text_table(title, ["", *(cost.preset for cost in costs)], cells))
     for cost in costs:
         if cost.estimated:
             console.info(f"{cost.preset} was not run: its seconds are estimated from its passes.")

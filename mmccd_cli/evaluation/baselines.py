@@ -88,11 +88,8 @@ def describe_threshold(config: ScoreConfig) -> str:
 
 def describe_cleaning() -> str:
     """Say what happens to every score that is compared with ours, for tables."""
-    config = next(iter(BASELINES.values()))
-    parts = [
-        f"{config.median_mm:g} mm median",
-        f"{config.erosion_mm:g} mm rim left out",
-        f"components of at least {config.min_fraction_of_largest:g} of the largest one's volume",
-        "holes filled",
-    ]
-    return ", ".join(parts)
+    config = BASELINES["flair-z"]
+    return (
+        f"{config.median_mm:g} mm median, {config.erosion_mm:g} mm rim left out, components of at "
+        f"least {config.min_fraction_of_largest:g} of the largest one's volume, holes filled"
+    )

@@ -46,8 +46,7 @@ class BenchmarkSetup:
         bundle: The weights.
         device: Where networks run.
         precision: A key of `PRECISIONS`.
-        arguments: Of `mmccd segment`: the subject's folder, and the options that lead to this
-            bundle, device and precision.
+        arguments: Of `mmccd segment`, which lead to this subject, bundle, device and precision.
         folder: Where results may be written.
     """
 
@@ -122,12 +121,11 @@ class BenchmarkResult:
 def run_benchmark(
     setup: BenchmarkSetup, *, budget_s: float, report: Callable[[str], None] = silent
 ) -> BenchmarkResult:
-    """Measure all presets.
+    """Measure all presets; the first is always run.
 
     Args:
         setup: What and where.
-        budget_s: Seconds that the networks of a preset may take; if they would take longer, they
-            are estimated. The first preset is always run.
+        budget_s: Seconds above which the networks of a further preset are estimated.
         report: Called with what is done next.
 
     Raises:

@@ -50,10 +50,6 @@ class Case:
     def shared(self, key: Hashable, make: Callable[[], T]) -> tuple[T, float]:
         """Make once what several methods need, such as the brain mask.
 
-        Args:
-            key: Names it.
-            make: Makes it.
-
         Returns:
             It, and the seconds it took when it was made, which count for every method alike.
         """
@@ -116,6 +112,10 @@ class Method(Protocol):
         """Yield one prediction for each of its rows; none where the case lacks a modality."""
 
 
+PlannedCase = tuple[Subject, bool, Sequence[Method]]
+"""A subject, whether it is healthy, and what is compared on it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaseRow:
     """One method on one subject.
@@ -150,34 +150,34 @@ Observer = Callable[[Case, Prediction, CaseRow], None]
 
 
 def load_case(subject: Subject, *, healthy: bool = False) -> Case:
-    """Read a subject's scans and reference.
-
-    Args:
-        subject: Its files.
-        healthy: Whether it has no lesion; a reference is then not needed, nor read.
+    """Read a subject's scans and, unless it is healthy, its reference.
 
     Raises:
         DataError: There is no reference, or it does not lie on the grid of the first scan.
     """
     volumes = {m: read_image(subject, m)[0] for m in subject.paths}
-    reference = None if healthy else _reference(subject, next(iter(volumes.values())))
-    return Case(subject.id, volumes, reference)
+    if healthy:
+        return Case(subject.id, volumes, None)
+    if subject.segmentation is None:
+        raise DataError(
+            f"{subject.id} has no segmentation to compare with.",
+            next_step="Give healthy subjects by --healthy, others with a *_seg.nii.gz.",
+        )
+    labels, _ = read_nifti(subject.segmentation, allow_constant=True)
+    case = Case(subject.id, volumes, np.asarray(labels.data > 0))
+    grid = case.grid
+    if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
+        raise DataError(
+            f"{subject.segmentation} does not lie on the grid of its images.",
+            next_step="Resample the segmentation to the grid of the first scan.",
+        )
+    return case
 
 
 def evaluate_cases(
-    cases: Sequence[tuple[Subject, bool]],
-    methods_of: Callable[[str], Sequence[Method]],
-    *,
-    observe: Observer = silent,
-    report: Report = silent,
+    cases: Sequence[PlannedCase], *, observe: Observer = silent, report: Report = silent
 ) -> Iterator[list[CaseRow]]:
     """Score every method on every subject, as deployed.
-
-    Args:
-        cases: Subjects, each with whether it is healthy.
-        methods_of: Subject's id -> what is compared on it.
-        observe: Called with every prediction.
-        report: Told of each subject.
 
     Yields:
         The rows of one subject after the other.
@@ -186,11 +186,11 @@ def evaluate_cases(
         DataError: A subject has no reference, or a result does not lie on its grid. Nobody is left
             out silently: what cannot be scored stops the evaluation.
     """
-    for number, (subject, healthy) in enumerate(cases, start=1):
+    for number, (subject, healthy, methods) in enumerate(cases, start=1):
         report("evaluating", number, len(cases))
         case = load_case(subject, healthy=healthy)
         rows = []
-        for method in methods_of(subject.id):
+        for method in methods:
             for prediction in method.predict(case):
                 row = _score(case, method, prediction)
                 observe(case, prediction, row)
@@ -227,18 +227,3 @@ def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
         seconds=prediction.seconds,
         scores=scores,
     )
-
-
-def _reference(subject: Subject, grid: Volume) -> BoolArray:
-    if subject.segmentation is None:
-        raise DataError(
-            f"{subject.id} has no segmentation to compare with.",
-            next_step="Give healthy subjects by --healthy, others with a *_seg.nii.gz.",
-        )
-    labels, _ = read_nifti(subject.segmentation, allow_constant=True)
-    if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
-        raise DataError(
-            f"{subject.segmentation} does not lie on the grid of its images.",
-            next_step="Resample the segmentation to the grid of the first scan.",
-        )
-    return np.asarray(labels.data > 0)

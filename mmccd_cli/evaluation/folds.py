@@ -140,9 +140,7 @@ def constants_by_fold(
 def read_constants(path: Path, scorers: Sequence[Scorer]) -> ChosenConstants:
     """Read the constants of an earlier run from its summary.
 
-    Args:
-        path: The summary.
-        scorers: Those that the earlier run did not have use the constants that they come with.
+    Scorers that the earlier run did not have use the constants that they come with.
 
     Raises:
         DataError: Not such a file.

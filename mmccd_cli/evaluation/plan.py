@@ -12,7 +12,7 @@ import torch
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.evaluation.baselines import BASELINES, describe_cleaning
-from mmccd_cli.evaluation.cases import CaseRow, Method, Report, evaluate_cases
+from mmccd_cli.evaluation.cases import CaseRow, Method, PlannedCase, Report, evaluate_cases
 from mmccd_cli.evaluation.comparison.files import find_comparison_models, load_comparison_model
 from mmccd_cli.evaluation.comparison.networks import ComparisonResidual
 from mmccd_cli.evaluation.folds import (
@@ -159,25 +159,23 @@ class Comparison:
         return scorers
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class EvaluationPlan:
     """Who is scored by what, and what a reader must know about it.
 
     Attributes:
-        cases: Subjects, each with whether it is healthy.
-        methods_of: Subject's id -> what scores it.
+        cases: Subjects, each with whether it is healthy and what scores it.
         about: Part of the summary.
     """
 
-    cases: list[tuple[Subject, bool]]
-    methods_of: Callable[[str], Sequence[Method]]
+    cases: Sequence[PlannedCase]
     about: dict[str, Any]
 
     def seen(self) -> dict[str, set[str]]:
         """Weights -> the subjects that they were made with, whose rows therefore flatter."""
         known: dict[str, set[str]] = {}
-        for subject, _ in self.cases:
-            for one in self.methods_of(subject.id):
+        for subject, _, methods in self.cases:
+            for one in methods:
                 if one.weights and subject.id in one.seen:
                     known.setdefault(one.weights, set()).add(subject.id)
         return known
@@ -226,8 +224,9 @@ def plan_evaluation(
         "constants_subjects": sorted(constants.subjects),
         "constants": constants.values,
     }
-    cases = [(s, False) for s in scored] + [(s, True) for s in subjects.healthy()]
-    return EvaluationPlan(cases=cases, methods_of=lambda subject: methods, about=about)
+    cases: list[PlannedCase] = [(s, False, methods) for s in scored]
+    cases += [(s, True, methods) for s in subjects.healthy()]
+    return EvaluationPlan(cases, about)
 
 
 def plan_folds(
@@ -245,7 +244,8 @@ def plan_folds(
         DataError: A bundle has seen a subject that it would score, or a file cannot be used.
     """
     folds = read_folds(path)
-    everyone = [s for members in folds.values() for s in subjects.named(members)]
+    own = {fold: subjects.named(members) for fold, members in folds.items()}
+    everyone = [subject for members in own.values() for subject in members]
     methods = {fold: comparison.bundle_methods(fold) for fold in folds}
     for fold, members in folds.items():
         for one in methods[fold]:
@@ -254,7 +254,6 @@ def plan_folds(
     constants = constants_by_fold(measure_curves(everyone, scorers, report), folds)
     for fold in folds:
         methods[fold] += constants[fold].methods(scorers)
-    fold_of = {i: fold for fold, members in folds.items() for i in members}
     names = {fold: Path(fold).name for fold in folds}
     shown = names if len(set(names.values())) == len(folds) else {fold: fold for fold in folds}
     about = {
@@ -262,9 +261,8 @@ def plan_folds(
         "constants_source": OTHER_FOLDS,
         "constants": {shown[fold]: chosen.values for fold, chosen in constants.items()},
     }
-    return EvaluationPlan(
-        cases=[(s, False) for s in everyone], methods_of=lambda i: methods[fold_of[i]], about=about
-    )
+    cases = [(subject, False, methods[fold]) for fold in folds for subject in own[fold]]
+    return EvaluationPlan(cases, about)
 
 
 @dataclass(frozen=True)
@@ -301,7 +299,7 @@ def run_evaluation(
     published = PublishedProtocol()
     observe = silent if protocol == "deployed" else published
     rows: list[CaseRow] = []
-    for new in evaluate_cases(plan.cases, plan.methods_of, observe=observe, report=report):
+    for new in evaluate_cases(plan.cases, observe=observe, report=report):
         rows += new
         if out is not None:
             write_rows(out, rows)

@@ -193,7 +193,7 @@ def text_table(
     header: Sequence[str],
     cells: Sequence[Sequence[str]],
     *,
-    width: int,
+    width: int = 100,
     left: int = 1,
 ) -> str:
     """Align cells under their header: the first `left` columns to the left, others to the right."""

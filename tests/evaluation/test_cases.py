@@ -50,8 +50,7 @@ def test_a_labelled_subject_gets_every_score(subject: Subject, tiny_phantom: Pha
     seen: list[str] = []
     method = Bright(seen=frozenset({"one"}))
     ((row,),) = evaluate_cases(
-        [(subject, False)],
-        lambda _: [method],
+        [(subject, False, [method])],
         observe=lambda case, prediction, row: seen.append(f"{case.subject} {row.method}"),
     )
     assert (row.protocol, row.method, row.subject) == (DEPLOYED, "bright", "one")
@@ -64,7 +63,7 @@ def test_a_labelled_subject_gets_every_score(subject: Subject, tiny_phantom: Pha
 
 def test_a_healthy_subject_counts_for_false_positives_only(subject: Subject) -> None:
     healthy = replace(subject, segmentation=None)
-    ((row,),) = evaluate_cases([(healthy, True)], lambda _: [Bright()])
+    ((row,),) = evaluate_cases([(healthy, True, [Bright()])])
     assert row.healthy
     assert not row.seen
     wrong = row.scores.false_positive_ml
@@ -77,7 +76,7 @@ def test_a_healthy_subject_counts_for_false_positives_only(subject: Subject) -> 
 def test_nobody_is_left_out_silently(subject: Subject, tmp_path: Path) -> None:
     unlabelled = replace(subject, segmentation=None)
     with pytest.raises(DataError, match="no segmentation") as caught:
-        list(evaluate_cases([(unlabelled, False)], lambda _: [Bright()]))
+        list(evaluate_cases([(unlabelled, False, [Bright()])]))
     assert "--healthy" in str(caught.value.next_step)
 
     @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def test_nobody_is_left_out_silently(subject: Subject, tmp_path: Path) -> None:
                 yield replace(prediction, mask=prediction.mask[:-1])
 
     with pytest.raises(DataError, match="grid"):
-        list(evaluate_cases([(subject, False)], lambda _: [Elsewhere()]))
+        list(evaluate_cases([(subject, False, [Elsewhere()])]))
 
 
 def test_what_methods_share_is_made_once_and_its_time_counts_for_each(subject: Subject) -> None:

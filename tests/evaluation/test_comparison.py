@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from training_data import make_dataset
 
 from mmccd_cli.config import PreprocessingConfig, TrainingConfig
 from mmccd_cli.errors import ComputeError, WeightsError
+from mmccd_cli.evaluation.cases import load_case
 from mmccd_cli.evaluation.comparison.files import (
     ComparisonModel,
     find_comparison_models,
@@ -22,6 +23,7 @@ from mmccd_cli.evaluation.comparison.files import (
 )
 from mmccd_cli.evaluation.comparison.networks import (
     KINDS,
+    RESIDUALS,
     AutoEncoder,
     ComparisonConfig,
     Kind,
@@ -32,6 +34,9 @@ from mmccd_cli.evaluation.comparison.networks import (
     timesteps_back,
 )
 from mmccd_cli.evaluation.comparison.training import train_comparison_model
+from mmccd_cli.evaluation.methods import ComparisonScorer
+from mmccd_cli.inputs.phantom import Phantom
+from mmccd_cli.inputs.subjects import find_subject
 from mmccd_cli.progress import silent
 from mmccd_cli.template import Template
 from mmccd_cli.training.samples import SliceDataset
@@ -156,26 +161,40 @@ def test_training_is_repeatable_and_never_sees_the_lesion(tmp_path: Path, kind: 
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_residuals_of_a_volume() -> None:
-    config = small("ddpm")
+class Zero(torch.nn.Module):
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize(("modality", "sign"), [("FLAIR", 1), ("T1w", -1)])
+def test_residuals_of_a_volume(modality: str, sign: int) -> None:
+    config = replace(small("ddpm"), modality=modality)
     image = np.random.default_rng(0).normal(size=(16, 16, 40)).astype(np.float32)
     brain = np.zeros(image.shape, dtype=bool)
     brain[2:14, 2:14, 5:35] = True
+    found = residual_of_volume(Zero(), config, image, brain=brain, scale=0.5, device=RUNTIME.device)
+    np.testing.assert_allclose(found, np.where(brain, sign * image / 0.5, 0), atol=1e-6)
 
-    class Zero(torch.nn.Module):
-        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return torch.zeros_like(x)
 
-    for modality, sign in (("FLAIR", 1), ("T1w", -1)):
-        found = residual_of_volume(
-            Zero(),
-            replace(config, modality=modality),
-            image,
-            brain=brain,
-            scale=0.5,
-            device=RUNTIME.device,
-        )
-        np.testing.assert_allclose(found, np.where(brain, sign * image / 0.5, 0), atol=1e-6)
+def test_an_absolute_residual_counts_both_ways(
+    tiny_phantom: Phantom, write_subject: Callable[..., Path], tmp_path: Path
+) -> None:
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = -96
+    model = ComparisonModel(
+        config=small("ddpm", (48, 48)),
+        network=Zero(),
+        template=Template({}, np.ones((48, 48, 48), dtype=bool), affine),
+        preprocessing=PreprocessingConfig(template_registration="none"),
+        training={},
+        constants={},
+    )
+    case = load_case(find_subject(write_subject(tmp_path, tiny_phantom)), healthy=True)
+    signed, absolute = (ComparisonScorer(model, residual).score(case) for residual in RESIDUALS)
+    assert signed is not None
+    assert absolute is not None
+    assert (signed.smoothed.raw < 0).any()
+    assert (absolute.smoothed.raw >= np.abs(signed.smoothed.raw) - 1e-5).all()
 
 
 def test_training_that_diverges_stops(tmp_path: Path) -> None:
@@ -189,15 +208,13 @@ def save(folder: Path, kind: Kind = "dae") -> ComparisonConfig:
     mask = np.ones((16, 16, 4), dtype=bool)
     images = {"FLAIR": np.zeros(mask.shape, dtype=np.float32)}
     template = Template(images, mask, np.diag([2.0, 2.0, 2.0, 1.0]))
-    network, training = build_network(config), {"subjects": ["a", "b"]}
-    constants = {"signed": {"fixed": 1.5, "adaptive": 0.5}}
     model = ComparisonModel(
         config=config,
-        network=network,
+        network=build_network(config),
         template=template,
         preprocessing=PreprocessingConfig(),
-        training=training,
-        constants=constants,
+        training={"subjects": ["a", "b"]},
+        constants={"signed": {"fixed": 1.5, "adaptive": 0.5}},
     )
     save_comparison_model(folder, model)
     return config
@@ -219,21 +236,21 @@ def test_a_comparison_model_survives_the_way_to_disk(tmp_path: Path, kind: Kind)
     )
 
 
-@pytest.mark.parametrize("damage", ["absent", "json", "format", "key", "weights", "template"])
-def test_a_damaged_model_is_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("rival.json", b"{", b"["),
+        ("rival.json", b'"format": 1', b'"format": 99'),
+        ("rival.json", b'"kind"', b'"odd": 1, "kind"'),
+        ("weights.safetensors", b"{", b"nothing"),
+        ("template.safetensors", b"{", b"nothing"),
+    ],
+)
+def test_a_damaged_model_is_named(tmp_path: Path, file: str, old: bytes, new: bytes) -> None:
     save(tmp_path)
-    index = tmp_path / "rival.json"
-    document = json.loads(index.read_text())
-    if damage == "absent":
-        index.unlink()
-    elif damage == "json":
-        index.write_text("{")
-    elif damage == "format":
-        index.write_text(json.dumps({**document, "format": 99}))
-    elif damage == "key":
-        index.write_text(json.dumps({**document, "rival": {**document["rival"], "odd": 1}}))
-    else:
-        (tmp_path / f"{damage}.safetensors").write_bytes(b"nothing")
+    path = tmp_path / file
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
     with pytest.raises(WeightsError, match=str(tmp_path)) as caught:
         load_comparison_model(tmp_path)
     assert "train-comparison" in str(caught.value.next_step)
@@ -242,6 +259,8 @@ def test_a_damaged_model_is_named(tmp_path: Path, damage: str) -> None:
 def test_a_folder_without_models_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no comparison model"):
         find_comparison_models(tmp_path)
+    with pytest.raises(WeightsError, match="not a usable"):
+        load_comparison_model(tmp_path)
 
 
 @pytest.mark.parametrize(
