@@ -94,10 +94,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write one file so that a reader sees the old content or all of the new, never a part.
 
-    Args:
-        path: Where to write; an existing file is replaced.
-        content: All of the bytes.
-
     Raises:
         OSError: The folder cannot be written or is full; nothing is left behind.
     """

@@ -37,15 +37,15 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, Any] = {
         name: one.annotation for name, one in parameters.items() if is_dataclass(one.annotation)
     }
-    messages = next((name for name, hint in groups.items() if issubclass(hint, Console)), None)
+    (messages,) = (name for name, hint in groups.items() if issubclass(hint, Console))
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        console = _collect(groups[messages], values) if messages else Console()
+        console = _collect(groups[messages], values)
         with _exit_codes(console), console.computing():
             given = {name: value for name, value in values.items() if name in parameters}
             given |= {name: _collect(hint, values) for name, hint in groups.items()}
-            function(**given | ({messages: console} if messages else {}))
+            function(**given | {messages: console})
 
     spread = [one for parameter in parameters.values() for one in _spread(parameter)]
     run.__signature__ = inspect.Signature(spread)  # type: ignore[attr-defined]

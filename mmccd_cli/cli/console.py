@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import traceback
 import warnings
@@ -24,12 +25,7 @@ def switch(*names: str, help: str, panel: str | None = None) -> Any:
 
 @dataclass
 class Console:
-    """Messages of one command, and the options that say how many there are.
-
-    Args:
-        quiet: Whether only errors are shown.
-        verbose: 0 for results and warnings, 1 also for details, 2 also for tracebacks.
-    """
+    """Messages of one command, and the options that say how many there are."""
 
     quiet: Annotated[bool, switch("--quiet", "-q", help="Only errors.", panel=MESSAGES)] = False
     verbose: Annotated[
@@ -128,11 +124,7 @@ class Console:
 
 @dataclass
 class JsonConsole(Console):
-    """Messages of a command whose results can be had as JSON, too.
-
-    Args:
-        as_json: Whether results go to stdout as JSON.
-    """
+    """Messages of a command whose results can be had as JSON, too."""
 
     as_json: Annotated[
         bool,
@@ -142,6 +134,11 @@ class JsonConsole(Console):
             panel=MESSAGES,
         ),
     ] = False
+
+    def answer(self, data: Any, *lines: str, indent: int | None = 1) -> None:
+        """Print a result: as JSON where that was asked for, else as lines for people."""
+        for text in [json.dumps(data, indent=indent)] if self.as_json else lines:
+            self.result(text)
 
     def record(self, record: Any) -> None:
         """Print what is meant for programs, as one line of JSON, where that was asked for."""
@@ -158,11 +155,7 @@ def lesions_of(record: Mapping[str, Any]) -> str:
 
 
 class Progress:
-    """One bar that is reused from step to step.
-
-    Args:
-        bar: A progress display of rich, or None to show nothing.
-    """
+    """One bar of rich that is reused from step to step; without one, nothing is shown."""
 
     def __init__(self, bar: Any = None) -> None:
         self._bar = bar

@@ -6,14 +6,13 @@ home folder is written as ~.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -46,15 +45,9 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What one check found.
+    """What one check found, in one line for people, and what the program ends with for it.
 
-    Attributes:
-        check: What was looked at.
-        status: "ok", "note" where something optional is missing, or "fail" where mmccd cannot
-            work.
-        text: One line for people.
-        next_step: What helps.
-        exit_code: What the program ends with because of it.
+    The status is "note" where something optional is missing, "fail" where mmccd cannot work.
     """
 
     check: str
@@ -95,9 +88,8 @@ def doctor(
         if not console.as_json:
             console.result(_line(finding))
     code = next((finding.exit_code for finding in findings if finding.status == "fail"), 0)
-    if console.as_json:
-        described = [asdict(finding) for finding in findings]
-        console.result(json.dumps({"exit_code": code, "findings": described}))
+    described = [asdict(finding) for finding in findings]
+    console.answer({"exit_code": code, "findings": described}, indent=None)
     raise typer.Exit(code)
 
 
@@ -109,23 +101,22 @@ def _line(finding: Finding) -> str:
 def _examine(offline: bool, cache_dir: Path | None) -> Iterator[Finding]:
     """Check everything, one finding after the other."""
     yield _program()
-    yield from _guarded("packages", _packages)
-    yield from _guarded("torch", _torch)
-    yield from _guarded("processor", _processor)
-    yield from _guarded("memory", _memory)
-    yield from _guarded("weights", _weights)
-    yield from _guarded("cache", lambda: _cache(cache_dir))
-    yield from _guarded("network", lambda: _network(offline))
-    yield from _guarded("extras", _extras)
-
-
-def _guarded(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A check that breaks is a finding, too."""
-    try:
-        yield from look()
-    except Exception as error:
-        said = " ".join(str(error).split()) or "no reason given"
-        yield _fail(check, f"{type(error).__name__}: {said}", exit_code=1)
+    checks = {
+        "packages": _packages,
+        "torch": _torch,
+        "processor": _processor,
+        "memory": _memory,
+        "weights": _weights,
+        "cache": lambda: _cache(cache_dir),
+        "network": lambda: _network(offline),
+        "extras": _extras,
+    }
+    for check, look in checks.items():
+        try:
+            yield from look()
+        except Exception as error:  # a check that breaks is a finding, too
+            said = " ".join(str(error).split()) or "no reason given"
+            yield _fail(check, f"{type(error).__name__}: {said}", exit_code=1)
 
 
 def _program() -> Finding:

@@ -1,6 +1,7 @@
 """Options that several commands share, each declared once, and how their values are read.
 
 A dataclass is a group of options: `mmccd_cli.cli.command.command` makes an option of each field.
+What reads a value raises `typer.BadParameter` where it is none.
 """
 
 from __future__ import annotations
@@ -40,11 +41,7 @@ _LARGEST_COUNT = 1 << 20
 
 
 def volume_mm3(text: str) -> float | None:
-    """Read a volume such as "10mm3", "0.01ml" or "10" (mm3); "auto" is None.
-
-    Raises:
-        typer.BadParameter: Not a volume.
-    """
+    """Read a volume such as "10mm3", "0.01ml" or "10" (mm3); "auto" is None."""
     if text == "auto":
         return None
     match = _VOLUME.fullmatch(text.lower())
@@ -55,11 +52,7 @@ def volume_mm3(text: str) -> float | None:
 
 
 def map_value(text: str) -> float | None:
-    """Read a value of the map, strictly between 0 and 1; "auto" is None.
-
-    Raises:
-        typer.BadParameter: Anything else.
-    """
+    """Read a value of the map, strictly between 0 and 1; "auto" is None."""
     if text == "auto":
         return None
     value = _number(text)
@@ -72,11 +65,7 @@ def map_value(text: str) -> float | None:
 
 
 def count(text: str, least: int = 1) -> int | None:
-    """Read a number from the least one up; "auto" is None.
-
-    Raises:
-        typer.BadParameter: Anything else.
-    """
+    """Read a number from the least one up; "auto" is None."""
     if text == "auto":
         return None
     if not (text.isascii() and text.isdigit() and least <= int(text) <= _LARGEST_COUNT):
@@ -96,11 +85,7 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def parse_skull_strip(text: str) -> tuple[str, Path | None]:
-    """Tell a brain mask's file from a method's name.
-
-    Returns:
-        The method, and the file of a given mask or None.
-    """
+    """Return the method of --skull-strip, and the file of a given brain mask or None."""
     if text.lower().endswith((".nii", ".nii.gz")):
         return "mask", Path(text)
     return text, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,15 +52,13 @@ def list_weights(*, cache_dir: options.CacheDir = None, console: JsonConsole) ->
     from mmccd_cli.weights.resolve import list_bundles
 
     rows = [_row(source, index) for source, index in list_bundles(cache_dir)]
-    if console.as_json:
-        console.result(json.dumps(rows, indent=1))
-        return
-    for row in rows:
-        console.result(
-            f"{row['weights']}\t{row['where']}\t{_megabytes(row['bytes'])}\t"
-            f"{'+'.join(row['modalities'])}\t{row['licence']}\t{row['accuracy']}".rstrip()
-        )
-    if not rows:
+    lines = [
+        f"{row['weights']}\t{row['where']}\t{_megabytes(row['bytes'])}\t"
+        f"{'+'.join(row['modalities'])}\t{row['licence']}\t{row['accuracy']}".rstrip()
+        for row in rows
+    ]
+    console.answer(rows, *lines)
+    if not rows and not console.as_json:
         console.info("No weights came with this installation, and none are in the cache.")
 
 
@@ -69,19 +66,16 @@ def list_weights(*, cache_dir: options.CacheDir = None, console: JsonConsole) ->
 @command
 def info(*, offline: options.Offline = False, wanted: BundleOptions, console: JsonConsole) -> None:
     """Show what a bundle is: networks, licence, training, calibration, files and their hashes."""
-    bundle = wanted.resolve(offline=offline)
-    about = _about(bundle)
-    if console.as_json:
-        console.result(json.dumps(about, indent=1))
-        return
-    for key in ("name", "version", "licence", "intended_use", "folder", "origin", "commit"):
-        if about[key]:
-            console.result(f"{key.replace('_', ' ')}: {about[key]}")
-    console.result(f"cycles for: {', '.join(about['modalities'])}")
-    if about["accuracy"]:
-        console.result(f"accuracy: {about['accuracy']}")
-    for name, file in bundle.index.all_files.items():
-        console.result(f"{file.sha256}  {file.size:>12,}  {name}")
+    about = _about(wanted.resolve(offline=offline))
+    shown = {**about, "cycles_for": ", ".join(about["modalities"])}
+    keys = ("name", "version", "licence", "intended_use", "folder", "origin", "commit")
+    lines = [
+        f"{key.replace('_', ' ')}: {shown[key]}"
+        for key in (*keys, "cycles_for", "accuracy")
+        if shown[key] or key == "cycles_for"
+    ]
+    files = [f"{f['sha256']}  {f['size']:>12,}  {name}" for name, f in about["files"].items()]
+    console.answer(about, *lines, *files)
 
 
 @app.command()
@@ -89,7 +83,7 @@ def info(*, offline: options.Offline = False, wanted: BundleOptions, console: Js
 def path(*, offline: options.Offline = False, wanted: BundleOptions, console: JsonConsole) -> None:
     """Print the folder of a bundle, after downloading it where it is not here yet."""
     folder = str(wanted.resolve(offline=offline).folder)
-    console.result(json.dumps({"folder": folder}) if console.as_json else folder)
+    console.answer({"folder": folder}, folder, indent=None)
 
 
 @app.command()
@@ -107,10 +101,7 @@ def download(*, wanted: BundleOptions, console: JsonConsole) -> None:
         )
 
     bundle = wanted.resolve(refresh=True, announce=announce)
-    if console.as_json:
-        console.result(json.dumps(_about(bundle), indent=1))
-    else:
-        console.result(str(bundle.folder))
+    console.answer(_about(bundle), str(bundle.folder))
     if bundle.hub_id:
         console.info(f"use it with: --weights {bundle.hub_id} --offline")
 
@@ -123,8 +114,7 @@ def verify(*, wanted: BundleOptions, console: JsonConsole) -> None:
 
     bundle = wanted.resolve(offline=True)
     verify_bundle(load_bundle(bundle.folder))
-    if console.as_json:
-        console.result(json.dumps({**_about(bundle), "verified": True}, indent=1))
+    console.answer({**_about(bundle), "verified": True})
     console.info(
         f"{bundle.folder}: {len(bundle.index.files) + 1} files as they should be, "
         f"bundle.json {bundle.index.sha256}"
@@ -144,8 +134,7 @@ def remove(
 
     folder, freed = remove_weights(weights, cache_dir=cache_dir)
     console.info(f"Removed {folder}; {_megabytes(freed)} are free again.")
-    if console.as_json:
-        console.result(json.dumps({"folder": str(folder), "freed_bytes": freed}))
+    console.answer({"folder": str(folder), "freed_bytes": freed}, indent=None)
 
 
 @app.command()
@@ -172,12 +161,10 @@ def push(
         raise UsageError("HF_HUB_OFFLINE forbids to publish.", next_step="Unset it.")
     pushed = hub.push(bundle.folder, repo, private=not public)
     url = pushed.hub_id.page
-    if console.as_json:
-        entry = RegistryEntry(repo=repo, revision=pushed.hub_id.revision, sha256=pushed.sha256)
-        about = {"weights": str(pushed.hub_id), "url": url, "private": pushed.private}
-        console.result(json.dumps({**about, "registry_entry": asdict(entry)}, indent=1))
-    else:
-        console.result(f"mmccd segment SUBJECT --out map.nii.gz --weights {pushed.hub_id}")
+    entry = RegistryEntry(repo=repo, revision=pushed.hub_id.revision, sha256=pushed.sha256)
+    about = {"weights": str(pushed.hub_id), "url": url, "private": pushed.private}
+    command_line = f"mmccd segment SUBJECT --out map.nii.gz --weights {pushed.hub_id}"
+    console.answer({**about, "registry_entry": asdict(entry)}, command_line)
     seen = "private: only its owners see it" if pushed.private else "public"
     console.info(f"{url} ({seen})")
 

@@ -231,10 +231,10 @@ def _as_folder(spec: str) -> Path | None:
 
 def _checked(source: WeightsSource, folder: Path | None, origin: WeightsOrigin) -> LocalBundle:
     assert folder is not None  # a source lies in a folder or on the Hub
-    index = read_index(folder)
+    index = check_folder(folder)
     if source.entry is not None:
         source.entry.check(index)
-    return LocalBundle(index=check_folder(folder), origin=origin, source=source)
+    return LocalBundle(index=index, origin=origin, source=source)
 
 
 def _not_in_cache(
