@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -116,10 +116,10 @@ class Segmenter(Pipeline):
         Raises:
             MmccdError: See `mmccd_cli.errors`; nothing is written then.
         """
+        core = {} if out is None else output_paths(Path(out))
         job = Job(
             subject=_subject(subject),
-            outputs=None if out is None else output_paths(Path(out)),
-            extras={kind: Path(path) for kind, path in (extras or {}).items()},
+            targets={kind: Path(path) for kind, path in {**core, **(extras or {})}.items()},
             brain_mask=None if brain_mask is None else Path(brain_mask),
         )
         if out is None and extras:
@@ -142,7 +142,7 @@ class Segmenter(Pipeline):
         force: bool = False,
         resume: bool = False,
         workers: int | None = None,
-    ) -> Iterator[Outcome]:
+    ) -> Generator[Outcome, None, None]:
         """Segment many subjects; one that fails stops none of the others.
 
         Args:

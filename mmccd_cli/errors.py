@@ -31,6 +31,10 @@ class UsageError(MmccdError):
     exit_code = 2
 
 
+class OutputExistsError(UsageError):
+    """An output exists already; of many subjects, this stops none of the others."""
+
+
 class DataError(MmccdError):
     """The input data cannot be used: missing, unreadable, empty, of the wrong kind."""
 

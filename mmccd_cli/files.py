@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmccd_cli.errors import DataError, MmccdError, UsageError
+from mmccd_cli.errors import DataError, MmccdError, OutputExistsError, UsageError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_JSON_BYTES = 64 << 20
+_LONGEST_START = 128
+"""Bytes of a file's name that the name of its temporary file repeats."""
 
 
 def refuse_to_overwrite(
@@ -44,8 +46,8 @@ def refuse_to_overwrite(
         next_step: What helps where a target exists.
 
     Raises:
-        UsageError: A target exists, is an input or a folder, or its folder is unusable; the first
-            one in the way is named.
+        OutputExistsError: A target exists; the first one in the way is named.
+        UsageError: A target is an input or a folder, or its folder is unusable.
     """
     targets = list(targets)
     known = {_identity(path): path for path in inputs}
@@ -62,7 +64,8 @@ def refuse_to_overwrite(
     existing = [path for path in targets if path.exists()]
     if existing and not force:
         others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise UsageError(f"The output {existing[0]}{others} exists already.", next_step=next_step)
+        message = f"The output {existing[0]}{others} exists already."
+        raise OutputExistsError(message, next_step=next_step)
 
 
 @contextlib.contextmanager
@@ -127,13 +130,15 @@ def write_all_atomically(contents: Mapping[Path, bytes]) -> None:
         _flush_folder(folder)
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove temporary files that a killed process left for a target of `write_all_atomically`."""
-    leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
-    with contextlib.suppress(OSError):
-        for other in path.parent.iterdir():
-            if leftover.fullmatch(other.name):
-                other.unlink()
+def remove_leftovers(*paths: Path) -> None:
+    """Remove temporary files that a killed process left for targets of this module's writers."""
+    starts = {path.with_name(_start_of_temporary(path)) for path in paths}
+    for folder in {path.parent for path in paths}:
+        with contextlib.suppress(OSError):
+            for other in folder.iterdir():
+                match = re.fullmatch(r"(\..*\.)[0-9a-f]{8}\.tmp", other.name)
+                if match and folder / match[1] in starts:
+                    other.unlink(missing_ok=True)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -306,7 +311,13 @@ def _check_folder(folder: Path, make: bool) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f"{_start_of_temporary(path)}{secrets.token_hex(4)}.tmp")
+
+
+def _start_of_temporary(path: Path) -> str:
+    """How the names of a target's temporary files start; a long name gives way to its hash."""
+    name = os.fsencode(path.name)
+    return f".{path.name if len(name) <= _LONGEST_START else hashlib.sha256(name).hexdigest()}."
 
 
 def _write_and_flush(path: Path, content: bytes) -> None:

@@ -15,6 +15,7 @@ from mmccd_cli.files import (
     read_json,
     read_json_as,
     refuse_to_overwrite,
+    remove_leftovers,
     write_atomically,
 )
 
@@ -83,6 +84,25 @@ def test_a_writer_that_wants_a_path_writes_all_or_nothing(tmp_path: Path) -> Non
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("weights.pt", b"first")]
     write_atomically(tmp_path / "plain", b"")
     assert target.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["map_of_a.nii.gz", "ü" * 127, os.fsdecode(b"\xff" * 255)])
+def test_only_what_a_killed_writer_left_is_removed(tmp_path: Path, name: str) -> None:
+    target, other = tmp_path / name, tmp_path / f".{name[:9]}.0123abcd.tmp"
+
+    def killed() -> None:
+        with atomic_path(target) as path:
+            path.write_bytes(b"half")
+            path.rename(path.with_name(path.name[:-12] + "89abcdef.tmp"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        killed()
+    other.touch()
+    write_atomically(target, b"whole")
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_leftovers(target, tmp_path / "nowhere" / "file")
+    assert set(tmp_path.iterdir()) == {target, other}
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def demo(
         f"Segmented it with {bundle['name']} {bundle['version']} on {record['device']}, "
         f"in {sum(record['seconds'].values()):.0f} s:"
     )
-    for kind, path in files.job().targets.items():
+    for kind, path in files.targets.items():
         console.info(f"  {kind}: {path}")
     for warning in record["warnings"]:
         console.note(warning)
@@ -47,5 +47,5 @@ def demo(
     if not (console.as_json or console.quiet):
         console.result(
             f"{record['lesion_volume_ml']:.1f} ml found; "
-            f"Dice with the true lesion: {dice:.2f}. Look at {files.picture}"
+            f"Dice with the true lesion: {dice:.2f}. Look at {files.targets['picture']}"
         )

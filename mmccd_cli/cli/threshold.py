@@ -54,13 +54,13 @@ def threshold(
             if len(maps) == 1:
                 raise
             known = as_mmccd_error(error)
-            console.error(known, about=str(job.files.map))
-            failed.append((str(job.files.map), known.message))
+            console.error(known, about=str(job.files["map"]))
+            failed.append((str(job.files["map"]), known.message))
             continue
         console.record(record)
         console.info(
             f"{record['subject']}: {lesions_of(record)} above {record['threshold']:g}, "
-            f"written to {job.files.mask}"
+            f"written to {job.files['mask']}"
         )
         for name in stale:
             console.note(f"{name} still shows the mask of before")

@@ -13,7 +13,7 @@ from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.inputs.subjects import subject_from_files
-from mmccd_cli.outputs.images import OutputPaths, output_paths
+from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -29,22 +29,16 @@ class DemoFiles:
 
     Attributes:
         scans: Modality -> synthetic scan; also "lesion", its true lesion.
-        outputs: Map, mask and sidecar.
-        picture: PNG of the result.
+        targets: Map, mask, sidecar and picture of the result, by kind.
     """
 
     scans: dict[str, Path]
-    outputs: OutputPaths
-    picture: Path
+    targets: dict[str, Path]
 
     def job(self) -> Job:
         """Return what is to be segmented; the scans must exist."""
         images = {name: path for name, path in self.scans.items() if name != LESION}
-        return Job(
-            subject=subject_from_files(images, id=SUBJECT),
-            outputs=self.outputs,
-            extras={"picture": self.picture},
-        )
+        return Job(subject=subject_from_files(images, id=SUBJECT), targets=self.targets)
 
 
 def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
@@ -60,10 +54,12 @@ def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
     names = ("FLAIR", "T2w", "T1w", LESION)
     files = DemoFiles(
         scans={name: folder / SUBJECT / f"{SUBJECT}_{name}.nii.gz" for name in names},
-        outputs=output_paths(folder / "anomaly.nii.gz"),
-        picture=folder / "anomaly.png",
+        targets={
+            **output_paths(folder / "anomaly.nii.gz"),
+            "picture": folder / "anomaly.png",
+        },
     )
-    refuse_to_overwrite([*files.outputs, files.picture], force=force, make_folders=True)
+    refuse_to_overwrite(files.targets.values(), force=force, make_folders=True)
     return files
 
 
@@ -96,6 +92,6 @@ def segment_demo(
     segmented = steps.finish(steps.prepare(files.job()), force=force, advance=advance)
     mask, truth = (
         read_nifti(path, allow_constant=True)[0].data > 0
-        for path in (files.outputs.mask, files.scans[LESION])
+        for path in (files.targets["mask"], files.scans[LESION])
     )
     return segmented.record, overlap(mask, truth).dice

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from mmccd_cli.files import read_json, write_atomically
 from mmccd_cli.inputs.bids import DESCRIPTION, bids_root
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.outputs.bids import DESCRIPTIONS, outputs_of_bids
-from mmccd_cli.outputs.images import OutputPaths
 from mmccd_cli.outputs.record import Outcome, encode_json, read_record
 
 BIDS_VERSION = "1.10.0"
@@ -59,46 +58,54 @@ class Source:
         return f"bids:{self.name}:{inside.as_posix()}"
 
 
-def _job(
-    subject: Subject,
+def derivatives_planner(
+    subjects: Sequence[Subject],
     out: Path,
-    source: Source,
     *,
-    run: int | None,
-    extras: Mapping[str, str],
-    brain_mask: Path | None,
-) -> Job:
-    """Name the outputs of a subject, and what their sidecars say beside the record."""
-    entities = _entities(subject.id)
-    folder = out.joinpath(*entities, "anat")
-    stem = "_".join([*entities, *([f"run-{run}"] if run is not None else []), "space-orig"])
-    others = outputs_of_bids(folder, stem)
-    paths = OutputPaths(others.pop("map"), others.pop("mask"), others.pop("sidecar"))
-    for kind, name in extras.items():
-        others[kind] = folder.with_name("figures") / f"{'_'.join(entities)}_{name}"
-    images = list(subject.paths.values())
-    fields = {
-        "Description": DESCRIPTIONS["anomaly"],
-        "Sources": [source.uri(path) for path in images],
-        # Modalities come in the order in which they are chosen as reference.
-        "SpatialReference": source.uri(images[0]),
-        "Manual": False,
-    }
-    return Job(
-        subject=subject,
-        outputs=paths,
-        extras=others,
-        brain_mask=brain_mask,
-        makes_folder=True,
-        sidecar_fields=fields,
-    )
+    run: int | None = None,
+    extras: Mapping[str, str] | None = None,
+    brain_mask: Path | None = None,
+) -> Callable[[Subject], Job]:
+    """Return what names the outputs of a subject in a derivative data set; see `plan_jobs`.
 
+    Args:
+        subjects: All subjects; their ids need not follow BIDS.
+        out: Root of the derivative data set.
+        run: The run that was asked for; it becomes a part of the names.
+        extras: Kind -> name of what is written beside BIDS' own files, such as
+            {"picture": "look.png"}; these go to a folder `figures`.
+        brain_mask: A brain mask that was given.
 
-def find_records(out: Path) -> list[dict[str, Any]]:
-    """Return the records of all results of a derivative data set, in the order of their names."""
-    places = ("sub-*/anat", "sub-*/ses-*/anat")
-    paths = sorted(p for place in places for p in out.glob(f"{place}/*_desc-anomaly_probseg.json"))
-    return [record for path in paths if (record := read_record(path)) is not None]
+    Raises:
+        UsageError: The folder is a source, or the root of a data set that mmccd did not make.
+    """
+    sources = find_sources(subjects, out)
+    _check_root(out, sources.values())
+
+    def plan(subject: Subject) -> Job:
+        entities = _entities(subject.id)
+        folder = out.joinpath(*entities, "anat")
+        stem = "_".join([*entities, *([f"run-{run}"] if run is not None else []), "space-orig"])
+        figures = {
+            kind: folder.with_name("figures") / f"{'_'.join(entities)}_{name}"
+            for kind, name in (extras or {}).items()
+        }
+        sources_of_map = [sources[subject.id].uri(path) for path in subject.paths.values()]
+        return Job(
+            subject=subject,
+            targets={**outputs_of_bids(folder, stem), **figures},
+            brain_mask=brain_mask,
+            makes_folder=True,
+            sidecar_fields={
+                "Description": DESCRIPTIONS["anomaly"],
+                "Sources": sources_of_map,
+                # Modalities come in the order in which they are chosen as reference.
+                "SpatialReference": sources_of_map[0],
+                "Manual": False,
+            },
+        )
+
+    return plan
 
 
 def summarise_derivatives(out: Path) -> tuple[Path, int]:
@@ -111,56 +118,23 @@ def summarise_derivatives(out: Path) -> tuple[Path, int]:
         DataError: There is no result.
         UsageError: The table cannot be written, or is somebody else's.
     """
-    records = find_records(out)
-    if not records:
+    places = ("sub-*/anat", "sub-*/ses-*/anat")
+    paths = sorted(p for place in places for p in out.glob(f"{place}/*_desc-anomaly_probseg.json"))
+    outcomes = [row_of_result(record) for path in paths if (record := read_record(path))]
+    if not outcomes:
         raise DataError(
             f"{out} holds no result of mmccd.",
             next_step="Run the level participant first.",
         )
     summary = Summary(out)
     summary.check()
-    # Named after the map, which tells runs apart.
-    names = [record["outputs"]["map"].partition("_space-")[0] for record in records]
-    summary.add(
-        *(Outcome(name, "done", record) for name, record in zip(names, records, strict=True))
-    )
-    return summary.path, len(records)
+    summary.add(*outcomes)
+    return summary.path, len(outcomes)
 
 
-def plan_derivatives(
-    subjects: Sequence[Subject],
-    out: Path,
-    *,
-    run: int | None = None,
-    extras: Mapping[str, str] | None = None,
-    brain_mask: Path | None = None,
-) -> list[Job]:
-    """Name the outputs of subjects in a derivative data set.
-
-    Args:
-        subjects: The subjects; their ids need not follow BIDS.
-        out: Root of the derivative data set.
-        run: The run that was asked for; it becomes a part of the names.
-        extras: Kind -> name of what is written beside BIDS' own files, such as
-            {"picture": "look.png"}; these go to a folder `figures`.
-        brain_mask: A brain mask that was given.
-
-    Raises:
-        UsageError: The folder is a source, or the root of a data set that mmccd did not make.
-    """
-    sources = find_sources(subjects, out)
-    _check_root(out, sources.values())
-    return [
-        _job(
-            subject,
-            out,
-            sources[subject.id],
-            run=run,
-            extras=extras or {},
-            brain_mask=brain_mask,
-        )
-        for subject in subjects
-    ]
+def row_of_result(record: dict[str, Any]) -> Outcome:
+    """Return a result as the table has it: named after its map, which tells runs apart."""
+    return Outcome(record["outputs"]["map"].partition("_space-")[0], "done", record)
 
 
 def find_sources(subjects: Iterable[Subject], out: Path) -> dict[str, Source]:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.shards import Shard
 from mmccd_cli.config import SamplingConfig, to_dict
-from mmccd_cli.errors import MmccdError, UsageError
+from mmccd_cli.errors import DataError, MmccdError, UsageError
 from mmccd_cli.files import refuse_to_overwrite
+from mmccd_cli.inputs.scans import BRAIN_MASK
 from mmccd_cli.inputs.subjects import Subject, find_subject
-from mmccd_cli.outputs.images import OutputPaths, output_paths
+from mmccd_cli.outputs.images import CORE_OUTPUTS, output_paths
 from mmccd_cli.outputs.record import Outcome
 
-BRAIN_MASK = "brain_mask"
+LONGEST_NAME = 255
+"""Bytes of the longest name of a file on common file systems."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,20 +29,24 @@ class Job:
 
     Attributes:
         subject: The files to read.
-        outputs: Map, mask and sidecar; None where nothing is written.
-        extras: Kind -> path of what is written beside them, such as "picture"; each kind has a
-            place in `mmccd_cli.outputs.extras.EXTRA_OUTPUTS`.
+        targets: Everything that is written: kind of output -> file, those of `CORE_OUTPUTS` first;
+            each other kind has a place in `mmccd_cli.outputs.extras.EXTRA_OUTPUTS`. Empty where
+            nothing is written.
         brain_mask: A brain mask that was given, or None.
         makes_folder: Whether the outputs' folders are made where they are missing.
         sidecar_fields: What the sidecar says beside the record.
     """
 
     subject: Subject
-    outputs: OutputPaths | None
-    extras: Mapping[str, Path] = field(default_factory=dict)
+    targets: Mapping[str, Path]
     brain_mask: Path | None = None
     makes_folder: bool = False
     sidecar_fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def extras(self) -> list[str]:
+        """Kinds of output beside map, mask and sidecar."""
+        return [kind for kind in self.targets if kind not in CORE_OUTPUTS]
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -51,13 +58,6 @@ class Job:
     def input_files(self) -> list[Path]:
         """Every file that is read, each of a DICOM series too."""
         return [*self.subject.files, *([self.brain_mask] if self.brain_mask else [])]
-
-    @property
-    def targets(self) -> dict[str, Path]:
-        """Everything that is written, by kind."""
-        if self.outputs is None:
-            return {}
-        return {**asdict(self.outputs), **self.extras}
 
     @property
     def names(self) -> dict[str, str]:
@@ -154,6 +154,30 @@ def find_all_subjects(
     return subjects, failures
 
 
+def plan_jobs(
+    subjects: Iterable[Subject], plan: Callable[[Subject], Job]
+) -> tuple[list[Job], list[Outcome]]:
+    """Plan a job for each subject; one whose results cannot be named stops none of the others.
+
+    Args:
+        subjects: The subjects.
+        plan: Names the outputs of one.
+
+    Returns:
+        The jobs, and what became of the subjects that have none.
+    """
+    jobs: list[Job] = []
+    failures: list[Outcome] = []
+    for subject in subjects:
+        try:
+            job = plan(subject)
+            _check_names(job)
+            jobs.append(job)
+        except MmccdError as error:
+            failures.append(Outcome(subject.id, "failed", error=error))
+    return jobs, failures
+
+
 def plan_job(
     subject: Subject,
     out_dir: Path,
@@ -172,11 +196,21 @@ def plan_job(
     named = {kind: out_dir / f"{subject.id}_{name}" for kind, name in (extras or {}).items()}
     return Job(
         subject=subject,
-        outputs=output_paths(out_dir / f"{subject.id}.nii.gz"),
-        extras=named,
+        targets={**output_paths(out_dir / f"{subject.id}.nii.gz"), **named},
         brain_mask=brain_mask,
         makes_folder=True,
     )
+
+
+def _check_names(job: Job) -> None:
+    sizes = {len(os.fsencode(name)): name for name in job.names.values()}
+    if (longest := max(sizes)) > LONGEST_NAME:
+        raise DataError(
+            f"The output {sizes[longest]} cannot be written: its name is too long.",
+            cause=f"Outputs are named after subjects; it has {longest} bytes, and {LONGEST_NAME} "
+            "are the most.",
+            next_step="Rename the subject's folder, or segment it alone, with --out map.nii.gz.",
+        )
 
 
 def check_targets(jobs: Sequence[Job], *, force: bool, resume: bool) -> None:
@@ -198,15 +232,13 @@ def check_targets(jobs: Sequence[Job], *, force: bool, resume: bool) -> None:
             cause="One subject is named like another one's mask, or the picture like the map.",
             next_step="Give another name, or run the subjects with an --out-dir each.",
         )
-    inputs = [path for job in jobs for path in job.input_files]
-    for makes_folder in (False, True):
-        refuse_to_overwrite(
-            [p for job in jobs if job.makes_folder == makes_folder for p in job.targets.values()],
-            inputs,
-            force=force or resume,
-            make_folders=makes_folder,
-            next_step="Add --resume to keep what is up to date, or --force to overwrite.",
-        )
+    refuse_to_overwrite(
+        targets,
+        [path for job in jobs for path in job.input_files],
+        force=force or resume,
+        make_folders=all(job.makes_folder for job in jobs),
+        next_step="Add --resume to keep what is up to date, or --force to overwrite.",
+    )
 
 
 def check_extras(jobs: Iterable[Job], settings: RunSettings) -> None:

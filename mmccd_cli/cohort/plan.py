@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from mmccd_cli.cohort.derivatives import plan_derivatives
+from mmccd_cli.cohort.derivatives import derivatives_planner
 from mmccd_cli.cohort.jobs import (
     Job,
     RunSettings,
@@ -14,6 +16,7 @@ from mmccd_cli.cohort.jobs import (
     check_targets,
     find_all_subjects,
     plan_job,
+    plan_jobs,
 )
 from mmccd_cli.cohort.shards import Shard
 from mmccd_cli.cohort.summary import Summary
@@ -74,6 +77,13 @@ class Cohort:
     def input_files(self) -> list[Path]:
         """Every file that is read."""
         return [path for job in self.jobs for path in job.input_files]
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that is written for a subject, and the table."""
+        summary = self.summary()
+        targets = [path for job in self.jobs for path in job.targets.values()]
+        return [*targets, *([summary.path] if summary else [])]
 
     def summary(self) -> Summary | None:
         """Return the table of the subjects, if there is to be one."""
@@ -199,28 +209,20 @@ class SubjectSelection:
         """
         subjects, failures = self._find()
         if self.out is not None:
-            outputs = output_paths(self.out)
-            job = Job(
-                subject=subjects[0],
-                outputs=outputs,
-                extras=dict(self.extras),
-                brain_mask=self.brain_mask,
-            )
+            targets = {**output_paths(self.out), **self.extras}
+            job = Job(subject=subjects[0], targets=targets, brain_mask=self.brain_mask)
             return Cohort(jobs=[job])
-        names = {kind: path.name for kind, path in self.extras.items()}
+        extras = {kind: path.name for kind, path in self.extras.items()}
+        named: dict[str, Any] = {"extras": extras, "brain_mask": self.brain_mask}
         if self.bids_out is not None:
-            jobs = plan_derivatives(
-                subjects, self.bids_out, extras=names, brain_mask=self.brain_mask
-            )
+            plan_one = derivatives_planner(subjects, self.bids_out, **named)
         else:
             assert self.out_dir is not None  # __post_init__ has seen to it
-            jobs = [
-                plan_job(subject, self.out_dir, extras=names, brain_mask=self.brain_mask)
-                for subject in subjects
-            ]
+            plan_one = partial(plan_job, out_dir=self.out_dir, **named)
+        jobs, unnamed = plan_jobs(subjects, lambda subject: self._with_report(plan_one(subject)))
         return Cohort(
-            jobs=[self._with_report(job) for job in jobs],
-            failures=failures,
+            jobs=jobs,
+            failures=[*failures, *unnamed],
             table_dir=self.out_dir,
             shard=self.shard,
             report_dir=self.report_dir,
@@ -240,7 +242,7 @@ class SubjectSelection:
         from mmccd_cli.outputs.report.cohort import report_path
 
         report = report_path(self.report_dir, job.subject.id)
-        return replace(job, extras={**job.extras, "report": report})
+        return replace(job, targets={**job.targets, "report": report})
 
 
 def plan_bids_cohort(
@@ -258,8 +260,8 @@ def plan_bids_cohort(
         subjects: The sessions; see `mmccd_cli.inputs.subjects.find_sessions`.
         missing: Name and error of each session that cannot be used.
         out: Root of the derivatives.
-        run: See `plan_derivatives`.
-        extras: See `plan_derivatives`.
+        run: See `derivatives_planner`.
+        extras: See `derivatives_planner`.
         shard: The share of the sessions that is wanted; None for all. The first share reports what
             is missing.
 
@@ -270,11 +272,10 @@ def plan_bids_cohort(
         mine = set(shard.pick([session_folder(subject) for subject in subjects]))
         subjects = [subject for subject in subjects if session_folder(subject) in mine]
         missing = missing if shard.index == 1 else []
-    return Cohort(
-        jobs=plan_derivatives(subjects, out, run=run, extras=extras),
-        failures=[Outcome(name, "failed", error=error) for name, error in missing],
-        bids_root=out,
-    )
+    failures = [Outcome(name, "failed", error=error) for name, error in missing]
+    planner = derivatives_planner(subjects, out, run=run, extras=extras)
+    jobs, unnamed = plan_jobs(subjects, planner)
+    return Cohort(jobs=jobs, failures=[*failures, *unnamed], bids_root=out)
 
 
 def session_folder(subject: Subject) -> Path:

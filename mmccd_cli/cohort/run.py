@@ -14,7 +14,7 @@ from mmccd_cli.cohort.plan import Cohort, RunPolicy
 from mmccd_cli.cohort.prefetch import prefetch
 from mmccd_cli.cohort.resume import PreviousResult, is_ours
 from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads, threads_in_all
-from mmccd_cli.errors import MmccdError, UsageError, WeightsError
+from mmccd_cli.errors import MmccdError, OutputExistsError, UsageError, WeightsError
 from mmccd_cli.files import refuse_to_overwrite, remove_leftovers
 from mmccd_cli.inputs.scans import Scans, read_scans
 from mmccd_cli.outputs.record import Outcome
@@ -79,6 +79,7 @@ def segment_cohort(
     if cohort.bids_root is not None and cohort.jobs:
         write_root(cohort.bids_root, [job.subject for job in cohort.jobs])
     summary = cohort.summary()
+    remove_leftovers(*cohort.files)
     outcomes: list[Outcome] = []
     done = _segment_jobs(cohort.jobs, load, settings, policy=policy, observer=observer)
     try:
@@ -146,9 +147,9 @@ def _segment_jobs(
             nothing_to_read = policy.resume and first.exists
             scans = None if nothing_to_read else read_scans(first.subject, first.brain_mask)
             break
-        except (MmccdError, OSError) as error:
+        except Exception as error:
             observer.began(first)
-            yield Outcome(first.subject.id, "failed", error=error)
+            yield _failure(first, error)
     else:
         return
     # Not within the try: without weights or device, no other subject can be done either.
@@ -190,8 +191,16 @@ class _Runner:
         """Do what comes before the device, or find that it is not needed; safe in a thread."""
         if self.workers:
             hold_threads(self.threads)
-        previous = self.steps.find_previous(job) if self.policy.resume else None
-        return previous or self.steps.prepare(
+        if self.policy.resume and (previous := self.steps.find_previous(job)) is not None:
+            return previous
+        refuse_to_overwrite(
+            job.targets.values(),
+            job.input_files,
+            force=self._may_replace(job),
+            make_folders=job.makes_folder,
+            next_step="Move it away, or run again with --force and without --resume.",
+        )
+        return self.steps.prepare(
             job,
             scans=self.already_read.pop(job.subject.id, None),
             threads=max(1, self.threads // max(1, self.workers)),
@@ -205,27 +214,25 @@ class _Runner:
         """
         try:
             return self._finish(job, wait())
+        except OutputExistsError as error:
+            return _failure(job, error)
         except (WeightsError, UsageError):
             raise
         except Exception as error:  # a bug met on one subject must not lose the others
-            _forget_arrays(error)
-            return Outcome(job.subject.id, "failed", error=error)
+            return _failure(job, error)
 
     def _finish(self, job: Job, ready: PreparedJob | PreviousResult) -> Outcome:
-        name = job.subject.id
-        if isinstance(ready, PreviousResult) and ready.is_current:
+        name, force = job.subject.id, self._may_replace(job)
+        if isinstance(ready, PreparedJob):
+            segmented = self.steps.finish(ready, force=force, advance=self.observer.advance)
+            return Outcome(name, "done", segmented.record)
+        if ready.is_current:
             return Outcome(name, "skipped", {**ready.record, "status": "skipped"})
-        overwrite = self.policy.force or (self.policy.resume and is_ours(job))
-        if self.policy.resume:
-            for path in job.targets.values():
-                remove_leftovers(path)
-        if job.exists:
-            refuse_to_overwrite(job.targets.values(), job.input_files, force=overwrite)
-        if isinstance(ready, PreviousResult):
-            segmented = self.steps.redo_mask(job, ready, force=overwrite)
-            return Outcome(name, "done", segmented.record, from_map=True)
-        segmented = self.steps.finish(ready, force=overwrite, advance=self.observer.advance)
-        return Outcome(name, "done", segmented.record)
+        segmented = self.steps.redo_mask(job, ready, force=force)
+        return Outcome(name, "done", segmented.record, from_map=True)
+
+    def _may_replace(self, job: Job) -> bool:
+        return self.policy.force or (self.policy.resume and is_ours(job))
 
 
 def choose_workers(others: int) -> int:
@@ -249,8 +256,10 @@ def choose_workers(others: int) -> int:
     return min(others, cores, MOST_WORKERS, fits)
 
 
-def _forget_arrays(error: BaseException | None) -> None:
-    """Keep an error's traceback without the variables of its functions: whole images, mostly."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+def _failure(job: Job, error: Exception) -> Outcome:
+    """Return what became of a job, without the variables of a traceback: whole images, mostly."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    return Outcome(job.subject.id, "failed", error=error)

@@ -5,19 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.resume import PreviousResult, find_previous
 from mmccd_cli.inputs.nifti import NiftiGrid, make_grid
-from mmccd_cli.inputs.scans import Scans, describe_inputs, name_inputs, read_image, read_scans
+from mmccd_cli.inputs.scans import Scans, name_inputs, read_image, read_scans
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
-from mmccd_cli.outputs.images import (
-    encode_images,
-    write_outputs,
-)
+from mmccd_cli.outputs.images import encode_images, write_outputs
 from mmccd_cli.outputs.record import (
     RECORD_VERSION,
     Outcome,
@@ -45,21 +41,13 @@ class PreparedJob:
 
     Attributes:
         job: The job.
-        inputs: Names and hashes of what was read.
+        scans: What was read, without the images where no extra output looks at them.
         prepared: The subject in template space.
-        grids: Modality -> grid of its file.
-        volumes: Modality -> image; None where no extra output looks at them.
-        notes: What was found and mended while reading.
-        seconds: Seconds of reading.
     """
 
     job: Job
-    inputs: Mapping[str, Any]
+    scans: Scans
     prepared: PreparedSubject
-    grids: Mapping[str, NiftiGrid]
-    volumes: Mapping[str, Volume] | None
-    notes: list[str]
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -117,7 +105,6 @@ class JobSteps:
             scans: What was read of the subject; None to read it.
             threads: Threads of the CPU; None for all.
         """
-        inputs = describe_inputs(job.subject, job.brain_mask)
         scans = scans or read_scans(job.subject, job.brain_mask)
         prepared = self.pipeline.prepare(
             scans.volumes,
@@ -126,15 +113,8 @@ class JobSteps:
             threads=threads or threads_in_all(),
         )
         shown = any(EXTRA_OUTPUTS[kind].needs_prepared for kind in job.extras)
-        return PreparedJob(
-            job=job,
-            inputs=inputs,
-            prepared=prepared,
-            grids=scans.grids,
-            volumes=scans.volumes if shown else None,
-            notes=scans.notes,
-            seconds=scans.seconds,
-        )
+        kept = replace(scans, volumes=scans.volumes if shown else {}, brain_mask=None)
+        return PreparedJob(job=job, scans=kept, prepared=prepared)
 
     def infer(self, ready: PreparedJob, *, advance: Progress = silent) -> SegmentedSubject:
         """Segment a prepared subject; nothing is written.
@@ -143,26 +123,26 @@ class JobSteps:
             ready: What `prepare` returned.
             advance: Called with passes done and their number.
         """
-        settings = self.settings
+        settings, scans = self.settings, ready.scans
         result = self.pipeline.infer(
             ready.prepared, options=settings.mask_options, space=settings.space, advance=advance
         )
         if settings.space == "native":
-            grid = ready.grids[result.reference]
+            grid = scans.grids[result.reference]
         else:
             grid = make_grid(result.shown.shape, result.shown.affine, code=TEMPLATE_CODE)
         record = describe_result(
             ready.job.subject,
             result,
             self.pipeline.bundle,
-            inputs=ready.inputs,
+            inputs=scans.inputs,
             requested=self.requested,
             outputs=ready.job.names,
-            notes=ready.notes,
-            seconds={"read": ready.seconds},
+            notes=scans.notes,
+            seconds={"read": scans.seconds},
             threads=threads_in_all(),
         )
-        return self._segmented(ready.job, result, grid=grid, record=record, volumes=ready.volumes)
+        return self._segmented(ready.job, result, grid=grid, record=record, volumes=scans.volumes)
 
     def finish(
         self, ready: PreparedJob, *, force: bool, advance: Progress = silent
@@ -174,13 +154,14 @@ class JobSteps:
             force: Whether existing outputs may be overwritten.
             advance: Called with passes done and their number.
         """
-        segmented, outputs = self.infer(ready, advance=advance), ready.job.outputs
-        assert outputs is not None  # only `infer` does without
-        clock = Stopwatch()
+        segmented, clock = self.infer(ready, advance=advance), Stopwatch()
+        result = segmented.result
         with clock.stage("encode"):
-            result = segmented.result
             contents = encode_images(
-                outputs, anomaly_map=result.anomaly_map, mask=result.mask, grid=segmented.grid
+                ready.job.targets,
+                anomaly_map=result.anomaly_map,
+                mask=result.mask,
+                grid=segmented.grid,
             )
         return _write(ready.job, segmented, contents, clock=clock, force=force)
 
@@ -211,9 +192,8 @@ class JobSteps:
                 notes=record["warnings"],
                 seconds=record["seconds"],
             )
-            contents = {job.targets[kind]: made for kind, made in new.contents.items()}
-        segmented = self._segmented(job, result, grid=new.grid, record=record)
-        return _write(job, segmented, contents, clock=clock, force=force)
+        segmented = self._segmented(job, result, grid=new.grid, record=record, volumes={})
+        return _write(job, segmented, new.contents, clock=clock, force=force)
 
     def _segmented(
         self,
@@ -222,7 +202,7 @@ class JobSteps:
         *,
         grid: NiftiGrid,
         record: dict[str, Any],
-        volumes: Mapping[str, Volume] | None = None,
+        volumes: Mapping[str, Volume],
     ) -> SegmentedSubject:
         return SegmentedSubject(
             subject=job.subject,
@@ -239,31 +219,31 @@ class JobSteps:
 def _write(
     job: Job,
     segmented: SegmentedSubject,
-    contents: dict[Path, bytes],
+    contents: dict[str, bytes],
     *,
     clock: Stopwatch,
     force: bool,
 ) -> SegmentedSubject:
-    """Make the extras that are not among the contents, and write all files of a job."""
-    targets = job.targets
-    hashes = {
-        kind: hashlib.sha256(contents[targets[kind]]).hexdigest()
-        for kind in ("map", "mask")
-        if targets[kind] in contents
-    }
+    """Make the kinds of output that are not among the contents, and write all files of a job."""
     record = segmented.record
+    hashes = {
+        kind: hashlib.sha256(contents[kind]).hexdigest()
+        for kind in ("map", "mask")
+        if kind in contents
+    }
     record["output_sha256"] = {**record["output_sha256"], **hashes}
-    for kind, path in job.extras.items():
-        if path not in contents:
+    for kind in job.extras:
+        if kind not in contents:
             with clock.stage(kind):
-                contents[path] = EXTRA_OUTPUTS[kind].make(segmented)
+                contents[kind] = EXTRA_OUTPUTS[kind].make(segmented)
     rounded = {stage: round(value, 3) for stage, value in clock.seconds.items()}
     record = jsonable({**record, "seconds": {**record["seconds"], **rounded}})
-    contents[targets["sidecar"]] = encode_sidecar(record, job.sidecar_fields)
+    contents["sidecar"] = encode_sidecar(record, job.sidecar_fields)
+    files = {job.targets[kind]: content for kind, content in contents.items()}
     if job.makes_folder:
-        for folder in {path.parent for path in contents}:
+        for folder in {path.parent for path in files}:
             folder.mkdir(parents=True, exist_ok=True)
-    write_outputs(contents, inputs=job.input_files, force=force)
+    write_outputs(files, inputs=job.input_files, force=force)
     return replace(segmented, record=record)
 
 

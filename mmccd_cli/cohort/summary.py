@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmccd_cli.cohort.jobs import BRAIN_MASK
 from mmccd_cli.errors import MmccdError, UsageError
 from mmccd_cli.files import write_atomically
+from mmccd_cli.inputs.scans import BRAIN_MASK
 from mmccd_cli.outputs.record import Outcome
 
 COLUMNS = (
@@ -88,7 +88,13 @@ class Summary:
     def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, _table(rows))
+            table = _table(rows)
+            try:
+                write_atomically(self.path, table)
+            except FileNotFoundError:
+                # Another run in this folder began just now, and took the temporary file for one
+                # that a killed run had left.
+                write_atomically(self.path, table)
         except OSError as cause:
             raise UsageError(
                 f"The table {self.path} could not be written.",

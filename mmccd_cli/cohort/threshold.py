@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmccd_cli.anomaly.mask import MaskOptions
+from mmccd_cli.cohort.derivatives import row_of_result
 from mmccd_cli.cohort.summary import update_summaries
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.files import refuse_to_overwrite, sha256_of_file
+from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.outputs.bids import outputs_beside
-from mmccd_cli.outputs.images import OutputPaths, output_paths, write_outputs
+from mmccd_cli.outputs.images import CORE_OUTPUTS, output_paths, write_outputs
 from mmccd_cli.outputs.record import Outcome, Sidecar, encode_sidecar, read_sidecar
 from mmccd_cli.outputs.remask import remask
-
-CORE = ("map", "mask", "sidecar")
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,22 @@ class MaskJob:
     """One map and where its new mask goes.
 
     Attributes:
-        files: The map, the new mask and its new record.
+        files: "map", and the new "mask" and "sidecar".
         record: The record that the map has.
     """
 
-    files: OutputPaths
+    files: dict[str, Path]
     record: Path
 
     @property
     def in_place(self) -> bool:
         """Whether the map's own mask is replaced."""
-        return self.files.sidecar == self.record
+        return self.files["sidecar"] == self.record
 
     @property
     def inputs(self) -> list[Path]:
         """What must not be overwritten."""
-        return [self.files.map] if self.in_place else [self.files.map, self.record]
+        return [self.files["map"], *([] if self.in_place else [self.record])]
 
 
 def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) -> list[MaskJob]:
@@ -53,8 +53,8 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
     Raises:
         UsageError: Two maps for one mask, or something exists that must stay.
     """
-    own = {path: _own_paths(path) for path in maps}
-    masks = {paths.mask for paths in own.values()}
+    own = {path: outputs_beside(path) for path in maps}
+    masks = {paths["mask"] for paths in own.values()}
     chosen = [paths for path, paths in own.items() if path not in masks] or list(own.values())
     if out is not None and len(chosen) > 1:
         raise UsageError(
@@ -63,16 +63,13 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
         )
     jobs = []
     for paths in chosen:
-        new = OutputPaths(paths.map, out, output_paths(out).sidecar) if out is not None else paths
-        job = MaskJob(new, record=paths.sidecar)
-        refuse_to_overwrite([new.mask, new.sidecar], job.inputs, force=force)
+        new = {kind: paths[kind] for kind in CORE_OUTPUTS}
+        if out is not None:
+            new |= {"mask": out, "sidecar": output_paths(out)["sidecar"]}
+        job = MaskJob(new, record=paths["sidecar"])
+        refuse_to_overwrite([new["mask"], new["sidecar"]], job.inputs, force=force)
         jobs.append(job)
     return jobs
-
-
-def _own_paths(path: Path) -> OutputPaths:
-    named = outputs_beside(path)
-    return OutputPaths(*(named[kind] for kind in CORE))
 
 
 def make_mask(
@@ -92,24 +89,25 @@ def make_mask(
         DataError: There is no map, no record, or they do not belong together.
         UsageError: Something would be overwritten, or the disk is full.
     """
-    sidecar = _sidecar_of(job)
-    files = asdict(job.files)
+    sidecar, map_file = _sidecar_of(job), job.files["map"]
     others = sidecar.record["outputs"] if job.in_place else {}
-    beside = outputs_beside(job.files.map)
-    files |= {kind: beside[kind] for kind in others if kind in beside and kind not in files}
+    files = outputs_beside(map_file)
+    files = {kind: path for kind, path in files.items() if kind in others} | job.files
     reference = sidecar.fields.get("SpatialReference")
     new = remask(files, sidecar.record, options, spatial_reference=reference)
     contents = {files[kind]: made for kind, made in new.contents.items()}
-    contents[job.files.sidecar] = encode_sidecar(new.record, sidecar.fields)
+    contents[files["sidecar"]] = encode_sidecar(new.record, sidecar.fields)
     write_outputs(contents, inputs=job.inputs, force=force)
     if job.in_place:
-        update_summaries(job.files.map.parent, Outcome(new.record["subject"], "done", new.record))
+        update_summaries(map_file.parent, Outcome(new.record["subject"], "done", new.record))
+        if sidecar.fields and (root := bids_root(map_file.parent)):
+            update_summaries(root, row_of_result(new.record))
     return new.record, [name for kind, name in others.items() if kind not in files]
 
 
 def _sidecar_of(job: MaskJob) -> Sidecar:
-    if not job.files.map.is_file():
-        raise DataError(f"There is no map {job.files.map}.", next_step="Check the name.")
+    if not job.files["map"].is_file():
+        raise DataError(f"There is no map {job.files['map']}.", next_step="Check the name.")
     if not job.record.is_file():
         raise DataError(
             f"There is no record {job.record} beside the map.",
@@ -125,9 +123,9 @@ def _sidecar_of(job: MaskJob) -> Sidecar:
             cause=f"What is wrong: {error}.",
             next_step="Segment the subject anew: mmccd segment ... --force",
         ) from error
-    if sidecar.record["output_sha256"].get("map") != sha256_of_file(job.files.map):
+    if sidecar.record["output_sha256"].get("map") != sha256_of_file(job.files["map"]):
         raise DataError(
-            f"{job.files.map} is not the map that {job.record} speaks of.",
+            f"{job.files['map']} is not the map that {job.record} speaks of.",
             cause="One of them was changed or replaced.",
             next_step="Segment the subject anew.",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,11 @@ def make_grid(shape: tuple[int, ...], affine: ArrayLike, *, code: int = 1) -> Ni
 
 
 def read_nifti(
-    path: Path, *, allow_constant: bool = False, notes: list[str] | None = None
+    path: Path,
+    *,
+    allow_constant: bool = False,
+    notes: list[str] | None = None,
+    digests: list[str] | None = None,
 ) -> tuple[Volume, NiftiGrid]:
     """Read one three-dimensional image, compressed or not, of any number type and byte order.
 
@@ -102,6 +107,7 @@ def read_nifti(
         path: A NIfTI-1 or NIfTI-2 file in one piece.
         allow_constant: Accept an image in which all voxels are equal, such as a mask.
         notes: Sentences on what was found and mended are appended here.
+        digests: The SHA-256 of the bytes that were read is appended here.
 
     Returns:
         The volume in the file's own index order, and the grid to write outputs on.
@@ -112,7 +118,11 @@ def read_nifti(
     """
     path = Path(path)
     notes = notes if notes is not None else []
-    raw = _read_bytes(path)
+    content = _read_bytes(path)
+    if digests is not None:
+        digests.append(hashlib.sha256(content).hexdigest())
+    raw = _decompressed(path, content)
+    del content
     header = _parse_header(path, raw)
     _keep_three_dimensions(path, header)
     grid = NiftiGrid.of_header(header, _affine_in_mm(path, header, notes))
@@ -250,13 +260,16 @@ def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
         raise DataError(f"{path} is a folder, not an image.", next_step="Give a .nii.gz file.")
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(
             f"There is no file {path}.", next_step="Check the name and the folder."
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _decompressed(path: Path, raw: bytes) -> bytes:
     if not raw.startswith(_GZIP_MAGIC):
         return raw
     try:

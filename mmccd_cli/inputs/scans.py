@@ -14,6 +14,8 @@ from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.inputs.volume import Volume
 
+BRAIN_MASK = "brain_mask"
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scans:
@@ -23,6 +25,7 @@ class Scans:
         volumes: Modality to image.
         grids: Modality to the grid of its file.
         brain_mask: The mask that was given, or None.
+        inputs: Names and hashes of what was read; see `describe_inputs`.
         notes: What was found and mended.
         seconds: How long it took.
     """
@@ -30,6 +33,7 @@ class Scans:
     volumes: Mapping[str, Volume]
     grids: Mapping[str, NiftiGrid]
     brain_mask: Volume | None
+    inputs: Mapping[str, Mapping[str, Any]]
     notes: list[str]
     seconds: float
 
@@ -46,19 +50,26 @@ def read_scans(subject: Subject, brain_mask: Path | None = None) -> Scans:
     """
     started = time.perf_counter()
     notes: list[str] = []
-    read = {name: read_image(subject, name, notes=notes) for name in subject.paths}
-    mask = read_nifti(brain_mask, allow_constant=True)[0] if brain_mask else None
+    digests: list[str] = []
+    read = {name: read_image(subject, name, notes=notes, digests=digests) for name in subject.paths}
+    mask = read_nifti(brain_mask, allow_constant=True, digests=digests) if brain_mask else None
+    hashes = dict(zip([*subject.paths, BRAIN_MASK], digests, strict=False))
     return Scans(
         volumes={name: volume for name, (volume, _) in read.items()},
         grids={name: grid for name, (_, grid) in read.items()},
-        brain_mask=mask,
+        brain_mask=mask[0] if mask else None,
+        inputs=describe_inputs(subject, brain_mask, hashes=hashes),
         notes=notes,
         seconds=time.perf_counter() - started,
     )
 
 
 def read_image(
-    subject: Subject, modality: str, *, notes: list[str] | None = None
+    subject: Subject,
+    modality: str,
+    *,
+    notes: list[str] | None = None,
+    digests: list[str] | None = None,
 ) -> tuple[Volume, NiftiGrid]:
     """Read one image of a subject, of a NIfTI file or a DICOM series.
 
@@ -66,15 +77,16 @@ def read_image(
         subject: Its files.
         modality: One of those that it has.
         notes: Sentences on what was found and mended are appended here.
+        digests: The SHA-256 of what was read is appended here; see `sha256_of_image`.
 
     Raises:
         DataError: It cannot be used.
     """
     if modality not in subject.series:
-        return read_nifti(subject.paths[modality], notes=notes)
+        return read_nifti(subject.paths[modality], notes=notes, digests=digests)
     from mmccd_cli.inputs.dicom.pixels import read_stack
 
-    return read_stack(subject.series[modality], notes=notes)
+    return read_stack(subject.series[modality], notes=notes, digests=digests)
 
 
 def name_inputs(subject: Subject, brain_mask: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -89,18 +101,29 @@ def name_inputs(subject: Subject, brain_mask: Path | None = None) -> dict[str, d
         named[modality] = {"file": path.name} if stack is None else {"file": stack.label}
         if reason := subject.reasons.get(modality):
             named[modality]["chosen"] = reason
-    return {**named, "brain_mask": {"file": brain_mask.name}} if brain_mask else named
+    return {**named, BRAIN_MASK: {"file": brain_mask.name}} if brain_mask else named
 
 
-def describe_inputs(subject: Subject, brain_mask: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Return name and SHA-256 of each input for the sidecar; of a DICOM series over all files."""
+def describe_inputs(
+    subject: Subject, brain_mask: Path | None = None, *, hashes: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return name and SHA-256 of each input for the sidecar; of a DICOM series over all files.
+
+    Args:
+        subject: Its files.
+        brain_mask: The file of a brain mask, or None.
+        hashes: Input to the SHA-256 of what was read; None to read the files now.
+    """
     described = name_inputs(subject, brain_mask)
-    for modality in subject.paths:
-        described[modality]["sha256"] = sha256_of_image(subject, modality)
-        if stack := subject.series.get(modality):
-            described[modality]["slices"] = len(stack.frames)
-    if brain_mask:
-        described["brain_mask"]["sha256"] = sha256_of_file(brain_mask)
+    for name, entry in described.items():
+        if hashes is not None:
+            entry["sha256"] = hashes[name]
+        elif name in subject.paths:
+            entry["sha256"] = sha256_of_image(subject, name)
+        elif brain_mask is not None:
+            entry["sha256"] = sha256_of_file(brain_mask)
+        if stack := subject.series.get(name):
+            entry["slices"] = len(stack.frames)
     return described
 
 

@@ -163,8 +163,12 @@ def _place_of(stack: Stack) -> Path:
 
 
 def _safe_name(name: str) -> str:
-    """Make a name of bytes that are no text, or of control characters, one that can be written."""
-    readable = os.fsencode(name).decode("utf-8", "replace").replace("\ufffd", "_")
+    """Make a name of bytes that are no text, or of control characters, one that can be written.
+
+    Such a byte becomes its number, so that names which differ in it alone stay different.
+    """
+    text = os.fsencode(name).decode("utf-8", "surrogateescape")
+    readable = re.sub("[\udc80-\udcff]", lambda byte: f"_{ord(byte[0]) - 0xDC00:02x}", text)
     return re.sub(r"[\x00-\x1f\x7f]", "_", readable)
 
 

@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "bids": ["BIDS_OUTPUTS", "BidsMask"],
         "dicom_seg": ["Provenance", "encode_segmentation"],
         "extras": ["EXTRA_OUTPUTS", "ExtraOutput"],
-        "images": ["OutputPaths", "encode_images", "encode_mask", "output_paths", "write_outputs"],
+        "images": ["encode_images", "encode_mask", "output_paths", "write_outputs"],
         "pictures": ["overview_png"],
         "record": [
             "Outcome",

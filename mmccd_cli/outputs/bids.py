@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ def outputs_beside(map: Path) -> dict[str, Path]:
     """
     if map.name.endswith(_END_OF_MAP):
         return outputs_of_bids(map.parent, map.name.removesuffix(_END_OF_MAP))
-    return asdict(output_paths(map))
+    return output_paths(map)
 
 
 def mask_sidecar(shown: BidsMask) -> bytes:

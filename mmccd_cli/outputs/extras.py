@@ -41,9 +41,11 @@ def _picture(segmented: SegmentedSubject) -> bytes:
 def _report(segmented: SegmentedSubject) -> bytes:
     from mmccd_cli.outputs.report.page import subject_report
 
-    volumes = segmented.volumes or {}
     return subject_report(
-        segmented.result, volumes, template=segmented.bundle.template, record=segmented.record
+        segmented.result,
+        segmented.volumes,
+        template=segmented.bundle.template,
+        record=segmented.record,
     )
 
 

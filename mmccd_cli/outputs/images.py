@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,40 +16,29 @@ MAP_DESCRIPTION = "mmccd anomaly map"
 MASK_DESCRIPTION = "mmccd anomaly mask"
 
 
-@dataclass(frozen=True)
-class OutputPaths:
-    """Where one subject's result goes.
-
-    Args:
-        map: Anomaly map, float32 in [0, 1].
-        mask: Mask, uint8.
-        sidecar: JSON with inputs, settings and lesions.
-    """
-
-    map: Path
-    mask: Path
-    sidecar: Path
-
-    def __iter__(self) -> Iterator[Path]:
-        return iter((self.map, self.mask, self.sidecar))
+CORE_OUTPUTS = ("map", "mask", "sidecar")
+"""Kinds of output that every result has; all others are extras."""
 
 
-def output_paths(out: Path) -> OutputPaths:
-    """Derive the names of mask and sidecar from the map's: map_mask.nii.gz and map.json.
+def output_paths(out: Path) -> dict[str, Path]:
+    """Name the files of a result after its map: map_mask.nii.gz and map.json beside map.nii.gz.
+
+    Returns:
+        Kind of output -> file, for each of `CORE_OUTPUTS`.
 
     Raises:
         UsageError: The name ends in neither .nii.gz nor .nii.
     """
-    out = Path(out)
     suffix = ".nii.gz" if is_compressed_name(out) else ".nii"
     stem, suffix = out.name[: -len(suffix)], out.name[-len(suffix) :]
-    return OutputPaths(out, out.with_name(f"{stem}_mask{suffix}"), out.with_name(f"{stem}.json"))
+    names = (out.name, f"{stem}_mask{suffix}", f"{stem}.json")
+    return {kind: out.with_name(name) for kind, name in zip(CORE_OUTPUTS, names, strict=True)}
 
 
 def encode_images(
-    paths: OutputPaths, *, anomaly_map: ArrayLike, mask: ArrayLike, grid: NiftiGrid
-) -> dict[Path, bytes]:
-    """Return the bytes of map and mask; equal arrays on one grid give equal bytes.
+    paths: Mapping[str, Path], *, anomaly_map: ArrayLike, mask: ArrayLike, grid: NiftiGrid
+) -> dict[str, bytes]:
+    """Return the bytes of "map" and "mask"; equal arrays on one grid give equal bytes.
 
     Args:
         paths: Where they will go; see `output_paths`.
@@ -62,15 +50,15 @@ def encode_images(
         ValueError: The map is not finite or leaves [0, 1], or the mask does not fit uint8.
     """
     return {
-        paths.map: encode_nifti(
+        "map": encode_nifti(
             _checked_map(anomaly_map),
             grid,
-            compress=is_compressed_name(paths.map),
+            compress=is_compressed_name(paths["map"]),
             intent="estimate",
             description=MAP_DESCRIPTION,
             display_range=(0.0, 1.0),
         ),
-        paths.mask: encode_mask(paths.mask, mask, grid),
+        "mask": encode_mask(paths["mask"], mask, grid),
     }
 
 

@@ -30,7 +30,7 @@ class SegmentedSubject:
         record: What the sidecar says; before the files are written, without their hashes and
             without the seconds that extras take.
         bundle: The weights.
-        volumes: Modality to scan; None where no extra output that needs them was asked for.
+        volumes: Modality to scan; empty where no extra output that needs them was asked for.
     """
 
     subject: Subject
@@ -40,4 +40,4 @@ class SegmentedSubject:
     grid: NiftiGrid
     record: dict[str, Any]
     bundle: Bundle
-    volumes: Mapping[str, Volume] | None = None
+    volumes: Mapping[str, Volume]

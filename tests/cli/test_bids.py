@@ -83,6 +83,12 @@ def _lesion_rows(anat: Path) -> list[list[str]]:
     return [line.split("\t") for line in table.read_text().splitlines()]
 
 
+def _table(mmccd: Call, out: Path) -> str:
+    """What the level group writes."""
+    assert mmccd("bids", "unused", out, "group").exit_code == 0
+    return (out / "summary.tsv").read_text()
+
+
 def test_a_broken_participant_stops_none_of_the_others(first_run: tuple[Result, Path]) -> None:
     result, out = first_run
     assert result.exit_code == 6, result.stderr
@@ -156,7 +162,10 @@ def test_a_new_threshold_renews_all_that_shows_the_mask_without_inference(
     assert len(_lesion_rows(resumed)) == fewer.max() + 1
     assert json.loads(next(resumed.glob("*_mask.json")).read_text())["Threshold"] == 0.9
     (map_file,) = cut.glob("*_probseg.nii.gz")
+    tables = [_table(mmccd, outs[1])]
     result = CliRunner().invoke(app, ["threshold", str(map_file), "--threshold", "0.9", "-f"])
+    tables.append((outs[1] / "summary.tsv").read_text())
+    assert tables[0] != tables[1] == _table(mmccd, outs[1])
     assert result.exit_code == 0, result.stderr
     assert "still shows" not in result.stderr
     for kind in ("_mask.nii.gz", "_mask.json", "_dseg.nii.gz", "_dseg.tsv", "_dseg.json"):
@@ -201,8 +210,7 @@ def test_group_writes_one_table(
     first_run: tuple[Result, Path], mmccd: Call, tmp_path: Path
 ) -> None:
     out = shutil.copytree(first_run[1], tmp_path / "out")
-    assert mmccd("bids", "unused", out, "group").exit_code == 0
-    header, *rows = [row.split("\t") for row in (out / "summary.tsv").read_text().splitlines()]
+    header, *rows = [row.split("\t") for row in _table(mmccd, out).splitlines()]
     assert [row[0] for row in rows] == ["sub-01", "sub-02_ses-a", "sub-02_ses-b"]
     assert header[2] == "lesion_volume_ml"
     assert _issues(out) == []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mmccd_cli.cohort.derivatives import find_sources, plan_derivatives, write_root
+from mmccd_cli.cohort.derivatives import derivatives_planner, find_sources, write_root
+from mmccd_cli.cohort.jobs import Job, plan_jobs
 from mmccd_cli.errors import UsageError
 from mmccd_cli.inputs.subjects import Subject
 
@@ -25,6 +27,10 @@ def _bids_subject(root: Path, id: str) -> Subject:
     return _subject(root.joinpath(*id.split("_"), "anat"), id)
 
 
+def _jobs(subjects: list[Subject], out: Path, **options: Any) -> list[Job]:
+    return [*map(derivatives_planner(subjects, out, **options), subjects)]
+
+
 def _description(root: Path) -> dict:
     return json.loads((root / "dataset_description.json").read_text())
 
@@ -32,7 +38,7 @@ def _description(root: Path) -> dict:
 def test_names_follow_the_specification(tmp_path: Path) -> None:
     subjects = [_bids_subject(tmp_path / "raw", id) for id in ("sub-01", "sub-02_ses-a")]
     out = tmp_path / "raw" / "derivatives" / "mmccd"
-    jobs = plan_derivatives(subjects, out, extras={"picture": "look.png"})
+    jobs = _jobs(subjects, out, extras={"picture": "look.png"})
     names = {kind: str(path.relative_to(out)) for kind, path in jobs[0].targets.items()}
     assert names == {
         "map": "sub-01/anat/sub-01_space-orig_desc-anomaly_probseg.nii.gz",
@@ -44,15 +50,15 @@ def test_names_follow_the_specification(tmp_path: Path) -> None:
         "lesions_sidecar": "sub-01/anat/sub-01_space-orig_desc-lesions_dseg.json",
         "picture": "sub-01/figures/sub-01_look.png",
     }
-    assert jobs[1].outputs.map.parent == out / "sub-02" / "ses-a" / "anat"
-    (with_run,) = plan_derivatives(subjects[1:], out, run=2)
-    assert with_run.outputs.mask.name == (
+    assert jobs[1].targets["map"].parent == out / "sub-02" / "ses-a" / "anat"
+    (with_run,) = _jobs(subjects[1:], out, run=2)
+    assert with_run.names["mask"] == (
         "sub-02_ses-a_run-2_space-orig_label-L_desc-mmccd_mask.nii.gz"
     )
 
 
 def test_sources_are_uris_within_the_data_set_that_was_read(tmp_path: Path) -> None:
-    (job,) = plan_derivatives([_bids_subject(tmp_path / "raw", "sub-01")], tmp_path / "out")
+    (job,) = _jobs([_bids_subject(tmp_path / "raw", "sub-01")], tmp_path / "out")
     assert job.sidecar_fields["Sources"] == [
         "bids:raw:sub-01/anat/FLAIR.nii.gz",
         "bids:raw:sub-01/anat/T1w.nii.gz",
@@ -64,11 +70,13 @@ def test_sources_are_uris_within_the_data_set_that_was_read(tmp_path: Path) -> N
 
 def test_subjects_that_are_not_bids_get_a_label_and_a_source(tmp_path: Path) -> None:
     subject = _subject(tmp_path / "my data" / "BraTS_000-1", "BraTS_000-1", "brats")
-    (job,) = plan_derivatives([subject], tmp_path / "out")
-    assert job.outputs.map.name == "sub-BraTS0001_space-orig_desc-anomaly_probseg.nii.gz"
+    (job,) = _jobs([subject], tmp_path / "out")
+    assert job.names["map"] == "sub-BraTS0001_space-orig_desc-anomaly_probseg.nii.gz"
     assert job.sidecar_fields["Sources"][0] == "bids:mydata:BraTS_000-1/FLAIR.nii.gz"
-    with pytest.raises(UsageError, match="cannot be named"):
-        plan_derivatives([_subject(tmp_path / "x", "---", "plain")], tmp_path / "out")
+    subjects = [_subject(tmp_path / "x", "---", "plain"), subject]
+    jobs, (failure,) = plan_jobs(subjects, derivatives_planner(subjects, tmp_path / "out"))
+    assert jobs == [job]
+    assert (failure.name, "cannot be named" in str(failure.error)) == ("---", True)
 
 
 def test_two_data_sets_keep_their_names_from_run_to_run(tmp_path: Path) -> None:
@@ -111,9 +119,9 @@ def test_another_data_set_is_never_written_into(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(raw)
     for out in (raw, tmp_path / "link"):
         with pytest.raises(UsageError, match="is the data set that is read"):
-            plan_derivatives([subject], out)
+            _jobs([subject], out)
     other.mkdir()
     for content in ('{"Name": "fMRIPrep", "GeneratedBy": [{"Name": "fMRIPrep"}]}', "{broken"):
         (other / "dataset_description.json").write_text(content)
         with pytest.raises(UsageError, match="holds another data set"):
-            plan_derivatives([subject], other)
+            _jobs([subject], other)

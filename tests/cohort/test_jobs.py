@@ -12,7 +12,6 @@ from mmccd_cli.cohort.shards import Shard, parse_shard
 from mmccd_cli.cohort.summary import COLUMNS, Summary, update_summaries
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.outputs.record import Outcome
 
 
@@ -124,9 +123,8 @@ def test_a_job_names_everything_it_writes(tmp_path: Path) -> None:
 
 def test_a_folder_of_an_extra_is_checked_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    outputs = output_paths(tmp_path / "out" / "a.nii.gz")
-    subject, extras = Subject(id="a", paths={}), {"picture": tmp_path / "file" / "look.png"}
-    job = Job(subject=subject, outputs=outputs, extras=extras, makes_folder=True)
+    subject, targets = Subject(id="a", paths={}), {"picture": tmp_path / "file" / "look.png"}
+    job = Job(subject=subject, targets=targets, makes_folder=True)
     with pytest.raises(UsageError, match="is a file"):
         check_targets([job], force=False, resume=False)
 

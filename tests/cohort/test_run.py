@@ -24,7 +24,7 @@ from mmccd_cli.cli.app import app
 from mmccd_cli.cohort.jobs import RunSettings, find_all_subjects, plan_job
 from mmccd_cli.cohort.plan import Cohort, RunPolicy
 from mmccd_cli.cohort.run import segment_cohort
-from mmccd_cli.errors import DataError, WeightsError
+from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.outputs.record import Outcome
 
@@ -151,6 +151,38 @@ def test_weights_are_loaded_once_and_not_for_what_cannot_be_read(
         list(segment_cohort(_cohort(folders[:2], tmp_path / "out"), fail, **rest))
 
 
+def test_a_name_stops_none_of_the_others(
+    segmenter: Segmenter, folders: list[Path], tmp_path: Path
+) -> None:
+    long, too_long = "n" * 240, "n" * 250
+    unknown = [os.fsdecode(b"caf\xe8"), os.fsdecode(b"caf\xe9")]
+    given = [folders[0].rename(tmp_path / long)]
+    given += [Path(shutil.copytree(given[0], tmp_path / name)) for name in (too_long, *unknown)]
+    outcomes = list(segmenter.segment_cohort([*given, folders[1]], tmp_path / "out"))
+    statuses = {outcome.name: outcome.status for outcome in outcomes}
+    done = [long, "caf_e8", "caf_e9", "case-b"]
+    assert statuses == {too_long: "failed", **dict.fromkeys(done, "done")}
+    assert "name is too long" in str(outcomes[0].error)
+    assert sorted(_bytes(tmp_path / "out")) == sorted(
+        f"{name}{end}.nii.gz" for name in done for end in ("", "_mask")
+    )
+
+
+def test_a_record_speaks_of_the_files_that_were_read(
+    segmenter: Segmenter, folders: list[Path], tmp_path: Path, results: Path
+) -> None:
+    flair, *_ = (next(folder.glob("*flair.nii.gz")) for folder in folders)
+
+    def load() -> Segmenter:  # the first subject has been read by now
+        flair.write_bytes(b"another scan")
+        return segmenter
+
+    cohort = _cohort(folders[:1], tmp_path / "out")
+    (outcome,) = segment_cohort(cohort, load, settings=RunSettings(), policy=RunPolicy())
+    read = json.loads((results / "case-a.json").read_text())
+    assert outcome.record["inputs"] == read["inputs"]
+
+
 # Resuming.
 
 CUTS = [
@@ -229,6 +261,29 @@ def test_settings_that_are_gone_do_not_make_a_result_old(
     path.write_text(json.dumps(record))
     outcome = _run(segmenter, folders[:1], done, resume=True)["case-a"]
     assert outcome.status == "skipped"
+
+
+def test_what_nobody_knows_stops_only_its_own_subject_before_it_is_prepared(
+    segmenter: Segmenter, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, given = tmp_path / "out", {"extras": {"picture": "look.png"}}
+    list(segmenter.segment_cohort(folders[:2], out, **given))
+    for path in out.glob("case-a[._][!l]*"):
+        path.unlink()
+    picture = (out / "case-a_look.png").read_bytes()
+    prepared: list[object] = []
+    prepare = Segmenter.prepare
+    monkeypatch.setattr(
+        Segmenter, "prepare", lambda *a, **o: prepared.append(a) or prepare(*a, **o)
+    )
+    good = [folders[0], folders[1], folders[3]]
+    first, *others = segmenter.segment_cohort(good, out, resume=True, **given)
+    assert [o.status for o in others] == ["skipped", "done"]
+    assert isinstance(first.error, UsageError)
+    assert "Move it away" in str(first.error.next_step)
+    assert len(prepared) == 1
+    assert {path.name for path in out.glob("case-a*")} == {"case-a_look.png"}
+    assert (out / "case-a_look.png").read_bytes() == picture
 
 
 def test_the_template_space(segmenter: Segmenter, folders: list[Path], tmp_path: Path) -> None:
@@ -368,7 +423,8 @@ def test_a_killed_run_loses_nothing_and_does_nothing_twice(
     for name in whole:  # whatever is there under its name is whole
         assert {"map", "mask"} == set(json.loads((out / name).read_text())["output_sha256"])
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("case-a*")}
-    (out / ".case-b.nii.gz.0123abcd.tmp").write_text("half")
+    for name in ("case-b.nii.gz", "summary.tsv"):
+        (out / f".{name}.0123abcd.tmp").write_text("half")
     good = [folders[0], folders[1], folders[3]]
     outcomes = {o.name: o for o in segmenter.segment_cohort(good, out, resume=True)}
     assert next(o.status for o in outcomes.values()) == "skipped"

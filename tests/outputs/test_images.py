@@ -28,8 +28,10 @@ GRID = make_grid(SHAPE, make_affine(SHAPE, (1, 2, 3), "LPS", rotation_deg=(5, 10
 
 
 def write(paths, record, *, values=MAP, extra=None, force=False):
-    contents = encode_images(paths, anomaly_map=values, mask=MASK, grid=GRID) | (extra or {})
-    write_outputs({**contents, paths.sidecar: encode_json(record)}, force=force)
+    contents = encode_images(paths, anomaly_map=values, mask=MASK, grid=GRID)
+    contents["sidecar"] = encode_json(record)
+    named = {paths[kind]: content for kind, content in contents.items()}
+    write_outputs(named | (extra or {}), force=force)
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,12 @@ class Lesion:
 
 def test_names_follow_from_the_map():
     paths = output_paths(Path("d/map.nii.gz"))
-    assert [str(path) for path in paths] == ["d/map.nii.gz", "d/map_mask.nii.gz", "d/map.json"]
-    assert output_paths(Path("a.b.nii")).mask == Path("a.b_mask.nii")
+    assert [str(path) for path in paths.values()] == [
+        "d/map.nii.gz",
+        "d/map_mask.nii.gz",
+        "d/map.json",
+    ]
+    assert output_paths(Path("a.b.nii"))["mask"] == Path("a.b_mask.nii")
 
 
 @pytest.mark.parametrize("name", ["map", "map.gz", "map.mgz", ".nii.gz", "map.nii.zip"])
@@ -60,7 +66,7 @@ def test_all_three_files_are_written_on_the_grid(tmp_path, suffix):
         "peak": np.nan,
     }
     write(paths, record, extra={tmp_path / "a.png": b"png"})
-    image, mask = nib.load(paths.map), nib.load(paths.mask)
+    image, mask = nib.load(paths["map"]), nib.load(paths["mask"])
     assert image.get_data_dtype() == np.float32
     assert mask.get_data_dtype() == np.uint8
     assert mask.header.get_intent()[0] == "label"
@@ -69,7 +75,7 @@ def test_all_three_files_are_written_on_the_grid(tmp_path, suffix):
     for each in (image, mask):
         np.testing.assert_array_equal(each.affine, GRID.affine)
         assert each.header["sform_code"] == each.header["qform_code"] == 4
-    sidecar = json.loads(paths.sidecar.read_text())
+    sidecar = json.loads(paths["sidecar"].read_text())
     assert sidecar["lesions"] == [{"id": 1, "volume_ml": 2.5, "centroid_mm": [1, 2, 3]}]
     assert sidecar["peak"] is None
     assert len(list(tmp_path.iterdir())) == 4
@@ -77,13 +83,13 @@ def test_all_three_files_are_written_on_the_grid(tmp_path, suffix):
 
 def test_existing_outputs_need_force(tmp_path):
     paths = output_paths(tmp_path / "map.nii.gz")
-    paths.sidecar.write_text("precious")
+    paths["sidecar"].write_text("precious")
     with pytest.raises(UsageError, match="exists") as caught:
         write(paths, {})
     assert "--force" in caught.value.next_step
     assert [path.name for path in tmp_path.iterdir()] == ["map.json"]
     write(paths, {}, force=True)
-    assert paths.sidecar.read_text() == "{}\n"
+    assert paths["sidecar"].read_text() == "{}\n"
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):

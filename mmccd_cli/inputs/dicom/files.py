@@ -93,7 +93,13 @@ def open_files(files: Iterable[DicomFile]) -> Iterator[tuple[DicomFile, BinaryIO
 
 def sha256_of_files(files: Iterable[DicomFile]) -> str:
     """Return one SHA-256 over the contents of all files, whatever their names and order."""
-    digests = [hashlib.sha256(stream.read()).hexdigest() for _, stream in open_files(files)]
+    return combined_sha256(
+        hashlib.sha256(stream.read()).hexdigest() for _, stream in open_files(files)
+    )
+
+
+def combined_sha256(digests: Iterable[str]) -> str:
+    """Return one SHA-256 over those of several files, whatever their order."""
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 

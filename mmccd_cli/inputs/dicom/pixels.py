@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections import defaultdict
 from typing import Any, BinaryIO
 
@@ -12,7 +14,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from mmccd_cli.errors import DataError
-from mmccd_cli.inputs.dicom.files import DicomFile, open_files
+from mmccd_cli.inputs.dicom.files import DicomFile, combined_sha256, open_files
 from mmccd_cli.inputs.dicom.headers import lenient
 from mmccd_cli.inputs.dicom.stacks import Stack
 from mmccd_cli.inputs.nifti import NiftiGrid, finite_values, make_grid
@@ -29,12 +31,15 @@ _KEYWORDS = (
 _TAGS: list[Any] = [Tag(name) for name in _KEYWORDS]
 
 
-def read_stack(stack: Stack, *, notes: list[str] | None = None) -> tuple[Volume, NiftiGrid]:
+def read_stack(
+    stack: Stack, *, notes: list[str] | None = None, digests: list[str] | None = None
+) -> tuple[Volume, NiftiGrid]:
     """Decode the frames of a stack.
 
     Args:
         stack: See `mmccd_cli.inputs.dicom.stacks.arrange`.
         notes: Sentences on what was found and mended are appended here.
+        digests: The SHA-256 over the bytes of all files, as read, is appended here.
 
     Returns:
         The volume, with columns, rows and slices as its axes, and a grid to write outputs on.
@@ -48,12 +53,17 @@ def read_stack(stack: Stack, *, notes: list[str] | None = None) -> tuple[Volume,
     places: dict[DicomFile, list[int]] = defaultdict(list)
     for place, frame in enumerate(stack.frames):
         places[frame.file].append(place)
+    hashes: list[str] = []
     for file, stream in open_files(places):
-        stored = _decode(file, stream, stack.shape[:2])
+        content = stream.read()
+        hashes.append(hashlib.sha256(content).hexdigest())
+        stored = _decode(file, io.BytesIO(content), stack.shape[:2])
         for place in places[file]:
             frame = stack.frames[place]
             values = stored[frame.index or 0] * frame.slope + frame.intercept
             slices[place] = np.where(np.isfinite(values), values, 0)  # padding is not signal
+    if digests is not None:
+        digests.append(combined_sha256(hashes))
     notes += [f"{label}: {note}." for note in stack.notes]
     data = finite_values(label, slices.transpose(2, 1, 0), notes=notes)
     grid = make_grid(stack.shape, stack.affine)
