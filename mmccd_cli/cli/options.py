@@ -73,6 +73,11 @@ def count(text: str, least: int = 1) -> int | None:
     return int(text)
 
 
+def count_from_0(text: str) -> int | None:
+    """Read a number from 0 up; see `count`."""
+    return count(text, least=0)
+
+
 def one_of(*words: str) -> Callable[[str], str]:
     """Return what reads one of some words; Typer has no lists of `Literal`."""
 
@@ -231,7 +236,7 @@ class RunOptions:
     workers: Annotated[
         int | None,
         count_option(
-            parser=lambda text: count(text, least=0),
+            parser=count_from_0,
             help="Subjects that are read and registered in threads while one is on the device; "
             "each takes up to 1 GB. 0 for none.",
         ),

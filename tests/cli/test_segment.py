@@ -309,7 +309,7 @@ def test_dry_run_says_what_each_file_is_and_writes_nothing(
     run: Run, subject: Path, tmp_path: Path
 ) -> None:
     before = _files(tmp_path)
-    result = run(subject, "--out", tmp_path / "map.nii.gz", "--dry-run", "--json")
+    result = run(subject, "--out", tmp_path / "map.nii.gz", "--dry-run", "--json", "--workers", 0)
     assert result.exit_code == 0, result.stderr
     assert _files(tmp_path) == before
     plan = json.loads(result.stdout)
