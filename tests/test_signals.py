@@ -186,13 +186,9 @@ def test_progress_reaches_its_end_and_passes_are_counted() -> None:
     assert reports[-1] == (48, 48)
     assert sum(PASSES) == 48
     assert {total for _, total in reports} == {48}
-
-
-def test_plain_progress_counts_slices() -> None:
-    reports: list[tuple[int, int]] = []
     plain = replace(SAMPLING, method="cyclic-unet")
     signals(sampling=plain, advance=lambda done, total: reports.append((done, total)))
-    assert reports[-1] == (4, 4)
+    assert reports[-1] == (4, 4), "slices"
 
 
 def test_the_crop_is_a_multiple_for_both_networks() -> None:

@@ -65,8 +65,8 @@ class SubjectVolumes:
 
     def as_shard(self, quantisation: Quantisation) -> SubjectShard:
         """Cut the volumes into slices."""
-        images = {name: quantisation.encode(_cut(image)) for name, image in self.images.items()}
-        return SubjectShard(images, _cut(self.brain), _cut(self.lesion))
+        images = {m: np.moveaxis(quantisation.encode(v), 2, 0) for m, v in self.images.items()}
+        return SubjectShard(images, np.moveaxis(self.brain, 2, 0), np.moveaxis(self.lesion, 2, 0))
 
 
 def write_shard(folder: Path, subject: str, shard: SubjectShard) -> None:
@@ -97,10 +97,7 @@ def read_volumes(folder: Path, subject: str, quantisation: Quantisation) -> Subj
         DataError: The file is missing or damaged.
     """
     shard = read_shard(folder, subject)
-    images = {
-        name: np.moveaxis(quantisation.decode(levels), 0, 2)
-        for name, levels in shard.images.items()
-    }
+    images = {m: np.moveaxis(quantisation.decode(v), 0, 2) for m, v in shard.images.items()}
     return SubjectVolumes(images, np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2))
 
 
@@ -158,11 +155,6 @@ def read_index(folder: Path) -> dict[str, Any]:
 def subjects_of(index: Mapping[str, Any], split: str) -> list[str]:
     """Ids of the subjects of one split, from what `read_index` returns."""
     return [entry["id"] for entry in index["subjects"] if entry.get("split") == split]
-
-
-def _cut(volume: NDArray) -> NDArray:
-    """(I, J, K) to (K, I, J)."""
-    return np.ascontiguousarray(np.moveaxis(volume, 2, 0))
 
 
 def _write(
