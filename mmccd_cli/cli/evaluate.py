@@ -17,7 +17,7 @@ from mmccd_cli.errors import UsageError
 from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
-    from mmccd_cli.evaluation.plan import Comparison, Evaluation, EvaluationSubjects
+    from mmccd_cli.evaluation.plan import Comparison, Evaluation
 
 _of_subjects = partial(typer.Option, rich_help_panel="Subjects", show_default=False)
 _of_comparison = partial(typer.Option, rich_help_panel="What is compared", show_default=False)
@@ -190,8 +190,12 @@ def evaluate(
         else:
             source = compared.constants_from
             plan = plan_evaluation(subjects, comparison, constants_from=source, report=report)
-        if not (chosen.folds or chosen.split):
-            _tell_who_is_left_out(subjects, console)
+        unlabelled = [s.id for s in subjects.found if s.segmentation is None]
+        if unlabelled and not (chosen.folds or chosen.split):
+            console.note(
+                f"{len(unlabelled)} without a segmentation are left out "
+                f"({', '.join(unlabelled[:3])}); give healthy ones by --healthy"
+            )
         for known, ids in plan.seen().items():
             console.note(
                 f"{known} was trained or calibrated on {len(ids)} of these subjects: its rows "
@@ -215,16 +219,6 @@ def _show(result: Evaluation, console: Console) -> None:
         console.note(
             f"{', '.join(left_out)}: no tumour in the slices 70-89, left out of the published "
             "protocol"
-        )
-
-
-def _tell_who_is_left_out(subjects: EvaluationSubjects, console: Console) -> None:
-    """Without a split or folds, what has a segmentation is scored."""
-    unlabelled = [s.id for s in subjects.found if s.segmentation is None]
-    if unlabelled:
-        console.note(
-            f"{len(unlabelled)} without a segmentation are left out "
-            f"({', '.join(unlabelled[:3])}); give healthy ones by --healthy"
         )
 
 

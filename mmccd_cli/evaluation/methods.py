@@ -60,9 +60,8 @@ class BundleMethod:
 
     def predict(self, case: Case) -> Iterator[Prediction]:
         """Segment the case."""
-        chosen = {
-            m: v for m, v in case.volumes.items() if self.modalities is None or m in self.modalities
-        }
+        wanted = self.modalities or tuple(case.volumes)
+        chosen = {m: v for m, v in case.volumes.items() if m in wanted}
         began = time.perf_counter()
         with counting_passes() as count:
             result = self.pipeline.segment(chosen)

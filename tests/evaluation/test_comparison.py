@@ -176,64 +176,49 @@ def test_residuals_of_a_volume(modality: str, sign: int) -> None:
     np.testing.assert_allclose(found, np.where(brain, sign * image / 0.5, 0), atol=1e-6)
 
 
-def test_an_absolute_residual_counts_both_ways(
-    tiny_phantom: Phantom, write_subject: Callable[..., Path], tmp_path: Path
-) -> None:
-    affine = np.diag([4.0, 4.0, 4.0, 1.0])
-    affine[:3, 3] = -96
-    model = ComparisonModel(
-        config=small("ddpm", (48, 48)),
-        network=Zero(),
-        template=Template({}, np.ones((48, 48, 48), dtype=bool), affine),
-        preprocessing=PreprocessingConfig(template_registration="none"),
-        training={},
-        constants={},
-    )
-    case = load_case(find_subject(write_subject(tmp_path, tiny_phantom)), healthy=True)
-    signed, absolute = (ComparisonScorer(model, residual).score(case) for residual in RESIDUALS)
-    assert signed is not None
-    assert absolute is not None
-    assert (signed.smoothed.raw < 0).any()
-    assert (absolute.smoothed.raw >= np.abs(signed.smoothed.raw) - 1e-5).all()
-
-
 def test_training_that_diverges_stops(tmp_path: Path) -> None:
     wild = replace(TRAINING, learning_rate=1e30, gradient_clip=0.0)
     with pytest.raises(ComputeError, match="dae-FLAIR"):
         train(tmp_path, "dae", training=wild)
 
 
-def save(folder: Path, kind: Kind = "dae") -> ComparisonConfig:
-    config = small(kind)
-    mask = np.ones((16, 16, 4), dtype=bool)
-    images = {"FLAIR": np.zeros(mask.shape, dtype=np.float32)}
-    template = Template(images, mask, np.diag([2.0, 2.0, 2.0, 1.0]))
-    model = ComparisonModel(
+def make_model(kind: Kind = "dae") -> ComparisonModel:
+    config, affine = small(kind, (48, 48)), np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = -96
+    return ComparisonModel(
         config=config,
         network=build_network(config),
-        template=template,
-        preprocessing=PreprocessingConfig(),
+        template=Template({}, np.ones((48, 48, 48), dtype=bool), affine),
+        preprocessing=PreprocessingConfig(template_registration="none"),
         training={"subjects": ["a", "b"]},
         constants={"signed": {"fixed": 1.5, "adaptive": 0.5}},
     )
-    save_comparison_model(folder, model)
-    return config
+
+
+def test_an_absolute_residual_counts_both_ways(
+    tiny_phantom: Phantom, write_subject: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = replace(make_model("ddpm"), network=Zero())
+    case = load_case(find_subject(write_subject(tmp_path, tiny_phantom)), healthy=True)
+    scores = [ComparisonScorer(model, residual).score(case) for residual in RESIDUALS]
+    signed, absolute = (score.smoothed.raw for score in scores if score is not None)
+    assert (signed < 0).any()
+    assert (absolute >= np.abs(signed) - 1e-5).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_comparison_model_survives_the_way_to_disk(tmp_path: Path, kind: Kind) -> None:
-    config = save(tmp_path / kind, kind)
+    saved = make_model(kind)
+    save_comparison_model(tmp_path / kind, saved)
     model = load_comparison_model(tmp_path / kind)
-    assert model.config == config
+    assert model.config == saved.config
+    assert model.preprocessing == saved.preprocessing
     assert model.subjects == {"a", "b"}
     assert model.constants == {"signed": {"fixed": 1.5, "adaptive": 0.5}}
-    assert model.template.spacing_mm == (2.0, 2.0, 2.0)
+    assert model.template.spacing_mm == (4.0, 4.0, 4.0)
     assert not model.network.training
-    assert (
-        find_comparison_models(tmp_path)
-        == find_comparison_models(tmp_path / kind)
-        == [tmp_path / kind]
-    )
+    for folder in (tmp_path, tmp_path / kind):
+        assert find_comparison_models(folder) == [tmp_path / kind]
 
 
 @pytest.mark.parametrize(
@@ -247,7 +232,7 @@ def test_a_comparison_model_survives_the_way_to_disk(tmp_path: Path, kind: Kind)
     ],
 )
 def test_a_damaged_model_is_named(tmp_path: Path, file: str, old: bytes, new: bytes) -> None:
-    save(tmp_path)
+    save_comparison_model(tmp_path, make_model())
     path = tmp_path / file
     assert old in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(old, new))
