@@ -244,8 +244,7 @@ class Search:
         bundle: The bundle.
         method: Name of the method.
         folds: Who is left out together.
-        known: Trials by their settings, so that what one set of modalities tried is not tried
-            again for the next.
+        known: Trials by their settings, which other sets of modalities may have tried already.
     """
 
     subjects: Sequence[CalibrationSubject]
@@ -464,15 +463,8 @@ def dice_of_rules(
 ) -> list[NDArray[np.float64]]:
     """Dice of one subject at the threshold that each setting finds.
 
-    Masks are made at every threshold of `THRESHOLDS` only; between them Dice is interpolated.
-
-    Args:
-        smoothed: The subject's smoothed score.
-        lesion: (I, J, K) bool.
-        rules: Settings that differ in their rule alone.
-
-    Returns:
-        For each kind of rule, (settings,).
+    Masks are made at every threshold of `THRESHOLDS` only, between which Dice is interpolated. The
+    settings differ in their rule alone; the result is (settings,) for each kind of rule.
     """
     config = rules[0][0]
     masks = candidate_masks(smoothed, THRESHOLDS, config)

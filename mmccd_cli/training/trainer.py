@@ -332,12 +332,7 @@ class _TrainingState:
 class TrainingLog:
     """Keeps the log, tells how long it will take, and stops a training that has gone wrong.
 
-    Args:
-        path: The CSV file, named like the network; lines after `start` are dropped.
-        start: Steps that were done before this run.
-        config: The recipe.
-        runtime: Only the first process writes and reports.
-        report: Called at each line.
+    Lines of the file after the step `start`, where this run begins, are dropped.
     """
 
     def __init__(
@@ -347,30 +342,18 @@ class TrainingLog:
         self.iterations, self.runtime, self.report = config.iterations, runtime, report
         self.validation: float | None = None
         self.began = time.monotonic()
-        if runtime.rank == 0:
-            self._trim()
-
-    def _trim(self) -> None:
-        """Drop lines after the checkpoint that this run continues from."""
+        if runtime.rank:
+            return
         rows = [["iteration", "loss", "validation_loss"]]
-        if self.path.exists():
-            with self.path.open(newline="") as file:
+        if path.exists():
+            with path.open(newline="") as file:
                 found = [row for row in csv.reader(file) if row and row[0].isdigit()]
-            rows += [row for row in found if int(row[0]) <= self.start]
-        with self.path.open("w", newline="") as file:
+            rows += [row for row in found if int(row[0]) <= start]
+        with path.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
 
     def add(self, done: int, loss: float, validation: float | None) -> None:
-        """Write a line and report.
-
-        Args:
-            done: Steps done.
-            loss: Mean training loss since the last line.
-            validation: Validation loss, where it was computed.
-
-        Raises:
-            ComputeError: The loss is no longer finite.
-        """
+        """Write the mean loss since the last line, and the validation loss where there is one."""
         if not math.isfinite(loss):
             raise _diverged(f"The loss of {self.name} is no longer finite", done)
         self.validation = validation if validation is not None else self.validation

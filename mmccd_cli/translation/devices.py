@@ -68,18 +68,13 @@ def describe_device(device: torch.device) -> str:
 
 def available_threads() -> int:
     """CPU cores that this process may use, by affinity, cgroup quota, SLURM and OpenMP."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    limits = [cores]
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    limits = [len(affinity(0))]
     for variable in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
         value = os.environ.get(variable, "")
         if value.isdigit() and int(value) > 0:
             limits.append(int(value))
-    quota = _cgroup_quota()
-    if quota:
-        limits.append(quota)
-    return max(1, min(limits))
+    return max(1, min(*limits, _cgroup_quota() or limits[0]))
 
 
 def _cgroup_quota() -> int | None:

@@ -38,8 +38,9 @@ K, H, W = 4, 24, 32
 LESION = (slice(2, 4), slice(10, 14), slice(12, 18))
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def drawn_by(dataset: SliceDataset, seed: int, *, augment: bool = False) -> Sample:
+    generator = torch.Generator().manual_seed(seed)
+    return draw_sample(dataset, "FLAIR", "T2w", generator=generator, augment=augment)
 
 
 def subject_shard(number: int, *, lesion: bool = True) -> SubjectShard:
@@ -66,11 +67,7 @@ def shards(tmp_path: Path) -> Path:
         "spacing_mm": [2.0, 2.0, 2.0],
         "background": -3.0,
         "quantisation": asdict(Quantisation()),
-        "subjects": [
-            {"id": "a", "split": "train"},
-            {"id": "b", "split": "train"},
-            {"id": "c", "split": "val"},
-        ],
+        "subjects": [{"id": id, "split": "val" if id == "c" else "train"} for id in "abc"],
     }
     write_index(tmp_path, index)
     return tmp_path
@@ -210,7 +207,7 @@ def test_slices_with_hardly_any_healthy_brain_are_left_out(
 
 def test_without_augmentation_a_sample_is_its_slice(shards: Path) -> None:
     dataset = load_dataset(shards, PLAIN)
-    sample = draw_sample(dataset, "FLAIR", "T2w", generator=seeded(3), augment=False)
+    sample = drawn_by(dataset, 3)
     difference = (sample.target - sample.source)[sample.healthy]
     torch.testing.assert_close(difference, torch.full_like(difference, 8 / 255))
     assert sample.source.shape == (1, 1, H, W)
@@ -218,9 +215,7 @@ def test_without_augmentation_a_sample_is_its_slice(shards: Path) -> None:
 
 def test_a_sample_is_decided_by_its_generator(shards: Path) -> None:
     dataset = load_dataset(shards, PLAIN)
-    first, again, other = (
-        draw_sample(dataset, "FLAIR", "T2w", generator=seeded(s), augment=True) for s in (3, 3, 4)
-    )
+    first, again, other = (drawn_by(dataset, seed, augment=True) for seed in (3, 3, 4))
     assert torch.equal(first.source, again.source)
     assert torch.equal(first.healthy, again.healthy)
     assert not torch.equal(first.source, other.source)
@@ -228,18 +223,13 @@ def test_a_sample_is_decided_by_its_generator(shards: Path) -> None:
 
 def test_every_slice_is_drawn(shards: Path) -> None:
     dataset = load_dataset(shards, PLAIN)
-    samples = [
-        draw_sample(dataset, "FLAIR", "T2w", generator=seeded(s), augment=False) for s in range(100)
-    ]
+    samples = [drawn_by(dataset, seed) for seed in range(100)]
     drawn = {int(sample.target[0, 0, 6, 8] * 1000) for sample in samples}
     assert len(drawn) == len(dataset)
 
 
 def augmented(dataset: SliceDataset, count: int = 40) -> Sample:
-    drawn = [
-        draw_sample(dataset, "FLAIR", "T2w", generator=seeded(s), augment=True)
-        for s in range(count)
-    ]
+    drawn = [drawn_by(dataset, seed, augment=True) for seed in range(count)]
     names = ("source", "target", "healthy", "hidden")
     return Sample(**{name: torch.cat([getattr(s, name) for s in drawn]) for name in names})
 

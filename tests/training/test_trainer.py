@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,26 +115,21 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
     assert_equal(first, again)
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"learning_rate": 1e-3}, {"iterations": 8}, {"band_width": 8}]
-)
-def test_a_checkpoint_of_another_recipe_is_refused(
-    tmp_path: Path, change: dict[str, int | float]
-) -> None:
-    train(tmp_path, config=replace(CONFIG, iterations=1))
-    with pytest.raises(WeightsError, match="another recipe"):
-        train(tmp_path, config=replace(CONFIG, **{"iterations": 1, **change}))  # type: ignore[arg-type]
-    deeper = replace(MASKED, unet=replace(MASKED.unet, residual_blocks=2))
-    with pytest.raises(WeightsError, match="another recipe"):
-        train(tmp_path, deeper, config=replace(CONFIG, iterations=1))
-
-
-def test_a_checkpoint_of_other_subjects_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_recipe_or_of_other_subjects_is_refused(tmp_path: Path) -> None:
     """A fold's folder must not go on from networks that know the fold's subjects."""
-    train(tmp_path, config=replace(CONFIG, iterations=1))
-    others = replace(make_dataset(), subjects=("somebody else",))
-    with pytest.raises(WeightsError, match="another recipe"):
-        train(tmp_path, config=replace(CONFIG, iterations=1), dataset=others)
+    config = replace(CONFIG, iterations=1)
+    train(tmp_path, config=config)
+    others: list[dict[str, Any]] = [
+        {"config": replace(config, seed=1)},
+        {"config": replace(config, learning_rate=1e-3)},
+        {"config": replace(config, iterations=8)},
+        {"config": replace(config, band_width=8)},
+        {"spec": replace(MASKED, unet=replace(MASKED.unet, residual_blocks=2))},
+        {"dataset": replace(make_dataset(), subjects=("somebody else",))},
+    ]
+    for other in others:
+        with pytest.raises(WeightsError, match="another recipe"):
+            train(tmp_path, **{"config": config, **other})
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mmccd_cli.config import DiffusionConfig
 from mmccd_cli.translation.schedule import Schedule
-from mmccd_cli.translation.translators import MaskedTranslator, network_name
+from mmccd_cli.translation.translators import MaskedTranslator
 
 SCHEDULE = Schedule.from_config(DiffusionConfig())
 
@@ -64,7 +64,3 @@ def test_the_condition_stays_the_same_over_all_steps() -> None:
     assert [int(t[0]) for _, t in network.calls] == SCHEDULE.inference_timesteps(4)
     for given, _ in network.calls[1:]:
         assert torch.equal(given[:, 1:], network.calls[0][0][:, 1:])
-
-
-def test_names_of_networks() -> None:
-    assert network_name("diffusion", "FLAIR", "T2w") == "FLAIR-T2w.diffusion"
