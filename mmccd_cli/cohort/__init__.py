@@ -25,7 +25,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "jobs": ["Job", "RunSettings", "find_all_subjects", "plan_job"],
         "plan": ["Cohort", "RunPolicy", "SubjectSelection", "plan_bids_cohort"],
         "run": ["Observer", "preview_cohort", "segment_cohort"],
-        "shards": ["Shard", "parse_shard"],
+        "shards": ["Shard", "choose_shard"],
         "steps": ["JobSteps", "PreparedJob"],
         "summary": ["Summary"],
         "threshold": ["MaskJob", "make_mask", "plan_masks"],

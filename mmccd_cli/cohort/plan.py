@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -60,36 +60,16 @@ class Cohort:
     Attributes:
         jobs: One for each subject.
         failures: What was meant as a subject and is none.
-        table_dir: Folder in which `summary.tsv` is kept; None for no table.
-        shard: The share of a larger cohort that this is; its table is named after it.
+        summary: The table of the subjects, or None.
         report_dir: Folder of the reports, in which an index.html is written; None for none.
         bids_root: Root of the BIDS derivatives that the results become, or None.
     """
 
     jobs: Sequence[Job]
     failures: Sequence[Outcome] = ()
-    table_dir: Path | None = None
-    shard: Shard | None = None
+    summary: Summary | None = None
     report_dir: Path | None = None
     bids_root: Path | None = None
-
-    @property
-    def input_files(self) -> list[Path]:
-        """Every file that is read."""
-        return [path for job in self.jobs for path in job.input_files]
-
-    @property
-    def files(self) -> list[Path]:
-        """Every file that is written for a subject, and the table."""
-        summary = self.summary()
-        targets = [path for job in self.jobs for path in job.targets.values()]
-        return [*targets, *([summary.path] if summary else [])]
-
-    def summary(self) -> Summary | None:
-        """Return the table of the subjects, if there is to be one."""
-        if self.table_dir is None:
-            return None
-        return Summary(self.table_dir, str(self.shard) if self.shard else None)
 
     def check(self, settings: RunSettings, policy: RunPolicy) -> None:
         """Refuse, before anything is computed, what cannot or must not be written.
@@ -104,8 +84,8 @@ class Cohort:
                 next_step="Leave out --space template, or give --out-dir instead of --bids-out.",
             )
         check_targets(self.jobs, force=policy.force, resume=policy.resume)
-        if summary := self.summary():
-            summary.check()
+        if self.summary is not None:
+            self.summary.check()
         if self.report_dir is not None:
             from mmccd_cli.outputs.report.cohort import check_cohort_page
 
@@ -146,59 +126,61 @@ class SubjectSelection:
     report_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.folders and not self.files:
-            raise UsageError(
-                "No subject was given.",
-                next_step="Give a folder, or --flair, --t2 and --t1 (see mmccd segment --help).",
-            )
-        if self.folders and self.files:
-            raise UsageError(
-                "A subject was given both as a folder and as files.",
-                next_step="Give one of them.",
-            )
-        if [self.out, self.out_dir, self.bids_out].count(None) != 2:
-            raise UsageError(
-                "Say where the result goes, once.",
-                next_step="Add --out map.nii.gz for one subject, or --out-dir DIR or --bids-out "
-                "DIR for any number.",
-            )
-        self._check_single()
-        self._check_extras()
+        for wrong, message, next_step in self._faults():
+            if wrong:
+                raise UsageError(message, next_step=next_step)
 
-    def _check_single(self) -> None:
-        number = len(self.folders)
-        if self.out is not None and number > 1:
-            raise UsageError(
-                f"--out names one result, but there are {number} subjects.",
-                next_step="Give --out-dir DIR instead.",
-            )
-        if self.brain_mask is not None and number > 1:
-            raise UsageError(
-                f"{self.brain_mask} is one brain mask, but there are {number} subjects.",
-                next_step="Run them one by one, each with its own --skull-strip.",
-            )
-
-    def _check_extras(self) -> None:
+    def _faults(self) -> Iterator[tuple[bool, str, str]]:
+        """Whether it has each fault that there is, what is wrong then, and what helps."""
+        number, one_result = len(self.folders), self.out is not None
+        yield (
+            not self.folders and not self.files,
+            "No subject was given.",
+            "Give a folder, or --flair, --t2 and --t1 (see mmccd segment --help).",
+        )
+        yield (
+            bool(self.folders and self.files),
+            "A subject was given both as a folder and as files.",
+            "Give one of them.",
+        )
+        yield (
+            [self.out, self.out_dir, self.bids_out].count(None) != 2,
+            "Say where the result goes, once.",
+            "Add --out map.nii.gz for one subject, or --out-dir DIR or --bids-out DIR for any "
+            "number.",
+        )
+        yield (
+            one_result and number > 1,
+            f"--out names one result, but there are {number} subjects.",
+            "Give --out-dir DIR instead.",
+        )
+        yield (
+            self.brain_mask is not None and number > 1,
+            f"{self.brain_mask} is one brain mask, but there are {number} subjects.",
+            "Run them one by one, each with its own --skull-strip.",
+        )
         for kind, path in self.extras.items():
             suffix, option = SUFFIX_OF_EXTRA[kind], f"--{kind.replace('_', '-')}"
-            if path.suffix.lower() != suffix:
-                raise UsageError(
-                    f"{option} {path} is not named {suffix}.", next_step=f"Name it FILE{suffix}."
-                )
-            if self.out is None and path.name != str(path):
-                raise UsageError(
-                    f"With --out-dir, {option} {path} must be a name without a folder.",
-                    next_step=f"Give {option} {path.name}",
-                )
-        if self.report_dir is None:
-            return
-        if self.out is not None:
-            raise UsageError(
-                "--report-dir is for any number of subjects.",
-                next_step="Give --report FILE.html for one subject, or --out-dir DIR.",
+            yield (
+                path.suffix.lower() != suffix,
+                f"{option} {path} is not named {suffix}.",
+                f"Name it FILE{suffix}.",
             )
-        if "report" in self.extras:
-            raise UsageError("--report and --report-dir were both given.", next_step="Give one.")
+            yield (
+                not one_result and path.name != str(path),
+                f"With --out-dir, {option} {path} must be a name without a folder.",
+                f"Give {option} {path.name}",
+            )
+        yield (
+            self.report_dir is not None and one_result,
+            "--report-dir is for any number of subjects.",
+            "Give --report FILE.html for one subject, or --out-dir DIR.",
+        )
+        yield (
+            self.report_dir is not None and "report" in self.extras,
+            "--report and --report-dir were both given.",
+            "Give one.",
+        )
 
     def plan(self) -> Cohort:
         """Find the subjects and name their outputs.
@@ -223,8 +205,7 @@ class SubjectSelection:
         return Cohort(
             jobs=jobs,
             failures=[*failures, *unnamed],
-            table_dir=self.out_dir,
-            shard=self.shard,
+            summary=None if self.out_dir is None else Summary(self.out_dir, self.shard),
             report_dir=self.report_dir,
             bids_root=self.bids_out,
         )

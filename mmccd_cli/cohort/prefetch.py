@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 J = TypeVar("J")
 T = TypeVar("T")
 
-_running: set[object] = set()
+_running: set[Future[Any]] = set()
 
 
 def prefetch(
@@ -32,64 +33,41 @@ def prefetch(
         was raised, once.
     """
     remaining = iter(jobs)
-    waiting: deque[tuple[J, Callable[[], T]]] = deque()
+    waiting: deque[tuple[J, list[Callable[[], T]]]] = deque()
 
     def begin() -> None:
         for job in islice(remaining, max(1, workers) - len(waiting)):
             call = partial(prepare, job)
-            waiting.append((job, BackgroundCall(call).result if workers else call))
+            waiting.append((job, [in_background(call).result if workers else call]))
 
-    def wait(result: Callable[[], T]) -> T:
-        prepared = result()
+    def wait(held: list[Callable[[], T]]) -> T:
+        prepared = held.pop()()  # nothing large stays here
         begin()  # so that the threads work while the device does
         return prepared
 
     begin()
     while waiting:
-        job, result = waiting.popleft()
-        yield job, partial(wait, result)
+        job, held = waiting.popleft()
+        yield job, partial(wait, held)
         begin()  # where nothing was prepared
 
 
-class BackgroundCall(Generic[T]):
-    """A computation in a thread of its own; its result or exception waits until it is asked for.
+def in_background(compute: Callable[[], T]) -> Future[T]:
+    """Compute in a thread of its own, as no executor does: it does not keep the process alive."""
+    future: Future[T] = Future()
 
-    The thread does not keep the process alive, and an interruption meets the main thread only.
-
-    Args:
-        compute: What to compute.
-    """
-
-    def __init__(self, compute: Callable[[], T]) -> None:
-        self._value: T | None = None
-        self._error: BaseException | None = None
-        # Not Thread.join and is_alive: before Python 3.13, an interrupted join declares a running
-        # thread dead.
-        self._over = threading.Event()
-        _running.add(self)
-        threading.Thread(
-            target=self._run, args=(compute,), name="mmccd-prefetch", daemon=True
-        ).start()
-
-    def result(self) -> T:
-        """Wait, and give away what was computed or raise what was raised; to be called once."""
-        self._over.wait()
-        error, value = self._error, self._value
-        self._error = self._value = None  # nothing large stays here
-        if error is not None:
-            raise error
-        return value  # type: ignore[return-value]  # set where there is no error
-
-    def _run(self, compute: Callable[[], T]) -> None:
+    def run() -> None:
         try:
-            self._value = compute()
+            future.set_result(compute())
         except BaseException as error:
-            self._error = error
-        finally:
-            _running.discard(self)
-            self._over.set()
+            future.set_exception(error)
+
+    _running.add(future)
+    future.add_done_callback(_running.discard)
+    threading.Thread(target=run, name="mmccd-prefetch", daemon=True).start()
+    return future
 
 
 def is_anything_running() -> bool:
     """Tell whether a thread of this module still computes, so that leaving must not wait for it."""
-    return bool(_running)
+    return not all(future.done() for future in tuple(_running))

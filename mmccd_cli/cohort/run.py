@@ -78,14 +78,14 @@ def segment_cohort(
     cohort.check(settings, policy)
     if cohort.bids_root is not None and cohort.jobs:
         write_root(cohort.bids_root, [job.subject for job in cohort.jobs])
-    summary = cohort.summary()
-    remove_leftovers(*cohort.files)
+    targets = [path for job in cohort.jobs for path in job.targets.values()]
+    remove_leftovers(*targets, *([cohort.summary.path] if cohort.summary else []))
     outcomes: list[Outcome] = []
     done = _segment_jobs(cohort.jobs, load, settings, policy=policy, observer=observer)
     try:
         for outcome in chain(cohort.failures, done):
-            if summary is not None:
-                summary.add(outcome)
+            if cohort.summary is not None:
+                cohort.summary.add(outcome)
             outcomes.append(outcome)
             yield outcome
     finally:
@@ -128,8 +128,9 @@ def _write_cohort_page(cohort: Cohort, outcomes: Sequence[Outcome]) -> None:
         return
     from mmccd_cli.outputs.report.cohort import write_cohort_page
 
-    tables = cohort.table_dir.glob("summary*.tsv") if cohort.table_dir else ()
-    write_cohort_page(cohort.report_dir, outcomes, inputs=cohort.input_files, tables=tables)
+    inputs = [path for job in cohort.jobs for path in job.input_files]
+    tables = cohort.summary.path.parent.glob("summary*.tsv") if cohort.summary else ()
+    write_cohort_page(cohort.report_dir, outcomes, inputs=inputs, tables=tables)
 
 
 def _segment_jobs(

@@ -56,38 +56,21 @@ class Shard:
 def choose_shard(
     text: str, folders: Sequence[Path], environment: Mapping[str, str] = os.environ
 ) -> Shard | None:
-    """Read which share of some folders is wanted; "auto" divides no single one.
+    """Read which share of some folders is wanted.
 
     Args:
-        text: See `parse_shard`.
+        text: "I/N"; "auto" asks the variables of a SLURM array where there are several folders,
+            and "off" takes all.
         folders: Subjects' folders; none where a subject was given as files.
-        environment: See `parse_shard`.
-
-    Raises:
-        UsageError: See `parse_shard`; or there are no folders to divide.
-    """
-    if text == "auto" and len(folders) < 2:
-        return None
-    shard = parse_shard(text, environment)
-    if shard is not None and not folders:
-        raise UsageError("--shard divides folders, but a subject was given as files.")
-    return shard
-
-
-def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard | None:
-    """Read "I/N"; "auto" asks the variables of a SLURM array, and "off" takes all.
-
-    Args:
-        text: What was given.
         environment: Where a cluster says which task this is.
 
     Returns:
         The share, or None for all.
 
     Raises:
-        UsageError: No share, or an array whose numbers have gaps.
+        UsageError: No share, an array whose numbers have gaps, or no folders to divide.
     """
-    if text == "off":
+    if text == "off" or (text == "auto" and len(folders) < 2):
         return None
     if text == "auto":
         return _slurm_shard(environment)
@@ -96,7 +79,10 @@ def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard
         raise UsageError(
             f"--shard {text} is not a share.", next_step="Give --shard I/N, such as 1/8, or off."
         )
-    return Shard(int(match[1]), int(match[2]))
+    shard = Shard(int(match[1]), int(match[2]))
+    if not folders:
+        raise UsageError("--shard divides folders, but a subject was given as files.")
+    return shard
 
 
 def _slurm_shard(environment: Mapping[str, str]) -> Shard | None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmccd_cli.cohort.shards import Shard
 from mmccd_cli.errors import MmccdError, UsageError
 from mmccd_cli.files import write_atomically
 from mmccd_cli.inputs.scans import BRAIN_MASK
@@ -30,7 +31,7 @@ COLUMNS = (
     "mask",
 )
 EMPTY = "n/a"
-_NAME = re.compile(r"summary(_shard-(?P<shard>[0-9]+-of-[0-9]+))?\.tsv")
+_NAME = re.compile(r"summary(?:_shard-([0-9]+)-of-([0-9]+))?\.tsv")
 _UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]+")
 
 
@@ -43,13 +44,12 @@ class Summary:
 
     Args:
         out_dir: The folder of the results.
-        shard: Name of this share of the cohort; each share has a table of its own, because several
-            tasks cannot write one file.
+        shard: The share of the cohort; each share has a table of its own, because several tasks
+            cannot write one file.
     """
 
-    def __init__(self, out_dir: Path, shard: str | None = None) -> None:
-        name = f"summary_shard-{shard}.tsv" if shard else "summary.tsv"
-        self.path = out_dir / name
+    def __init__(self, out_dir: Path, shard: Shard | None = None) -> None:
+        self.path = out_dir / (f"summary_shard-{shard}.tsv" if shard else "summary.tsv")
         self._rows: dict[str, dict[str, str]] = {}
 
     def check(self) -> None:
@@ -120,11 +120,10 @@ class Summary:
 def update_summaries(folder: Path, outcome: Outcome) -> None:
     """Write a subject's row anew in every table of a folder that has one."""
     for path in sorted(folder.glob("summary*.tsv")):
-        match = _NAME.fullmatch(path.name)
-        if match is None:
-            continue
-        with contextlib.suppress(UsageError):  # somebody else's table is none of ours
-            Summary(folder, match["shard"]).replace(outcome)
+        if match := _NAME.fullmatch(path.name):
+            shard = match[1] and Shard(int(match[1]), int(match[2]))
+            with contextlib.suppress(UsageError):  # somebody else's table is none of ours
+                Summary(folder, shard or None).replace(outcome)
 
 
 def _table(rows: Iterable[Mapping[str, str]]) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mmccd_cli.cohort.jobs import Job, RunSettings, check_targets, find_all_subjects, plan_job
-from mmccd_cli.cohort.shards import Shard, parse_shard
+from mmccd_cli.cohort.shards import Shard, choose_shard
 from mmccd_cli.cohort.summary import COLUMNS, Summary, update_summaries
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.subjects import Subject
@@ -60,6 +60,7 @@ def test_two_subjects_of_one_name_are_refused_across_shares(
             find_all_subjects([folders[1], other], Shard(index, 2))
 
 
+FOLDERS = [Path("a"), Path("b")]
 SLURM = {f"SLURM_ARRAY_TASK_{name}": "" for name in ("ID", "COUNT", "MIN", "STEP")}
 
 
@@ -84,8 +85,15 @@ def _slurm(task: int, count: int, first: int, step: int | str = "") -> dict[str,
 def test_shares_are_read_from_words_and_from_slurm(
     text: str, variables: dict[str, str], expected: tuple[int, int] | None
 ) -> None:
-    shard = parse_shard(text, variables)
+    shard = choose_shard(text, FOLDERS, variables)
     assert (shard and (shard.index, shard.count)) == expected
+
+
+def test_one_folder_is_divided_on_demand_only_and_files_never() -> None:
+    assert choose_shard("auto", FOLDERS[:1], _slurm(0, 4, 0)) is None
+    assert choose_shard("2/4", FOLDERS[:1]) == Shard(2, 4)
+    with pytest.raises(UsageError, match="divides folders"):
+        choose_shard("1/2", [])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_shares_are_read_from_words_and_from_slurm(
 )
 def test_no_share(text: str, variables: dict[str, str]) -> None:
     with pytest.raises(UsageError):
-        parse_shard(text, variables)
+        choose_shard(text, FOLDERS, variables)
 
 
 # Targets.
@@ -215,7 +223,7 @@ def test_a_table_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
 
 
 def test_a_new_mask_changes_the_rows_that_are_there(tmp_path: Path) -> None:
-    for name, shard in (("a", "1-of-2"), ("b", "2-of-2")):
+    for name, shard in (("a", Shard(1, 2)), ("b", Shard(2, 2))):
         (tmp_path / f"{name}.nii.gz").touch()
         Summary(tmp_path, shard).add(_done(name))
     update_summaries(tmp_path, _done("b", ml=0.25))

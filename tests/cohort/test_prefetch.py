@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from mmccd_cli.cohort.prefetch import BackgroundCall, is_anything_running, prefetch
+from mmccd_cli.cohort.prefetch import in_background, is_anything_running, prefetch
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -33,7 +33,7 @@ def test_it_computes_at_once_and_waits_with_the_result() -> None:
         assert may_end.wait(10)
         return 7
 
-    ahead = BackgroundCall(compute)
+    ahead = in_background(compute)
     assert going.wait(10)
     assert is_anything_running()
     may_end.set()
@@ -42,7 +42,7 @@ def test_it_computes_at_once_and_waits_with_the_result() -> None:
 
 
 def test_its_error_waits_until_it_is_asked_for() -> None:
-    ahead: BackgroundCall[float] = BackgroundCall(lambda: 1 / 0)
+    ahead = in_background(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         ahead.result()
     assert not is_anything_running()
@@ -52,7 +52,7 @@ def test_its_error_waits_until_it_is_asked_for() -> None:
 @pytest.mark.usefixtures("interruptible")
 def test_it_still_runs_when_waiting_for_it_is_interrupted() -> None:
     may_end = threading.Event()
-    ahead = BackgroundCall(lambda: may_end.wait(10))
+    ahead = in_background(lambda: may_end.wait(10))
     # To the process, as Ctrl-C does: raise_signal would meet the timer's thread and wake nobody.
     threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
     with pytest.raises(KeyboardInterrupt):
