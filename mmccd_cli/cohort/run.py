@@ -89,7 +89,12 @@ def segment_cohort(
             outcomes.append(outcome)
             yield outcome
     finally:
-        _write_cohort_page(cohort, outcomes)
+        if cohort.report_dir is not None:
+            from mmccd_cli.outputs.report.cohort import write_cohort_page
+
+            inputs = [path for job in cohort.jobs for path in job.input_files]
+            tables = cohort.summary.path.parent.glob("summary*.tsv") if cohort.summary else ()
+            write_cohort_page(cohort.report_dir, outcomes, inputs=inputs, tables=tables)
 
 
 def preview_cohort(
@@ -101,36 +106,21 @@ def preview_cohort(
 ) -> Generator[Outcome, None, None]:
     """Tell what `segment_cohort` would do, from the files' names alone; nothing is written.
 
-    Args:
-        cohort: See `segment_cohort`, like all others.
-        load: Called once, after the outcomes of what could not be found.
-        settings: What was asked for.
-        policy: What would be overwritten or kept.
+    It takes and raises what `segment_cohort` does.
 
     Yields:
         An outcome for each subject, whose status is "planned", "skipped" or "failed".
-
-    Raises:
-        MmccdError: As `segment_cohort`.
     """
     cohort.check(settings, policy)
     yield from cohort.failures
     steps = JobSteps(pipeline=load(), settings=settings)
     for job in cohort.jobs:
         try:
-            yield steps.describe_plan(job, resume=policy.resume)
+            plan = steps.describe_plan(job, resume=policy.resume)
+            _refuse_to_replace(job, policy)
+            yield plan
         except (MmccdError, OSError) as error:
             yield Outcome(job.subject.id, "failed", error=error)
-
-
-def _write_cohort_page(cohort: Cohort, outcomes: Sequence[Outcome]) -> None:
-    if cohort.report_dir is None:
-        return
-    from mmccd_cli.outputs.report.cohort import write_cohort_page
-
-    inputs = [path for job in cohort.jobs for path in job.input_files]
-    tables = cohort.summary.path.parent.glob("summary*.tsv") if cohort.summary else ()
-    write_cohort_page(cohort.report_dir, outcomes, inputs=inputs, tables=tables)
 
 
 def _segment_jobs(
@@ -170,15 +160,9 @@ def _segment_jobs(
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Runner:
-    """What happens to each job of a cohort, before and on the device.
+    """What happens to each job of a cohort, before (in `workers` threads) and on the device.
 
-    Attributes:
-        steps: The steps of a job.
-        policy: What is overwritten or kept.
-        observer: Hears of progress on the device.
-        workers: Number of threads that call `prepare`; 0 where no thread does.
-        already_read: Subject's id -> what was read of it before the weights were loaded.
-        threads: Threads of the CPU in all.
+    `already_read` holds the scans of the subject that was read before the weights were loaded.
     """
 
     steps: JobSteps
@@ -194,13 +178,7 @@ class _Runner:
             hold_threads(self.threads)
         if self.policy.resume and (previous := self.steps.find_previous(job)) is not None:
             return previous
-        refuse_to_overwrite(
-            job.targets.values(),
-            job.input_files,
-            force=self._may_replace(job),
-            make_folders=job.makes_folder,
-            next_step="Move it away, or run again with --force and without --resume.",
-        )
+        _refuse_to_replace(job, self.policy)
         return self.steps.prepare(
             job,
             scans=self.already_read.pop(job.subject.id, None),
@@ -223,7 +201,7 @@ class _Runner:
             return _failure(job, error)
 
     def _finish(self, job: Job, ready: PreparedJob | PreviousResult) -> Outcome:
-        name, force = job.subject.id, self._may_replace(job)
+        name, force = job.subject.id, _may_replace(job, self.policy)
         if isinstance(ready, PreparedJob):
             segmented = self.steps.finish(ready, force=force, advance=self.observer.advance)
             return Outcome(name, "done", segmented.record)
@@ -232,8 +210,20 @@ class _Runner:
         segmented = self.steps.redo_mask(job, ready, force=force)
         return Outcome(name, "done", segmented.record, from_map=True)
 
-    def _may_replace(self, job: Job) -> bool:
-        return self.policy.force or (self.policy.resume and is_ours(job))
+
+def _may_replace(job: Job, policy: RunPolicy) -> bool:
+    return policy.force or (policy.resume and is_ours(job))
+
+
+def _refuse_to_replace(job: Job, policy: RunPolicy) -> None:
+    """Refuse what `Cohort.check` leaves to each subject's turn: outputs that nobody knows."""
+    refuse_to_overwrite(
+        job.targets.values(),
+        job.input_files,
+        force=_may_replace(job, policy),
+        make_folders=job.makes_folder,
+        next_step="Move it away, or run again with --force and without --resume.",
+    )
 
 
 def choose_workers(others: int) -> int:

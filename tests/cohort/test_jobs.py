@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mmccd_cli.cohort.jobs import Job, RunSettings, check_targets, find_all_subjects, plan_job
+from mmccd_cli.cohort.jobs import RunSettings, check_targets, find_all_subjects, plan_job
 from mmccd_cli.cohort.shards import Shard, choose_shard
 from mmccd_cli.cohort.summary import COLUMNS, Summary, update_summaries
 from mmccd_cli.errors import DataError, UsageError
@@ -127,14 +128,10 @@ def test_a_job_names_everything_it_writes(tmp_path: Path) -> None:
     }
     check_targets([job], force=False, resume=False)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_of_an_extra_is_checked_too(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    subject, targets = Subject(id="a", paths={}), {"picture": tmp_path / "file" / "look.png"}
-    job = Job(subject=subject, targets=targets, makes_folder=True)
+    other = replace(job, targets={**job.targets, "picture": tmp_path / "file" / "look.png"})
     with pytest.raises(UsageError, match="is a file"):
-        check_targets([job], force=False, resume=False)
+        check_targets([other], force=False, resume=False)
 
 
 def test_settings_are_described_as_they_are_compared() -> None:

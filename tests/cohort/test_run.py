@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 
 from mmccd_cli import Segmenter
 from mmccd_cli.cli.app import app
-from mmccd_cli.cohort.jobs import RunSettings, find_all_subjects, plan_job
-from mmccd_cli.cohort.plan import Cohort, RunPolicy
+from mmccd_cli.cohort.jobs import RunSettings
+from mmccd_cli.cohort.plan import RunPolicy, SubjectSelection
 from mmccd_cli.cohort.run import segment_cohort
 from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.inputs.phantom import make_phantom
@@ -69,16 +69,7 @@ def done(results: Path, tmp_path: Path) -> Path:
 def _run(
     segmenter: Segmenter, folders: list[Path], out: Path, **options: Any
 ) -> dict[str, Outcome]:
-    settings = options.pop("settings", RunSettings())
-    policy = RunPolicy(**options)
-    done = segment_cohort(
-        _cohort(folders, out), lambda: segmenter, settings=settings, policy=policy
-    )
-    return {outcome.name: outcome for outcome in done}
-
-
-def _cohort(folders: list[Path], out: Path) -> Cohort:
-    return Cohort(jobs=[plan_job(subject, out) for subject in find_all_subjects(folders)[0]])
+    return {o.name: o for o in segmenter.segment_cohort(folders, out, **options)}
 
 
 def _bytes(out: Path) -> dict[str, bytes]:
@@ -131,24 +122,33 @@ def test_no_more_subjects_than_workers_wait_and_no_array_is_kept(
 
 
 def test_weights_are_loaded_once_and_not_for_what_cannot_be_read(
-    segmenter: Segmenter, folders: list[Path], tmp_path: Path
+    segmenter: Segmenter, folders: list[Path], tmp_path: Path, results: Path
 ) -> None:
+    """And the first record speaks of what was read before that."""
     loaded: list[str] = []
 
     def load() -> Segmenter:
         loaded.append("once")
+        next(folders[0].glob("*flair.nii.gz")).write_bytes(b"another scan")
         return segmenter
 
-    rest = {"settings": RunSettings(), "policy": RunPolicy()}
-    cohort = _cohort([folders[2]], tmp_path / "out")
-    assert [o.status for o in segment_cohort(cohort, load, **rest)] == ["failed"]
+    def run(folders: list[Path], load: Callable[[], Segmenter]) -> list[Outcome]:
+        cohort = SubjectSelection(folders=folders, out_dir=tmp_path / "out").plan()
+        return [*segment_cohort(cohort, load, settings=RunSettings(), policy=RunPolicy())]
+
+    assert [o.status for o in run([folders[2]], load)] == ["failed"]
     assert loaded == []
+    outcomes = run(folders[:2], load)
+    assert loaded == ["once"]
+    for outcome in outcomes:
+        expected = json.loads((results / f"{outcome.name}.json").read_text())
+        assert outcome.record["inputs"] == expected["inputs"]
 
     def fail() -> Segmenter:
         raise WeightsError("none")
 
     with pytest.raises(WeightsError):
-        list(segment_cohort(_cohort(folders[:2], tmp_path / "out"), fail, **rest))
+        run(folders[3:], fail)
 
 
 def test_a_name_stops_none_of_the_others(
@@ -168,21 +168,6 @@ def test_a_name_stops_none_of_the_others(
     )
 
 
-def test_a_record_speaks_of_the_files_that_were_read(
-    segmenter: Segmenter, folders: list[Path], tmp_path: Path, results: Path
-) -> None:
-    flair, *_ = (next(folder.glob("*flair.nii.gz")) for folder in folders)
-
-    def load() -> Segmenter:  # the first subject has been read by now
-        flair.write_bytes(b"another scan")
-        return segmenter
-
-    cohort = _cohort(folders[:1], tmp_path / "out")
-    (outcome,) = segment_cohort(cohort, load, settings=RunSettings(), policy=RunPolicy())
-    read = json.loads((results / "case-a.json").read_text())
-    assert outcome.record["inputs"] == read["inputs"]
-
-
 # Resuming.
 
 CUTS = [
@@ -200,27 +185,39 @@ def test_a_mask_from_the_map_equals_that_of_a_new_run(
     done: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for other in done.glob("case-[bd]*"):
-        other.unlink()
-    for number, settings in enumerate(CUTS):
-        _run(segmenter, folders[:1], tmp_path / f"new-{number}", settings=settings)
-    masks = [_bytes(tmp_path / f"new-{n}")["case-a_mask.nii.gz"] for n in range(len(CUTS))]
-    assert len(set(masks)) == len(masks)
-    out = done
+    """Be it made by --resume or by `mmccd threshold`."""
+    resumed, cut = (shutil.copytree(done, tmp_path / name) for name in ("resumed", "cut"))
+    fresh = [tmp_path / f"new-{number}" for number in range(len(CUTS))]
+    for out, settings in zip(fresh, CUTS, strict=True):
+        list(segmenter.segment_cohort(folders[:1], out, settings=settings))
+    assert len({_bytes(out)["case-a_mask.nii.gz"] for out in fresh}) == len(CUTS)
 
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the networks ran")
 
+    def same(out: Path, other: Path) -> None:
+        assert _bytes(out).items() >= _bytes(other).items()
+        assert _records(out).items() >= _records(other).items()
+        rows = [(folder / "summary.tsv").read_text().splitlines() for folder in (out, other)]
+        assert [line for line in rows[0] if "case-a" in line] == rows[1][1:]
+
     monkeypatch.setattr(Segmenter, "infer", never)
     monkeypatch.setattr(Segmenter, "prepare", never)
-    for number, settings in enumerate(CUTS):
-        outcome = _run(segmenter, folders[:1], out, settings=settings, resume=True)["case-a"]
-        assert (outcome.status, outcome.from_map) == ("done", True), outcome.error
-        fresh = tmp_path / f"new-{number}"
-        assert _bytes(out) == _bytes(fresh)
-        assert _records(out) == _records(fresh)
-        again = _run(segmenter, folders[:1], out, settings=settings, resume=True)["case-a"]
-        assert again.status == "skipped"
+    for out, settings in zip(fresh, CUTS, strict=True):
+        for status, from_map in (("done", True), ("skipped", False)):
+            (outcome,) = segmenter.segment_cohort(
+                folders[:1], resumed, settings=settings, resume=True
+            )
+            assert (outcome.status, outcome.from_map) == (status, from_map), outcome.error
+            if from_map:
+                same(resumed, out)
+        options = {"--threshold": settings.threshold, "--min-lesion": settings.min_lesion_mm3}
+        words = [word for pair in options.items() if pair[1] is not None for word in pair]
+        result = _threshold(cut / "case-a.nii.gz", *words, "--force", "--json")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["subject"] == "case-a"
+        same(cut, out)
+        assert (cut / "summary.tsv").read_text().count("\n") == 5  # all rows stay
 
 
 def test_what_differs_is_done_again(
@@ -236,6 +233,9 @@ def test_what_differs_is_done_again(
 
     whole = ("done", False)
     other_seed = Segmenter.from_pretrained(bundle, device="cpu", preset="fast", seed=1)
+    record = json.loads((out / "case-a.json").read_text())
+    record["settings"]["requested"]["sampling"]["second_pass"] = False  # a setting that is gone
+    (out / "case-a.json").write_text(json.dumps(record))
     assert resume() == ("skipped", False)
     # Another seed, another space, another input, and a map that is not the record's.
     assert resume(segmenter=other_seed) == whole
@@ -250,17 +250,6 @@ def test_what_differs_is_done_again(
     (out / "case-a_mask.nii.gz").write_bytes((out / "case-b_mask.nii.gz").read_bytes())
     assert resume() == ("done", True)
     assert resume() == ("skipped", False)
-
-
-def test_settings_that_are_gone_do_not_make_a_result_old(
-    segmenter: Segmenter, folders: list[Path], done: Path
-) -> None:
-    path = done / "case-a.json"
-    record = json.loads(path.read_text())
-    record["settings"]["requested"]["sampling"]["second_pass"] = False
-    path.write_text(json.dumps(record))
-    outcome = _run(segmenter, folders[:1], done, resume=True)["case-a"]
-    assert outcome.status == "skipped"
 
 
 def test_what_nobody_knows_stops_only_its_own_subject_before_it_is_prepared(
@@ -312,11 +301,7 @@ def _threshold(*words: object) -> Any:
     return CliRunner().invoke(app, ["threshold", *map(str, words)])
 
 
-def test_threshold_gives_the_mask_of_a_new_run(
-    segmenter: Segmenter, folders: list[Path], tmp_path: Path, done: Path
-) -> None:
-    settings = RunSettings(threshold=0.8, min_lesion_mm3=500)
-    list(segmenter.segment_cohort(folders, tmp_path / "fresh", settings=settings))
+def test_threshold_takes_maps_among_masks_and_needs_force(done: Path) -> None:
     before = _bytes(done)
     words = (*done.glob("*.nii.gz"), "--threshold", 0.8, "--min-lesion", "0.5ml")
     refused = _threshold(*words)
@@ -325,12 +310,9 @@ def test_threshold_gives_the_mask_of_a_new_run(
     assert _bytes(done) == before
     result = _threshold(*words, "--force", "--json")
     assert result.exit_code == 0, result.stderr
-    assert {json.loads(line)["threshold"] for line in result.stdout.splitlines()} == {0.8}
-    assert _bytes(done) == _bytes(tmp_path / "fresh")
-    assert _records(done) == _records(tmp_path / "fresh")
-    tables = [(folder / "summary.tsv").read_text() for folder in (done, tmp_path / "fresh")]
-    assert tables[0].splitlines()[:3] == tables[1].splitlines()[:3]
-    assert tables[0].count("\n") == tables[1].count("\n") == 5
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert sorted(record["subject"] for record in records) == ["case-a", "case-b", "case-d"]
+    assert {record["threshold"] for record in records} == {0.8}
 
 
 def test_threshold_can_write_elsewhere(tmp_path: Path, done: Path) -> None:
@@ -345,30 +327,15 @@ def test_threshold_can_write_elsewhere(tmp_path: Path, done: Path) -> None:
     assert record["outputs"]["mask"] == "other.nii.gz"
 
 
-def _without_record(done: Path) -> None:
-    (done / "case-a.json").unlink()
-
-
-def _other_map(done: Path) -> None:
-    (done / "case-a.nii.gz").write_bytes((done / "case-b.nii.gz").read_bytes())
-
-
-def _without_settings(done: Path) -> None:
-    record = json.loads((done / "case-a.json").read_text())
-    del record["settings"]["score"]["weights"]
-    (done / "case-a.json").write_text(json.dumps(record))
-
-
-@pytest.mark.parametrize("spoil", [_without_record, _other_map, _without_settings])
-def test_threshold_refuses_what_does_not_belong_together(
-    done: Path, spoil: Callable[[Path], None]
-) -> None:
-    spoil(done)
-    mask = (done / "case-a_mask.nii.gz").read_bytes()
-    result = _threshold(done / "case-a.nii.gz", "--force")
-    assert result.exit_code == 3, result.stderr
-    assert "Traceback" not in result.stderr
-    assert (done / "case-a_mask.nii.gz").read_bytes() == mask
+def test_threshold_refuses_what_does_not_belong_together(done: Path) -> None:
+    before = _bytes(done)
+    (done / "case-b.json").unlink()
+    (done / "case-d.json").write_bytes((done / "case-a.json").read_bytes())
+    for name in ("case-b", "case-d"):
+        result = _threshold(done / f"{name}.nii.gz", "--force")
+        assert result.exit_code == 3, result.stderr
+        assert "Traceback" not in result.stderr
+    assert _bytes(done) == before
 
 
 def test_threshold_needs_no_torch() -> None:
