@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from mmccd_cli.errors import DataError, MmccdError, OutputExistsError, UsageError
 
@@ -141,16 +141,37 @@ def remove_leftovers(*paths: Path) -> None:
                     other.unlink(missing_ok=True)
 
 
+def check_regular_file(path: Path) -> None:
+    """Refuse what may never end, or can be read only once.
+
+    Raises:
+        DataError: It is there, but a pipe, a socket or a device.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(
+            f"{path} is a pipe, a socket or a device; only regular files are read.",
+            cause="It may never end, and an input is read more than once.",
+            next_step="Write its content into a file and give that.",
+        )
+
+
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hexadecimal digits.
 
     Raises:
+        DataError: It is not a regular file.
         OSError: The file cannot be read.
     """
-    digest = hashlib.sha256()
+    check_regular_file(path)
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
+        return sha256_of_stream(stream)
+
+
+def sha256_of_stream(stream: BinaryIO) -> str:
+    """Return the SHA-256 of all that is left in a stream."""
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 

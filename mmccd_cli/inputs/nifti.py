@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import hashlib
+import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmccd_cli.errors import DataError, GeometryError, UsageError, unreadable
-from mmccd_cli.files import write_atomically
-from mmccd_cli.inputs.volume import Volume, problem_of_affine
+from mmccd_cli.files import check_regular_file, sha256_of_stream, write_atomically
+from mmccd_cli.inputs.volume import Volume, is_too_large, problem_of_affine
 from mmccd_cli.template import spacing_of
 
 Intent = Literal["none", "label", "estimate"]
@@ -24,6 +26,9 @@ Intent = Literal["none", "label", "estimate"]
 _GZIP_LEVEL = 6
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_OF_SIZE = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_MAX_HEADER_BYTES = 2**28  # with its extensions
+_BLOCK_BYTES = 2**26  # of stored voxels that are held at a time
+_TAIL_BYTES = 2**20  # that are looked at after the last voxel
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI codes: metre, millimetre, micrometre
 # fmt: off
 _GEOMETRY = (
@@ -101,7 +106,7 @@ def read_nifti(
     """Read one three-dimensional image, compressed or not, of any number type and byte order.
 
     Voxels that are not finite become 0. What matters is the content: a compressed file may be
-    named .nii and the other way round.
+    named .nii and the other way round. No more is decompressed than the header announces.
 
     Args:
         path: A NIfTI-1 or NIfTI-2 file in one piece.
@@ -113,20 +118,18 @@ def read_nifti(
         The volume in the file's own index order, and the grid to write outputs on.
 
     Raises:
-        DataError: Missing, damaged, not NIfTI, several volumes, or nothing in it.
+        DataError: Missing, damaged, not NIfTI, too large, several volumes, or nothing in it.
         GeometryError: No usable affine or spacing.
     """
     path = Path(path)
     notes = notes if notes is not None else []
-    content = _read_bytes(path)
-    if digests is not None:
-        digests.append(hashlib.sha256(content).hexdigest())
-    raw = _decompressed(path, content)
-    del content
-    header = _parse_header(path, raw)
-    _keep_three_dimensions(path, header)
-    grid = NiftiGrid.of_header(header, _affine_in_mm(path, header, notes))
-    stored = _stored_values(path, raw, header)
+    with _open(path, digests) as stream:
+        header = _parse_header(path, stream.read(max(_HEADER_OF_SIZE)))
+        _keep_three_dimensions(path, header)
+        grid = NiftiGrid.of_header(header, _affine_in_mm(path, header, notes))
+        stored = _stored_values(path, stream, header)
+        if stream.read(_TAIL_BYTES):  # at its end, a compressed file is checked
+            notes.append(f"{path.name}: bytes after the last voxel are ignored.")
     data = finite_values(path, stored, allow_constant=allow_constant, notes=notes)
     return Volume(data, grid.affine), grid
 
@@ -153,17 +156,19 @@ def finite_values(
     n_finite = int(np.count_nonzero(finite))
     if n_finite == 0:
         raise DataError(
-            f"{source} holds no number: all voxels are NaN or infinite.",
+            f"{source} holds no number: as float32, all voxels are NaN or infinite.",
             cause="A processing step before this one has failed.",
             next_step="Go back to the scan as it was before that step.",
         )
     if n_finite < data.size:
         name = source.name if isinstance(source, Path) else source
-        notes.append(f"{name}: {data.size - n_finite} voxels were NaN or infinite; now 0.")
+        notes.append(
+            f"{name}: {data.size - n_finite} voxels were NaN or infinite as float32; now 0."
+        )
         data = np.where(finite, data, np.float32(0))
     if not allow_constant and data.min() == data.max():
         raise DataError(
-            f"{source} is constant: every voxel is {float(data.flat[0]):g}.",
+            f"{source} is constant: as float32, every finite voxel is {data[finite][0]:g}.",
             cause="The image is empty or was masked with the wrong mask.",
             next_step="Look at it in a viewer and give the scan itself.",
         )
@@ -256,30 +261,32 @@ def is_compressed_name(path: Path) -> bool:
     )
 
 
-def _read_bytes(path: Path) -> bytes:
+@contextlib.contextmanager
+def _open(path: Path, digests: list[str] | None) -> Iterator[BinaryIO]:
+    """Open a file, let its content be read as it was before compression, and hash it."""
     if path.is_dir():
         raise DataError(f"{path} is a folder, not an image.", next_step="Give a .nii.gz file.")
+    check_regular_file(path)
     try:
-        return path.read_bytes()
+        with path.open("rb") as stored:
+            compressed = stored.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
+            stored.seek(0)
+            yield gzip.GzipFile(fileobj=stored) if compressed else stored  # type: ignore[misc]
+            if digests is not None:
+                stored.seek(0)
+                digests.append(sha256_of_stream(stored))
     except FileNotFoundError as error:
         raise DataError(
             f"There is no file {path}.", next_step="Check the name and the folder."
         ) from error
-    except OSError as error:
-        raise unreadable(path, error) from error
-
-
-def _decompressed(path: Path, raw: bytes) -> bytes:
-    if not raw.startswith(_GZIP_MAGIC):
-        return raw
-    try:
-        return gzip.decompress(raw)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{path} is damaged: its compressed content breaks off or is corrupt.",
             cause="The copy or download was probably interrupted.",
             next_step=f"Copy the file again and check it with: gzip -t '{path}'",
         ) from error
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _parse_header(path: Path, raw: bytes) -> nib.Nifti1Header:
@@ -323,7 +330,7 @@ def _keep_three_dimensions(path: Path, header: nib.Nifti1Header) -> None:
             f"{path} is damaged: its header gives the dimensions {dimensions}.",
             next_step="Make the file again from its source.",
         )
-    further = int(np.prod(sizes[3:], dtype=np.int64))
+    further = math.prod(sizes[3:])
     if further > 1:
         raise DataError(
             f"{path} holds {further} volumes (shape {tuple(sizes)}); one is needed.",
@@ -334,6 +341,12 @@ def _keep_three_dimensions(path: Path, header: nib.Nifti1Header) -> None:
         raise DataError(
             f"{path} is a single slice (shape {tuple(sizes)}); a volume is needed.",
             next_step="Give the whole scan.",
+        )
+    if is_too_large(sizes[:3]):
+        raise DataError(
+            f"{path} announces {' x '.join(map(str, sizes[:3]))} voxels, more than a head has.",
+            cause="Its header is damaged, or it is no scan of a head.",
+            next_step="Make the file again from its source, or resample it to larger voxels.",
         )
     header.set_data_shape(sizes[:3])
 
@@ -387,11 +400,11 @@ def _stated_affine(header: nib.Nifti1Header) -> NDArray[np.float64]:
     return np.asarray(mended.get_base_affine(), dtype=np.float64)
 
 
-def _stored_values(path: Path, raw: bytes, header: nib.Nifti1Header) -> NDArray[np.float32]:
+def _stored_values(path: Path, stream: BinaryIO, header: nib.Nifti1Header) -> NDArray[np.float32]:
     """Return what the file stores, in its index order and with slope and intercept applied."""
     try:
         dtype = np.dtype(header.get_data_dtype())
-    except nib.spatialimages.HeaderDataError:
+    except (KeyError, nib.spatialimages.HeaderDataError):
         dtype = np.dtype("V1")
     if dtype.kind not in "iuf" or dtype.itemsize > 16:
         raise DataError(
@@ -400,20 +413,40 @@ def _stored_values(path: Path, raw: bytes, header: nib.Nifti1Header) -> NDArray[
             cause="It holds colours, complex numbers or an unknown type.",
             next_step="Give the magnitude image as integers or floats.",
         )
-    shape = header.get_data_shape()
-    count = int(np.prod(shape, dtype=np.int64))
-    offset = max(int(header["vox_offset"]), int(header["sizeof_hdr"]))
-    if len(raw) < offset + count * dtype.itemsize:
-        raise DataError(
-            f"{path} is truncated: {offset + count * dtype.itemsize} bytes are announced and "
-            f"{len(raw)} are there.",
-            cause="The copy or download was probably interrupted.",
-            next_step="Copy the file again.",
-        )
-    values = np.frombuffer(raw, dtype=dtype, count=count, offset=offset).reshape(shape, order="F")
+    data = np.empty(header.get_data_shape(), np.float32)
+    offset = _offset(path, header)
     slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
-    with np.errstate(over="ignore", invalid="ignore"):
-        # The standard: a slope of 0 means no scaling. In float64, because an offset can be large.
-        if np.isfinite(slope) and slope != 0 and np.isfinite(inter) and (slope, inter) != (1, 0):
-            return np.ascontiguousarray(values * slope + inter, dtype=np.float32)
-        return np.ascontiguousarray(values, dtype=np.float32)
+    # The standard: a slope of 0 means no scaling.
+    scaled = np.isfinite(slope) and slope != 0 and np.isfinite(inter) and (slope, inter) != (1, 0)
+    bytes_per_slice = data[:, :, 0].size * dtype.itemsize
+    step = max(1, _BLOCK_BYTES // bytes_per_slice)
+    stream.seek(offset)
+    for first in range(0, data.shape[2], step):
+        block = data[:, :, first : first + step]
+        raw = stream.read(block.size * dtype.itemsize)
+        if len(raw) < block.size * dtype.itemsize:
+            there = first * bytes_per_slice + len(raw)
+            raise DataError(
+                f"{path} is truncated: its header announces {data.size * dtype.itemsize} bytes of "
+                f"voxels and {there} are there.",
+                cause="The copy or download was probably interrupted, or the header is damaged.",
+                next_step="Copy the file again.",
+            )
+        values = np.frombuffer(raw, dtype=dtype).reshape(block.shape, order="F")
+        with np.errstate(over="ignore", invalid="ignore"):
+            # In float64, because an offset can be large.
+            block[...] = values * slope + inter if scaled else values
+    return data
+
+
+def _offset(path: Path, header: nib.Nifti1Header) -> int:
+    """Return at which byte the voxels start."""
+    stated, least = float(header["vox_offset"]), int(header.single_vox_offset)
+    if not least <= stated <= _MAX_HEADER_BYTES or stated % 1:
+        raise DataError(
+            f"{path} is damaged: its header puts the first voxel at byte {stated:g}.",
+            cause=f"The field vox_offset must be a whole number from {least} on; the program that "
+            "wrote the file left it out, or the header is corrupt.",
+            next_step="Make the file again from its source, or set vox_offset with nifti_tool.",
+        )
+    return int(stated)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli.errors import DataError, GeometryError
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.dicom.files import sha256_of_files
 from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
@@ -15,6 +19,12 @@ from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.inputs.volume import Volume
 
 BRAIN_MASK = "brain_mask"
+
+# What no scan of a head has, whoever acquired it: the bore of a scanner holds 500 litres with a
+# whole person in it, and infants' brains have 0.3 litres.
+_MIN_FIELD_LITRES, _MAX_FIELD_LITRES = 0.05, 500.0
+_MAX_SPACING_MM = 25.0
+_MIN_CORRELATION = 0.1  # of neighbouring voxels; heads have 0.7 to 0.99, noise 0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,13 +90,60 @@ def read_image(
         digests: The SHA-256 of what was read is appended here; see `sha256_of_image`.
 
     Raises:
-        DataError: It cannot be used.
+        DataError: It cannot be used, or cannot be a head.
     """
     if modality not in subject.series:
-        return read_nifti(subject.paths[modality], notes=notes, digests=digests)
-    from mmccd_cli.inputs.dicom.pixels import read_stack
+        source = str(subject.paths[modality])
+        volume, grid = read_nifti(subject.paths[modality], notes=notes, digests=digests)
+    else:
+        from mmccd_cli.inputs.dicom.pixels import read_stack
 
-    return read_stack(subject.series[modality], notes=notes, digests=digests)
+        source = subject.series[modality].frames[0].series_label
+        volume, grid = read_stack(subject.series[modality], notes=notes, digests=digests)
+    check_head(source, volume)
+    return volume, grid
+
+
+def check_head(source: str, volume: Volume) -> None:
+    """Refuse an image that cannot be a head; what is in doubt passes.
+
+    Args:
+        source: How to call the image.
+        volume: A scan, raw or skull-stripped, whole or in part.
+
+    Raises:
+        GeometryError: Its field of view is far too small or too large, or its voxels are.
+        DataError: It is noise.
+    """
+    litres = volume.voxel_volume_mm3 * volume.data.size / 1e6
+    largest = max(volume.spacing_mm)
+    if not _MIN_FIELD_LITRES <= litres <= _MAX_FIELD_LITRES or largest > _MAX_SPACING_MM:
+        extent_mm = np.multiply(volume.shape, volume.spacing_mm)
+        size = " x ".join(f"{side:.3g}" for side in extent_mm)
+        raise GeometryError(
+            f"{source} cannot be a head: it shows {size} mm ({litres:.3g} litres) in voxels of up "
+            f"to {largest:.3g} mm.",
+            cause="The voxel spacing in its header is wrong, for example in another unit.",
+            next_step="Convert the scan again from DICOM, or mend its affine with nifti_tool.",
+        )
+    if _is_noise(volume.data):
+        raise DataError(
+            f"{source} cannot be a head: neighbouring voxels have nothing in common.",
+            cause="It is noise, was scrambled, or its header states a wrong type or shape.",
+            next_step="Look at it in a viewer and give the scan itself.",
+        )
+
+
+def _is_noise(data: NDArray[np.float32]) -> bool:
+    """Tell whether the correlation of neighbours is about 0 along every axis."""
+    for axis in range(3):
+        # Whole lines along the axis, some of them; without outliers, which would outweigh the rest.
+        lines = np.moveaxis(data, axis, 0)[:, ::3, ::3]
+        lines = np.clip(lines, *np.percentile(lines, [1, 99])).astype(np.float64)
+        lines -= lines.mean()
+        if (lines[1:] * lines[:-1]).mean() >= _MIN_CORRELATION * (lines**2).mean():
+            return False
+    return True
 
 
 def name_inputs(subject: Subject, brain_mask: Path | None = None) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.files import check_regular_file
 from mmccd_cli.inputs.bids import (
     EVERYTHING,
     FILTER_HINT,
@@ -123,6 +124,7 @@ def subject_from_files(files: Mapping[str, Path], *, id: str | None = None) -> S
                 f"There is no file {path}, given as {_OPTION_OF_MODALITY[modality]}.",
                 next_step="Check the name and the folder.",
             )
+        check_regular_file(path)
         if other := seen.get(path.resolve()):
             raise UsageError(
                 f"{path} was given both as {_OPTION_OF_MODALITY[other]} and as "
@@ -351,6 +353,7 @@ def _check_content(path: Path) -> None:
             cause="It is a link to nowhere, as in a data set of DataLad or git-annex.",
             next_step=f"Get it: datalad get '{path}'",
         )
+    check_regular_file(path)
 
 
 def _no_images(folder: Path) -> DataError:

@@ -6,6 +6,8 @@ their file; nothing is flipped or permuted on the way in, so nothing needs to be
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from mmccd_cli.errors import GeometryError
 from mmccd_cli.template import Box, affine_of_box, spacing_of, voxel_volume_mm3
 
+MAX_VOXELS = 2**29  # a whole head at 0.25 mm
+_MAX_SIDE = 2**15 - 1  # the longest axis that the header of a NIfTI-1 file can state
 _MIN_ASPECT = 1e-4  # least |det| of the affine's unit columns: below, the voxels are flat
 
 
@@ -87,6 +91,11 @@ def reorient(volume: Volume, codes: str) -> Volume:
     return Volume(data, volume.affine @ new_to_old)
 
 
+def is_too_large(shape: Sequence[int]) -> bool:
+    """Tell whether an image has more voxels than any scan of a head, or a longer axis."""
+    return max(shape) > _MAX_SIDE or math.prod(shape) > MAX_VOXELS
+
+
 def problem_of_affine(affine: NDArray[np.float64]) -> str | None:
     """Say why an affine places no voxels, None where it does."""
     if affine.shape != (4, 4):
@@ -95,7 +104,10 @@ def problem_of_affine(affine: NDArray[np.float64]) -> str | None:
         return "it holds values that are not finite"
     if not np.array_equal(affine[3], [0, 0, 0, 1]):
         return f"its last row is {affine[3].tolist()} instead of 0, 0, 0, 1"
-    spacing = np.array(spacing_of(affine))
+    with np.errstate(over="ignore"):
+        spacing = np.array(spacing_of(affine))
+    if not np.all(np.isfinite(spacing)):
+        return "the spacing of an axis is too large for a number"
     if np.any(spacing < 1e-9):
         return "the spacing of an axis is zero"
     if abs(np.linalg.det(affine[:3, :3] / spacing)) < _MIN_ASPECT:

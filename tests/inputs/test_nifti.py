@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmccd_cli.errors import DataError, GeometryError, UsageError
+from mmccd_cli.inputs import nifti
 from mmccd_cli.inputs.nifti import encode_nifti, make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_affine
 from mmccd_cli.inputs.volume import Volume
@@ -214,6 +217,18 @@ def with_affine(path: Path, affine: np.ndarray, pixdim=(1, 1, 1)) -> Path:
     return with_content(path, header.binaryblock + bytes(4) + RAMP.tobytes(order="F"))
 
 
+def with_header(path: Path, version: type = nib.Nifti1Image, **fields) -> Path:
+    image = version(RAMP, np.eye(4))
+    image.header["vox_offset"] = image.header.single_vox_offset
+    for name, value in fields.items():
+        image.header[name] = value
+    return with_content(path, image.header.binaryblock + bytes(4) + RAMP.tobytes(order="F"))
+
+
+def v2(path: Path, **fields) -> Path:
+    return with_header(path, nib.Nifti2Image, **fields)
+
+
 BAD_FILES = {
     "missing": (lambda p: p, "no file"),
     "folder": (lambda p: p.mkdir() or p, "folder"),
@@ -227,6 +242,20 @@ BAD_FILES = {
     "two axes": (lambda p: saved(p, RAMP[:, :, 0]), "single slice"),
     "only NaN": (lambda p: saved(p, RAMP * np.nan), "no number"),
     "constant": (lambda p: saved(p, RAMP * 0 + 3), "constant"),
+    "constant, far beyond float32": (lambda p: saved(p, np.full(SHAPE, 1e300)), "as float32"),
+    "tiny values": (lambda p: saved(p, RAMP.astype(float) * 1e-300), "as float32"),
+    "unknown type": (lambda p: with_header(p, datatype=999), "data type code 999"),
+    "offset NaN": (lambda p: with_header(p, vox_offset=np.nan), "first voxel at byte nan"),
+    "offset infinite": (lambda p: with_header(p, vox_offset=np.inf), "first voxel at byte inf"),
+    "offset in header": (lambda p: with_header(p, vox_offset=348), "first voxel at byte 348"),
+    "offset left out": (lambda p: with_header(p, vox_offset=0), "first voxel at byte 0"),
+    "offset negative": (lambda p: v2(p, vox_offset=-9), "first voxel at byte -9"),
+    "offset absurd": (lambda p: v2(p, vox_offset=2**62), "first voxel at byte 4.6"),
+    "negative": (lambda p: with_header(p, dim=[3, 5, -6, 4, 1, 1, 1, 1]), "dimensions"),
+    "overflow": (lambda p: v2(p, dim=[3, *[2**21] * 3, 1, 1, 1, 1]), "more than a head has"),
+    "volumes overflow": (lambda p: v2(p, dim=[5, 5, 6, 4, 2**32, 2**32, 1, 1]), "volumes"),
+    "long axis": (lambda p: v2(p, dim=[3, 2**16, 2, 2, 1, 1, 1, 1]), "more than a head has"),
+    "pipe": (lambda p: os.mkfifo(p) or p, "only regular files"),
     "complex": (lambda p: saved(p, RAMP.astype(np.complex64)), "real number"),
 }
 BAD_GEOMETRY = {
@@ -236,6 +265,7 @@ BAD_GEOMETRY = {
     "singular": (lambda p: with_affine(p, SINGULAR), "affine"),
     "affine NaN": (lambda p: with_affine(p, np.eye(4) * np.nan), "affine"),
     "quaternion": (bad_quaternion, "position"),
+    "spacing beyond numbers": (lambda p: v2(p, sform_code=1, srow_x=[1e300, 0, 0, 0]), "affine"),
 }
 
 
@@ -249,6 +279,46 @@ def test_a_bad_file_gives_one_error_that_names_it(tmp_path, case):
     assert str(path) in caught.value.message
     assert caught.value.next_step
     assert caught.value.exit_code == 3
+
+
+def test_a_device_is_not_read():
+    with pytest.raises(DataError, match="only regular files"):
+        read_nifti(Path("/dev/zero"))
+
+
+def test_no_more_is_decompressed_than_the_header_announces(tmp_path):
+    content = with_header(tmp_path / "a.nii").read_bytes()
+    bomb = with_content(tmp_path / "b.nii.gz", gzip.compress(content + bytes(2**26)))
+    notes: list[str] = []
+    tracemalloc.start()
+    volume, _ = read_nifti(bomb, notes=notes)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(volume.data, RAMP)
+    assert notes == ["b.nii.gz: bytes after the last voxel are ignored."]
+    assert peak < 2**23
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_large_image_is_read_in_blocks_and_is_the_same(tmp_path, monkeypatch, suffix):
+    data = np.random.default_rng(0).integers(-3000, 3000, (5, 6, 7)).astype(np.int16)
+    path = saved(tmp_path / f"a{suffix}", data, scl_slope=0.3, scl_inter=7)
+    whole = read_nifti(path)[0].data
+    monkeypatch.setattr(nifti, "_BLOCK_BYTES", 2 * data[:, :, 0].nbytes)
+    np.testing.assert_array_equal(read_nifti(path)[0].data, whole)
+
+
+def test_any_damage_to_a_header_gives_an_image_or_our_error(tmp_path):
+    rng = np.random.default_rng(5)
+    extremes = np.frombuffer(b"\0\xff\x7f\x80\x01", np.uint8)
+    for version in (nib.Nifti1Image, nib.Nifti2Image):
+        whole = np.frombuffer(with_header(tmp_path / "a.nii", version).read_bytes(), np.uint8)
+        for _ in range(100):
+            damaged = whole.copy()
+            for place in rng.integers(4, version.header_class.sizeof_hdr - 4, rng.integers(1, 5)):
+                damaged[place : place + rng.integers(1, 5)] = rng.choice(extremes)
+            with contextlib.suppress(DataError):
+                read_nifti(with_content(tmp_path / "b.nii", damaged.tobytes()))
 
 
 def test_truncated_without_compression(tmp_path):
