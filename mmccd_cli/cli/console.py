@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import traceback
 import warnings
@@ -16,6 +17,8 @@ import typer
 from mmccd_cli.errors import MmccdError
 
 MESSAGES = "Messages"
+# Names of files may hold them; a terminal would obey.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def switch(*names: str, help: str, panel: str | None = None) -> Any:
@@ -64,7 +67,7 @@ class Console:
     def error(self, error: MmccdError, *, about: str = "") -> None:
         """Say what failed, why, and what to do next."""
         prefix = typer.style("error:", fg="red", bold=True)
-        self._say(f"{prefix} {about + ': ' if about else ''}{error.message}")
+        self._say(f"{about + ': ' if about else ''}{error.message}", prefix=prefix + " ")
         if error.cause:
             self._say(f"  cause: {error.cause}")
         if error.next_step:
@@ -115,7 +118,8 @@ class Console:
             finally:
                 self._bar = None
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, *, prefix: str = "") -> None:
+        text = prefix + _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
         if self._bar is not None:  # above the bar, instead of through it
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:

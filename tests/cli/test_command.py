@@ -141,3 +141,13 @@ def test_what_is_no_value(read: Callable[[str], object], text: str) -> None:
 def test_a_brain_mask_is_told_from_a_method() -> None:
     assert options.parse_skull_strip("never") == ("never", None)
     assert options.parse_skull_strip("B.NII.gz") == ("mask", Path("B.NII.gz"))
+
+
+def test_names_cannot_steer_the_terminal(capsys):
+    console = JsonConsole()
+    console.info("one\x1b[2J\r")
+    console.error(DataError("two\x9b", cause="three\u202e", next_step="four\n"), about="é\x07")
+    said = capsys.readouterr().err
+    assert "one\\x1b[2J\\r\n" in said
+    assert "é\\x07: two\\x9b\n  cause: three\\u202e\n  next:  four\n" in said
+    assert not set(said) & set("\x1b\r\x07\x9b\u202e")
