@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
@@ -156,6 +157,22 @@ def write_enhanced(
     path.parent.mkdir(parents=True, exist_ok=True)
     _image(stack, {**common, **(tags or {})}).save_as(path, enforce_file_format=True)
     return path
+
+
+def compress_jpeg(path: Path, syntax: str) -> None:
+    """Compress an image in place, as archives do, in a syntax as GDCM names it."""
+    gdcm = pytest.importorskip("gdcm")
+    reader, writer = gdcm.ImageReader(), gdcm.ImageWriter()
+    change = gdcm.ImageChangeTransferSyntax()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
 
 
 def _image(pixels: np.ndarray, tags: Mapping[str, Any]) -> Dataset:

@@ -1,5 +1,7 @@
 """The DICOM files of a folder or of a zip archive, whatever their names.
 
+No message repeats the name of a file, which may be that of a person.
+
 An archive is never unpacked to the disk: its members are read in memory, so that no name in it
 can point anywhere, and only after its table of contents was found to be of a plausible size.
 """
@@ -20,12 +22,15 @@ from typing import BinaryIO
 from mmccd_cli.errors import DataError, unreadable
 
 MAX_FILES = 100_000
-MAX_MEMBER_BYTES = 2**30
+MAX_FILE_BYTES = 2**29  # a multi-frame image of 512 slices of 512 x 512 voxels, and as much again
+MAX_HEADER_BYTES = 2**24  # of several thousand frames
 MAX_ARCHIVE_BYTES = 16 * 2**30
 
 _START_BYTES = 132
 # A file without the preamble starts with an element of group 2 or 8, little endian.
 _GROUPS_AT_START = (b"\x02\x00", b"\x08\x00")
+_TOO_LARGE = "too large for an image of a head"
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what DICOM allows, and can be bounded
 _BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
@@ -41,23 +46,18 @@ class DicomFile:
     path: Path
     member: str = ""
 
-    @property
-    def name(self) -> str:
-        """The last part of the name, for messages."""
-        return PurePosixPath(self.member).name if self.member else self.path.name
-
 
 def is_archive(path: Path) -> bool:
     """Tell whether a path is meant as a zip archive; whether it is sound shows when it is read."""
     return path.suffix.lower() == ".zip" and path.is_file()
 
 
-def find_dicom_files(source: Path, unread: list[tuple[str, str]]) -> list[DicomFile]:
+def find_dicom_files(source: Path, unread: list[str]) -> list[DicomFile]:
     """List everything under a folder or in an archive that looks like DICOM, in a fixed order.
 
     Args:
         source: A folder, searched to any depth, a zip archive or a file.
-        unread: Names that could not be read are appended here, each with the reason.
+        unread: Why a file could not be read is appended here, once for each.
 
     Raises:
         DataError: The archive is broken, encrypted or suspiciously large, or there are too many
@@ -74,8 +74,14 @@ def has_dicom_files(source: Path) -> bool:
     return any(_looks_like_dicom(file, []) for file in _files_below(source))
 
 
-def open_files(files: Iterable[DicomFile]) -> Iterator[tuple[DicomFile, BinaryIO]]:
+def open_files(
+    files: Iterable[DicomFile], *, most_bytes: int = MAX_FILE_BYTES
+) -> Iterator[tuple[DicomFile, BinaryIO]]:
     """Open files one after the other; an archive is opened once for a run of its members.
+
+    Args:
+        files: As `find_dicom_files` lists them.
+        most_bytes: How much of each is read.
 
     Raises:
         DataError: A file cannot be read any more, or a member is damaged.
@@ -84,11 +90,12 @@ def open_files(files: Iterable[DicomFile]) -> Iterator[tuple[DicomFile, BinaryIO
         entries = list(group)
         if not entries[0].member:
             with _open(path) as stream:
-                yield entries[0], stream
+                large = os.fstat(stream.fileno()).st_size > most_bytes
+                yield entries[0], io.BytesIO(stream.read(most_bytes)) if large else stream
             continue
         with _archive(path) as archive:
             for entry in entries:
-                yield entry, io.BytesIO(_content_of_member(archive, entry))
+                yield entry, io.BytesIO(_content_of_member(archive, entry, most_bytes))
 
 
 def sha256_of_files(files: Iterable[DicomFile]) -> str:
@@ -132,14 +139,18 @@ def _is_other(name: str) -> bool:
     return hidden or name.lower().endswith((".nii", ".nii.gz"))
 
 
-def _looks_like_dicom(file: DicomFile, unread: list[tuple[str, str]]) -> bool:
+def _looks_like_dicom(file: DicomFile, unread: list[str]) -> bool:
     try:
         if not file.path.is_file():  # a socket or pipe would block
             return False
         with file.path.open("rb") as stream:
-            return _starts_like_dicom(stream.read(_START_BYTES))
+            found = _starts_like_dicom(stream.read(_START_BYTES))
+            if found and os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
+                unread.append(_TOO_LARGE)
+                return False
+            return found
     except OSError as error:
-        unread.append((file.name, f"cannot be read: {error.strerror}"))
+        unread.append(f"cannot be read: {error.strerror}")
         return False
 
 
@@ -163,9 +174,7 @@ def _archive(path: Path) -> zipfile.ZipFile:
         raise unreadable(path, error) from error
 
 
-def _members(
-    path: Path, archive: zipfile.ZipFile, unread: list[tuple[str, str]]
-) -> Iterator[DicomFile]:
+def _members(path: Path, archive: zipfile.ZipFile, unread: list[str]) -> Iterator[DicomFile]:
     entries = [entry for entry in archive.infolist() if not entry.is_dir()]
     _check_size(path, entries)
     for entry in sorted(entries, key=lambda entry: entry.filename):
@@ -173,30 +182,34 @@ def _members(
         if any(_is_other(part) for part in place.parts if part != ".."):
             continue
         if place.is_absolute() or ".." in place.parts:
-            unread.append((place.name, "its name points out of the archive"))
+            unread.append("its name points out of the archive")
             continue
         if entry.flag_bits & 1:
             raise DataError(
                 f"{path} is encrypted.", next_step="Unpack it with its password, give the folder."
             )
+        if entry.compress_type not in _COMPRESSIONS:
+            unread.append("compressed in another way than DICOM allows in archives")
+            continue
         try:
             with archive.open(entry) as stream:
                 looks_right = _starts_like_dicom(stream.read(_START_BYTES))
-        except _BROKEN_MEMBER as error:
-            unread.append((place.name, f"is damaged in the archive ({error})"))
+        except _BROKEN_MEMBER:
+            unread.append("damaged in the archive")
             continue
-        if looks_right:
+        if looks_right and entry.file_size > MAX_FILE_BYTES:
+            unread.append(_TOO_LARGE)
+        elif looks_right:
             yield DicomFile(path, entry.filename)
 
 
 def _check_size(path: Path, entries: list[zipfile.ZipInfo]) -> None:
-    """Refuse an archive that would fill memory; zipfile reads no more than is announced here."""
+    """Refuse an archive that takes too long; zipfile reads no more than is announced here."""
     total = sum(entry.file_size for entry in entries)
-    largest = max((entry.file_size for entry in entries), default=0)
-    if total > MAX_ARCHIVE_BYTES or largest > MAX_MEMBER_BYTES or len(entries) > MAX_FILES:
+    if total > MAX_ARCHIVE_BYTES or len(entries) > MAX_FILES:
         raise DataError(
-            f"{path} unpacks to {total / 2**30:.1f} GiB in {len(entries)} files, the largest of "
-            f"{largest / 2**30:.1f} GiB, which is too much for one subject.",
+            f"{path} unpacks to {total / 2**30:.1f} GiB in {len(entries)} files, which is too much "
+            "for one subject.",
             cause="It holds more than one study, or is damaged, or was made to fill a disk.",
             next_step="Unpack what is needed into a folder and give that.",
         )
@@ -207,18 +220,19 @@ def _open(path: Path) -> BinaryIO:
         return path.open("rb")
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read.",
+            f"A DICOM file in {path.parent} cannot be read.",
             cause=f"The system says: {error.strerror}.",
             next_step="Check whether the folder is still being copied.",
         ) from error
 
 
-def _content_of_member(archive: zipfile.ZipFile, file: DicomFile) -> bytes:
+def _content_of_member(archive: zipfile.ZipFile, file: DicomFile, most_bytes: int) -> bytes:
     try:
-        return archive.read(file.member)
+        with archive.open(file.member) as stream:
+            return stream.read(most_bytes)
     except _BROKEN_MEMBER as error:
         raise DataError(
-            f"{file.name} in {file.path} is damaged.",
-            cause=f"The archive says: {error}.",
+            f"A DICOM file in {file.path} is damaged.",
+            cause="The copy or download was probably interrupted.",
             next_step=f"Copy the archive again and check it with: unzip -t '{file.path}'",
         ) from error

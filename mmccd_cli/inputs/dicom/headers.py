@@ -9,16 +9,20 @@ import contextlib
 import re
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.tag import Tag
+from pydicom.filereader import data_element_generator
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from mmccd_cli.inputs.dicom.files import DicomFile
+from mmccd_cli.inputs.dicom.files import MAX_FILE_BYTES, DicomFile
 from mmccd_cli.inputs.names import tokens_of
+from mmccd_cli.inputs.volume import is_too_large
 
 _MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 _ENHANCED_MR_IMAGES = ("1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.4.4")
@@ -151,6 +155,32 @@ def lenient() -> Iterator[None]:
         yield
 
 
+def parse(stream: BinaryIO, tags: list[Any], **options: Any) -> Dataset:
+    """Let pydicom read some elements of a file, unless it would inflate to more than is read.
+
+    Raises:
+        NotUsable: It would.
+        Exception: Whatever damaged bytes make of a parser.
+    """
+    if DeflatedExplicitVRLittleEndian.encode() in stream.read(4096):
+        stream.seek(132)
+        for _ in data_element_generator(stream, False, True, stop_when=_is_after_meta):
+            pass
+        inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        data = stream.read()
+        while data and inflated <= MAX_FILE_BYTES:
+            inflated += len(inflater.decompress(data, 2**20))
+            data = inflater.unconsumed_tail
+        if data:
+            raise NotUsable("too large for an image of a head")
+    stream.seek(0)
+    return pydicom.dcmread(stream, force=True, specific_tags=tags, **options)
+
+
+def _is_after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:
+    return tag.group != 2
+
+
 def read_frames(file: DicomFile, stream: BinaryIO) -> list[DicomFrame]:
     """Read the header of a file.
 
@@ -162,10 +192,7 @@ def read_frames(file: DicomFile, stream: BinaryIO) -> list[DicomFrame]:
     """
     with lenient():
         try:
-            header = pydicom.dcmread(
-                stream, stop_before_pixels=True, force=True, specific_tags=_TAGS
-            )
-            return _frames_of(file, header)
+            return _frames_of(file, parse(stream, _TAGS, stop_before_pixels=True))
         except NotUsable:
             raise
         except Exception as error:  # whatever damaged bytes make of a parser and its conversions
@@ -187,9 +214,12 @@ def _frames_of(file: DicomFile, header: Dataset) -> list[DicomFrame]:
         raise NotUsable("no image in it")
     if int(header.get("SamplesPerPixel", 1) or 1) != 1:
         raise NotUsable("a colour image")
+    frames = int(header.get("NumberOfFrames", 1) or 1)
+    if is_too_large((int(header.Columns), int(header.Rows), frames)):
+        raise NotUsable("too large for an image of a head")
     if kind in _ENHANCED_MR_IMAGES or "PerFrameFunctionalGroupsSequence" in header:
         return _enhanced_frames(file, header)
-    if int(header.get("NumberOfFrames", 1) or 1) > 1:
+    if frames > 1:
         raise NotUsable("several frames without a position for each")
     if kind != _MR_IMAGE and kind and "ImagePositionPatient" not in header:
         raise NotUsable("not an MR image (a screen shot or document)")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mmccd_cli.errors import GeometryError
 from mmccd_cli.inputs.dicom.headers import Acquisition, DicomFrame
+from mmccd_cli.inputs.volume import problem_of_affine
 from mmccd_cli.template import spacing_of
 
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -110,6 +111,12 @@ def arrange(frames: Sequence[DicomFrame]) -> Stack:
     affine[:3, 1] = column * ordered[0].spacing_mm[1]
     affine[:3, 2] = step if tilted else (step @ normal) * normal
     affine[:3, 3] = positions[0]
+    if problem := problem_of_affine(affine):
+        raise GeometryError(
+            f"{ordered[0].series_label} has no usable place in space: {problem}.",
+            cause="Its PixelSpacing or its positions are damaged.",
+            next_step="Export the series again.",
+        )
     angle = np.degrees(np.arctan2(np.linalg.norm(drift), step @ normal))
     notes = (f"its slices are tilted by {angle:.1f} degrees",) if tilted else ()
     return Stack(ordered, _RAS_FROM_LPS @ affine, notes)
@@ -186,7 +193,7 @@ def _check_spacing(frames: Sequence[DicomFrame], places: NDArray[np.float64]) ->
         first = int(np.argmax(gaps < _SAME_PLACE_MM))
         raise GeometryError(
             f"{frames[0].series_label} has {double + 1} slices at places where one belongs, "
-            f"such as {frames[first].file.name} and {frames[first + 1].file.name}.",
+            f"such as its slices {first + 1} and {first + 2}.",
             cause="Two series, or points in time, were mixed under one identity.",
             next_step="Give a folder with one of them.",
         )
@@ -196,9 +203,8 @@ def _check_spacing(frames: Sequence[DicomFrame], places: NDArray[np.float64]) ->
         first = int(np.argmax(wide))
         raise GeometryError(
             f"{frames[0].series_label} lacks about {max(missing, 1)} of its "
-            f"{len(frames) + max(missing, 1)} slices: {frames[first].file.name} and "
-            f"{frames[first + 1].file.name} are {gaps[first]:.2f} mm apart, most others "
-            f"{typical:.2f} mm.",
+            f"{len(frames) + max(missing, 1)} slices: of those that are there, {first + 1} and "
+            f"{first + 2} are {gaps[first]:.2f} mm apart, most others {typical:.2f} mm.",
             cause="Files are missing or damaged; the copy was probably interrupted.",
             next_step="Export or copy the series again.",
         )
@@ -219,7 +225,7 @@ def _check_straight(
     if off.max() > 2 * _MAX_IRREGULARITY * np.linalg.norm(step):
         raise GeometryError(
             f"{frames[0].series_label} is not stacked in one direction: "
-            f"{frames[int(off.argmax())].file.name} lies {off.max():.1f} mm beside its place.",
+            f"slice {int(off.argmax()) + 1} lies {off.max():.1f} mm beside its place.",
             cause="The slices fan out, or belong to several stacks.",
             next_step="Give another series.",
         )

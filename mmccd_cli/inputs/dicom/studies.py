@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, GeometryError
-from mmccd_cli.inputs.dicom.files import find_dicom_files, open_files
+from mmccd_cli.inputs.dicom.files import MAX_HEADER_BYTES, find_dicom_files, open_files
 from mmccd_cli.inputs.dicom.headers import DicomFrame, NotUsable, read_frames
 from mmccd_cli.inputs.dicom.recognition import Recognition, known_words, recognise
 from mmccd_cli.inputs.dicom.stacks import Stack, arrange, group_frames
@@ -29,7 +30,7 @@ class Study:
     Args:
         stacks: Modality -> the stack that was chosen, in the order of `MODALITIES`.
         reasons: Modality -> why it was taken for that, and preferred to others.
-        ignored: Series and files that were left out, each with the reason.
+        ignored: Series, and numbers of files, that were left out, each with the reason.
     """
 
     stacks: dict[str, Stack]
@@ -103,23 +104,20 @@ def read_single_series(source: Path) -> Stack:
 
 def _read_headers(source: Path) -> tuple[list[DicomFrame], list[tuple[str, str]]]:
     """Read all headers; files that are of no use are counted, by their reason."""
-    unread: list[tuple[str, str]] = []
+    unread: list[str] = []
     frames: list[DicomFrame] = []
     files = find_dicom_files(source, unread)
-    for file, stream in open_files(files):
+    for file, stream in open_files(files, most_bytes=MAX_HEADER_BYTES):
         try:
             frames += read_frames(file, stream)
         except NotUsable as error:
-            unread.append((file.name, str(error)))
-    if not frames:
-        raise _no_dicom(source, unread)
-    names_of_reason: dict[str, list[str]] = {}
-    for name, reason in unread:
-        names_of_reason.setdefault(reason, []).append(name)
+            unread.append(str(error))
     ignored = [
-        (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more files", reason)
-        for reason, names in names_of_reason.items()
+        (f"{count} file{'' if count == 1 else 's'}", reason)
+        for reason, count in Counter(unread).items()
     ]
+    if not frames:
+        raise _no_dicom(source, ignored)
     return frames, ignored
 
 
@@ -213,8 +211,8 @@ def _why_not(other: _Candidate, best: _Candidate) -> str:
     return f"another {modality}: {why}"
 
 
-def _no_dicom(source: Path, unread: Sequence[tuple[str, str]]) -> DataError:
-    told = "; ".join(f"{name}: {reason}" for name, reason in unread[:4])
+def _no_dicom(source: Path, ignored: Sequence[tuple[str, str]]) -> DataError:
+    told = "; ".join(f"{files}: {reason}" for files, reason in ignored[:4])
     return DataError(
         f"{source} holds no DICOM image of MR.",
         cause=f"What was found: {told}." if told else None,
