@@ -127,7 +127,6 @@ def summarise_derivatives(out: Path) -> tuple[Path, int]:
             next_step="Run the level participant first.",
         )
     summary = Summary(out)
-    summary.check()
     summary.add(*outcomes)
     return summary.path, len(outcomes)
 

@@ -87,6 +87,10 @@ def is_ours(job: Job) -> bool:
     """Tell whether what lies at the outputs' places was made by mmccd, so may be replaced."""
     if read_record(job.targets["sidecar"]) is not None:
         return True
+    if [kind for kind, path in job.targets.items() if path.exists()] == ["report"]:
+        from mmccd_cli.outputs.report.cohort import is_report
+
+        return is_report(job.targets["report"])
     path = job.targets["map"]
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:

@@ -43,6 +43,16 @@ def test_a_cohort_with_a_broken_subject_resumed(
     assert sorted(rows((reports / "index.html").read_text("utf-8"))) == ["broken", "good"]
     assert "Failed" not in (reports / "index.html").read_text("utf-8")
     assert report_path(reports, "good").stat().st_mtime_ns == before
+    # Results that are gone are made again, and their reports with them.
+    (reports / "broken_report.html").write_text("mine")
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    third = mmccd("segment", good, broken, *places, "--resume")
+    assert third.exit_code == 6, third.output
+    assert "run again with --force and without --resume" in third.output
+    assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"good.json"}
+    assert report_path(reports, "good").stat().st_mtime_ns > before
+    assert (reports / "broken_report.html").read_text() == "mine"
 
 
 def test_report_options_that_cannot_be(mmccd: Mmccd, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mmccd_cli.cohort.jobs import RunSettings, check_targets, find_all_subjects,
 from mmccd_cli.cohort.shards import Shard, choose_shard
 from mmccd_cli.cohort.summary import COLUMNS, Summary, update_summaries
 from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.files import remove_leftovers
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.outputs.record import Outcome
 
@@ -217,6 +218,18 @@ def test_a_table_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
         Summary(tmp_path).check()
     update_summaries(tmp_path, _done("a"))
     assert (tmp_path / "summary.tsv").read_text() == "my\ttable\n1\t2\n"
+
+
+def test_a_run_that_begins_beside_another_does_not_stop_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take the temporary file of the other's table for one that was left."""
+    summary = Summary(tmp_path)
+    once = iter([summary.path])
+    monkeypatch.setattr("mmccd_cli.files.os.fsync", lambda _: remove_leftovers(*once))
+    summary.add(_done("a"))
+    assert not list(once)
+    assert [row["subject"] for row in _rows(summary.path)] == ["a"]
 
 
 def test_a_new_mask_changes_the_rows_that_are_there(tmp_path: Path) -> None:

@@ -71,6 +71,11 @@ def report_path(report_dir: Path, subject: str) -> Path:
     return report_dir / f"{subject}{REPORT_SUFFIX}"
 
 
+def is_report(path: Path) -> bool:
+    """Tell whether a file is a report about a subject, as this version writes it."""
+    return _read_block(path, SUMMARY) is not None
+
+
 def check_cohort_page(report_dir: Path) -> None:
     """Refuse to replace a page that is none of ours.
 
