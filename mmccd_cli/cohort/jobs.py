@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,6 @@ from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.shards import Shard
 from mmccd_cli.config import SamplingConfig, to_dict
 from mmccd_cli.errors import DataError, MmccdError, UsageError
-from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.scans import BRAIN_MASK
 from mmccd_cli.inputs.subjects import Subject, find_subject
 from mmccd_cli.outputs.images import CORE_OUTPUTS, output_paths
@@ -211,57 +210,3 @@ def _check_names(job: Job) -> None:
             "are the most.",
             next_step="Rename the subject's folder, or segment it alone, with --out map.nii.gz.",
         )
-
-
-def check_targets(jobs: Sequence[Job], *, force: bool, resume: bool) -> None:
-    """Refuse, before anything is computed, what would collide or overwrite.
-
-    Args:
-        jobs: All of them, because no job may overwrite another's input.
-        force: Whether existing outputs may be overwritten.
-        resume: Whether they are looked at later, one by one.
-
-    Raises:
-        UsageError: Naming the first file in the way.
-    """
-    targets = [path for job in jobs for path in job.targets.values()]
-    twice = [path for path, count in Counter(targets).items() if count > 1]
-    if twice:
-        raise UsageError(
-            f"Two results would be written to {twice[0]}.",
-            cause="One subject is named like another one's mask, or the picture like the map.",
-            next_step="Give another name, or run the subjects with an --out-dir each.",
-        )
-    refuse_to_overwrite(
-        targets,
-        [path for job in jobs for path in job.input_files],
-        force=force or resume,
-        make_folders=all(job.makes_folder for job in jobs),
-        next_step="Add --resume to keep what is up to date, or --force to overwrite.",
-    )
-
-
-def check_extras(jobs: Iterable[Job], settings: RunSettings) -> None:
-    """Refuse, before anything is computed, extras that cannot be made.
-
-    Raises:
-        UsageError: DICOM is asked for and the input is none, the map lies on another grid, or the
-            package that writes it is not installed.
-    """
-    for job in jobs:
-        if not {"dicom_seg", "dicom_map"} & set(job.extras):
-            continue
-        from mmccd_cli.outputs.dicom_seg import check_available
-
-        check_available()
-        if next(iter(job.subject.paths)) not in job.subject.series:
-            raise UsageError(
-                f"{job.subject.id} was not given as DICOM, so there is no series that a DICOM "
-                "segmentation could refer to.",
-                next_step="Leave out --dicom-seg and --dicom-map, or give the DICOM series.",
-            )
-        if settings.space != "native":
-            raise UsageError(
-                "A DICOM segmentation lies on the slices of its series, not on the template.",
-                next_step="Leave out --space template, or --dicom-seg and --dicom-map.",
-            )

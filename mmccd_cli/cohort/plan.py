@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,8 +13,6 @@ from mmccd_cli.cohort.derivatives import derivatives_planner
 from mmccd_cli.cohort.jobs import (
     Job,
     RunSettings,
-    check_extras,
-    check_targets,
     find_all_subjects,
     plan_job,
     plan_jobs,
@@ -21,6 +20,7 @@ from mmccd_cli.cohort.jobs import (
 from mmccd_cli.cohort.shards import Shard
 from mmccd_cli.cohort.summary import Summary
 from mmccd_cli.errors import UsageError
+from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.subjects import Subject, find_subject, subject_from_files
 from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.outputs.record import Outcome
@@ -83,14 +83,49 @@ class Cohort:
                 "BIDS derivatives lie in the space of the scans here.",
                 next_step="Leave out --space template, or give --out-dir instead of --bids-out.",
             )
-        check_targets(self.jobs, force=policy.force, resume=policy.resume)
+        self._check_targets(policy)
         if self.summary is not None:
             self.summary.check()
         if self.report_dir is not None:
             from mmccd_cli.outputs.report.cohort import check_cohort_page
 
             check_cohort_page(self.report_dir)
-        check_extras(self.jobs, settings)
+        if {"dicom_seg", "dicom_map"} & {kind for job in self.jobs for kind in job.targets}:
+            self._check_dicom(settings)
+
+    def _check_targets(self, policy: RunPolicy) -> None:
+        targets = [path for job in self.jobs for path in job.targets.values()]
+        twice = [path for path, count in Counter(targets).items() if count > 1]
+        if twice:
+            raise UsageError(
+                f"Two results would be written to {twice[0]}.",
+                cause="One subject is named like another one's mask, or the picture like the map.",
+                next_step="Give another name, or run the subjects with an --out-dir each.",
+            )
+        refuse_to_overwrite(
+            targets,
+            [path for job in self.jobs for path in job.input_files],  # no job's may be overwritten
+            force=policy.force or policy.resume,  # to resume, they are looked at one by one
+            make_folders=all(job.makes_folder for job in self.jobs),
+            next_step="Add --resume to keep what is up to date, or --force to overwrite.",
+        )
+
+    def _check_dicom(self, settings: RunSettings) -> None:
+        from mmccd_cli.outputs.dicom_seg import check_available
+
+        check_available()
+        for subject in (job.subject for job in self.jobs):
+            if next(iter(subject.paths)) not in subject.series:
+                raise UsageError(
+                    f"{subject.id} was not given as DICOM, so there is no series that a DICOM "
+                    "segmentation could refer to.",
+                    next_step="Leave out --dicom-seg and --dicom-map, or give the DICOM series.",
+                )
+        if settings.space != "native":
+            raise UsageError(
+                "A DICOM segmentation lies on the slices of its series, not on the template.",
+                next_step="Leave out --space template, or --dicom-seg and --dicom-map.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

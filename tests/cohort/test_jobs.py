@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mmccd_cli.cohort.jobs import RunSettings, check_targets, find_all_subjects, plan_job
+from mmccd_cli.cohort.jobs import RunSettings, find_all_subjects, plan_job
+from mmccd_cli.cohort.plan import Cohort, RunPolicy
 from mmccd_cli.cohort.shards import Shard, choose_shard
 from mmccd_cli.cohort.summary import COLUMNS, Summary, update_summaries
 from mmccd_cli.errors import DataError, UsageError
@@ -127,12 +128,14 @@ def test_a_job_names_everything_it_writes(tmp_path: Path) -> None:
         "sidecar": "a.json",
         "picture": "a_look.png",
     }
-    check_targets([job], force=False, resume=False)
+    Cohort(jobs=[job]).check(RunSettings(), RunPolicy())
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     other = replace(job, targets={**job.targets, "picture": tmp_path / "file" / "look.png"})
     with pytest.raises(UsageError, match="is a file"):
-        check_targets([other], force=False, resume=False)
+        Cohort(jobs=[other]).check(RunSettings(), RunPolicy())
+    with pytest.raises(UsageError, match="Two results would be written"):
+        Cohort(jobs=[job, job]).check(RunSettings(), RunPolicy(resume=True))
 
 
 def test_settings_are_described_as_they_are_compared() -> None:
