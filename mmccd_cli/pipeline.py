@@ -14,6 +14,8 @@ from mmccd_cli.anomaly.candidates import ScanScore, score_scan
 from mmccd_cli.anomaly.contour import refine_contour
 from mmccd_cli.anomaly.mask import (
     AS_CALIBRATED,
+    LeftOut,
+    LeftOutSmall,
     Lesion,
     MaskOptions,
     mask_and_lesions,
@@ -49,6 +51,8 @@ class SegmentationResult:
         reference: Modality of the reference scan.
         shown: The reference scan on the grid of the map: its own, or the template's.
         lesions: Components of the mask, the largest first.
+        left_out: What the map shows above the threshold and the mask does not hold, with reasons.
+        left_out_small: How much of that is not listed.
         threshold: Value of the map above which a voxel belongs to the mask.
         settings: Everything that changes a number, as plain values.
         device: What the networks ran on, in words.
@@ -63,6 +67,8 @@ class SegmentationResult:
     reference: str
     shown: Volume
     lesions: list[Lesion]
+    left_out: list[LeftOut]
+    left_out_small: LeftOutSmall
     threshold: float
     settings: dict[str, Any]
     device: str
@@ -238,16 +244,18 @@ class Pipeline:
         with watch.stage("output_grid"):
             output = self._on_output_grid(prepared, score, space)
             anomaly_map = _calibrated_map(output, score.threshold, calibrated)
-            mask, lesions = mask_and_lesions(
+            found = mask_and_lesions(
                 anomaly_map, chosen, affine=output.shown.affine, scan_threshold=score.threshold
             )
         return SegmentationResult(
             anomaly_map=anomaly_map,
-            mask=mask,
+            mask=found.mask,
             brain=output.brain,
             reference=prepared.reference,
             shown=output.shown,
-            lesions=lesions,
+            lesions=found.lesions,
+            left_out=found.left_out,
+            left_out_small=found.left_out_small,
             threshold=chosen.threshold,
             settings={
                 "sampling": to_dict(self.sampling),

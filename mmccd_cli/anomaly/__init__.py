@@ -7,7 +7,7 @@ In the order in which data passes through:
 3. `score`: signals -> a smoothed score per voxel, and a score -> the anomaly map.
 4. `candidates`: the thresholds that are tried on one scan, the mask at each, and the one taken.
 5. `contour`: the map's contour, pulled to where the scan itself changes.
-6. `mask`: a map -> its mask and lesions, which needs no network.
+6. `mask`: a map -> its mask, lesions and what was left out, which needs no network.
 7. `components`: what all of these ask of a mask: rim, connected components, holes.
 8. `metrics`: how well a mask or a map agrees with a reference.
 """
@@ -21,9 +21,17 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "atlas": ["NormalRangeFit", "deviation"],
         "candidates": ["ScanScore", "candidate_masks", "find_threshold", "score_scan"],
-        "components": ["fill_holes", "keep_components", "label_components"],
+        "components": ["fill_holes", "judge_components", "label_components"],
         "contour": ["refine_contour"],
-        "mask": ["Lesion", "MaskOptions", "find_lesions", "mask_and_lesions", "mask_from_map"],
+        "mask": [
+            "LeftOut",
+            "Lesion",
+            "MaskFindings",
+            "MaskOptions",
+            "find_lesions",
+            "mask_and_lesions",
+            "mask_from_map",
+        ],
         "metrics": ["CaseMetrics", "MetricSummary", "measure_case", "overlap", "summarise"],
         "score": ["SmoothedScore", "map_from_score", "smooth"],
         "symmetry": ["asymmetry", "middle_plane"],

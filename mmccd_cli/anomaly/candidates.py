@@ -19,7 +19,7 @@ from mmccd_cli.anomaly.components import (
     erode,
     fill_holes,
     grow_into_rim,
-    keep_components,
+    judge_components,
 )
 from mmccd_cli.anomaly.score import SmoothedScore, smooth
 from mmccd_cli.config import ScoreConfig
@@ -79,13 +79,13 @@ def candidate_masks(
     if config.min_seed_mm3 > 0:
         seeds = (smoothed.values > config.seed_threshold) & smoothed.region
     return [
-        keep_components(
+        judge_components(
             (smoothed.values > threshold) & smoothed.region,
             smoothed.spacing_mm,
             seeds=seeds,
             min_seed_mm3=config.min_seed_mm3,
             min_fraction_of_largest=config.min_fraction_of_largest,
-        )
+        ).mask
         for threshold in thresholds
     ]
 

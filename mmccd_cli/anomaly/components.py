@@ -7,6 +7,7 @@ K. Voxels that share a corner belong to one component; a hole leaks only through
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import cc3d
@@ -99,12 +100,48 @@ def label_components(mask: BoolArray) -> tuple[NDArray[np.integer[Any]], NDArray
     labels = cc3d.connected_components(
         np.ascontiguousarray(mask, dtype=np.uint8), connectivity=LESION_CONNECTIVITY
     )
+    return labels, *component_sizes(labels)
+
+
+def component_sizes(labels: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], Any]:
+    """Return the voxels of each label from 1 on, (N,), and one box of slices for each (N).
+
+    A label between them that has no voxel has the size 0, and a box that means nothing.
+    """
     statistics: Any = cc3d.statistics(labels)
     voxels = np.asarray(statistics["voxel_counts"], dtype=np.int64)[1:]
-    return labels, voxels, statistics["bounding_boxes"][1:]
+    return voxels, statistics["bounding_boxes"][1:]
 
 
-def keep_components(
+@dataclass(frozen=True, eq=False, kw_only=True)
+class JudgedComponents:
+    """The 26-connected components of a mask, and which of them count.
+
+    Attributes:
+        labels: (I, J, K) integers; 0 is the background.
+        voxels: (N,) voxels of each component, label 1 first.
+        seed_voxels: (N,) those of them that are seeds; None where none were asked for.
+        least_seed_voxels: How many seeds a component needs.
+        has_seeds: (N,) bool, whether it has them.
+        largest_voxels: Voxels of the largest component that has its seeds; 0 where none has.
+        kept: (N,) bool, whether it counts by seeds and by size.
+    """
+
+    labels: NDArray[np.integer[Any]]
+    voxels: NDArray[np.int64]
+    seed_voxels: NDArray[np.int64] | None
+    least_seed_voxels: float
+    has_seeds: BoolArray
+    largest_voxels: int
+    kept: BoolArray
+
+    @property
+    def mask(self) -> BoolArray:
+        """(I, J, K) bool, the components that count."""
+        return np.concatenate([[False], self.kept])[self.labels]
+
+
+def judge_components(
     mask: BoolArray,
     spacing_mm: Sequence[float],
     *,
@@ -112,8 +149,8 @@ def keep_components(
     min_seed_mm3: float = 0.0,
     min_fraction_of_largest: float = 0.0,
     min_volume_mm3: float = 0.0,
-) -> BoolArray:
-    """Keep the components of a mask that hold enough seeds and are large enough.
+) -> JudgedComponents:
+    """Tell which components of a mask hold enough seeds and are large enough.
 
     Args:
         mask: (I, J, K) bool.
@@ -122,20 +159,25 @@ def keep_components(
         min_seed_mm3: Volume of seeds that a component needs; a voxel at the least.
         min_fraction_of_largest: Share of the volume of the largest component with enough seeds.
         min_volume_mm3: Volume that a component needs.
-
-    Returns:
-        (I, J, K) bool, a subset of `mask`.
     """
     labels, voxels, _ = label_components(mask)
-    if len(voxels) == 0:
-        return mask.astype(bool)
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, dtype=float)))
+    held, least_held = None, max(1.0, min_seed_mm3 / voxel_mm3)
+    has_seeds = np.ones(len(voxels), dtype=bool)
     if seeds is not None:
         held = np.bincount(labels[seeds & mask].ravel(), minlength=len(voxels) + 1)[1:]
-        voxels = np.where(held >= max(1.0, min_seed_mm3 / voxel_mm3) * (1 - _SLACK), voxels, 0)
-    least = max(min_fraction_of_largest * float(voxels.max()), min_volume_mm3 / voxel_mm3)
-    keep = (voxels > 0) & (voxels >= least * (1 - _SLACK))
-    return np.concatenate([[False], keep])[labels]
+        has_seeds = held >= least_held * (1 - _SLACK)
+    largest = int(np.max(voxels, initial=0, where=has_seeds))
+    least = max(min_fraction_of_largest * float(largest), min_volume_mm3 / voxel_mm3)
+    return JudgedComponents(
+        labels=labels,
+        voxels=voxels,
+        seed_voxels=held,
+        least_seed_voxels=least_held,
+        has_seeds=has_seeds,
+        largest_voxels=largest,
+        kept=has_seeds & (voxels >= least * (1 - _SLACK)),
+    )
 
 
 def fill_holes(

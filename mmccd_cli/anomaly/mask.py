@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from mmccd_cli.anomaly.components import (
     BoolArray,
     FloatArray,
+    JudgedComponents,
+    component_sizes,
     fill_holes,
-    keep_components,
+    judge_components,
     label_components,
 )
 from mmccd_cli.anomaly.score import map_from_score
@@ -45,6 +47,53 @@ class Lesion:
     mean: float
     centroid_ras_mm: tuple[float, float, float]
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut(Lesion):
+    """A candidate: what the map shows above its threshold and the mask does not hold.
+
+    Attributes:
+        reason: Which rule left it out, what it has and what it would need.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOutSmall:
+    """Candidates that are counted and not listed.
+
+    Attributes:
+        count: How many there are.
+        volume_ml: Their volume in all.
+    """
+
+    count: int = 0
+    volume_ml: float = 0.0
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaskFindings:
+    """All that a map shows above its threshold: each voxel is in the mask or left out.
+
+    Attributes:
+        mask: (I, J, K) bool.
+        lesions: Its components, the largest first.
+        left_out: Components above the threshold that are not in it, the largest first, numbered
+            after the lesions; of those of `LEAST_LISTED_MM3`, the `MOST_LISTED` largest.
+        left_out_small: All others that are not in it.
+    """
+
+    mask: BoolArray
+    lesions: list[Lesion]
+    left_out: list[LeftOut]
+    left_out_small: LeftOutSmall
+
+
+LEAST_LISTED_MM3 = 10.0
+"""Below this volume a candidate that was left out is only counted."""
+MOST_LISTED = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,22 +141,35 @@ def mask_and_lesions(
     *,
     affine: NDArray[np.float64],
     scan_threshold: float,
-) -> tuple[BoolArray, list[Lesion]]:
-    """Threshold a map, keep what counts and list the lesions.
+) -> MaskFindings:
+    """Threshold a map, keep what counts, and list the lesions and what was left out.
 
     Args:
         anomaly_map: (I, J, K) float32 in [0, 1].
         config: Threshold, seeds, sizes and holes.
         affine: (4, 4), voxel index to RAS+ mm.
         scan_threshold: The scan's threshold in score units, which the map was made with.
-
-    Returns:
-        (I, J, K) bool, and its components, the largest first.
     """
-    mask = mask_from_map(
-        anomaly_map, config, spacing_mm=spacing_of(affine), scan_threshold=scan_threshold
+    seed_value = _seed_value(config, scan_threshold)
+    judged = _judge(anomaly_map, config, spacing_mm=spacing_of(affine), seed_value=seed_value)
+    mask = fill_holes(judged.mask, config.fill_holes)
+    lesions = find_lesions(mask, anomaly_map, affine)
+    outside = np.where(mask, judged.labels.dtype.type(0), judged.labels)
+    voxels, boxes = component_sizes(outside)
+    voxel_mm3 = voxel_volume_mm3(affine)
+    order = [int(index) for index in np.argsort(-voxels, kind="stable") if voxels[index]]
+    listed = [index for index in order if voxels[index] * voxel_mm3 >= LEAST_LISTED_MM3 - 1e-6]
+    del listed[MOST_LISTED:]
+    left_out = []
+    for number, index in enumerate(listed, start=len(lesions) + 1):
+        found = _measure(outside, index, boxes[index], anomaly_map=anomaly_map, affine=affine)
+        reason = _reason(judged, index, config, seed_value=seed_value, voxel_mm3=voxel_mm3)
+        left_out.append(LeftOut(id=number, **found, reason=reason))
+    others = voxels[order[len(listed) :]]
+    small = LeftOutSmall(
+        count=len(others), volume_ml=round(float(others.sum() * voxel_mm3 / 1000), 6)
     )
-    return mask, find_lesions(mask, anomaly_map, affine)
+    return MaskFindings(mask=mask, lesions=lesions, left_out=left_out, left_out_small=small)
 
 
 def mask_from_map(
@@ -125,19 +187,58 @@ def mask_from_map(
         spacing_mm: Voxel size.
         scan_threshold: The scan's threshold in score units, which the map was made with.
     """
-    seeds = None
-    if config.min_seed_mm3 > 0:
-        least = map_from_score(np.array(config.seed_threshold), scan_threshold, config)
-        seeds = anomaly_map > least
-    kept = keep_components(
+    seed_value = _seed_value(config, scan_threshold)
+    judged = _judge(anomaly_map, config, spacing_mm=spacing_mm, seed_value=seed_value)
+    return fill_holes(judged.mask, config.fill_holes)
+
+
+def _seed_value(config: ScoreConfig, scan_threshold: float) -> np.float32:
+    """Value of the map above which a voxel is a seed."""
+    return np.float32(map_from_score(np.array(config.seed_threshold), scan_threshold, config))
+
+
+def _judge(
+    anomaly_map: NDArray[np.float32],
+    config: ScoreConfig,
+    *,
+    spacing_mm: Sequence[float],
+    seed_value: np.float32,
+) -> JudgedComponents:
+    return judge_components(
         anomaly_map > config.threshold,
         spacing_mm,
-        seeds=seeds,
+        seeds=anomaly_map > seed_value if config.min_seed_mm3 > 0 else None,
         min_seed_mm3=config.min_seed_mm3,
         min_fraction_of_largest=config.min_fraction_of_largest,
         min_volume_mm3=config.min_lesion_mm3,
     )
-    return fill_holes(kept, config.fill_holes)
+
+
+def _reason(
+    judged: JudgedComponents,
+    index: int,
+    config: ScoreConfig,
+    *,
+    seed_value: np.float32,
+    voxel_mm3: float,
+) -> str:
+    """Say which rule leaves a component out: of two that do, the one that asks for more."""
+    if judged.seed_voxels is not None and not judged.has_seeds[index]:
+        held = volume_in_words(judged.seed_voxels[index] * voxel_mm3)
+        needed = volume_in_words(judged.least_seed_voxels * voxel_mm3)
+        return f"its core above {seed_value:.3g} has {held}, {needed} are needed"
+    own = volume_in_words(judged.voxels[index] * voxel_mm3)
+    largest_mm3 = judged.largest_voxels * voxel_mm3
+    if config.min_fraction_of_largest * largest_mm3 > config.min_lesion_mm3:
+        share, largest = f"{100 * config.min_fraction_of_largest:g}%", volume_in_words(largest_mm3)
+        return f"{own} is less than {share} of the largest component's {largest}"
+    smallest = volume_in_words(config.min_lesion_mm3)
+    return f"{own} is less than the smallest lesion of {smallest}"
+
+
+def volume_in_words(mm3: float) -> str:
+    """Write a volume in mm3 where it is small, else in ml."""
+    return f"{mm3:.3g} mm3" if mm3 < 100 else f"{mm3 / 1000:.2f} ml"
 
 
 def find_lesions(
@@ -154,22 +255,31 @@ def find_lesions(
         The lesions; none for an empty mask.
     """
     labels, voxels, boxes = label_components(mask)
-    voxel_ml = voxel_volume_mm3(affine) / 1000
-    lesions = []
-    for number, index in enumerate(np.argsort(-voxels, kind="stable"), start=1):
-        box = boxes[index]
-        inside = labels[box] == index + 1
-        values = anomaly_map[box][inside].astype(np.float64)
-        start = np.array([s.start for s in box], dtype=float)
-        x, y, z = affine[:3, :3] @ (np.argwhere(inside).mean(axis=0) + start) + affine[:3, 3]
-        i, j, k = ((int(s.start), int(s.stop)) for s in box)
-        lesion = Lesion(
-            id=number,
-            volume_ml=float(values.size * voxel_ml),
-            peak=float(values.max()),
-            mean=float(values.mean()),
-            centroid_ras_mm=(float(x), float(y), float(z)),
-            box=(i, j, k),
-        )
-        lesions.append(lesion)
-    return lesions
+    order = np.argsort(-voxels, kind="stable")
+    measured = (
+        _measure(labels, index, boxes[index], anomaly_map=anomaly_map, affine=affine)
+        for index in order
+    )
+    return [Lesion(id=number, **found) for number, found in enumerate(measured, start=1)]
+
+
+def _measure(
+    labels: NDArray[np.integer[Any]],
+    index: int,
+    box: Any,
+    *,
+    anomaly_map: FloatArray,
+    affine: NDArray[np.float64],
+) -> dict[str, Any]:
+    """The fields of a `Lesion` but its id, of the component with the label `index` + 1."""
+    inside = labels[box] == index + 1
+    values = anomaly_map[box][inside].astype(np.float64)
+    start = np.array([s.start for s in box], dtype=float)
+    x, y, z = affine[:3, :3] @ (np.argwhere(inside).mean(axis=0) + start) + affine[:3, 3]
+    return {
+        "volume_ml": float(values.size * (voxel_volume_mm3(affine) / 1000)),
+        "peak": float(values.max()),
+        "mean": float(values.mean()),
+        "centroid_ras_mm": (float(x), float(y), float(z)),
+        "box": tuple((int(s.start), int(s.stop)) for s in box),
+    }

@@ -44,7 +44,7 @@ class Job:
 
     @property
     def extras(self) -> list[str]:
-        """Kinds of output beside map, mask and sidecar."""
+        """Kinds of output that were asked for, beside `CORE_OUTPUTS`."""
         return [kind for kind in self.targets if kind not in CORE_OUTPUTS]
 
     @property

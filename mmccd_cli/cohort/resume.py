@@ -72,6 +72,7 @@ def find_previous(
         earlier == now
         and set(job.extras) <= set(record["outputs"])
         and sidecar.is_nested == bool(job.sidecar_fields)
+        and "left_out" in record  # those before 0.3.0 do not say what their masks left out
         and all(path.is_file() for path in job.targets.values())
         and hashes.get("mask") == sha256_of_file(job.targets["mask"])
     )

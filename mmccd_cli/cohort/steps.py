@@ -14,6 +14,7 @@ from mmccd_cli.inputs.scans import Scans, name_inputs, read_image, read_scans
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import encode_images, write_outputs
+from mmccd_cli.outputs.lesions import lesion_table
 from mmccd_cli.outputs.record import (
     RECORD_VERSION,
     Outcome,
@@ -163,6 +164,10 @@ class JobSteps:
                 mask=result.mask,
                 grid=segmented.grid,
             )
+            if table := ready.job.targets.get("table"):
+                contents[table] = lesion_table(
+                    result.lesions, result.left_out, result.left_out_small
+                )
         return _write(ready.job, segmented, contents, clock=clock, force=force)
 
     def redo_mask(self, job: Job, previous: PreviousResult, *, force: bool) -> SegmentedSubject:
@@ -181,11 +186,13 @@ class JobSteps:
             reference = record["reference"]
             result = SegmentationResult(
                 anomaly_map=new.volume.data,
-                mask=new.mask,
+                mask=new.found.mask,
                 brain=new.volume.data > 0,  # the map is positive in the brain, and nowhere else
                 reference=reference,
                 shown=new.volume if follows else read_image(job.subject, reference)[0],
-                lesions=new.lesions,
+                lesions=new.found.lesions,
+                left_out=new.found.left_out,
+                left_out_small=new.found.left_out_small,
                 threshold=record["threshold"],
                 settings=record["settings"],
                 device=record["device"],

@@ -24,7 +24,7 @@ class MaskJob:
     """One map and where its new mask goes.
 
     Attributes:
-        files: "map", and the new "mask" and "sidecar".
+        files: "map", and the new "mask" and "sidecar", and "table" except in BIDS.
         record: The record that the map has.
     """
 
@@ -63,11 +63,12 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
         )
     jobs = []
     for paths in chosen:
-        new = {kind: paths[kind] for kind in CORE_OUTPUTS}
+        new = {kind: paths[kind] for kind in CORE_OUTPUTS if kind in paths}
         if out is not None:
-            new |= {"mask": out, "sidecar": output_paths(out)["sidecar"]}
+            new = {**output_paths(out), "map": paths["map"], "mask": out}
         job = MaskJob(new, record=paths["sidecar"])
-        refuse_to_overwrite([new["mask"], new["sidecar"]], job.inputs, force=force)
+        written = [path for kind, path in new.items() if kind != "map"]
+        refuse_to_overwrite(written, job.inputs, force=force)
         jobs.append(job)
     return jobs
 
@@ -75,7 +76,7 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
 def make_mask(
     job: MaskJob, options: MaskOptions, *, force: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
-    """Make a new mask and write it with its record; both or none.
+    """Make a new mask and write it with its record and table; all or none.
 
     Args:
         job: See `plan_masks`.

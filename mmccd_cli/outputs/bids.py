@@ -7,8 +7,6 @@ lesions numbered, whose table lists them.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from mmccd_cli.anomaly.mask import Lesion
 from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti
 from mmccd_cli.outputs.images import output_paths
+from mmccd_cli.outputs.lesions import encode_tsv, numbers_of
 from mmccd_cli.outputs.record import encode_json
 
 DESCRIPTIONS = {
@@ -121,14 +120,8 @@ def lesions_image(shown: BidsMask) -> bytes:
 
 def lesion_table(shown: BidsMask) -> bytes:
     """Return the table of the numbered lesions."""
-    text = io.StringIO()
-    table = csv.writer(text, "excel-tab", lineterminator="\n")
-    table.writerow(["index", "name", *_COLUMNS])
-    for lesion in shown.lesions:
-        numbers = (lesion.volume_ml, lesion.peak, lesion.mean, *lesion.centroid_ras_mm)
-        written = (f"{number:.6g}" for number in numbers)
-        table.writerow([lesion.id, f"lesion {lesion.id}", *written])
-    return text.getvalue().encode()
+    rows = ([it.id, f"lesion {it.id}", *numbers_of(it)] for it in shown.lesions)
+    return encode_tsv(["index", "name", *_COLUMNS], rows)
 
 
 def lesions_sidecar(shown: BidsMask) -> bytes:

@@ -1,4 +1,4 @@
-"""The files of a result: map, mask and sidecar, all of them or none."""
+"""The files of a result: map, mask, sidecar and table, all of them or none."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ MAP_DESCRIPTION = "mmccd anomaly map"
 MASK_DESCRIPTION = "mmccd anomaly mask"
 
 
-CORE_OUTPUTS = ("map", "mask", "sidecar")
-"""Kinds of output that every result has; all others are extras."""
+CORE_OUTPUTS = ("map", "mask", "sidecar", "table")
+"""Kinds of output that need not be asked for; all others are extras. In BIDS there is no "table",
+which lists the lesions and what was left out of the mask: there, the sidecar alone does."""
 
 
 def output_paths(out: Path) -> dict[str, Path]:
-    """Name the files of a result after its map: map_mask.nii.gz and map.json beside map.nii.gz.
+    """Name a result after map.nii.gz: map_mask.nii.gz, map.json and map_lesions.tsv beside it.
 
     Returns:
         Kind of output -> file, for each of `CORE_OUTPUTS`.
@@ -31,7 +32,7 @@ def output_paths(out: Path) -> dict[str, Path]:
     """
     suffix = ".nii.gz" if is_compressed_name(out) else ".nii"
     stem, suffix = out.name[: -len(suffix)], out.name[-len(suffix) :]
-    names = (out.name, f"{stem}_mask{suffix}", f"{stem}.json")
+    names = (out.name, f"{stem}_mask{suffix}", f"{stem}.json", f"{stem}_lesions.tsv")
     return {kind: out.with_name(name) for kind, name in zip(CORE_OUTPUTS, names, strict=True)}
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from mmccd_cli import __version__
 from mmccd_cli.errors import MmccdError
 from mmccd_cli.files import check_json, read_json
+from mmccd_cli.outputs.lesions import describe_mask, mask_warnings
 from mmccd_cli.outputs.schema import RECORD_VERSION, DoneRecord
 from mmccd_cli.weights.hub import cached_id
 
@@ -95,13 +96,12 @@ def describe_result(
         seconds: Seconds of stages outside the pipeline.
         threads: Threads of the CPU that were used.
     """
+    of_mask = (result.lesions, result.left_out, result.left_out_small)
     return {
         "record_version": RECORD_VERSION,
         "subject": subject.id,
         "status": "done",
-        "lesion_volume_ml": round(sum(lesion.volume_ml for lesion in result.lesions), 6),
-        "threshold": result.threshold,
-        "lesions": result.lesions,
+        **describe_mask(*of_mask, threshold=result.threshold),
         "reference": result.reference,
         "outputs": outputs,
         "output_sha256": {},
@@ -117,7 +117,7 @@ def describe_result(
             stage: round(value, 3) for stage, value in {**seconds, **result.seconds}.items()
         },
         "peak_memory_mib": peak_memory_mib(),
-        "warnings": [*notes, *result.notes],
+        "warnings": [*notes, *result.notes, *mask_warnings(*of_mask)],
     }
 
 

@@ -12,17 +12,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mmccd_cli import __version__
-from mmccd_cli.anomaly.mask import MASK_SETTINGS, Lesion, MaskOptions, mask_and_lesions
+from mmccd_cli.anomaly.mask import (
+    MASK_SETTINGS,
+    MaskFindings,
+    MaskOptions,
+    mask_and_lesions,
+)
 from mmccd_cli.config import ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.bids import BIDS_OUTPUTS, BidsMask
 from mmccd_cli.outputs.images import encode_mask
+from mmccd_cli.outputs.lesions import (
+    describe_mask,
+    is_mask_warning,
+    lesion_table,
+    mask_warnings,
+)
 from mmccd_cli.outputs.record import jsonable
 
 _OLDER_MAP = "The map was made by mmccd"
@@ -35,16 +43,14 @@ class NewMask:
     Attributes:
         volume: The map.
         grid: Its grid.
-        mask: (I, J, K) bool.
-        lesions: Its components, the largest first.
-        contents: Kind of output -> bytes, of the mask and of the files of BIDS that show it.
+        found: Mask, lesions and what was left out.
+        contents: Kind of output -> bytes, of mask and table and of the files of BIDS that show it.
         record: The new record, with the hash of the mask.
     """
 
     volume: Volume
     grid: NiftiGrid
-    mask: NDArray[np.bool_]
-    lesions: list[Lesion]
+    found: MaskFindings
     contents: dict[str, bytes]
     record: dict[str, Any]
 
@@ -71,10 +77,13 @@ def remask(
     """
     volume, grid = read_nifti(outputs["map"], allow_constant=True)
     scan_threshold, score = score_of_record(record, options)
-    mask, lesions = mask_and_lesions(
+    found = mask_and_lesions(
         volume.data, score, affine=volume.affine, scan_threshold=scan_threshold
     )
-    contents = {"mask": encode_mask(outputs["mask"], mask, grid)}
+    of_mask = (found.lesions, found.left_out, found.left_out_small)
+    contents = {"mask": encode_mask(outputs["mask"], found.mask, grid)}
+    if "table" in outputs:
+        contents["table"] = lesion_table(*of_mask)
     if of_bids := [kind for kind in outputs if kind in BIDS_OUTPUTS]:
         if not isinstance(spatial_reference, str):
             raise DataError(
@@ -85,8 +94,8 @@ def remask(
         shown = BidsMask(
             map=outputs["map"],
             mask=outputs["mask"],
-            voxels=mask,
-            lesions=lesions,
+            voxels=found.mask,
+            lesions=found.lesions,
             grid=grid,
             threshold=score.threshold,
             spatial_reference=spatial_reference,
@@ -97,9 +106,7 @@ def remask(
     kept = {name: value for name, value in asked.items() if name not in MASK_SETTINGS}
     changed = {
         **record,
-        "lesion_volume_ml": round(sum(lesion.volume_ml for lesion in lesions), 6),
-        "threshold": score.threshold,
-        "lesions": lesions,
+        **describe_mask(*of_mask, threshold=score.threshold),
         "outputs": {kind: path.name for kind, path in outputs.items()},
         "output_sha256": {**record["output_sha256"], **hashes},
         "settings": {
@@ -107,22 +114,22 @@ def remask(
             "score": to_dict(score),
             "requested": kept | options.describe(),
         },
-        "warnings": _warnings(record),
+        "warnings": _warnings(record, mask_warnings(*of_mask)),
     }
     return NewMask(
         volume=volume,
         grid=grid,
-        mask=mask,
-        lesions=lesions,
+        found=found,
         contents=contents,
         record=jsonable(changed),
     )
 
 
-def _warnings(record: Mapping[str, Any]) -> list[str]:
-    """Return a record's warnings, with one more where another version made its map."""
+def _warnings(record: Mapping[str, Any], of_mask: list[str]) -> list[str]:
+    """Return a record's warnings with those of the new mask, and whether its map is older."""
     made_by = record["versions"]["mmccd"]
-    warnings = [text for text in record["warnings"] if not text.startswith(_OLDER_MAP)]
+    kept = (text for text in record["warnings"] if not text.startswith(_OLDER_MAP))
+    warnings = [*(text for text in kept if not is_mask_warning(text)), *of_mask]
     if made_by != __version__:
         warnings.append(f"{_OLDER_MAP} {made_by}; its mask was made anew by {__version__}.")
     return warnings

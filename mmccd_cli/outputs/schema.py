@@ -54,6 +54,20 @@ class LesionRecord(_Checked):
     )
 
 
+class LeftOutRecord(LesionRecord):
+    """A component of the map above its threshold that is not in the mask."""
+
+    id: int = Field(ge=1, description="Goes on from the lesions', the largest first.")
+    reason: str = Field(description="Which rule left it out, what it has and what it would need.")
+
+
+class LeftOutSmallRecord(_Checked):
+    """Components above the threshold that are not in the mask, and too small or many to list."""
+
+    count: int = Field(ge=0, description="How many there are.")
+    volume_ml: Volume = Field(description="Their volume in all, mL.")
+
+
 class NamedFile(_Checked):
     """A file that is read."""
 
@@ -120,6 +134,15 @@ class DoneRecord(_Record):
     lesion_volume_ml: Volume = Field(description="Volume of the mask, mL.")
     threshold: Share = Field(description="Value of the map above which a voxel is in the mask.")
     lesions: list[LesionRecord] = Field(description="The mask's components, the largest first.")
+    left_out: list[LeftOutRecord] = Field(
+        default=[],
+        description="What the map shows above its threshold and the mask does not hold, the "
+        "largest first: at most 100, of 10 mm3 or more. Records before 0.3.0 have none.",
+    )
+    left_out_small: LeftOutSmallRecord = Field(
+        default=LeftOutSmallRecord(count=0, volume_ml=0.0),
+        description="All else above the threshold that the mask does not hold.",
+    )
     reference: str = Field(description="Modality whose grid map and mask have.")
     outputs: Outputs
     output_sha256: dict[str, Sha256] = Field(description="SHA-256 of map and mask.")

@@ -11,7 +11,7 @@ from mmccd_cli.anomaly.components import (
     erode,
     fill_holes,
     grow_into_rim,
-    keep_components,
+    judge_components,
 )
 
 ONE_MM = (1.0, 1.0, 1.0)
@@ -80,12 +80,12 @@ def test_components_need_a_share_of_the_largest_and_a_volume() -> None:
     mask |= block(mask.shape, (10, 12), (0, 2), (0, 12))  # 48: exactly a fifth
     mask |= block(mask.shape, (20, 21), (0, 1), (0, 30))  # 30: less
     twice = (1.0, 1.0, 2.0)
-    assert keep_components(mask, ONE_MM, min_fraction_of_largest=0.2).sum() == 240 + 48
-    assert keep_components(mask, ONE_MM).sum() == mask.sum()
-    assert keep_components(mask, twice, min_volume_mm3=96.0).sum() == 288
-    assert keep_components(mask, twice, min_volume_mm3=97.0).sum() == 240
-    assert not keep_components(mask, ONE_MM, min_volume_mm3=1000.0).any()
-    assert not keep_components(np.zeros_like(mask), ONE_MM).any()
+    assert judge_components(mask, ONE_MM, min_fraction_of_largest=0.2).mask.sum() == 240 + 48
+    assert judge_components(mask, ONE_MM).mask.sum() == mask.sum()
+    assert judge_components(mask, twice, min_volume_mm3=96.0).mask.sum() == 288
+    assert judge_components(mask, twice, min_volume_mm3=97.0).mask.sum() == 240
+    assert not judge_components(mask, ONE_MM, min_volume_mm3=1000.0).mask.any()
+    assert not judge_components(np.zeros_like(mask), ONE_MM).mask.any()
 
 
 def test_components_need_seeds_and_those_without_are_no_yardstick() -> None:
@@ -97,7 +97,8 @@ def test_components_need_seeds_and_those_without_are_no_yardstick() -> None:
     )
 
     def kept(**settings: float) -> np.ndarray:
-        return keep_components(large | small | tiny, (1.0, 1.0, 2.0), seeds=seeds, **settings)
+        found = large | small | tiny
+        return judge_components(found, (1.0, 1.0, 2.0), seeds=seeds, **settings).mask
 
     np.testing.assert_array_equal(kept(), small | tiny)
     np.testing.assert_array_equal(kept(min_seed_mm3=8.0), small | tiny)

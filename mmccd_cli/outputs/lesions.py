@@ -1,0 +1,136 @@
+"""What a result says of its lesions and of what was left out: record, warnings and table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion
+
+COLUMNS = ("index", "kept", "volume_ml", "peak", "mean", "x_mm", "y_mm", "z_mm", "box", "reason")
+EMPTY = "n/a"
+
+_NOTHING_KEPT = "Nothing was kept, but the map shows "
+_NOTHING_SHOWN = "The map stays below its threshold everywhere."
+_MUCH_LEFT_OUT = "Left out of the mask: "
+_BRIGHT = 0.97
+_BRIGHT_ML = 0.1
+_MUCH = 0.1
+
+
+def describe_mask(
+    lesions: Sequence[Lesion],
+    left_out: Sequence[LeftOut],
+    left_out_small: LeftOutSmall,
+    *,
+    threshold: float,
+) -> dict[str, Any]:
+    """Return the part of a record that speaks of the mask.
+
+    Args:
+        lesions: Components of the mask, the largest first.
+        left_out: Candidates that are not in it, the largest first.
+        left_out_small: Those that are only counted.
+        threshold: Value of the map above which a voxel belongs to the mask.
+    """
+    return {
+        "lesion_volume_ml": round(sum(lesion.volume_ml for lesion in lesions), 6),
+        "threshold": threshold,
+        "lesions": lesions,
+        "left_out": left_out,
+        "left_out_small": left_out_small,
+    }
+
+
+def mask_warnings(
+    lesions: Sequence[Lesion], left_out: Sequence[LeftOut], left_out_small: LeftOutSmall
+) -> list[str]:
+    """Say what should be looked at: an empty mask, and much or bright that is not in the mask.
+
+    Args:
+        lesions: See `describe_mask`, like all others.
+        left_out: See `describe_mask`.
+        left_out_small: See `describe_mask`.
+    """
+    listed_ml = sum(candidate.volume_ml for candidate in left_out)
+    if lesions:
+        kept_ml = sum(lesion.volume_ml for lesion in lesions)
+        if listed_ml <= _MUCH * kept_ml and not any(map(_is_bright, left_out)):
+            return []
+        found = _counted(len(left_out), listed_ml)
+        return [f"{_MUCH_LEFT_OUT}{found}, beside {_ml(kept_ml)} in it{_strongest(left_out)}."]
+    number = len(left_out) + left_out_small.count
+    if not number:
+        return [_NOTHING_SHOWN]
+    found = _counted(number, listed_ml + left_out_small.volume_ml)
+    return [f"{_NOTHING_KEPT}{found} in all{_strongest(left_out)}."]
+
+
+def is_mask_warning(text: str) -> bool:
+    """Tell whether a sentence is one of `mask_warnings`, which a new mask renews."""
+    return text.startswith((_NOTHING_KEPT, _NOTHING_SHOWN, _MUCH_LEFT_OUT))
+
+
+def lesion_table(
+    lesions: Sequence[Lesion], left_out: Sequence[LeftOut], left_out_small: LeftOutSmall
+) -> bytes:
+    """Return the table of all that the map shows above its threshold, a row each.
+
+    What is only counted has the last row, where there is any.
+
+    Args:
+        lesions: See `describe_mask`, like all others.
+        left_out: See `describe_mask`.
+        left_out_small: See `describe_mask`.
+    """
+    rows = [_row(lesion, "yes", EMPTY) for lesion in lesions]
+    rows += [_row(candidate, "no", candidate.reason) for candidate in left_out]
+    if left_out_small.count:
+        volume = f"{left_out_small.volume_ml:.6g}"
+        reason = f"{left_out_small.count} more that are too small or too many to be listed"
+        rows.append([EMPTY, "no", volume, *[EMPTY] * (len(COLUMNS) - 4), reason])
+    return encode_tsv(COLUMNS, rows)
+
+
+def encode_tsv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> bytes:
+    """Return the bytes of a table with tabs between its columns."""
+    text = io.StringIO()
+    csv.writer(text, "excel-tab", lineterminator="\n").writerows([header, *rows])
+    return text.getvalue().encode()
+
+
+def numbers_of(lesion: Lesion) -> list[str]:
+    """Return volume_ml, peak, mean, x_mm, y_mm and z_mm of a lesion as a table holds them."""
+    numbers = (lesion.volume_ml, lesion.peak, lesion.mean, *lesion.centroid_ras_mm)
+    return [f"{number:.6g}" for number in numbers]
+
+
+def _row(lesion: Lesion, kept: str, reason: str) -> list[Any]:
+    box = ",".join(f"{first}:{end}" for first, end in lesion.box)
+    return [lesion.id, kept, *numbers_of(lesion), box, reason]
+
+
+def _is_bright(candidate: LeftOut) -> bool:
+    return candidate.peak > _BRIGHT and candidate.volume_ml >= _BRIGHT_ML
+
+
+def _strongest(left_out: Sequence[LeftOut]) -> str:
+    """Describe the candidate that holds most of the map; one that is bright comes first."""
+    if not left_out:
+        return ""
+    it = max(left_out, key=lambda found: (_is_bright(found), found.volume_ml * found.mean))
+    place = ", ".join(f"{mm:.0f}" for mm in it.centroid_ras_mm)
+    return (
+        f"; the strongest has {_ml(it.volume_ml)} and a peak of {it.peak:.2f}, at ({place}) mm: "
+        f"{it.reason}"
+    )
+
+
+def _counted(number: int, ml: float) -> str:
+    return f"{number} candidate{'' if number == 1 else 's'} of {_ml(ml)}"
+
+
+def _ml(volume: float) -> str:
+    return f"{volume:.3f} ml" if volume < 0.1 else f"{volume:.1f} ml"
