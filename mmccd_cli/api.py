@@ -38,7 +38,7 @@ class Segmenter(Pipeline):
         >>> finished.result.anomaly_map.dtype
         dtype('float32')
         >>> sorted(path.name for path in out_dir.iterdir())
-        ['map.json', 'map.nii.gz', 'map_mask.nii.gz']
+        ['map.json', 'map.nii.gz', 'map_lesions.tsv', 'map_mask.nii.gz']
         >>> finished.record["lesion_volume_ml"] > 0
         True
     """
@@ -103,7 +103,7 @@ class Segmenter(Pipeline):
         Args:
             subject: Its folder, or its files as {"FLAIR": path, "T2w": path, "T1w": path} or any
                 of them, or what `find_subject` returned.
-            out: Anomaly map; mask and sidecar come beside it. None writes nothing.
+            out: Anomaly map; mask, sidecar and table come beside it. None writes nothing.
             extras: Kind -> path of further files, such as {"picture": "look.png"}.
             brain_mask: A brain mask in the reference's space.
             settings: Threshold, smallest lesion, skull stripping and space; None for the defaults.
@@ -147,7 +147,7 @@ class Segmenter(Pipeline):
 
         Args:
             folders: One folder a subject.
-            out_dir: ID.nii.gz, ID_mask.nii.gz and ID.json go here, and summary.tsv.
+            out_dir: ID.nii.gz and what goes with it come here, and summary.tsv.
             extras: Kind -> name, such as {"picture": "look.png"} for ID_look.png.
             settings: Threshold, smallest lesion, skull stripping and space; None for the defaults.
             force: Whether existing outputs are overwritten; an input never is.

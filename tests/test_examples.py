@@ -85,7 +85,7 @@ def test_one_subject_from_python(
 ) -> None:
     assert run_script("segment_subject.py", cohort / "one", tmp_path / "map.nii.gz") == 0
     written = {path.name for path in tmp_path.glob("map*")}
-    assert written == {"map.nii.gz", "map_mask.nii.gz", "map.json"}
+    assert written == {"map.nii.gz", "map_mask.nii.gz", "map.json", "map_lesions.tsv"}
 
 
 def test_a_cohort_from_python_lists_volumes_and_failures(

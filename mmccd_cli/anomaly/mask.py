@@ -7,6 +7,7 @@ equals, voxel by voxel, the one of a new run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -226,7 +227,7 @@ def _reason(
     if judged.seed_voxels is not None and not judged.has_seeds[index]:
         held = volume_in_words(judged.seed_voxels[index] * voxel_mm3)
         needed = volume_in_words(judged.least_seed_voxels * voxel_mm3)
-        return f"its core above {seed_value:.3g} has {held}, {needed} are needed"
+        return f"its core above {_below_one(seed_value)} has {held}, {needed} are needed"
     own = volume_in_words(judged.voxels[index] * voxel_mm3)
     largest_mm3 = judged.largest_voxels * voxel_mm3
     if config.min_fraction_of_largest * largest_mm3 > config.min_lesion_mm3:
@@ -234,6 +235,12 @@ def _reason(
         return f"{own} is less than {share} of the largest component's {largest}"
     smallest = volume_in_words(config.min_lesion_mm3)
     return f"{own} is less than the smallest lesion of {smallest}"
+
+
+def _below_one(value: np.float32) -> str:
+    """Write a value of the map so that it can be told from 1."""
+    digits = math.ceil(-math.log10(max(1.0 - float(value), 1e-7)))
+    return f"{value:.{max(2, digits)}f}"
 
 
 def volume_in_words(mm3: float) -> str:

@@ -8,7 +8,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -154,8 +154,21 @@ class JsonConsole(Console):
 
 def lesions_of(record: Mapping[str, Any]) -> str:
     """Say how many lesions a subject's record holds, and their volume."""
-    number = len(record["lesions"])
-    return f"{number} lesion{'' if number == 1 else 's'}, {record['lesion_volume_ml']:.2f} ml"
+    return f"{_counted(record['lesions'], 'lesion')}, {record['lesion_volume_ml']:.2f} ml"
+
+
+def left_out_of(record: Mapping[str, Any]) -> str:
+    """Say how much the map shows that is not in the mask, as the end of a sentence."""
+    if not (left_out := record.get("left_out")):
+        return ""
+    volume = sum(candidate["volume_ml"] for candidate in left_out)
+    outputs = record["outputs"]
+    where = outputs.get("table", outputs["sidecar"])
+    return f"; {_counted(left_out, 'candidate')} left out ({volume:.2f} ml), see {where}"
+
+
+def _counted(items: Sized, name: str) -> str:
+    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
 
 
 class Progress:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mmccd_cli import __version__
-from mmccd_cli.cli.console import JsonConsole, lesions_of
+from mmccd_cli.cli.console import JsonConsole, left_out_of, lesions_of
 from mmccd_cli.cli.options import RunOptions
 from mmccd_cli.errors import SomeSubjectsFailed, as_mmccd_error
 
@@ -143,8 +143,10 @@ def _in_words(outcome: Outcome, seconds: float) -> str:
             return "would get a new mask from its map"
         return f"would be segmented by its {' and '.join(record['modalities'])}"
     if outcome.from_map:
-        return f"{lesions_of(record)}, new mask from the map that was there"
-    return f"{lesions_of(record)}, written to {record['outputs']['map']} ({seconds:.0f} s)"
+        how = "new mask from the map that was there"
+    else:
+        how = f"written to {record['outputs']['map']} ({seconds:.0f} s)"
+    return f"{lesions_of(record)}, {how}{left_out_of(record)}"
 
 
 def _summarise(outcomes: Sequence[Outcome], console: JsonConsole) -> None:

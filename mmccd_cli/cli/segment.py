@@ -86,13 +86,14 @@ class OutputOptions:
         Path | None,
         output_option(
             help="Anomaly map of one subject, .nii.gz or .nii. Beside map.nii.gz come "
-            "map_mask.nii.gz and map.json."
+            "map_mask.nii.gz, map.json and map_lesions.tsv."
         ),
     ] = None
     out_dir: Annotated[
         Path | None,
         output_option(
-            help="Folder for any number of subjects: ID.nii.gz, ID_mask.nii.gz and ID.json each."
+            help="Folder for any number of subjects: ID.nii.gz, ID_mask.nii.gz, ID.json and "
+            "ID_lesions.tsv each."
         ),
     ] = None
     bids_out: Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import JsonConsole, lesions_of
+from mmccd_cli.cli.console import JsonConsole, left_out_of, lesions_of
 from mmccd_cli.errors import MmccdError, SomeSubjectsFailed, as_mmccd_error
 
 
@@ -31,8 +31,8 @@ def threshold(
         Path | None,
         typer.Option(
             metavar="MASK.nii.gz",
-            help="New mask of one map, with MASK.json beside it. By default the map's own mask and "
-            "record are replaced, which needs --force.",
+            help="New mask of one map, with MASK.json and MASK_lesions.tsv beside it. By default the "
+            "map's own mask, record and table are replaced, which needs --force.",
         ),
     ] = None,
     force: options.Force = False,
@@ -60,7 +60,7 @@ def threshold(
         console.record(record)
         console.info(
             f"{record['subject']}: {lesions_of(record)} above {record['threshold']:g}, "
-            f"written to {job.files['mask']}"
+            f"written to {job.files['mask']}{left_out_of(record)}"
         )
         for name in stale:
             console.note(f"{name} still shows the mask of before")

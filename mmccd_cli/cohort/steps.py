@@ -164,8 +164,8 @@ class JobSteps:
                 mask=result.mask,
                 grid=segmented.grid,
             )
-            if table := ready.job.targets.get("table"):
-                contents[table] = lesion_table(
+            if "table" in ready.job.targets:
+                contents["table"] = lesion_table(
                     result.lesions, result.left_out, result.left_out_small
                 )
         return _write(ready.job, segmented, contents, clock=clock, force=force)

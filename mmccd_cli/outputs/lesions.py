@@ -62,7 +62,7 @@ def mask_warnings(
         found = _counted(len(left_out), listed_ml)
         return [f"{_MUCH_LEFT_OUT}{found}, beside {_ml(kept_ml)} in it{_strongest(left_out)}."]
     number = len(left_out) + left_out_small.count
-    if not number:
+    if number == 0:
         return [_NOTHING_SHOWN]
     found = _counted(number, listed_ml + left_out_small.volume_ml)
     return [f"{_NOTHING_KEPT}{found} in all{_strongest(left_out)}."]
@@ -123,7 +123,7 @@ def _strongest(left_out: Sequence[LeftOut]) -> str:
     it = max(left_out, key=lambda found: (_is_bright(found), found.volume_ml * found.mean))
     place = ", ".join(f"{mm:.0f}" for mm in it.centroid_ras_mm)
     return (
-        f"; the strongest has {_ml(it.volume_ml)} and a peak of {it.peak:.2f}, at ({place}) mm: "
+        f"; the strongest has {_ml(it.volume_ml)} and a peak of {it.peak:.3g}, at ({place}) mm: "
         f"{it.reason}"
     )
 

@@ -10,7 +10,13 @@ from grids import block
 from numpy.typing import NDArray
 from scores import LESION, PLAIN, SHAPE, SPACING, signal
 
-from mmccd_cli.anomaly.mask import find_lesions, mask_from_map
+from mmccd_cli.anomaly.mask import (
+    LeftOutSmall,
+    MaskFindings,
+    find_lesions,
+    mask_and_lesions,
+    mask_from_map,
+)
 from mmccd_cli.anomaly.score import map_from_score
 from mmccd_cli.config import ScoreConfig
 
@@ -95,3 +101,89 @@ def test_lesions_come_by_volume_and_lie_in_world_coordinates() -> None:
     assert first.mean == pytest.approx((23 * 0.5 + 0.9) / 24)
     assert second.volume_ml == pytest.approx(2 * 6 / 1000)
     assert find_lesions(np.zeros_like(mask), anomaly_map, affine) == []
+
+
+CUBES = (30, 30, 30)
+LARGE = block(CUBES, (2, 12), (2, 12), (2, 12))  # 1000 mm3
+THIN = block(CUBES, (20, 25), (20, 24), (5, 15))  # 200 mm3
+FLAT = block(CUBES, (20, 24), (2, 6), (2, 4))  # 32 mm3
+SPECKS = block(CUBES, (28, 29), (28, 29), (0, 9)) | block(CUBES, (28, 29), (2, 3), (20, 28))
+
+
+def found_in(values: NDArray[np.float32], config: ScoreConfig) -> MaskFindings:
+    """What is found on a map with voxels of 1 mm, whose seeds begin at 0.9."""
+    affine = np.eye(4)
+    return mask_and_lesions(values, config, affine=affine, scan_threshold=1.0)
+
+
+def with_seeds_from(value: float, **rules: float) -> ScoreConfig:
+    """Settings whose seeds are voxels of the map above a value."""
+    threshold = 1.0 + PLAIN.map_scale * float(np.log(value / (1 - value)))
+    return replace(PLAIN, **{"seed_threshold": threshold, "min_lesion_mm3": 0.0, **rules})
+
+
+def test_what_is_left_out_is_listed_with_the_rule_that_did_it() -> None:
+    values = np.select([LARGE, THIN, FLAT, SPECKS], [0.8, 0.7, 0.9, 0.6], 0.1).astype(np.float32)
+    values[2:5, 2:5, 2:5] = 0.97  # 27 mm3 of seeds
+    values[20, 20, 5:9] = 0.97  # 4 mm3
+    seeds = found_in(values, with_seeds_from(0.93, min_seed_mm3=27.0))
+    np.testing.assert_array_equal(seeds.mask, LARGE)
+    assert [found.reason for found in seeds.left_out] == [
+        "its core above 0.93 has 4 mm3, 27 mm3 are needed",
+        "its core above 0.93 has 0 mm3, 27 mm3 are needed",
+    ]
+    share = found_in(values, with_seeds_from(0.93, min_fraction_of_largest=0.2))
+    np.testing.assert_array_equal(share.mask, LARGE | THIN)  # 200 mm3 are just enough
+    (flat,) = share.left_out
+    assert flat.reason == "32 mm3 is less than 20% of the largest component's 1.00 ml"
+    size = found_in(values, with_seeds_from(0.93, min_lesion_mm3=250.0))
+    assert [found.reason for found in size.left_out] == [
+        "0.20 ml is less than the smallest lesion of 0.25 ml",
+        "32 mm3 is less than the smallest lesion of 0.25 ml",
+    ]
+    both = with_seeds_from(0.93, min_lesion_mm3=20.0, min_fraction_of_largest=0.2)
+    assert found_in(values, both).left_out[0].reason == flat.reason
+    least = with_seeds_from(0.99996, min_seed_mm3=0.5)
+    assert {found.reason for found in found_in(values, least).left_out} == {
+        "its core above 0.99996 has 0 mm3, 1 mm3 are needed"  # a voxel at the least
+    }
+
+
+def test_what_is_left_out_is_measured_like_a_lesion() -> None:
+    values = np.select([LARGE, FLAT, SPECKS], [0.8, 0.7, 0.6], 0.1).astype(np.float32)
+    values[20, 2, 2] = 0.9
+    found = found_in(values, with_seeds_from(0.93, min_fraction_of_largest=0.2))
+    (lesion,), (flat,) = found.lesions, found.left_out
+    assert (lesion.id, flat.id) == (1, 2)
+    (alone,) = find_lesions(FLAT, values, np.eye(4))
+    assert {**vars(flat), "id": 1} == {**vars(alone), "reason": flat.reason}
+    assert flat.box == ((20, 24), (2, 6), (2, 4))
+    assert flat.peak == pytest.approx(0.9)
+    assert flat.mean == pytest.approx((31 * 0.7 + 0.9) / 32)
+    assert found.left_out_small == LeftOutSmall(count=2, volume_ml=0.017)  # 9 and 8 mm3
+
+
+def test_all_above_the_threshold_is_in_the_mask_or_left_out() -> None:
+    """An island in a hole that is filled is in the mask, and not left out."""
+    values = np.where(LARGE, 0.8, 0.1).astype(np.float32)
+    values[4:10, 4:10, 4:10] = 0.1
+    values[6:8, 6:8, 5:8] = 0.9  # 12 mm3
+    values[THIN] = 0.7
+    config = with_seeds_from(0.93, min_lesion_mm3=250.0)
+    filled = found_in(values, replace(config, fill_holes="volume"))
+    assert [round(1000 * found.volume_ml) for found in filled.left_out] == [200]
+    np.testing.assert_array_equal(filled.mask, LARGE)
+    hollow = found_in(values, config)
+    assert [round(1000 * found.volume_ml) for found in hollow.left_out] == [200, 12]
+    assert hollow.left_out_small == LeftOutSmall()
+
+
+def test_a_noisy_map_gives_no_endless_list() -> None:
+    values = np.zeros((60, 60, 60), np.float32)
+    for corner in np.ndindex(6, 6, 6):
+        i, j, k = (10 * step for step in corner)
+        values[i : i + 3, j : j + 3, k : k + 2] = 0.9  # 216 of 18 mm3
+    found = found_in(values, with_seeds_from(0.93, min_seed_mm3=1.0))
+    assert not found.mask.any()
+    assert [found.id for found in found.left_out] == list(range(1, 101))
+    assert found.left_out_small == LeftOutSmall(count=116, volume_ml=2.088)

@@ -346,7 +346,9 @@ def test_one_bad_subject_stops_none_of_the_others(
     }
     assert records["case-b"]["error"]["exit_code"] == 3
     assert _files(out) == {
-        f"case-{n}{end}" for n in "ac" for end in (".nii.gz", "_mask.nii.gz", ".json")
+        f"case-{n}{end}"
+        for n in "ac"
+        for end in (".nii.gz", "_mask.nii.gz", ".json", "_lesions.tsv")
     } | {"summary.tsv"}
     assert "2 done, 2 failed" in result.stderr
 

@@ -126,6 +126,7 @@ def test_a_job_names_everything_it_writes(tmp_path: Path) -> None:
         "map": "a.nii.gz",
         "mask": "a_mask.nii.gz",
         "sidecar": "a.json",
+        "table": "a_lesions.tsv",
         "picture": "a_look.png",
     }
     Cohort(jobs=[job]).check(RunSettings(), RunPolicy())

@@ -26,6 +26,7 @@ from mmccd_cli.cohort.plan import RunPolicy, SubjectSelection
 from mmccd_cli.cohort.run import segment_cohort
 from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.inputs.phantom import make_phantom
+from mmccd_cli.outputs.lesions import is_mask_warning
 from mmccd_cli.outputs.record import Outcome
 
 PASSING = ("seconds", "peak_memory_mib")
@@ -73,7 +74,8 @@ def _run(
 
 
 def _bytes(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.glob("*.nii.gz"))}
+    paths = [*out.glob("*.nii.gz"), *out.glob("*_lesions.tsv")]
+    return {path.name: path.read_bytes() for path in sorted(paths)}
 
 
 def _records(out: Path) -> dict[str, dict[str, Any]]:
@@ -88,7 +90,7 @@ def test_neither_order_nor_the_thread_changes_a_byte(
     assert [o.status for o in outcomes.values()] == ["done", "failed", "done", "done"]
     assert isinstance(outcomes["case-c"].error, DataError)
     _run(segmenter, folders, tmp_path / "2", workers=3)
-    assert len(_bytes(results)) == 6
+    assert len(_bytes(results)) == 9
     assert _bytes(results) == _bytes(tmp_path / "1")
     assert _records(results) == _records(tmp_path / "1")
     assert _bytes(results) == _bytes(tmp_path / "2")
@@ -164,7 +166,7 @@ def test_a_name_stops_none_of_the_others(
     assert statuses == {too_long: "failed", **dict.fromkeys(done, "done")}
     assert "name is too long" in str(outcomes[0].error)
     assert sorted(_bytes(tmp_path / "out")) == sorted(
-        f"{name}{end}.nii.gz" for name in done for end in ("", "_mask")
+        f"{name}{end}" for name in done for end in (".nii.gz", "_mask.nii.gz", "_lesions.tsv")
     )
 
 
@@ -252,12 +254,31 @@ def test_what_differs_is_done_again(
     assert resume() == ("skipped", False)
 
 
+def test_results_before_there_was_a_table_get_theirs_from_the_map(
+    segmenter: Segmenter, folders: list[Path], done: Path, results: Path
+) -> None:
+    for name in ("case-a", "case-b"):
+        path = done / f"{name}.json"
+        record = json.loads(path.read_text())
+        (done / record["outputs"].pop("table")).unlink()
+        del record["left_out"], record["left_out_small"]
+        record["warnings"] = [said for said in record["warnings"] if not is_mask_warning(said)]
+        path.write_text(json.dumps(record))
+    outcome = _run(segmenter, folders[:1], done, resume=True)["case-a"]
+    assert (outcome.status, outcome.from_map) == ("done", True), outcome.error
+    result = _threshold(done / "case-b.nii.gz", "--force")
+    assert result.exit_code == 0, result.stderr
+    assert _bytes(done) == _bytes(results)
+    assert _records(done) == _records(results)
+    assert _run(segmenter, folders[:1], done, resume=True)["case-a"].status == "skipped"
+
+
 def test_what_nobody_knows_stops_only_its_own_subject_before_it_is_prepared(
     segmenter: Segmenter, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, given = tmp_path / "out", {"extras": {"picture": "look.png"}}
     list(segmenter.segment_cohort(folders[:2], out, **given))
-    for path in out.glob("case-a[._][!l]*"):
+    for path in [*out.glob("case-a[._][!l]*"), out / "case-a_lesions.tsv"]:
         path.unlink()
     picture = (out / "case-a_look.png").read_bytes()
     prepared: list[object] = []
@@ -325,6 +346,7 @@ def test_threshold_can_write_elsewhere(tmp_path: Path, done: Path) -> None:
     record = json.loads((tmp_path / "other.json").read_text())
     assert record["settings"]["requested"]["threshold"] == 0.8
     assert record["outputs"]["mask"] == "other.nii.gz"
+    assert (tmp_path / "other_lesions.tsv").read_text().startswith("index\tkept\t")
 
 
 def test_threshold_refuses_what_does_not_belong_together(done: Path) -> None:

@@ -47,6 +47,7 @@ def test_names_follow_from_the_map():
         "d/map.nii.gz",
         "d/map_mask.nii.gz",
         "d/map.json",
+        "d/map_lesions.tsv",
     ]
     assert output_paths(Path("a.b.nii"))["mask"] == Path("a.b_mask.nii")
 

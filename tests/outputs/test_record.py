@@ -131,7 +131,7 @@ def test_files_are_named_after_the_map_whatever_its_record_says(received: Path) 
     done = threshold(received)
     assert done.exit_code == 0, done.stderr
     changed = {name for name, content in contents(received).items() if before[name] != content}
-    assert changed == {"case_mask.nii.gz", "case.json", "summary.tsv"}
+    assert changed == {"case_mask.nii.gz", "case_lesions.tsv", "case.json", "summary.tsv"}
     assert (received / "summary.tsv").read_text().startswith("subject\tstatus\t")
 
 

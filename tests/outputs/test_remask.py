@@ -30,7 +30,7 @@ def outputs(tmp_path: Path) -> dict[str, Path]:
     folder = tmp_path / "out" / "sub-01" / "anat"
     folder.mkdir(parents=True)
     write_nifti(folder / "map.nii.gz", values, make_grid(SHAPE, np.eye(4)))
-    names = {"map": "map.nii.gz", "mask": "mask.nii.gz", "sidecar": "map.json"}
+    names = {"map": "map.nii.gz", "mask": "mask.nii.gz", "sidecar": "map.json", "table": "t.tsv"}
     names |= {kind: f"{kind}.file" for kind in BIDS_OUTPUTS}
     return {kind: folder / name for kind, name in names.items()}
 
@@ -62,10 +62,10 @@ def record() -> dict[str, Any]:
 def test_what_is_not_asked_for_is_as_calibrated_not_as_before(outputs, record):
     new = remask(outputs, record, MaskOptions(), spatial_reference=REFERENCE)
     assert new.record["threshold"] == 0.5
-    assert len(new.lesions) == len(new.record["lesions"]) == 2
+    assert len(new.found.lesions) == len(new.record["lesions"]) == 2
     assert new.record["settings"]["requested"]["threshold"] == "auto"
     higher = remask(outputs, record, MaskOptions(threshold=0.7), spatial_reference=REFERENCE)
-    assert higher.mask.sum() == 6**3
+    assert higher.found.mask.sum() == 6**3
     assert higher.record["lesion_volume_ml"] == 0.216
     asked = {"space": "native", "threshold": 0.7, "min_lesion_mm3": "auto"}
     assert higher.record["settings"]["requested"] == asked
@@ -73,7 +73,7 @@ def test_what_is_not_asked_for_is_as_calibrated_not_as_before(outputs, record):
 
 def test_files_and_record_fit_the_mask(outputs, record, tmp_path):
     new = remask(outputs, record, MaskOptions(), spatial_reference=REFERENCE)
-    assert set(new.contents) == {"mask", *BIDS_OUTPUTS}
+    assert set(new.contents) == {"mask", "table", *BIDS_OUTPUTS}
     hashes = {"map": "of the map", "mask": hashlib.sha256(new.contents["mask"]).hexdigest()}
     assert new.record["output_sha256"] == hashes
     assert new.record["outputs"] == {kind: path.name for kind, path in outputs.items()}
@@ -91,7 +91,29 @@ def test_files_and_record_fit_the_mask(outputs, record, tmp_path):
     (tmp_path / "numbered.nii.gz").write_bytes(new.contents["lesions"])
     numbered = nib.load(tmp_path / "numbered.nii.gz").get_fdata()
     assert (numbered[5, 5, 5], numbered[15, 15, 15]) == (1, 2)
-    np.testing.assert_array_equal(numbered > 0, new.mask)
+    np.testing.assert_array_equal(numbered > 0, new.found.mask)
+
+
+def test_what_is_said_of_the_mask_is_renewed(outputs, record):
+    def renewed(record: dict[str, Any], mm3: float) -> dict[str, Any]:
+        options = MaskOptions(min_lesion_mm3=mm3)
+        return remask(outputs, record, options, spatial_reference=REFERENCE).record
+
+    empty = renewed(record, 300)
+    assert (empty["lesions"], [found["id"] for found in empty["left_out"]]) == ([], [1, 2])
+    mended, sentence, _ = empty["warnings"]
+    assert mended == "T2w was mended."
+    assert sentence == (
+        "Nothing was kept, but the map shows 2 candidates of 0.2 ml in all; the strongest has "
+        "0.2 ml and a peak of 0.9, at (6, 6, 6) mm: 0.22 ml is less than the smallest lesion of "
+        "0.30 ml."
+    )
+    some = renewed(empty, 100)
+    assert [len(some[name]) for name in ("lesions", "left_out")] == [1, 1]
+    assert some["warnings"][1].startswith("Left out of the mask: 1 candidate of 0.027 ml, beside")
+    all_kept = renewed(some, 1)
+    assert all_kept["left_out"] == []
+    assert [text for text in all_kept["warnings"] if "left out" in text.lower()] == []
 
 
 def test_a_result_outside_its_data_set_names_its_map(outputs, record, tmp_path):

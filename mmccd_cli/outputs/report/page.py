@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmccd_cli import __version__
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.outputs.lesions import mask_warnings
 from mmccd_cli.outputs.pictures import MAP_OPACITY
 from mmccd_cli.outputs.record import jsonable
 from mmccd_cli.outputs.report.checks import Check, check_subject, suspicion
@@ -70,6 +71,8 @@ def subject_report(
         record=record,
         data=data,
         panels=panels,
+        left_out=result.left_out,
+        mask_warnings=mask_warnings(result.lesions, result.left_out, result.left_out_small),
         pictured=min(len(data.lesions), _MAX_PICTURED),
         checks=checks,
         suspicion=suspicion(checks),

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.outputs.report.data import report_data
@@ -98,7 +99,8 @@ def test_everything_that_a_reader_needs_is_there(case, report):
     assert "0" * 64 in text
     assert "2" * 64 in text
     rows = text.count('type="button" hidden')
-    assert rows == len(case.result.lesions) > 0
+    assert rows == len(case.result.lesions) + len(case.result.left_out) > 0
+    assert text.count('<tr class="left-out">') == len(case.result.left_out)
     images = re.findall(r"<img[^>]*>", text)
     assert len(images) > 15
     assert all('alt="' in image for image in images)
@@ -228,10 +230,18 @@ def test_the_pictures_of_a_lesion_show_its_outline(case):
 
 
 def test_without_lesion_and_in_template_space(case, segmenter):
-    empty = replace(case.result, mask=np.zeros_like(case.result.mask), lesions=[])
+    (lesion, *_) = case.result.lesions
+    left_out = LeftOut(**vars(lesion), reason="it is <small>")
+    none = np.zeros_like(case.result.mask)
+    empty = replace(case.result, mask=none, lesions=[], left_out=[left_out])
     record = {**case.record, "lesions": [], "lesion_volume_ml": 0.0, "warnings": []}
     text = replace(case, result=empty, record=record).report()
-    assert "No lesion was found" in text
+    assert "No lesion was found. Nothing was kept, but the map shows 1 candidate of" in text
+    assert text.count("it is &lt;small&gt;") == 2
+    nothing = replace(empty, left_out=[], left_out_small=LeftOutSmall())
+    text = replace(case, result=nothing, record=record).report()
+    assert "No lesion was found. The map stays below its threshold everywhere." in text
+    assert '<tr class="left-out">' not in text
     assert case.result.prepared is not None
     moved = segmenter.infer(case.result.prepared, space="template")
     assert "Edges of T2w on FLAIR" in replace(case, result=moved, record=record).report()
@@ -240,7 +250,8 @@ def test_without_lesion_and_in_template_space(case, segmenter):
 def test_many_lesions_are_all_listed_and_the_largest_pictured(case):
     (first, *_) = case.result.lesions
     many = [replace(first, id=number) for number in range(1, 21)]
-    text = without_data(replace(case, result=replace(case.result, lesions=many)).report())
+    result = replace(case.result, lesions=many, left_out=[])
+    text = without_data(replace(case, result=result).report())
     assert "12 largest of 20 lesions" in text
     assert text.count('type="button" hidden') == 20
 

@@ -1,0 +1,64 @@
+"""What is said of lesions and of what was left out: a table, and sentences where they are due."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion
+from mmccd_cli.outputs.lesions import is_mask_warning, lesion_table, mask_warnings
+
+LESION = Lesion(
+    id=1,
+    volume_ml=12.3456789,
+    peak=0.99,
+    mean=0.75,
+    centroid_ras_mm=(-1.25, 20.0, 3.5),
+    box=((1, 5), (2, 7), (3, 9)),
+)
+WEAK = LeftOut(**{**vars(LESION), "id": 2, "volume_ml": 1.2, "peak": 0.9}, reason="a\treason")
+NONE = LeftOutSmall()
+SMALL = LeftOutSmall(count=3, volume_ml=0.012)
+HEAD = b"index\tkept\tvolume_ml\tpeak\tmean\tx_mm\ty_mm\tz_mm\tbox\treason\n"
+
+
+def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None:
+    assert lesion_table([], [], NONE) == HEAD
+    assert lesion_table([LESION], [WEAK], SMALL) == HEAD + (
+        b"1\tyes\t12.3457\t0.99\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\tn/a\n"
+        b'2\tno\t1.2\t0.9\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\t"a\treason"\n'
+        b"n/a\tno\t0.012\tn/a\tn/a\tn/a\tn/a\tn/a\tn/a\t"
+        b"3 more that are too small or too many to be listed\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "due"),
+    [
+        ({}, False),
+        ({"volume_ml": 1.24}, True),  # more than a tenth
+        ({"peak": 0.98}, True),
+        ({"peak": 0.98, "volume_ml": 0.09}, False),
+    ],
+)
+def test_only_much_or_bright_is_worth_a_warning(change: dict[str, float], due: bool) -> None:
+    said = mask_warnings([LESION], [replace(WEAK, **change)], LeftOutSmall(count=99, volume_ml=9.0))
+    assert len(said) == due
+    assert all(map(is_mask_warning, said))
+    assert mask_warnings([LESION], [], NONE) == []
+
+
+def test_an_empty_mask_is_told_in_words() -> None:
+    assert mask_warnings([], [], NONE) == ["The map stays below its threshold everywhere."]
+    assert mask_warnings([], [], SMALL) == [
+        "Nothing was kept, but the map shows 3 candidates of 0.012 ml in all."
+    ]
+    bright = replace(WEAK, id=3, volume_ml=0.1, peak=0.98, reason="it is small")
+    (said,) = mask_warnings([], [WEAK, bright], SMALL)
+    assert said == (
+        "Nothing was kept, but the map shows 5 candidates of 1.3 ml in all; the strongest has "
+        "0.1 ml and a peak of 0.98, at (-1, 20, 4) mm: it is small."
+    )
+    assert is_mask_warning(said)
+    assert not is_mask_warning("T2w was mended.")
