@@ -31,8 +31,8 @@ def threshold(
         Path | None,
         typer.Option(
             metavar="MASK.nii.gz",
-            help="New mask of one map, with MASK.json and MASK_lesions.tsv beside it. By default the "
-            "map's own mask, record and table are replaced, which needs --force.",
+            help="New mask of one map, with MASK.json and MASK_lesions.tsv beside it. By default "
+            "the map's own mask, record and table are replaced, which needs --force.",
         ),
     ] = None,
     force: options.Force = False,
