@@ -16,7 +16,7 @@ _NOTHING_KEPT = "Nothing was kept, but the map shows "
 _NOTHING_SHOWN = "The map stays below its threshold everywhere."
 _MUCH_LEFT_OUT = "Left out of the mask: "
 _BRIGHT = 0.97
-_BRIGHT_ML = 0.1
+_SOME_ML = 0.1
 _MUCH = 0.1
 
 
@@ -113,14 +113,14 @@ def _row(lesion: Lesion, kept: str, reason: str) -> list[Any]:
 
 
 def _is_bright(candidate: LeftOut) -> bool:
-    return candidate.peak > _BRIGHT and candidate.volume_ml >= _BRIGHT_ML
+    return candidate.peak > _BRIGHT and candidate.volume_ml >= _SOME_ML
 
 
 def _strongest(left_out: Sequence[LeftOut]) -> str:
-    """Describe the candidate that holds most of the map; one that is bright comes first."""
+    """Describe the candidate with the highest peak; those of some volume come first."""
     if not left_out:
         return ""
-    it = max(left_out, key=lambda found: (_is_bright(found), found.volume_ml * found.mean))
+    it = max(left_out, key=lambda found: (found.volume_ml >= _SOME_ML, found.peak, found.mean))
     place = ", ".join(f"{mm:.0f}" for mm in it.centroid_ras_mm)
     return (
         f"; the strongest has {_ml(it.volume_ml)} and a peak of {it.peak:.3g}, at ({place}) mm: "

@@ -139,6 +139,11 @@ def test_numbered_lesions_are_those_of_the_table(first_run: tuple[Result, Path])
     assert rows
     for row in rows:
         assert float(row[2]) == pytest.approx((numbers == int(row[0])).sum() * 0.064, rel=1e-4)
+    record = json.loads((anat / f"sub-01_{_MAP}.json").read_text())["mmccd"]
+    outside = (_image(anat / f"sub-01_{_MAP}.nii.gz") > record["threshold"]) & (mask == 0)
+    left_out = [*record["left_out"], record["left_out_small"]]
+    assert sum(part["volume_ml"] for part in left_out) == pytest.approx(outside.sum() * 0.064)
+    assert {path.name for path in anat.glob("*.tsv")} == {record["outputs"]["lesion_table"]}
 
 
 def test_a_new_threshold_renews_all_that_shows_the_mask_without_inference(
@@ -174,7 +179,8 @@ def test_a_new_threshold_renews_all_that_shows_the_mask_without_inference(
     sidecars = [json.loads(next(a.glob("*_probseg.json")).read_text()) for a in (resumed, cut)]
     records = [sidecar.pop("mmccd") for sidecar in sidecars]
     assert sidecars[0] == sidecars[1]
-    assert records[0]["outputs"] == records[1]["outputs"]
+    for name in ("outputs", "lesions", "left_out", "left_out_small", "warnings"):
+        assert records[0][name] == records[1][name]
     assert records[0]["output_sha256"] == records[1]["output_sha256"]
     assert _issues(outs[1]) == []
 
@@ -186,13 +192,16 @@ def test_a_result_of_0_2_0_moves_its_record_under_one_key_without_inference(
     (out / "dataset_description.json").unlink()  # its links are relative to where it was
     path = out / "sub-01" / "anat" / f"sub-01_{_MAP}.json"
     sidecar = json.loads(path.read_text())
-    path.write_text(json.dumps(sidecar.pop("mmccd") | sidecar))
+    record = sidecar.pop("mmccd")
+    left_out = [record.pop(name) for name in ("left_out", "left_out_small")]
+    path.write_text(json.dumps(record | sidecar))
     words = ("bids", data_set, out, "participant", "--participant_label", "sub-01", "--resume")
     again = mmccd(*words)
     assert "new mask" in again.stderr, again.stderr
     moved = json.loads(path.read_text())
     assert moved.keys() == {*sidecar, "mmccd"}
     assert not moved["mmccd"].keys() & sidecar.keys()
+    assert [moved["mmccd"][name] for name in ("left_out", "left_out_small")] == left_out
     assert "up to date" in mmccd(*words).stderr
 
 
