@@ -28,6 +28,8 @@ from mmccd_cli.template import bounding_box
 EDGE_STEP = 0.2
 EDGE_SIGMA_VOXELS = 0.5
 EDGE_RIM_MM = 6.0
+EDGE_TOLERANCE = 0.02
+"""Share of the strongest contour's strength by which another is still about as strong."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,16 +223,22 @@ def _eroded_once(mask: BoolArray) -> BoolArray:
 
 
 def strongest_edge(candidates: Sequence[float], profile: NDArray[np.float64]) -> float:
-    """The candidate with the strongest contour, slightly in favour of low ones.
+    """Find the threshold of the strongest contour, slightly in favour of low ones.
 
     Contours of high thresholds lie inside a lesion, where its own texture is steep too; dividing
-    by the fourth root makes up for that. Where no mask has a contour, the highest is returned.
+    by the fourth root makes up for that. Where several contours are about equally strong, the
+    result lies between them: a small change of the scan must not move it from one to another.
 
     Args:
         candidates: Rising positive thresholds.
         profile: Their mean edge strength.
+
+    Returns:
+        The mean of the candidates, each with the weight exp((s / s_max - 1) / `EDGE_TOLERANCE`) of
+        its strength s; the highest candidate where no mask has a contour.
     """
     if not profile.any():
         return float(candidates[-1])
-    weighted = profile / np.maximum(np.asarray(candidates), 0.1) ** 0.25
-    return float(candidates[int(weighted.argmax())])
+    strength = profile / np.maximum(np.asarray(candidates), 0.1) ** 0.25
+    weights = np.exp((strength / strength.max() - 1) / EDGE_TOLERANCE)
+    return float(np.average(candidates, weights=weights))

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scores import LESION, PLAIN, SHAPE, SPACING, brain, signal
 
-from mmccd_cli.anomaly.candidates import ScanScore, adaptive_threshold, otsu_threshold, score_scan
+from mmccd_cli.anomaly.candidates import (
+    ScanScore,
+    adaptive_threshold,
+    otsu_threshold,
+    score_scan,
+    strongest_edge,
+)
 from mmccd_cli.config import ScoreConfig
 
 
@@ -144,3 +150,13 @@ def test_the_median_takes_away_what_is_smaller_than_its_box() -> None:
     found = scored(spiky, config)
     assert found.values[4, 4, 4] < 1
     assert found.values[11, 11, 10] > 3
+
+
+def test_a_small_change_never_moves_the_threshold_from_one_edge_to_another() -> None:
+    candidates = [1.0, 2.0, 3.0]
+    even = np.array([1.0, 0.0, 3.0**0.25])  # as strong at 1 as at 3
+    assert strongest_edge(candidates, even) == pytest.approx(2.0, abs=1e-6)
+    hair = even * [1.001, 1, 1]
+    assert strongest_edge(candidates, hair) == pytest.approx(2.0, abs=0.06)
+    assert strongest_edge(candidates, even * [1.2, 1, 1]) == pytest.approx(1.0, abs=1e-3)
+    assert strongest_edge(candidates, np.zeros(3)) == 3.0
