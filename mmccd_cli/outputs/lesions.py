@@ -14,10 +14,9 @@ EMPTY = "n/a"
 
 _NOTHING_KEPT = "Nothing was kept, but the map shows "
 _NOTHING_SHOWN = "The map stays below its threshold everywhere."
-_MUCH_LEFT_OUT = "Left out of the mask: "
-_BRIGHT = 0.97
+_BRIGHT_LEFT_OUT = "Left out of the mask: "
+_BRIGHT = 0.82  # mean of the map from which a candidate is about as bright as lesions are
 _SOME_ML = 0.1
-_MUCH = 0.1
 
 
 def describe_mask(
@@ -47,30 +46,34 @@ def describe_mask(
 def mask_warnings(
     lesions: Sequence[Lesion], left_out: Sequence[LeftOut], left_out_small: LeftOutSmall
 ) -> list[str]:
-    """Say what should be looked at: an empty mask, and much or bright that is not in the mask.
+    """Say what should be looked at: an empty mask, and what is left out though bright as a lesion.
 
     Args:
         lesions: See `describe_mask`, like all others.
         left_out: See `describe_mask`.
         left_out_small: See `describe_mask`.
     """
-    listed_ml = sum(candidate.volume_ml for candidate in left_out)
     if lesions:
-        kept_ml = sum(lesion.volume_ml for lesion in lesions)
-        if listed_ml <= _MUCH * kept_ml and not any(map(_is_bright, left_out)):
+        bright = [found for found in left_out if _is_bright(found)]
+        if not bright:
             return []
-        found = _counted(len(left_out), listed_ml)
-        return [f"{_MUCH_LEFT_OUT}{found}, beside {_ml(kept_ml)} in it{_strongest(left_out)}."]
+        kept_ml = sum(lesion.volume_ml for lesion in lesions)
+        found = _counted(len(bright), sum(candidate.volume_ml for candidate in bright))
+        return [
+            f"{_BRIGHT_LEFT_OUT}{found} about as bright as a lesion, beside {_ml(kept_ml)} in it"
+            f"{_strongest(bright)}."
+        ]
     number = len(left_out) + left_out_small.count
     if number == 0:
         return [_NOTHING_SHOWN]
+    listed_ml = sum(candidate.volume_ml for candidate in left_out)
     found = _counted(number, listed_ml + left_out_small.volume_ml)
     return [f"{_NOTHING_KEPT}{found} in all{_strongest(left_out)}."]
 
 
 def is_mask_warning(text: str) -> bool:
     """Tell whether a sentence is one of `mask_warnings`, which a new mask renews."""
-    return text.startswith((_NOTHING_KEPT, _NOTHING_SHOWN, _MUCH_LEFT_OUT))
+    return text.startswith((_NOTHING_KEPT, _NOTHING_SHOWN, _BRIGHT_LEFT_OUT))
 
 
 def lesion_table(
@@ -113,7 +116,7 @@ def _row(lesion: Lesion, kept: str, reason: str) -> list[Any]:
 
 
 def _is_bright(candidate: LeftOut) -> bool:
-    return candidate.peak > _BRIGHT and candidate.volume_ml >= _SOME_ML
+    return candidate.mean >= _BRIGHT and candidate.volume_ml >= _SOME_ML
 
 
 def _strongest(left_out: Sequence[LeftOut]) -> str:
