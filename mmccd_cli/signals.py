@@ -170,7 +170,7 @@ class SignalModel:
                 return plain_residual(x, cycle, residual=kind, execution=execution)
             seed = self.sampling.seed
             errors, hidden = masked_residual(
-                x, levels, work, cycle, seed=seed, residual=kind, execution=execution
+                x, levels, work, cycle=cycle, seed=seed, residual=kind, execution=execution
             )
             return errors / hidden.clamp_min(1)
 

@@ -179,6 +179,47 @@ def test_nothing_heavy_is_imported_by_the_command_line_at_its_start() -> None:
     assert not reaching
 
 
+def test_no_call_passes_more_than_three_arguments_by_place() -> None:
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
+    ours = {
+        node.name: node
+        for tree in trees.values()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    variadic = {n for n, d in ours.items() if isinstance(d, ast.FunctionDef) and d.args.vararg}
+    long = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.func.id}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ours.keys() - variadic
+        and len(node.args) > 3
+    }
+    assert not long
+
+
+def _lines(function: ast.FunctionDef) -> int:
+    """Lines of a function without its docstring; for a command, without its signature."""
+    is_command = any("command" in ast.unparse(d) for d in function.decorator_list)
+    first = function.body[0] if is_command else function
+    documented = isinstance(function.body[0], ast.Expr) and ast.get_docstring(function)
+    text = function.body[0] if documented else None
+    total = (function.end_lineno or 0) - first.lineno + 1
+    return total - (0 if text is None else (text.end_lineno or 0) - text.lineno + 1)
+
+
+def test_functions_fit_on_a_screen() -> None:
+    long = {
+        f"{path.relative_to(PACKAGE)}:{node.lineno} {node.name}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and _lines(node) > 60
+    }
+    assert not long
+
+
 def test_nobody_imports_click() -> None:
     users = {path.name for path in PACKAGE.rglob("*.py") if "click" in _packages(_imported(path))}
     assert not users

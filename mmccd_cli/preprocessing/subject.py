@@ -243,7 +243,7 @@ def _align_template(
     head: AlignedScan, template: Template, modality: str
 ) -> tuple[Matrix, list[str]]:
     """Matrix from the template's world to the reference's world, and warnings."""
-    matrix = align_to_template(head.volume, head.brain, template, modality)
+    matrix = align_to_template(head.volume, head.brain, template, modality=modality)
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if SCALE_RANGE[0] <= scales.min() and scales.max() <= SCALE_RANGE[1]:
         return matrix, []

@@ -44,7 +44,7 @@ _FINER = 0.75  # voxel size of the moved image, as a share of the fixed one's
 _MARGIN_VOXELS = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Level:
     """One resolution: voxel size, what may change, and when to stop."""
 
@@ -54,12 +54,15 @@ class _Level:
     tolerance_mm: float
 
 
-_COARSE = _Level(8.0, "similarity", 15, 0.05)
-_LEVELS = (_Level(4.0, "affine", 30, 0.01), _Level(3.0, "affine", 30, 0.001))
+_COARSE = _Level(spacing_mm=8.0, kind="similarity", iterations=15, tolerance_mm=0.05)
+_LEVELS = (
+    _Level(spacing_mm=4.0, kind="affine", iterations=30, tolerance_mm=0.01),
+    _Level(spacing_mm=3.0, kind="affine", iterations=30, tolerance_mm=0.001),
+)
 
 
 def align_to_template(
-    scan: Volume, brain: NDArray[np.bool_], template: Template, modality: str
+    scan: Volume, brain: NDArray[np.bool_], template: Template, *, modality: str
 ) -> Matrix:
     """Find the affine map from the template's world to a scan's world.
 
@@ -87,7 +90,7 @@ def align_to_template(
     )
     matrix = _best_start(fixed, moving, _size_ratio(brain, scan, template))
     for level in _LEVELS:
-        matrix, _ = _minimise(fixed, moving, matrix, level)
+        matrix, _ = _minimise(fixed, moving, matrix, level=level)
     return to_scan @ matrix
 
 
@@ -152,7 +155,7 @@ class _FixedGrid:
 
 
 def _minimise(
-    fixed: _Pyramid, moving: _Pyramid, matrix: Matrix, level: _Level
+    fixed: _Pyramid, moving: _Pyramid, matrix: Matrix, *, level: _Level
 ) -> tuple[Matrix, float]:
     """Gauss-Newton steps at one resolution; returns the matrix and the mean difference left."""
     grid = _FixedGrid(fixed.at(level.spacing_mm))
@@ -220,9 +223,9 @@ def _best_start(fixed: _Pyramid, moving: _Pyramid, scale: float) -> Matrix:
         start[:3, 3] = centre - start[:3, :3] @ centre
         starts.append(start)
     ranked = sorted(starts, key=mismatch)[:_STARTS_KEPT]
-    return min((_minimise(fixed, moving, start, _COARSE) for start in ranked), key=lambda e: e[1])[
-        0
-    ]
+    return min(
+        (_minimise(fixed, moving, start, level=_COARSE) for start in ranked), key=lambda e: e[1]
+    )[0]
 
 
 def _standardised(image: Volume, brain: Volume) -> Volume:

@@ -42,7 +42,7 @@ def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None
         ({"mean": 0.82, "volume_ml": 0.09}, False),
     ],
 )
-def test_only_what_is_bright_as_a_lesion_is_worth_a_warning(
+def test_only_what_is_as_bright_as_a_lesion_is_warned_of(
     change: dict[str, float], due: bool
 ) -> None:
     said = mask_warnings([LESION], [replace(WEAK, **change)], LeftOutSmall(count=99, volume_ml=9.0))

@@ -34,7 +34,7 @@ MOVING = make_phantom(
 
 
 def _aligned(scan: Volume, brain: np.ndarray, modality: str = "FLAIR") -> np.ndarray:
-    return align_to_template(scan, brain, TEMPLATE, modality)
+    return align_to_template(scan, brain, TEMPLATE, modality=modality)
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def residual(
 ) -> tuple[Tensor, Tensor]:
     settings = {"seed": 0, "residual": "signed", **options}
     numbers = settings.pop("numbers", torch.arange(len(x)))
-    return masked_residual(x, numbers, work, cycle, execution=execution, **settings)
+    return masked_residual(x, numbers, work, cycle=cycle, execution=execution, **settings)
 
 
 def test_a_perfect_imagination_leaves_no_residual_and_the_count_is_the_coverage() -> None:
