@@ -76,7 +76,13 @@ def measure(
     )
     seconds = Clock(execution.device).best_of(
         lambda: masked_residual(
-            x, torch.arange(slices), work, cycle, seed=0, residual="signed", execution=execution
+            x,
+            torch.arange(slices),
+            work,
+            cycle=cycle,
+            seed=0,
+            residual="signed",
+            execution=execution,
         ),
         repeats=2,
     )
