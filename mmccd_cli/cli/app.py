@@ -79,6 +79,8 @@ app.command("schema")(schema.schema)
 
 def main() -> None:
     """Run the program; a terminated one cleans up like an interrupted one."""
+    if sys.stderr is None:  # closed by the caller: 2>&-
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
     if not sys.stderr.isatty():  # huggingface_hub reads it when it is imported
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _exit_as_terminated)

@@ -91,10 +91,14 @@ def _exit_codes(console: Console) -> Iterator[None]:
     except Exception as error:
         known = as_mmccd_error(error)
         console.error(known)
+        _abandon_stdout()
         raise typer.Exit(known.exit_code) from None
 
 
 def _abandon_stdout() -> None:
     """Let the interpreter's last flush go nowhere instead of failing on the closed pipe."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        return
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mmccd_cli.errors import MmccdError
+from mmccd_cli.errors import MmccdError, UsageError
 
 MESSAGES = "Messages"
 # Names of files may hold them; a terminal would obey.
@@ -82,9 +82,23 @@ class Console:
             self._say(f"  {name:<{width}}  {text}")
 
     def result(self, text: str) -> None:
-        """Write a line to stdout at once, so that a pipe sees it as soon as it is there."""
-        self._stdout.write(text + "\n")
-        self._stdout.flush()
+        """Write a line to stdout at once, so that a pipe sees it as soon as it is there.
+
+        Raises:
+            UsageError: Stdout is closed or full; a reader that left is a BrokenPipeError.
+        """
+        try:
+            encoding = self._stdout.encoding or "utf-8"
+            self._stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+            self._stdout.flush()
+        except BrokenPipeError:
+            raise
+        except (OSError, ValueError, AttributeError) as error:  # full, closed, or none at all
+            raise UsageError(
+                "A result could not be printed to stdout.",
+                cause=f"The system says: {getattr(error, 'strerror', None) or 'it is closed'}.",
+                next_step="Files that were written stay; look where stdout leads.",
+            ) from error
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -123,7 +137,8 @@ class Console:
         if self._bar is not None:  # above the bar, instead of through it
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            typer.echo(text, err=True)
+            with contextlib.suppress(OSError, ValueError):  # a full or closed stderr stops nothing
+                typer.echo(text, err=True)
 
 
 @dataclass

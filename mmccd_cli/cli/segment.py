@@ -69,6 +69,10 @@ class SubjectOptions:
 
     def _listed(self, content: bytes) -> list[Path]:
         text = os.fsdecode(content)  # names need not be valid in any encoding
+        if "\0" in text and not self.null:
+            raise UsageError(
+                "The lines of the list of subjects end with NUL.", next_step="Add --null."
+            )
         lines = text.split("\0") if self.null else text.replace("\r\n", "\n").split("\n")
         return [Path(line) for line in lines if line.strip()]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -151,3 +153,23 @@ def test_names_cannot_steer_the_terminal(capsys):
     assert "one\\x1b[2J\\r\n" in said
     assert "é\\x07: two\\x9b\n  cause: three\\u202e\n  next:  four\n" in said
     assert not set(said) & set("\x1b\r\x07\x9b\u202e")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+@pytest.mark.parametrize(
+    ("where", "code", "said"),
+    [
+        ("> /dev/full", 2, "could not be printed to stdout"),
+        (">&-", 2, "could not be printed to stdout"),
+        ("2>&-", 0, ""),
+        ("2> /dev/full", 0, ""),
+    ],
+)
+def test_streams_that_take_nothing_are_no_bug(where: str, code: int, said: str) -> None:
+    line = f'"{sys.executable}" -m mmccd_cli schema {where}'
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert code or '"$defs"' in done.stdout

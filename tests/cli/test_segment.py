@@ -457,3 +457,9 @@ def test_the_readme_names_every_option() -> None:
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", shown)) - {"--help"}
     assert len(options) > 20
     assert {option for option in options if not re.search(rf"{option}[` ]", text)} == set()
+
+
+def test_a_list_that_ends_its_lines_with_nul_is_told_of_null(run, tmp_path: Path) -> None:
+    done = run("-", "--out-dir", tmp_path, stdin="one\0two\0")
+    assert done.exit_code == 2
+    assert "Add --null" in done.stderr
