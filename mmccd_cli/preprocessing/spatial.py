@@ -205,7 +205,7 @@ class _Scan:
         background = min(low, 0.0)
         winsorised = np.clip(part.data, background, high)
         self.image = Volume(winsorised, part.affine)
-        self.centre = _centre_of_mass(winsorised - background, part.affine)
+        self.centre = centre_of_mass(winsorised - background, part.affine)
 
     def at(self, spacing_mm: float, padding_mm: float = _MARGIN_MM) -> sitk.Image:
         """The image on an orthonormal grid, no finer than the scan or the given spacing."""
@@ -214,8 +214,13 @@ class _Scan:
         return _to_sitk(image.data, _UNIT_FROM_RAS @ affine)
 
 
-def _centre_of_mass(weights: NDArray, affine: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centre of mass of a grid's voxels in RAS+ mm."""
+def centre_of_mass(weights: NDArray, affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the centre of mass of a grid's voxels in RAS+ mm.
+
+    Args:
+        weights: (I, J, K) bool or numbers that are not negative; not all zero.
+        affine: (4, 4) of the grid.
+    """
     total = float(weights.sum(dtype=np.float64))
     index = [
         float((weights.sum(axis=axes, dtype=np.float64) * np.arange(n)).sum()) / total

@@ -20,7 +20,7 @@ from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
 from mmccd_cli.inputs.volume import Volume, reorient
-from mmccd_cli.preprocessing.spatial import resample, working_grid
+from mmccd_cli.preprocessing.spatial import centre_of_mass, resample, working_grid
 from mmccd_cli.template import (
     Template,
     bounding_box,
@@ -81,11 +81,11 @@ def align_to_template(
     """
     centred, to_scan = _centred(scan, brain, template)
     fixed = _Pyramid(_standardised(*_template_image(template, modality)))
-    moving_image = np.where(brain, scan.data, 0) if modality in template.images else brain
+    shown = scan.data if modality in template.images else brain
     # One order of axes for all, so that rounding does not depend on how voxels are stored.
     moving = _Pyramid(
         _standardised(
-            reorient(Volume(moving_image, centred), "RAS"), reorient(Volume(brain, centred), "RAS")
+            reorient(Volume(shown, centred), "RAS"), reorient(Volume(brain, centred), "RAS")
         )
     )
     matrix = _best_start(fixed, moving, _size_ratio(brain, scan, template))
@@ -98,8 +98,8 @@ def match_moments(scan: Volume, brain: NDArray[np.bool_], template: Template) ->
     """Return the translation and the one scale that match centre and volume of two masks."""
     scale = _size_ratio(brain, scan, template)
     matrix = np.diag([scale, scale, scale, 1.0])
-    centre = _centre(template.mask, template.affine)
-    matrix[:3, 3] = _centre(brain, scan.affine) - scale * centre
+    centre = centre_of_mass(template.mask, template.affine)
+    matrix[:3, 3] = centre_of_mass(brain, scan.affine) - scale * centre
     return matrix
 
 
@@ -210,7 +210,7 @@ def _best_start(fixed: _Pyramid, moving: _Pyramid, scale: float) -> Matrix:
     """Turn the brain about its centre, and improve what fits best at a coarse resolution."""
     grid = _FixedGrid(fixed.at(_COARSE.spacing_mm))
     other = moving.at(_FINER * _COARSE.spacing_mm)
-    centre = _centre(grid.image.data > _INSIDE / 2, grid.image.affine)
+    centre = centre_of_mass(grid.image.data > _INSIDE / 2, grid.image.affine)
 
     def mismatch(matrix: Matrix) -> float:
         moved = resample(other, grid.image.shape, grid.image.affine, matrix=matrix).data
@@ -254,13 +254,10 @@ def _template_image(template: Template, modality: str) -> tuple[Volume, Volume]:
 def _centred(scan: Volume, brain: NDArray[np.bool_], template: Template) -> tuple[Matrix, Matrix]:
     """The scan's affine with the brain's centre on the template's, and the way back."""
     back = np.eye(4)
-    back[:3, 3] = _centre(brain, scan.affine) - _centre(template.mask, template.affine)
+    back[:3, 3] = centre_of_mass(brain, scan.affine) - centre_of_mass(
+        template.mask, template.affine
+    )
     return np.linalg.inv(back) @ scan.affine, back
-
-
-def _centre(mask: NDArray[np.bool_], affine: Matrix) -> NDArray[np.float64]:
-    """Centre of mass of a mask, in RAS+ mm."""
-    return transform_points(affine, ndimage.center_of_mass(mask))
 
 
 def _size_ratio(brain: NDArray[np.bool_], scan: Volume, template: Template) -> float:
