@@ -63,6 +63,7 @@ def write_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 0) -> Pat
         sampling=SamplingConfig(num_inference_steps=1, band_width=16, band_stride=16),
         scores={"mmccd": scores, "cyclic-unet": scores},
         template=TemplateConfig(tuple(phantom.affine.ravel().tolist()), shape),
+        calibration={"criterion": "chosen by hand, for tests"},
         licence="CC0-1.0",
         intended_use="Tests only: the networks are not trained.",
     )

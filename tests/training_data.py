@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from mmccd_cli.config import UNetConfig
-from mmccd_cli.template import Quantisation
+from mmccd_cli.config import UNetConfig, to_dict
+from mmccd_cli.template import Quantisation, Template
 from mmccd_cli.training.recipes import RECIPES, Recipe
 from mmccd_cli.training.samples import SliceDataset
+from mmccd_cli.training.slices import SubjectVolumes, write_index, write_shard, write_template
 
+SHAPE = (24, 24, 12)  # I, J, K
+SUBJECTS = ["s0", "s1", "s2", "s3"]
+LESION_LEVEL = 3.5
 SMALL = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
 SMALL_DENOISER = replace(SMALL, in_channels=2, time_conditioned=True)
 
@@ -40,3 +46,46 @@ def make_dataset(n: int = 6, size: int = 16) -> SliceDataset:
         quantisation=Quantisation(),
         background=-3.0,
     )
+
+
+def brain() -> np.ndarray:
+    centre = (np.array(SHAPE) - 1) / 2
+    axes = np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij")
+    distance = sum(((a - c) / (0.45 * n)) ** 2 for a, c, n in zip(axes, centre, SHAPE, strict=True))
+    return np.asarray(distance < 1)
+
+
+def lesion_of(number: int) -> np.ndarray:
+    lesion = np.zeros(SHAPE, dtype=bool)
+    lesion[5 + number : 10 + number, 7:13, 4:8] = True
+    return lesion & brain()
+
+
+def write_shards(folder: Path, *, lesions: bool = True) -> Path:
+    folder.mkdir()
+    entries = []
+    for number, subject in enumerate(SUBJECTS):
+        generator = np.random.default_rng(number)
+        inside, where, images = brain(), lesion_of(number) & lesions, {}
+        for modality in ("FLAIR", "T2w"):
+            values = np.where(inside, 0.3 * generator.standard_normal(SHAPE), -3.0)
+            images[modality] = np.where(where, LESION_LEVEL, values).astype(np.float32)
+        volumes = SubjectVolumes(images, inside, where)
+        write_shard(folder, subject, volumes.as_shard(Quantisation()))
+        counts = {"slices": SHAPE[2], "healthy_slices": 6}
+        entries.append({"id": subject, "split": "train", "files": {}, **counts})
+    flat = np.where(brain(), 0.0, -3.0).astype(np.float32)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    write_template(folder, Template({"FLAIR": flat, "T2w": flat}, brain(), affine))
+    index = {
+        "modalities": ["FLAIR", "T2w"],
+        "spacing_mm": [2.0, 2.0, 2.0],
+        "affine": affine.ravel().tolist(),
+        "shape": list(SHAPE),
+        "background": -3.0,
+        "preprocessing": to_dict(tiny_recipe().preprocessing),
+        "quantisation": asdict(Quantisation()),
+        "subjects": entries,
+    }
+    write_index(folder, index)
+    return folder

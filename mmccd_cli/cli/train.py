@@ -209,7 +209,7 @@ def train(
     recipe = source.recipe()
     recipe = replace(recipe, training=changes.change(recipe.training))
     with console.progress() as progress:
-        from mmccd_cli.training.run import BundleText, Training
+        from mmccd_cli.training.run import FOLD_BUNDLE, BundleText, Training
         from mmccd_cli.training.trainer import make_runtime
 
         options.use_threads(threads)
@@ -235,10 +235,13 @@ def train(
         if network:
             console.info(f"Trained {', '.join(networks)}; checkpoints are in {work}.")
             return
-        bundle = training.write(out, networks)
-        if calibrate_on != "none":
-            progress.begin("calibrating")
-            training.calibrate(bundle, split=calibrate_on, report=console.info)
+        if calibrate_on == "none":
+            training.write(out, networks)
+            console.info(f"Wrote {out}, which is not calibrated: no subject is segmented with it.")
+            return
+        progress.begin("calibrating")
+        bundle = training.write(work / FOLD_BUNDLE, networks)
+        training.calibrate(bundle, out, split=calibrate_on, report=console.info)
         console.info(f"Wrote {out}. Use it: mmccd segment SUBJECT --weights {out} --out map.nii.gz")
 
 

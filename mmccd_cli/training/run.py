@@ -35,7 +35,7 @@ from mmccd_cli.weights.bundle import (
 from mmccd_cli.weights.card import model_card
 
 FOLD_BUNDLE = "bundle"
-"""Folder of a fold's bundle in its work folder."""
+"""Folder of a bundle in a work folder: of a fold, or not calibrated yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +104,35 @@ class Training:
             networks: Network name -> weights.
         """
         self._write_bundle(out, networks, self._subjects)
-        return load_bundle(out)
+        return load_bundle(out, uncalibrated=True)
 
     def calibrate(
-        self, bundle: Bundle, *, split: str = "train", report: Callable[[str], None] = silent
+        self,
+        bundle: Bundle,
+        out: Path,
+        *,
+        split: str = "train",
+        report: Callable[[str], None] = silent,
     ) -> Calibration:
-        """Calibrate a bundle, and its folds' bundles without their own subjects; rewrite them."""
-        folds = [Fold(load_bundle(path / FOLD_BUNDLE), ids) for path, ids in self._folds.items()]
+        """Calibrate a bundle, and its folds' bundles without their own subjects; write them.
+
+        Args:
+            bundle: What `write` returned.
+            out: Folder of the calibrated bundle, which appears last and whole.
+            split: Split of the subjects to calibrate on, where there are no folds.
+            report: Called with a line for every method and set of modalities.
+        """
+        folds = [
+            Fold(load_bundle(path / FOLD_BUNDLE, uncalibrated=True), ids)
+            for path, ids in self._folds.items()
+        ]
         device = self.runtime.device
         found = calibrate(
             bundle, self.shards, split=split, folds=folds, device=device, report=report
         )
-        rewrite_bundle(bundle, found.config, model_card(found.config))
         for fold, config in zip(folds, found.folds, strict=True):
             rewrite_bundle(fold.bundle, config, model_card(config))
+        rewrite_bundle(bundle, found.config, model_card(found.config), out=out)
         return found
 
     def _train_networks(self, folder: Path, subjects: list[str]) -> dict[str, dict[str, Tensor]]:

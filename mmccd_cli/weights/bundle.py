@@ -229,11 +229,17 @@ class Bundle:
         return _load_strictly(architecture, raw, self.folder / file)
 
 
-def load_bundle(folder: Path) -> Bundle:
+def load_bundle(folder: Path, *, uncalibrated: bool = False) -> Bundle:
     """Read a bundle's configuration and template; networks are read when a cycle is asked for.
 
+    Args:
+        folder: The bundle's folder.
+        uncalibrated: Whether its scores may still be those that a training begins with, whose map
+            means nothing.
+
     Raises:
-        WeightsError: Not a bundle, or any of its parts is damaged, unknown or contradictory.
+        WeightsError: Not a bundle, not calibrated, or any of its parts is damaged, unknown or
+            contradictory.
     """
     index = read_index(folder)
     try:
@@ -241,6 +247,13 @@ def load_bundle(folder: Path) -> Bundle:
         _check_architectures(config)
     except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError) as error:
         raise not_a_bundle(folder, str(error)) from error
+    if not (config.calibration or uncalibrated):
+        raise WeightsError(
+            f"The bundle {folder} is not calibrated, so its maps and masks would mean nothing.",
+            cause="Its training ended before the calibration, or was told --calibrate-on none.",
+            next_step="Run the same `mmccd train` again, with --force and without --calibrate-on "
+            "none: it goes on from its checkpoints.",
+        )
     template = _load_template(index, config.template)
     wanted = {m for scores in config.scores.values() for s in scores for m in s.compared}
     if missing := sorted(wanted - set(template.normal)):
@@ -304,11 +317,20 @@ def write_index(folder: Path, config: BundleConfig, contents: dict[str, bytes]) 
     write_all_atomically({**paths, folder / INDEX: index})
 
 
-def rewrite_bundle(bundle: Bundle, config: BundleConfig, card: str) -> None:
-    """Replace configuration and model card of a bundle, keeping networks and template."""
+def rewrite_bundle(
+    bundle: Bundle, config: BundleConfig, card: str, *, out: Path | None = None
+) -> None:
+    """Replace configuration and model card of a bundle, keeping networks and template.
+
+    Args:
+        bundle: The bundle.
+        config: Its new configuration.
+        card: Its new model card, Markdown.
+        out: Folder of the new bundle; None for the bundle's own.
+    """
     kept = [name for name in bundle.files if name != CARD]
     contents = {name: read_checked(bundle.folder, name, bundle.files[name]) for name in kept}
-    write_index(bundle.folder, config, {**contents, CARD: card.encode()})
+    write_index(out or bundle.folder, config, {**contents, CARD: card.encode()})
 
 
 def _check_architectures(config: BundleConfig) -> None:

@@ -1,0 +1,70 @@
+"""`mmccd train` as users meet it: stopped, called again, left uncalibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from training_data import tiny_recipe, write_shards
+from typer.testing import CliRunner, Result
+
+from mmccd_cli.cli.app import app
+from mmccd_cli.inputs.phantom import Phantom
+from mmccd_cli.training import recipes, run
+from mmccd_cli.training.recipes import CYCLES
+
+Train = Callable[..., Result]
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Calls `mmccd train` on small slices, with a recipe that takes no time."""
+    monkeypatch.setitem(recipes.RECIPES, "compact", tiny_recipe(cycles=CYCLES[:1]))
+    shards = write_shards(tmp_path / "shards")
+    always = ["train", "--prepared", shards, "--out", tmp_path / "new", "--device", "cpu"]
+    return lambda *words: CliRunner().invoke(app, [str(w) for w in (*always, *words)])
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+def test_a_training_that_was_stopped_while_calibrating_goes_on(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "calibrate", interrupted)
+        assert train("--folds", 2).exit_code == 130
+    assert not (tmp_path / "new").exists(), "nothing there looks finished"
+    draft = tmp_path / "new.work" / run.FOLD_BUNDLE
+    assert call("weights", "verify", draft).exit_code == 4
+    again = train("--folds", 2)
+    assert again.exit_code == 0, again.stderr
+    assert call("weights", "verify", tmp_path / "new").exit_code == 0
+    assert train("--folds", 2).exit_code == 2, "what is finished is not overwritten"
+
+
+def test_a_bundle_without_calibration_is_refused_with_advice(
+    train: Train, tmp_path: Path, tiny_phantom: Phantom, write_subject: Callable[..., Path]
+) -> None:
+    left = train("--calibrate-on", "none")
+    assert left.exit_code == 0, left.stderr
+    assert "not calibrated" in left.stderr
+    assert "Use it" not in left.stderr
+    bundle = tmp_path / "new"
+    subject, out = write_subject(tmp_path, tiny_phantom), tmp_path / "map.nii.gz"
+    for words in (
+        ["segment", subject, "--weights", bundle, "--out", out],
+        ["weights", "verify", bundle],
+        ["weights", "push", bundle, "somebody/something"],
+    ):
+        refused = call(*words)
+        assert refused.exit_code == 4, (words, refused.stderr)
+        assert "not calibrated" in refused.stderr
+        assert "mmccd train" in refused.stderr
+    assert train("--force").exit_code == 0
+    assert call("weights", "verify", bundle).exit_code == 0
