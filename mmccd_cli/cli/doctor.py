@@ -33,7 +33,7 @@ EXTRAS = {
 }
 """Optional parts: what each is for, and its packages."""
 
-PACKAGES = ("numpy", "scipy", "nibabel", "SimpleITK", "connected-components-3d", "deepbet")
+PACKAGES = ("numpy", "scipy", "nibabel", "SimpleITK", "connected-components-3d")
 """What must be there beside torch."""
 
 LEAST_FREE_MB = 500

@@ -47,7 +47,6 @@ _DISTRIBUTIONS = (
     "nibabel",
     "SimpleITK",
     "connected-components-3d",
-    "deepbet",
     "pydicom",
 )
 

@@ -4,7 +4,7 @@ In the order in which data passes through:
 
 1. `spatial`: registration and resampling; the only user of SimpleITK.
 2. `brain`: where the brain is; tells stripped scans from raw heads.
-3. `skull_strippers`: the table of what finds the brain in a raw head.
+3. `skull_strippers`: the table of what finds the brain in a raw head; `deepbet`: its networks.
 4. `intensity`: intensities that mean the same in every scan.
 5. `subject`: all of these, one after the other, and the way back to the reference scan.
 """

@@ -1,0 +1,147 @@
+"""The two networks of deepbet: a raw head in, the brain out.
+
+The architecture is a LinkNet with residual blocks (Chaurasia and Culurciello 2017), written here
+from the shapes of the published weights, which are in `assets/` in half precision.
+
+Source: L. Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI using convolutional
+    neural networks", Computers in Biology and Medicine 2024; weights of the package deepbet
+    1.0.2, MIT licence (`assets/deepbet.LICENSE.txt`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cc3d
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+
+WEIGHTS = Path(__file__).with_name("assets") / "deepbet.safetensors"
+_COARSE = (128, 128, 128)
+_FINE = (256, 256, 256)
+_LEAST_OF_A_PLANE = 0.02  # of a plane's voxels that are brain, for the plane to belong to its box
+_BOX_SCALE = 1.2  # the box is widened by a tenth on each side
+
+Weights = dict[str, torch.Tensor]
+Box = tuple[slice, slice, slice]
+
+
+def find_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Find the brain: roughly in the whole image, then exactly in a box around it.
+
+    Args:
+        head: (I, J, K) intensities, axes towards right, anterior and superior.
+
+    Returns:
+        (I, J, K) bool: one connected piece without holes.
+
+    Raises:
+        ValueError: There is no brain.
+    """
+    weights = _load()
+    image = torch.nan_to_num(torch.from_numpy(np.ascontiguousarray(head, dtype=np.float32)))
+    small = _sampled(image, _COARSE)
+    low, high = small.quantile(0.005), small.quantile(0.995)
+    if not high > low:
+        raise ValueError("the image is constant")
+    coarse = _chance(weights["coarse"], _normalised(small, low, high))
+    box = _box_around(_largest_piece(coarse.numpy() > 0.5), image.shape)
+    fine = _chance(weights["fine"], _normalised(_sampled(image[box], _FINE), low, high))
+    brain = np.zeros(head.shape, dtype=bool)
+    inside = _largest_piece(_sampled(fine, image[box].shape).numpy() > 0.5)
+    brain[box] = ndimage.binary_fill_holes(inside)
+    return brain
+
+
+def _load() -> dict[str, Weights]:
+    from safetensors.torch import load_file
+
+    networks: dict[str, Weights] = {"coarse": {}, "fine": {}}
+    for name, tensor in load_file(WEIGHTS).items():
+        network, _, layer = name.partition(".")
+        networks[network][layer] = tensor.float()
+    return networks
+
+
+def _sampled(image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return F.interpolate(image[None, None], tuple(shape), mode="nearest-exact")[0, 0]
+
+
+def _normalised(image: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    image = ((image - low) / (high - low)).clamp(0, 1)
+    return 0.226 * (image - image.mean()) / image.std() + 0.449
+
+
+def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    if not mask.any():
+        raise ValueError("no voxel looks like brain")
+    return cc3d.largest_k(mask, k=1, connectivity=26) > 0
+
+
+def _box_around(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> Box:
+    """Return a box around a coarse mask, in voxels of an image of that shape."""
+    sides = []
+    for axis, size in enumerate(shape):
+        others = tuple({0, 1, 2} - {axis})
+        planes = np.flatnonzero(mask.mean(axis=others) > _LEAST_OF_A_PLANE)
+        if planes.size == 0:
+            raise ValueError("too few voxels look like brain")
+        scale = size / mask.shape[axis]
+        first, end = int(planes[0]), int(planes[-1]) + 1
+        center = round(scale * (first + end) / 2)
+        width = round(_BOX_SCALE * scale * (end - first))
+        sides.append(slice(max(0, int(center - width / 2)), min(size, int(center + width / 2))))
+    return sides[0], sides[1], sides[2]
+
+
+@torch.inference_mode()
+def _chance(weights: Weights, image: torch.Tensor) -> torch.Tensor:
+    """Apply a network: (I, J, K) intensities -> (I, J, K) probability of brain, sides of 2^5."""
+    skips = [F.max_pool3d(_convolved(weights, image[None, None], "init", stride=2), 3, 2, 1)]
+    for level in range(4):
+        skips.append(_down(weights, skips[-1], f"down{level}", stride=min(level + 1, 2)))
+    x = skips.pop()
+    for level in range(4):
+        x = _up(weights, x, f"up{level}", stride=2 if level < 3 else 1)
+        x = x + skips.pop() if level < 3 else x + skips[0]
+    x = _widened(weights, x, "tp_conv1", stride=2)
+    x = _convolved(weights, x, "conv")
+    logits = F.conv_transpose3d(x, weights["tp_conv2.weight"], weights["tp_conv2.bias"], stride=2)
+    return logits.softmax(1)[0, 1]
+
+
+def _convolved(
+    weights: Weights, x: torch.Tensor, name: str, *, stride: int = 1, act: bool = True
+) -> torch.Tensor:
+    """Convolution, instance normalisation and, where wanted, ReLU."""
+    kernel = weights[f"{name}.weight"]
+    bias = weights.get(f"{name}.bias")
+    x = F.instance_norm(F.conv3d(x, kernel, bias, stride, padding=kernel.shape[-1] // 2))
+    return F.relu(x) if act else x
+
+
+def _widened(weights: Weights, x: torch.Tensor, name: str, *, stride: int) -> torch.Tensor:
+    kernel, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+    x = F.conv_transpose3d(x, kernel, bias, stride, padding=1, output_padding=stride - 1)
+    return F.relu(F.instance_norm(x))
+
+
+def _down(weights: Weights, x: torch.Tensor, name: str, *, stride: int) -> torch.Tensor:
+    """Two residual blocks, the first of which halves the sides where the stride is 2."""
+    for block in (f"{name}.block1", f"{name}.block2"):
+        shortcut = x
+        if f"{block}.downsample.weight" in weights:
+            shortcut = _convolved(weights, x, f"{block}.downsample", stride=stride, act=False)
+        x = _convolved(weights, x, f"{block}.conv1", stride=stride)
+        x = F.relu(_convolved(weights, x, f"{block}.conv2", act=False) + shortcut)
+        stride = 1
+    return x
+
+
+def _up(weights: Weights, x: torch.Tensor, name: str, *, stride: int) -> torch.Tensor:
+    x = _convolved(weights, x, f"{name}.conv1")
+    x = _widened(weights, x, f"{name}.tp_conv", stride=stride)
+    return _convolved(weights, x, f"{name}.conv2")
