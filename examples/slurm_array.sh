@@ -1,11 +1,12 @@
 #!/bin/bash
-# A cohort as a SLURM array: each task does its share, found from SLURM's own variables.
+# A cohort as a Slurm array: each task does its share, found from Slurm's own variables.
 #
 #   sbatch --array=1-8 examples/slurm_array.sh subjects.txt out
 #   sbatch --array=1-8 examples/slurm_array.sh BIDS_DIR out
 #
-# A task that ran out of time or memory can be submitted again: what is done is kept. A task that
-# ends with 6 did all it could: its log names the subjects that failed, and why.
+# The task that is through last writes out/summary.tsv of all shares. A task whose node is lost is
+# queued again by Slurm; one that ran out of time or memory can be submitted again. What is done is
+# kept. A task that ends with 6 did all it could: its log names the subjects that failed, and why.
 # To run a container instead, set MMCCD, for example:
 #   sbatch --export=ALL,MMCCD='apptainer run --cleanenv mmccd.sif' ...   (add --nv for a GPU)
 #SBATCH --job-name=mmccd
@@ -13,6 +14,8 @@
 #SBATCH --mem=6G
 #SBATCH --time=04:00:00
 #SBATCH --output=mmccd-%A_%a.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
 set -euo pipefail
 
 what=${1:?give a list of folders, one a line, or a BIDS data set}
@@ -20,8 +23,12 @@ out=${2:?give the folder of the results}
 read -ra mmccd <<<"${MMCCD:-mmccd}"
 common=(--resume --threads "${SLURM_CPUS_PER_TASK:-1}")
 
-if [[ -d $what ]]; then
-    exec "${mmccd[@]}" bids "$what" "$out" participant "${common[@]}"
-else
+if [[ ! -d $what ]]; then
     exec "${mmccd[@]}" segment --from "$what" --out-dir "$out" "${common[@]}"
 fi
+status=0
+"${mmccd[@]}" bids "$what" "$out" participant "${common[@]}" || status=$?
+if ((status == 0 || status == 6)); then
+    "${mmccd[@]}" bids "$what" "$out" group
+fi
+exit "$status"

@@ -69,12 +69,15 @@ def run_cohort(
         progress.begin(job.subject.id)
         _explain(job, console.detail)
 
+    def united(table: Path) -> None:
+        console.info(f"All shares are through: {table}")
+
     policy = RunPolicy(force=run.force, resume=run.resume, workers=run.workers)
     jobs = {job.subject.id: job for job in cohort.jobs}
     reported: list[Outcome] = []
     since = time.perf_counter()
     with console.progress() as progress:
-        observer = Observer(began=began, advance=progress.advance)
+        observer = Observer(began=began, advance=progress.advance, united=united)
         outcomes = (
             preview_cohort(cohort, announce, settings=settings, policy=policy)
             if run.dry_run

@@ -111,6 +111,9 @@ def derivatives_planner(
 def summarise_derivatives(out: Path) -> tuple[Path, int]:
     """Write the table of all results of a derivative data set, whichever run made them.
 
+    The results are read again once the table is written, until they are those in the table, so
+    that of two tasks of a cluster that do this at once neither loses the other's last result.
+
     Returns:
         The table, and how many results are in it.
 
@@ -118,17 +121,22 @@ def summarise_derivatives(out: Path) -> tuple[Path, int]:
         DataError: There is no result.
         UsageError: The table cannot be written, or is somebody else's.
     """
-    places = ("sub-*/anat", "sub-*/ses-*/anat")
-    paths = sorted(p for place in places for p in out.glob(f"{place}/*_desc-anomaly_probseg.json"))
-    outcomes = [row_of_result(record) for path in paths if (record := read_record(path))]
-    if not outcomes:
+    summary, written = Summary(out), list[Outcome]()
+    while (outcomes := _results(out)) != written:
+        summary.add(*outcomes)
+        written = outcomes
+    if not written:
         raise DataError(
             f"{out} holds no result of mmccd.",
             next_step="Run the level participant first.",
         )
-    summary = Summary(out)
-    summary.add(*outcomes)
-    return summary.path, len(outcomes)
+    return summary.path, len(written)
+
+
+def _results(out: Path) -> list[Outcome]:
+    places = ("sub-*/anat", "sub-*/ses-*/anat")
+    paths = sorted(p for place in places for p in out.glob(f"{place}/*_desc-anomaly_probseg.json"))
+    return [row_of_result(record) for path in paths if (record := read_record(path))]
 
 
 def row_of_result(record: dict[str, Any]) -> Outcome:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.shards import Shard
@@ -107,9 +107,22 @@ class RunSettings:
         }
 
 
-def find_all_subjects(
-    folders: Iterable[Path], shard: Shard | None = None
-) -> tuple[list[Subject], list[Outcome]]:
+class FoundSubjects(NamedTuple):
+    """What lies in the folders of a cohort.
+
+    Attributes:
+        subjects: Those of this share.
+        failures: What became of its folders without one, which are called by their names, or by
+            their paths where names are not unique.
+        everyone: The names of all shares' failures and subjects, in this order.
+    """
+
+    subjects: list[Subject]
+    failures: list[Outcome]
+    everyone: list[str]
+
+
+def find_all_subjects(folders: Iterable[Path], shard: Shard | None = None) -> FoundSubjects:
     """Find the subject in each folder; a folder without one stops none of the others.
 
     Args:
@@ -117,16 +130,14 @@ def find_all_subjects(
         shard: The share of them that is wanted; None for all. All are looked at even so, because
             two shares must not write to one name.
 
-    Returns:
-        The subjects of the share, and what became of its folders without one, which are called by
-        their names, or by their paths where names are not unique.
-
     Raises:
         UsageError: Two folders hold subjects of one name, so that their results would collide.
     """
     subjects: list[Subject] = []
     failures: list[Outcome] = []
+    without: list[str] = []
     folder_of_name: dict[str, Path] = {}
+    ids: list[str] = []
     # The first mention of a folder keeps its place.
     unique = list({path.resolve(): path for path in reversed(list(folders))}.values())[::-1]
     wanted = set(shard.pick(unique) if shard else unique)
@@ -135,10 +146,10 @@ def find_all_subjects(
         try:
             subject = find_subject(folder)
         except (MmccdError, OSError) as error:
+            alone = folder.name and namesakes[folder.name.casefold()] == 1
+            without.append(folder.name if alone else str(folder))
             if folder in wanted:
-                alone = folder.name and namesakes[folder.name.casefold()] == 1
-                called = folder.name if alone else str(folder)
-                failures.append(Outcome(called, "failed", error=error))
+                failures.append(Outcome(without[-1], "failed", error=error))
             continue
         name = subject.id.casefold()  # file systems may not tell upper from lower case
         if name in folder_of_name:
@@ -148,9 +159,10 @@ def find_all_subjects(
                 next_step="Run them separately, with an --out-dir each.",
             )
         folder_of_name[name] = folder
+        ids.append(subject.id)
         if folder in wanted:
             subjects.append(subject)
-    return subjects, failures
+    return FoundSubjects(subjects, failures, [*without, *ids])
 
 
 def plan_jobs(

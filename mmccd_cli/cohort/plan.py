@@ -11,6 +11,7 @@ from typing import Any
 
 from mmccd_cli.cohort.derivatives import derivatives_planner
 from mmccd_cli.cohort.jobs import (
+    FoundSubjects,
     Job,
     RunSettings,
     find_all_subjects,
@@ -63,6 +64,7 @@ class Cohort:
         summary: The table of the subjects, or None.
         report_dir: Folder of the reports, in which an index.html is written; None for none.
         bids_root: Root of the BIDS derivatives that the results become, or None.
+        everyone: The names of the subjects of all shares, where there is a summary.
     """
 
     jobs: Sequence[Job]
@@ -70,6 +72,7 @@ class Cohort:
     summary: Summary | None = None
     report_dir: Path | None = None
     bids_root: Path | None = None
+    everyone: Sequence[str] = ()
 
     def check(self, settings: RunSettings, policy: RunPolicy) -> None:
         """Refuse, before anything is computed, what cannot or must not be written.
@@ -224,7 +227,7 @@ class SubjectSelection:
             DataError: The only subject is not usable; of many, it is one of the `failures`.
             UsageError: Two folders hold subjects of one name.
         """
-        subjects, failures = self._find()
+        subjects, failures, everyone = self._find()
         if self.out is not None:
             targets = {**output_paths(self.out), **self.extras}
             job = Job(subject=subjects[0], targets=targets, brain_mask=self.brain_mask)
@@ -243,13 +246,14 @@ class SubjectSelection:
             summary=None if self.out_dir is None else Summary(self.out_dir, self.shard),
             report_dir=self.report_dir,
             bids_root=self.bids_out,
+            everyone=everyone,
         )
 
-    def _find(self) -> tuple[list[Subject], list[Outcome]]:
+    def _find(self) -> FoundSubjects:
         if self.files:
-            return [subject_from_files(self.files)], []
+            return FoundSubjects([subject_from_files(self.files)], [], [])
         if self.out is not None:
-            return [find_subject(self.folders[0])], []
+            return FoundSubjects([find_subject(self.folders[0])], [], [])
         return find_all_subjects(self.folders, self.shard)
 
     def _with_report(self, job: Job) -> Job:

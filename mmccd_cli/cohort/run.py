@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmccd_cli.cohort.derivatives import write_root
@@ -14,6 +15,7 @@ from mmccd_cli.cohort.plan import Cohort, RunPolicy
 from mmccd_cli.cohort.prefetch import prefetch
 from mmccd_cli.cohort.resume import PreviousResult, is_ours
 from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads, threads_in_all
+from mmccd_cli.cohort.summary import unite_shares
 from mmccd_cli.errors import MmccdError, OutputExistsError, UsageError, WeightsError
 from mmccd_cli.files import refuse_to_overwrite, remove_leftovers
 from mmccd_cli.inputs.scans import Scans, read_scans
@@ -35,10 +37,12 @@ class Observer:
     Attributes:
         began: Called when a subject's turn has come.
         advance: Called with how many passes of the networks are done for it, and their number.
+        united: Called with the table of all shares, by the share that is through last.
     """
 
     began: Callable[[Job], None] = silent
     advance: Progress = silent
+    united: Callable[[Path], None] = silent
 
 
 SILENT = Observer()
@@ -88,6 +92,10 @@ def segment_cohort(
                 cohort.summary.add(outcome)
             outcomes.append(outcome)
             yield outcome
+        if cohort.summary is not None and cohort.summary.shard is not None:
+            shards = cohort.summary.shard.count
+            if table := unite_shares(cohort.summary.path.parent, shards, cohort.everyone):
+                observer.united(table)
     finally:
         if cohort.report_dir is not None:
             from mmccd_cli.outputs.report.cohort import write_cohort_page

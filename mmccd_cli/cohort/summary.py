@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Summary:
 
     def __init__(self, out_dir: Path, shard: Shard | None = None) -> None:
         self.path = out_dir / (f"summary_shard-{shard}.tsv" if shard else "summary.tsv")
+        self.shard = shard
         self._rows: dict[str, dict[str, str]] = {}
 
     def check(self) -> None:
@@ -115,6 +116,37 @@ class Summary:
         cells = [line.split("\t") for line in lines[1:]]
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in cells if len(row) == len(COLUMNS)]
         return {row["subject"]: row for row in rows}
+
+
+def unite_shares(out_dir: Path, count: int, everyone: Sequence[str]) -> Path | None:
+    """Write `summary.tsv` if the tables of all shares tell of everyone by now.
+
+    Every share calls this when it is through, so the last one finds all that the others wrote. The
+    tables are read again after each writing, until they say what was written: of two shares that
+    end at the same time, neither can leave a table behind that lacks the other's last row.
+
+    Args:
+        out_dir: The folder of the results.
+        count: Number of shares.
+        everyone: The subjects of all shares, in the order of the rows.
+
+    Returns:
+        The table; None where a share is not through.
+
+    Raises:
+        UsageError: The table cannot be written, or is somebody else's.
+    """
+    shares = [Summary(out_dir, Shard(index, count)) for index in range(1, count + 1)]
+    names = [_cell(name) for name in everyone]
+    whole, written = Summary(out_dir), None
+    while True:
+        rows = {name: row for share in shares for name, row in share._earlier().items()}
+        if not all(name in rows for name in names):
+            return None
+        if (found := {name: rows[name] for name in names}) == written:
+            return whole.path
+        whole._rows = written = found
+        whole.add()
 
 
 def update_summaries(folder: Path, outcome: Outcome) -> None:

@@ -45,11 +45,13 @@ def test_every_folder_is_in_one_share_whatever_the_order(folders: list[Path], co
 
 def test_a_share_reports_only_its_own_failures(folders: list[Path]) -> None:
     found = [find_all_subjects(folders, Shard(index, 2)) for index in (1, 2)]
-    assert [[s.id for s in subjects] for subjects, _ in found] == [
+    assert [[s.id for s in share.subjects] for share in found] == [
         ["s0", "s2", "s4", "s6"],
         ["s1", "s5", "s7"],
     ]
-    assert [[Path(o.name).name for o in failures] for _, failures in found] == [[], ["s3"]]
+    assert [[Path(o.name).name for o in share.failures] for share in found] == [[], ["s3"]]
+    everyone = ["s3", "s0", "s1", "s2", "s4", "s5", "s6", "s7"]
+    assert [share.everyone for share in found] == [everyone, everyone]
 
 
 def test_two_subjects_of_one_name_are_refused_across_shares(
@@ -156,7 +158,7 @@ def test_a_folder_without_a_subject_is_called_by_its_name_where_that_is_unique(
     tmp_path: Path,
 ) -> None:
     folders = [tmp_path / "a" / "anat", tmp_path / "b" / "Anat", tmp_path / "c"]
-    failures = find_all_subjects(folders)[1]
+    failures = find_all_subjects(folders).failures
     assert [failure.name for failure in failures] == [*map(str, folders[:2]), "c"]
 
 

@@ -1,0 +1,86 @@
+"""The table of all shares of a cohort, written by the one that is through last."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from mmccd_cli.cohort import summary as module
+from mmccd_cli.cohort.shards import Shard
+from mmccd_cli.cohort.summary import Summary, unite_shares
+from mmccd_cli.errors import DataError
+from mmccd_cli.outputs.record import Outcome
+
+EVERYONE = ["broken", "a", "b", "c"]
+
+
+def _failed(name: str) -> Outcome:
+    return Outcome(name, "failed", error=DataError(f"{name} is broken"))
+
+
+def _subjects(path: Path) -> list[str]:
+    return [line.split("\t")[0] for line in path.read_text().splitlines()[1:]]
+
+
+def _unite(folder: Path) -> Path | None:
+    return unite_shares(folder, 2, EVERYONE)
+
+
+def test_the_share_that_is_through_last_writes_the_table_of_all(tmp_path: Path) -> None:
+    first, second = (Summary(tmp_path, Shard(index, 2)) for index in (1, 2))
+    first.add(_failed("c"), _failed("broken"))
+    second.add(_failed("b"))
+    assert _unite(tmp_path) is None
+    assert not (tmp_path / "summary.tsv").exists()
+    second.add(_failed("a"))
+    assert _unite(tmp_path) == tmp_path / "summary.tsv"
+    assert _subjects(tmp_path / "summary.tsv") == EVERYONE
+
+
+def test_the_table_keeps_results_of_other_runs(tmp_path: Path) -> None:
+    record = {"lesion_volume_ml": 0.0, "lesions": [], "threshold": 0.5, "inputs": {}}
+    record |= {"reference": "FLAIR", "warnings": [], "outputs": {"map": "n", "mask": "m"}}
+    (tmp_path / "n").touch()
+    Summary(tmp_path).add(Outcome("earlier", "done", record))
+    for index, names in ((1, EVERYONE[:2]), (2, EVERYONE[2:])):
+        Summary(tmp_path, Shard(index, 2)).add(*map(_failed, names))
+    _unite(tmp_path)
+    assert _subjects(tmp_path / "summary.tsv") == ["earlier", *EVERYONE]
+
+
+def test_a_row_that_changes_while_the_table_is_written_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index, names in ((1, EVERYONE[:2]), (2, EVERYONE[2:])):
+        Summary(tmp_path, Shard(index, 2)).add(*map(_failed, names))
+    late = iter([Outcome("c", "failed", error=DataError("another reason"))])
+    write = module.write_atomically
+
+    def slow(path: Path, content: bytes) -> None:
+        for outcome in late:
+            Summary(tmp_path, Shard(2, 2)).add(outcome, _failed("b"))
+        write(path, content)
+
+    monkeypatch.setattr(module, "write_atomically", slow)
+    _unite(tmp_path)
+    assert "another reason" in (tmp_path / "summary.tsv").read_text()
+
+
+def test_of_shares_that_end_together_one_writes_the_table(tmp_path: Path) -> None:
+    names, together = [f"s{number}" for number in range(8)], threading.Barrier(8)
+    written: list[Path | None] = []
+
+    def end(index: int) -> None:
+        together.wait()
+        Summary(tmp_path, Shard(index, 8)).add(_failed(names[index - 1]))
+        written.append(unite_shares(tmp_path, 8, names))
+
+    threads = [threading.Thread(target=end, args=(index,)) for index in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert any(written)
+    assert _subjects(tmp_path / "summary.tsv") == names
