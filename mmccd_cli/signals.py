@@ -31,6 +31,7 @@ from mmccd_cli.translation.engine import (
 from mmccd_cli.translation.slices import from_slices, to_slices
 from mmccd_cli.translation.translators import Cycle
 from mmccd_cli.weights.bundle import Bundle
+from mmccd_cli.weights.rehearsal import LARGEST, overflown
 
 
 class SignalModel:
@@ -86,6 +87,9 @@ class SignalModel:
             "intensity:M" for every modality of the score, "atlas:M" where it is compared with the
             atlas and "cycle:S" for every source: (I, J, K) float32 in robust standard
             deviations, 0 outside the brain.
+
+        Raises:
+            WeightsError: The networks overflow.
         """
         while True:
             try:
@@ -95,8 +99,11 @@ class SignalModel:
                     raise
                 self._go_to_cpu()
                 continue
-            if self.precision == "fp32" or all(np.isfinite(v).all() for v in values.values()):
+            beyond = [name for name, v in values.items() if not np.abs(v).max() < LARGEST]
+            if not beyond:
                 return values
+            if self.precision == "fp32":
+                raise overflown(self.bundle, beyond[0].partition(":")[2])
             self.notes.append(f"{self.precision} overflowed; everything was computed in fp32")
             self.precision = "fp32"
 

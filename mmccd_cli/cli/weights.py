@@ -109,11 +109,9 @@ def download(*, wanted: BundleOptions, console: JsonConsole) -> None:
 @app.command()
 @command
 def verify(*, wanted: BundleOptions, console: JsonConsole) -> None:
-    """Compare every file with its hash and every network with its architecture; offline."""
-    from mmccd_cli.weights.bundle import load_bundle, verify_bundle
-
+    """Compare every file with its hash, and let every network translate a slice; offline."""
     bundle = wanted.resolve(offline=True)
-    verify_bundle(load_bundle(bundle.folder))
+    _verify(bundle)
     console.answer({**_about(bundle), "verified": True})
     console.info(
         f"{bundle.folder}: {len(bundle.index.files) + 1} files as they should be, "
@@ -151,12 +149,11 @@ def push(
     Uses the token of `hf auth login` or HF_TOKEN, which must be allowed to write.
     """
     from mmccd_cli.weights import hub
-    from mmccd_cli.weights.bundle import load_bundle, verify_bundle
     from mmccd_cli.weights.registry import RegistryEntry
     from mmccd_cli.weights.resolve import resolve
 
     bundle = resolve(folder, offline=True)
-    verify_bundle(load_bundle(bundle.folder))
+    _verify(bundle)
     if hub.is_offline():
         raise UsageError("HF_HUB_OFFLINE forbids to publish.", next_step="Unset it.")
     pushed = hub.push(bundle.folder, repo, private=not public)
@@ -167,6 +164,15 @@ def push(
     console.answer({**about, "registry_entry": asdict(entry)}, command_line)
     seen = "private: only its owners see it" if pushed.private else "public"
     console.info(f"{url} ({seen})")
+
+
+def _verify(found: LocalBundle) -> None:
+    from mmccd_cli.weights.bundle import load_bundle, verify_bundle
+    from mmccd_cli.weights.rehearsal import rehearse
+
+    bundle = load_bundle(found.folder)
+    verify_bundle(bundle)
+    rehearse(bundle)
 
 
 def _row(source: WeightsSource, index: BundleIndex | None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ In the order in which data passes through them:
 3. `hub`: the Hugging Face Hub and its cache, where nothing local has the name; uploads.
 4. `index`: `bundle.json`, the list of a bundle's files with their hashes.
 5. `bundle`: the folder -> configuration, template and networks; writing one.
-6. `card`: what a bundle says about itself, for people.
+6. `rehearsal`: whether its networks can do what it promises.
+7. `card`: what a bundle says about itself, for people.
 """
 
 from __future__ import annotations

@@ -67,6 +67,8 @@ MEAN, SPREAD = "normal.mean", "normal.spread"
 SPREADS = Quantisation(minimum=0.0, step=4.0 / 255)
 
 
+_MIN_BRAIN_LITRES, _MAX_BRAIN_LITRES = 0.01, 10.0
+
 Length = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -125,6 +127,10 @@ class BundleConfig:
         sources = [cycle.source for cycle in self.cycles]
         if not sources or len(set(sources)) != len(sources):
             raise ValueError("a bundle needs cycles, one for each source modality")
+        if self.sampling.num_inference_steps > self.diffusion.num_train_timesteps:
+            raise ValueError("sampling takes more steps than the schedule of its diffusion has")
+        if self.sampling.method not in self.scores:
+            raise ValueError(f"scores lacks {self.sampling.method!r}, the method of sampling")
         for method, scores in self.scores.items():
             if method not in METHODS or not scores:
                 raise ValueError(f"scores holds an unknown or empty method {method!r}")
@@ -162,12 +168,18 @@ class Bundle:
 
         Raises:
             DataError: There is none for them.
+            WeightsError: There is none for the method.
         """
-        scores = self.config.scores.get(method, ())
+        scores = self.config.scores.get(method)
+        if not scores:
+            raise WeightsError(
+                f"The bundle {self.config.name} is not calibrated for the method {method}.",
+                next_step=f"Use --method {' or '.join(self.config.scores)}, or other --weights.",
+            )
         for candidate in scores:
             if set(candidate.modalities) <= set(modalities):
                 return candidate
-        known = " or ".join("+".join(c.modalities) for c in scores) or "nothing"
+        known = " or ".join("+".join(c.modalities) for c in scores)
         raise DataError(
             f"The modalities {', '.join(modalities) or '(none)'} do not suffice.",
             cause=f"The bundle {self.config.name} is calibrated for {known}.",
@@ -404,10 +416,16 @@ def _load_template(index: BundleIndex, config: TemplateConfig) -> Template:
         raise not_a_bundle(folder, f"its template cannot be read: {error}") from error
     affine = np.array(config.affine, dtype=np.float64).reshape(4, 4)
     spacing = np.diag(affine)[:3]
-    straight = np.allclose(affine[:3, :3], np.diag(spacing)) and bool((spacing > 0.05).all())
+    scaled = np.diag([*spacing, 1.0])
+    scaled[:3, 3] = affine[:3, 3]
+    usual = bool(((spacing > 0.05) & (spacing < 25)).all())
+    straight = usual and np.allclose(affine, scaled)
     fits = all(a.shape == config.shape and a.dtype == np.uint8 for a in arrays.values())
     if not straight or mask.shape != config.shape or not fits or not arrays or not mask.any():
         raise not_a_bundle(folder, "its template's arrays do not fit its geometry")
+    litres = float(mask.sum() * spacing.prod()) / 1e6
+    if not _MIN_BRAIN_LITRES <= litres <= _MAX_BRAIN_LITRES:
+        raise not_a_bundle(folder, f"the brain of its template has {litres:.3g} litres")
     images = {name: Quantisation().decode(levels) for name, levels in arrays.items()}
     normal = {}
     for name in [name for name in arrays if name.startswith(f"{MEAN}.")]:
