@@ -28,11 +28,28 @@ from mmccd_cli.cli import (
     train,
     weights,
 )
+from mmccd_cli.cli.help import Program
 
-app = typer.Typer(
+_HELP = """Find anomalies in brain MRI (FLAIR, T2w, T1w) without labels of any anomaly.
+
+Research use only, not a medical device.
+
+Examples:
+  mmccd demo                                        on a synthetic subject
+  mmccd segment SUBJECT --out map.nii.gz            one subject
+  mmccd segment data/*/ --out-dir out               many
+
+Environment:
+  MMCCD_WEIGHTS      weights to use where --weights is not given
+  MMCCD_CACHE_DIR    folder of downloaded weights, as --cache-dir
+  OMP_NUM_THREADS    threads of the CPU that `--threads auto` takes
+  HF_HUB_OFFLINE     1: never use the network, as --offline
+  HF_TOKEN           token for private weights on the Hugging Face Hub
+"""
+
+app = Program(
     name="mmccd",
-    help="Find anomalies in brain MRI (FLAIR, T2w, T1w) with networks that only know healthy "
-    "tissue. Research use only, not a medical device.",
+    help=_HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole, switch
+from mmccd_cli.cli.help import PlainCommand
 from mmccd_cli.cli.options import OUTPUT, method_option
 from mmccd_cli.cli.outcomes import choose_shard, run_cohort
 from mmccd_cli.errors import UsageError
@@ -25,7 +25,7 @@ selection_option = partial(typer.Option, rich_help_panel="Selection")
 _LABELS = ("--participant-label", "--participant_label", "--session-id", "--session-label")
 
 
-class BidsAppCommand(TyperCommand):
+class BidsAppCommand(PlainCommand):
     """A command whose labels may follow their option in a row, as BIDS Apps are called."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -115,7 +115,9 @@ class SelectionOptions:
 @command
 def bids(
     *,
-    bids_dir: Annotated[Path, typer.Argument(help="Root of the BIDS data set.")],
+    bids_dir: Annotated[
+        Path, typer.Argument(metavar="BIDS_DIR", help="Root of the BIDS data set.")
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Root of the derivatives.")],
     level: Annotated[
         Literal["participant", "group"],
@@ -143,7 +145,13 @@ def bids(
     model: options.ModelOptions,
     console: JsonConsole,
 ) -> None:
-    """Segment a BIDS data set; the results are a BIDS derivative data set."""
+    """Segment a BIDS data set; the results are a BIDS derivative data set.
+
+    Examples:
+      mmccd bids BIDS_DIR OUT participant
+      mmccd bids BIDS_DIR OUT participant --participant-label 01 02 --resume
+      mmccd bids BIDS_DIR OUT group
+    """
     strip, brain_mask = options.parse_skull_strip(skull_strip)
     if brain_mask is not None:
         raise UsageError(

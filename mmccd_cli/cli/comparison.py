@@ -46,9 +46,13 @@ def train_comparison(
     force: options.Force = False,
     console: Console,
 ) -> None:
-    """Train the published comparison (AE, VAE, DAE, DDPM) for `mmccd evaluate --comparison`.
+    """Train published methods (AE, VAE, DAE, DDPM) to compare with.
 
-    A run that was stopped continues where it was.
+    They are for `mmccd evaluate --comparison`. A run that was stopped continues where it was.
+
+    Examples:
+      mmccd train-comparison --prepared prepared --out comparison
+      mmccd train-comparison --prepared prepared --kind dae --modality FLAIR
     """
     with console.progress() as progress:
         from mmccd_cli.evaluation.comparison.files import INDEX

@@ -21,7 +21,12 @@ def demo(
     model: options.ModelOptions,
     console: JsonConsole,
 ) -> None:
-    """Make a synthetic subject with a lesion, segment it, and say how well that went."""
+    """Make a synthetic subject with a lesion, segment it, and say how well that went.
+
+    Examples:
+      mmccd demo
+      mmccd demo --out-dir mmccd-demo --preset balanced --force
+    """
     from mmccd_cli.cohort.demo import plan_demo, segment_demo, write_scans
 
     files = plan_demo(out_dir, force=force)

@@ -76,11 +76,17 @@ def doctor(
     cache_dir: options.CacheDir = None,
     console: JsonConsole,
 ) -> None:
-    """Check this installation: packages, processor, memory, devices, weights, cache, network.
+    """Check this installation, as text to paste into a question.
+
+    Looks at packages, processor, memory, devices, weights, cache and network.
 
     Ends with 0 where mmccd can segment here, also where something optional is missing; with 4
     where weights are damaged or missing, 5 where torch or a device does not compute, 1 where a
     package is missing or a check itself breaks. The text names no person and no folder of theirs.
+
+    Examples:
+      mmccd doctor
+      mmccd doctor --offline --json
     """
     findings: list[Finding] = []
     for finding in _examine(offline, cache_dir):

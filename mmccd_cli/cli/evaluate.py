@@ -27,7 +27,9 @@ _of_comparison = partial(typer.Option, rich_help_panel="What is compared", show_
 class SubjectChoice:
     """Who is scored."""
 
-    data_dir: Annotated[Path, typer.Argument(help="Folder of subjects with segmentations.")]
+    data_dir: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder of subjects with segmentations.")
+    ]
     split: Annotated[
         Path | None,
         _of_subjects(help='JSON file: {"val": \\[ids], ...}.'),
@@ -151,10 +153,16 @@ def evaluate(
     force: options.Force = False,
     console: Console,
 ) -> None:
-    """Score the masks, as they are written, against reference segmentations.
+    """Score masks against reference segmentations.
+
+    The masks are those that `mmccd segment` writes.
 
     Both masks empty counts as perfect, one of them empty as a complete miss (overlaps 0, distances
     the diagonal of the volume). Intervals are bootstrapped over subjects.
+
+    Examples:
+      mmccd evaluate DATA --out scores.csv
+      mmccd evaluate DATA --split split.json --constants-from train --out val.csv
     """
     if out is not None:
         refuse_to_overwrite([out, out.with_suffix(".summary.json")], force=force)

@@ -10,9 +10,13 @@ from mmccd_cli.cli.console import Console
 
 @command
 def schema(*, console: Console) -> None:
-    """Print the JSON Schema of a record: of map.json and of each line that --json prints.
+    """Print the JSON Schema of a record.
 
-    In a sidecar of BIDS, the record is what stands under the key mmccd.
+    A record is what map.json holds, and each line that --json prints. In a sidecar of BIDS it
+    stands under the key mmccd.
+
+    Examples:
+      mmccd schema > record.schema.json
     """
     from mmccd_cli.outputs.schema import record_schema
 

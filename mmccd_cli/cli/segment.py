@@ -103,8 +103,8 @@ class OutputOptions:
     bids_out: Annotated[
         Path | None,
         output_option(
-            help="Instead, root of BIDS derivatives: "
-            "sub-ID/anat/sub-ID_space-orig_desc-anomaly_probseg.nii.gz and more. See mmccd bids."
+            help="Root of BIDS derivatives, instead: sub-ID/anat/sub-ID_..._probseg.nii.gz and "
+            "more. See mmccd bids."
         ),
     ] = None
     picture: Annotated[
@@ -204,9 +204,16 @@ def segment(
     model: options.ModelOptions,
     console: JsonConsole,
 ) -> None:
-    """Segment what is anomalous in brain MRI: an anomaly map, a mask, and a record as JSON.
+    """Segment subjects: an anomaly map, a mask, a table of lesions and a record each.
 
-    One subject with --out, any number with --out-dir.
+    One subject with --out, any number with --out-dir. Map and mask lie on the grid of the
+    reference scan: FLAIR, else T2w, else T1w.
+
+    Examples:
+      mmccd segment SUBJECT --out map.nii.gz --report report.html
+      mmccd segment --flair f.nii.gz --t1 t1.nii.gz --out map.nii.gz
+      mmccd segment data/*/ --out-dir out --resume
+      mmccd segment SUBJECT --out map.nii.gz --dry-run
     """
     from mmccd_cli.cohort.jobs import RunSettings
     from mmccd_cli.cohort.plan import SubjectSelection

@@ -38,10 +38,14 @@ def threshold(
     force: options.Force = False,
     console: JsonConsole,
 ) -> None:
-    """Make mask and lesion table anew from a map: seconds instead of minutes.
+    """Make mask and lesion table anew from a map, in about a second.
 
     The mask equals, voxel by voxel, the one of a new run with the same --threshold and
     --min-lesion. What is not given is as calibrated, whatever the mask was made with before.
+
+    Examples:
+      mmccd threshold out/*.nii.gz --threshold 0.7 --force
+      mmccd threshold map.nii.gz --threshold 0.7 --out strict.nii.gz
     """
     from mmccd_cli.anomaly.mask import MaskOptions
     from mmccd_cli.cohort.threshold import make_mask, plan_masks

@@ -147,7 +147,13 @@ def prepare(
     out: Annotated[Path, typer.Option(help="Folder for the slices.")] = Path("prepared"),
     console: Console,
 ) -> None:
-    """Turn a data set into slices that `train` reads without any image library."""
+    """Turn a data set into slices for `mmccd train`.
+
+    Training from them needs no image library.
+
+    Examples:
+      mmccd prepare --data brats2021 --data-dir DIR --out prepared
+    """
     with console.progress() as progress:
         source.prepare(out, console, progress)
 
@@ -193,9 +199,13 @@ def train(
     force: options.Force = False,
     console: Console,
 ) -> None:
-    """Train all networks of a bundle, resuming where an earlier run stopped, and calibrate it.
+    """Train the networks of a bundle of weights, and calibrate it.
 
-    Runs in several processes under `torchrun`.
+    Goes on where an earlier run stopped. Runs in several processes under `torchrun`.
+
+    Examples:
+      mmccd train --data brats2021 --data-dir DIR --out weights/NAME --folds 3
+      mmccd train --prepared prepared --out weights/NAME
     """
     from dataclasses import replace
 

@@ -10,15 +10,17 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole, switch
+from mmccd_cli.cli.help import Program
 from mmccd_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from mmccd_cli.weights.index import BundleIndex
     from mmccd_cli.weights.resolve import LocalBundle, WeightsSource
 
-app = typer.Typer(
+app = Program(
     name="weights",
-    help="List, download, check, remove and publish weights.",
+    help="List, download, check, remove and publish weights.\n\n"
+    "Examples:\n  mmccd weights list\n  mmccd weights verify",
     no_args_is_help=True,
 )
 
@@ -48,16 +50,18 @@ class BundleOptions:
 @app.command("list")
 @command
 def list_weights(*, cache_dir: options.CacheDir = None, console: JsonConsole) -> None:
-    """List the bundles that can be used by name, and those in the cache; never uses the network."""
+    """List the weights on this computer, and those known by name.
+
+    Never uses the network.
+
+    Examples:
+      mmccd weights list
+      mmccd weights list --json
+    """
     from mmccd_cli.weights.resolve import list_bundles
 
     rows = [_row(source, index) for source, index in list_bundles(cache_dir)]
-    lines = [
-        f"{row['weights']}\t{row['where']}\t{_megabytes(row['bytes'])}\t"
-        f"{'+'.join(row['modalities'])}\t{row['licence']}\t{row['accuracy']}".rstrip()
-        for row in rows
-    ]
-    console.answer(rows, *lines)
+    console.answer(rows, *(_in_words(row) for row in rows))
     if not rows and not console.as_json:
         console.info("No weights came with this installation, and none are in the cache.")
 
@@ -65,7 +69,12 @@ def list_weights(*, cache_dir: options.CacheDir = None, console: JsonConsole) ->
 @app.command()
 @command
 def info(*, offline: options.Offline = False, wanted: BundleOptions, console: JsonConsole) -> None:
-    """Show what a bundle is: networks, licence, training, calibration, files and their hashes."""
+    """Show what a bundle is: its licence, training, accuracy, files.
+
+    Examples:
+      mmccd weights info
+      mmccd weights info ORG/REPO@REVISION --json
+    """
     about = _about(wanted.resolve(offline=offline))
     shown = {**about, "cycles_for": ", ".join(about["modalities"])}
     keys = ("name", "version", "licence", "intended_use", "folder", "origin", "commit")
@@ -81,7 +90,11 @@ def info(*, offline: options.Offline = False, wanted: BundleOptions, console: Js
 @app.command()
 @command
 def path(*, offline: options.Offline = False, wanted: BundleOptions, console: JsonConsole) -> None:
-    """Print the folder of a bundle, after downloading it where it is not here yet."""
+    """Print the folder of a bundle, downloaded if need be.
+
+    Examples:
+      mmccd weights path
+    """
     folder = str(wanted.resolve(offline=offline).folder)
     console.answer({"folder": folder}, folder, indent=None)
 
@@ -89,9 +102,12 @@ def path(*, offline: options.Offline = False, wanted: BundleOptions, console: Js
 @app.command()
 @command
 def download(*, wanted: BundleOptions, console: JsonConsole) -> None:
-    """Bring a bundle into the cache, as on the login node of a cluster without internet.
+    """Bring a bundle into the cache, or up to date.
 
-    A branch is looked up again, so this is also how weights are brought up to date.
+    For nodes without internet, do it where there is one. A branch is looked up again.
+
+    Examples:
+      mmccd weights download ORG/REPO@REVISION
     """
 
     def announce(index: BundleIndex) -> None:
@@ -109,7 +125,14 @@ def download(*, wanted: BundleOptions, console: JsonConsole) -> None:
 @app.command()
 @command
 def verify(*, wanted: BundleOptions, console: JsonConsole) -> None:
-    """Compare every file with its hash, and let every network translate a slice; offline."""
+    """Compare a bundle with its hashes, and let its networks translate a slice.
+
+    Never uses the network.
+
+    Examples:
+      mmccd weights verify
+      mmccd weights verify weights/NAME
+    """
     bundle = wanted.resolve(offline=True)
     _verify(bundle)
     console.answer({**_about(bundle), "verified": True})
@@ -127,7 +150,13 @@ def remove(
     cache_dir: options.CacheDir = None,
     console: JsonConsole,
 ) -> None:
-    """Remove a downloaded bundle from the cache; your own folders are never touched."""
+    """Remove a downloaded bundle from the cache.
+
+    Your own folders are never touched.
+
+    Examples:
+      mmccd weights remove ORG/REPO@REVISION
+    """
     from mmccd_cli.weights.resolve import remove as remove_weights
 
     folder, freed = remove_weights(weights, cache_dir=cache_dir)
@@ -144,9 +173,13 @@ def push(
     public: Annotated[bool, switch("--public", help="Let everybody see a new repository.")] = False,
     console: JsonConsole,
 ) -> None:
-    """Publish a bundle on the Hub with its model card; a new repository is private.
+    """Publish a bundle on the Hugging Face Hub.
 
-    Uses the token of `hf auth login` or HF_TOKEN, which must be allowed to write.
+    Its model card goes along, and a new repository is private. Uses the token of `hf auth login`
+    or HF_TOKEN, which must be allowed to write.
+
+    Examples:
+      mmccd weights push weights/NAME ORG/REPO
     """
     from mmccd_cli.weights import hub
     from mmccd_cli.weights.registry import RegistryEntry
@@ -188,6 +221,18 @@ def _row(source: WeightsSource, index: BundleIndex | None) -> dict[str, Any]:
         "licence": index.licence if index else "unknown",
         "accuracy": index.accuracy if index else "",
     }
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    """Describe weights of the list for people."""
+    size = f", {_megabytes(row['bytes'])}" if row["bytes"] else ""
+    facts = {
+        "scans": ", ".join(row["modalities"]),
+        "licence": row["licence"],
+        "accuracy": row["accuracy"],
+    }
+    lines = [f"  {name + ':':<10}{text}" for name, text in facts.items() if text]
+    return "\n".join([f"{row['weights']} ({row['where']}{size})", *lines])
 
 
 def _about(bundle: LocalBundle) -> dict[str, Any]:
