@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -65,6 +66,21 @@ class SomeSubjectsFailed(MmccdError):
     """At least one subject of many failed; the others are done."""
 
     exit_code = 6
+
+
+class Caution(str):
+    """A sentence to read before trusting a result, among others that only say what happened."""
+
+    __slots__ = ()
+
+
+def notes_and_warnings(sentences: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Part sentences into those that say what happened, and each `Caution` among them."""
+    said = list(sentences)
+    return (
+        [text for text in said if not isinstance(text, Caution)],
+        [str(text) for text in said if isinstance(text, Caution)],
+    )
 
 
 def as_mmccd_error(error: Exception) -> MmccdError:

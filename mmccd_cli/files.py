@@ -63,8 +63,8 @@ def refuse_to_overwrite(
         _check_folder(folder, make_folders)
     existing = [path for path in targets if path.exists()]
     if existing and not force:
-        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        message = f"The output {existing[0]}{others} exists already."
+        others = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
+        message = f"The output {existing[0]}{others} already."
         raise OutputExistsError(message, next_step=next_step)
 
 

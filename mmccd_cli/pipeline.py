@@ -56,7 +56,7 @@ class SegmentationResult:
         threshold: Value of the map above which a voxel belongs to the mask.
         settings: Everything that changes a number, as plain values.
         device: What the networks ran on, in words.
-        notes: Sentences for the user.
+        notes: Sentences of what happened; each `Caution` among them is a warning.
         seconds: Stage -> seconds.
         prepared: The subject in template space; None where only the mask was made anew.
     """

@@ -109,7 +109,7 @@ class SignalModel:
 
     def _go_to_cpu(self) -> None:
         self.notes.append(
-            f"Warning: the memory of {describe_device(self.device)} does not suffice for a single "
+            f"The memory of {describe_device(self.device)} does not suffice for a single "
             "slice; the CPU was used, which takes longer."
         )
         self._cycles.clear()

@@ -35,7 +35,7 @@ def test_what_exists_needs_force(tmp_path: Path) -> None:
     paths = [tmp_path / name for name in "abc"]
     for path in paths[1:]:
         path.touch()
-    with pytest.raises(UsageError, match="b and 1 more exists already") as caught:
+    with pytest.raises(UsageError, match="b and 1 more exist already") as caught:
         refuse_to_overwrite(paths, force=False)
     assert "--force" in str(caught.value.next_step)
     refuse_to_overwrite(paths, force=True)

@@ -60,9 +60,21 @@ class Console:
             self._say(text)
 
     def note(self, text: str) -> None:
-        """Say what the user should know about a result."""
+        """Say what happened that was not asked for."""
         if self.verbosity >= 0:
             self._say(f"  note: {text}")
+
+    def warning(self, text: str) -> None:
+        """Say what should be read before a result is trusted."""
+        if self.verbosity >= 0:
+            self._say(text, prefix=typer.style("  warning:", fg="yellow") + " ")
+
+    def remarks(self, record: Mapping[str, Any]) -> None:
+        """Say a record's warnings, then its notes."""
+        for text in record["warnings"]:
+            self.warning(text)
+        for text in record.get("notes", ()):
+            self.note(text)
 
     def error(self, error: MmccdError, *, about: str = "") -> None:
         """Say what failed, why, and what to do next."""

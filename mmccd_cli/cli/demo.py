@@ -46,8 +46,7 @@ def demo(
     )
     for kind, path in files.targets.items():
         console.info(f"  {kind}: {path}")
-    for warning in record["warnings"]:
-        console.note(warning)
+    console.remarks(record)
     console.record({**record, "dice": dice})
     if not (console.as_json or console.quiet):
         console.result(

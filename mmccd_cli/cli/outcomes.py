@@ -131,8 +131,7 @@ def _report(outcome: Outcome, console: JsonConsole, *, seconds: float) -> None:
     if outcome.status == "skipped" and record["versions"]["mmccd"] != __version__:
         console.note(f"made by mmccd {record['versions']['mmccd']}")
     if outcome.status == "done":
-        for note in record["warnings"]:
-            console.note(note)
+        console.remarks(record)
         for stage, value in record["seconds"].items():
             console.detail(f"  {stage}: {value:.1f} s")
 

@@ -25,6 +25,7 @@ from mmccd_cli.outputs.record import (
     jsonable,
 )
 from mmccd_cli.outputs.remask import remask
+from mmccd_cli.outputs.report.checks import check_subject, suspicion
 from mmccd_cli.outputs.segmented import SegmentedSubject
 from mmccd_cli.progress import Progress, Stopwatch, silent
 
@@ -196,7 +197,7 @@ class JobSteps:
                 threshold=record["threshold"],
                 settings=record["settings"],
                 device=record["device"],
-                notes=record["warnings"],
+                notes=[],
                 seconds=record["seconds"],
             )
         segmented = self._segmented(job, result, grid=new.grid, record=record, volumes={})
@@ -239,6 +240,10 @@ def _write(
         if kind in contents
     }
     record["output_sha256"] = {**record["output_sha256"], **hashes}
+    if "report" in job.extras:
+        with clock.stage("report"):
+            checks = check_subject(segmented.report_data, record["warnings"])
+            record["suspicion"] = suspicion(checks)
     for kind in job.extras:
         if kind not in contents:
             with clock.stage(kind):

@@ -29,7 +29,12 @@ COLUMNS = (
     "error",
     "map",
     "mask",
+    "brain_volume_ml",
+    "suspicion",
+    "seconds",
 )
+_FIRST_COLUMNS = COLUMNS[:14]
+"""Those that 0.3.0 wrote, in tables that are still there."""
 EMPTY = "n/a"
 _NAME = re.compile(r"summary(?:_shard-([0-9]+)-of-([0-9]+))?\.tsv")
 _UNWRITABLE = re.compile("[\t\r\n\ud800-\udfff]+")
@@ -108,13 +113,17 @@ class Summary:
             lines = self.path.read_bytes().decode("utf-8", "replace").split("\n")
         except OSError:
             return {}
-        if lines[0] != "\t".join(COLUMNS):
+        head = tuple(lines[0].split("\t"))
+        if head not in (COLUMNS, _FIRST_COLUMNS):
             raise UsageError(
                 f"{self.path} exists already and is no table of mmccd's results.",
                 next_step="Move it away, or give another --out-dir.",
             )
         cells = [line.split("\t") for line in lines[1:]]
-        rows = [dict(zip(COLUMNS, row, strict=True)) for row in cells if len(row) == len(COLUMNS)]
+        missing = dict.fromkeys(COLUMNS, EMPTY)
+        rows = [
+            missing | dict(zip(head, row, strict=True)) for row in cells if len(row) == len(head)
+        ]
         return {row["subject"]: row for row in rows}
 
 
@@ -182,6 +191,9 @@ def _row(outcome: Outcome) -> dict[str, str]:
             "exit_code": 0,
             "map": record["outputs"]["map"],
             "mask": record["outputs"]["mask"],
+            "brain_volume_ml": record.get("brain_volume_ml"),
+            "suspicion": record.get("suspicion"),
+            "seconds": round(sum(record["seconds"].values()), 1),
         }
     return {name: _cell(values.get(name)) for name in COLUMNS}
 

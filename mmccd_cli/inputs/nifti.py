@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmccd_cli.errors import DataError, GeometryError, UsageError, unreadable
+from mmccd_cli.errors import Caution, DataError, GeometryError, UsageError, unreadable
 from mmccd_cli.files import check_regular_file, sha256_of_stream, write_atomically
 from mmccd_cli.inputs.volume import Volume, is_too_large, problem_of_affine
 from mmccd_cli.template import spacing_of
@@ -163,7 +163,9 @@ def finite_values(
     if n_finite < data.size:
         name = source.name if isinstance(source, Path) else source
         notes.append(
-            f"{name}: {data.size - n_finite} voxels were NaN or infinite as float32; now 0."
+            Caution(
+                f"{name}: {data.size - n_finite} voxels were NaN or infinite as float32; now 0."
+            )
         )
         data = np.where(finite, data, np.float32(0))
     if not allow_constant and data.min() == data.max():
@@ -375,13 +377,16 @@ def _affine_in_mm(path: Path, header: nib.Nifti1Header, notes: list[str]) -> NDA
         )
     if not (header["sform_code"] > 0 or header["qform_code"] > 0):
         notes.append(
-            f"{path.name}: the header states no orientation (sform and qform code 0); "
-            "axes are taken as left, anterior, superior. Left and right may be exchanged."
+            Caution(
+                f"{path.name}: the header states no orientation (sform and qform code 0); "
+                "axes are taken as left, anterior, superior. Left and right may be exchanged."
+            )
         )
     factor = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     extent_mm = factor * float(np.max(np.array(spacing_of(affine)) * header.get_data_shape()))
     if factor != 1.0 and not 20 <= extent_mm <= 2000:
-        notes.append(f"{path.name}: the header's unit of length is implausible; taken as mm.")
+        text = f"{path.name}: the header's unit of length is implausible; taken as mm."
+        notes.append(Caution(text))
     elif factor != 1.0:
         affine[:3] *= factor
     return affine

@@ -46,6 +46,7 @@ def _report(segmented: SegmentedSubject) -> bytes:
         segmented.volumes,
         template=segmented.bundle.template,
         record=segmented.record,
+        data=segmented.report_data,
     )
 
 

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmccd_cli import __version__
-from mmccd_cli.errors import MmccdError
+from mmccd_cli.errors import MmccdError, notes_and_warnings
 from mmccd_cli.files import check_json, read_json
 from mmccd_cli.outputs.lesions import describe_mask, mask_warnings
 from mmccd_cli.outputs.schema import RECORD_VERSION, DoneRecord
+from mmccd_cli.template import voxel_volume_mm3
 from mmccd_cli.weights.hub import cached_id
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ def describe_result(
         threads: Threads of the CPU that were used.
     """
     of_mask = (result.lesions, result.left_out, result.left_out_small)
+    said, warnings = notes_and_warnings([*notes, *result.notes])
+    brain_mm3 = np.count_nonzero(result.brain) * voxel_volume_mm3(result.shown.affine)
     return {
         "record_version": RECORD_VERSION,
         "subject": subject.id,
@@ -116,7 +119,10 @@ def describe_result(
             stage: round(value, 3) for stage, value in {**seconds, **result.seconds}.items()
         },
         "peak_memory_mib": peak_memory_mib(),
-        "warnings": [*notes, *result.notes, *mask_warnings(*of_mask)],
+        "warnings": [*warnings, *mask_warnings(*of_mask)],
+        "notes": said,
+        "brain_volume_ml": round(brain_mm3 / 1000, 3),
+        "suspicion": None,
     }
 
 

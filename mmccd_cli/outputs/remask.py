@@ -114,7 +114,11 @@ def remask(
             "score": to_dict(score),
             "requested": kept | options.describe(),
         },
-        "warnings": _warnings(record, mask_warnings(*of_mask)),
+        "warnings": [
+            *(text for text in record["warnings"] if not _is_renewed(text)),
+            *mask_warnings(*of_mask),
+        ],
+        "notes": _notes(record),
     }
     return NewMask(
         volume=volume,
@@ -125,14 +129,18 @@ def remask(
     )
 
 
-def _warnings(record: Mapping[str, Any], of_mask: list[str]) -> list[str]:
-    """Return a record's warnings with those of the new mask, and whether its map is older."""
+def _is_renewed(text: str) -> bool:
+    """Tell whether a sentence is one that each new mask says anew."""
+    return is_mask_warning(text) or text.startswith(_OLDER_MAP)
+
+
+def _notes(record: Mapping[str, Any]) -> list[str]:
+    """Return a record's notes, and whether its map is older."""
     made_by = record["versions"]["mmccd"]
-    kept = (text for text in record["warnings"] if not text.startswith(_OLDER_MAP))
-    warnings = [*(text for text in kept if not is_mask_warning(text)), *of_mask]
+    notes = [text for text in record.get("notes", ()) if not _is_renewed(text)]
     if made_by != __version__:
-        warnings.append(f"{_OLDER_MAP} {made_by}; its mask was made anew by {__version__}.")
-    return warnings
+        notes.append(f"{_OLDER_MAP} {made_by}; its mask was made anew by {__version__}.")
+    return notes
 
 
 def score_of_record(record: Mapping[str, Any], options: MaskOptions) -> tuple[float, ScoreConfig]:

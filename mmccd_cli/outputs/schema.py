@@ -157,6 +157,19 @@ class DoneRecord(_Record):
     seconds: dict[str, float] = Field(description="Stage to its time, s.")
     peak_memory_mib: float | None = Field(description="Largest memory, MiB; null if not known.")
     warnings: list[str] = Field(description="Sentences to read before trusting the result.")
+    notes: list[str] = Field(
+        default=[],
+        description="Sentences of what happened, as it should. Records before 0.4.0 have them "
+        "among the warnings.",
+    )
+    brain_volume_ml: Volume | None = Field(
+        default=None, description="Volume of the brain mask, mL. Records before 0.4.0 have none."
+    )
+    suspicion: Share | None = Field(
+        default=None,
+        description="How much the signs of failure of the report count together; null where none "
+        "was asked for.",
+    )
 
 
 class ErrorRecord(_Checked):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from mmccd_cli.inputs.nifti import NiftiGrid
     from mmccd_cli.inputs.subjects import Subject
     from mmccd_cli.inputs.volume import Volume
+    from mmccd_cli.outputs.report.data import ReportData
     from mmccd_cli.pipeline import SegmentationResult
     from mmccd_cli.weights.bundle import Bundle
 
@@ -41,3 +43,10 @@ class SegmentedSubject:
     record: dict[str, Any]
     bundle: Bundle
     volumes: Mapping[str, Volume]
+
+    @cached_property
+    def report_data(self) -> ReportData:
+        """What a report shows; it needs the volumes and the prepared subject."""
+        from mmccd_cli.outputs.report.data import report_data
+
+        return report_data(self.result, self.volumes, self.bundle.template)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.config import MODALITIES
-from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.errors import Caution, DataError, UsageError
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.skull_strippers import STRIPPERS
 from mmccd_cli.preprocessing.spatial import resample, same_grid
@@ -129,9 +129,9 @@ def find_brain(
     mask = _onto(grid, volumes[source], matrices[source], mask=mask)
     notes = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
     if not stripped and source != "T1w":
-        notes.append(f"{name} was made for T1w scans; look at the brain's outline.")
+        notes.append(Caution(f"{name} was made for T1w scans; look at the brain's outline."))
     if (litres := _litres(mask, grid)) > _MAX_BRAIN_LITRES or litres < _SMALL_BRAIN_LITRES:
-        notes.append(f"Warning: the brain mask of {litres:.1f} litres has no plausible size.")
+        notes.append(Caution(f"The brain mask of {litres:.1f} litres has no plausible size."))
     return BrainMask(_checked(mask, grid, name), name, tuple(notes))
 
 

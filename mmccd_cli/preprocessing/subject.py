@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
-from mmccd_cli.errors import DataError
+from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.brain import find_brain, imaged, zero_background
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
@@ -67,7 +67,7 @@ class PreparedSubject:
         matrices: Modality -> (4, 4) reference world -> that modality's world, RAS+ mm.
         scales: Modality -> the intensity map that was applied.
         brain_method: How the brain mask was found.
-        notes: What the user should know.
+        notes: What happened; a `Caution` is to be read before trusting the result.
         seconds: Stage -> seconds.
     """
 
@@ -247,8 +247,8 @@ def _align_template(
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if SCALE_RANGE[0] <= scales.min() and scales.max() <= SCALE_RANGE[1]:
         return matrix, []
-    warning = (
-        "Warning: the registration to the template ended at implausible scales "
+    warning = Caution(
+        "The registration to the template ended at implausible scales "
         f"({scales.min():.2f} to {scales.max():.2f}); centres and sizes were matched instead."
     )
     return match_moments(head.volume, head.brain, template), [warning]
@@ -301,7 +301,8 @@ def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:
     # A bare grid, of a template that is yet to be made, has no brain to compare.
     if not template.images or dice >= _MIN_OVERLAP:
         return []
-    return [f"Warning: brain and template overlap poorly (Dice {dice:.2f}); check the alignment."]
+    text = f"Brain and template overlap poorly (Dice {dice:.2f}); check the alignment."
+    return [Caution(text)]
 
 
 def _check_coverage(
@@ -309,7 +310,7 @@ def _check_coverage(
 ) -> list[str]:
     shares = {name: seen.sum() / max(1, brain.sum()) for name, seen in covered.items()}
     return [
-        f"{name} shows only {share:.0%} of the brain."
+        Caution(f"{name} shows only {share:.0%} of the brain.")
         for name, share in shares.items()
         if share < _MIN_COVERED
     ]

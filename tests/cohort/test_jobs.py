@@ -171,6 +171,8 @@ def _done(name: str, ml: float = 1.5) -> Outcome:
         "reference": "FLAIR",
         "warnings": ["one", "two\tthree"],
         "outputs": {"map": f"{name}.nii.gz", "mask": f"{name}_mask.nii.gz"},
+        "brain_volume_ml": 1400.5,
+        "seconds": {"read": 0.25, "inference": 2.0},
     }
     return Outcome(name, "done", record)
 
@@ -179,6 +181,19 @@ def _rows(path: Path) -> list[dict[str, str]]:
     head, *lines = path.read_text().splitlines()
     assert head.split("\t") == list(COLUMNS)
     return [dict(zip(COLUMNS, line.split("\t"), strict=True)) for line in lines]
+
+
+def test_a_table_of_0_3_0_gains_the_new_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").touch()
+    cells = {"subject": "a", "status": "done", "map": "a.nii.gz", "mask": "a_mask.nii.gz"}
+    first = COLUMNS[: COLUMNS.index("mask") + 1]
+    table = ["\t".join(first), "\t".join(cells.get(name, "1") for name in first)]
+    (tmp_path / "summary.tsv").write_text("\n".join(table) + "\n")
+    summary = Summary(tmp_path)
+    summary.add(_done("b"))
+    old, new = _rows(summary.path)
+    assert (old["subject"], old["lesions"], old["seconds"]) == ("a", "1", "n/a")
+    assert (new["subject"], new["seconds"]) == ("b", "2.2")
 
 
 def test_the_table_has_a_row_for_every_subject(tmp_path: Path) -> None:
@@ -194,6 +209,11 @@ def test_the_table_has_a_row_for_every_subject(tmp_path: Path) -> None:
         "FLAIR",
     )
     assert first["warnings"] == "one; two three"
+    assert (first["brain_volume_ml"], first["suspicion"], first["seconds"]) == (
+        "1400.5",
+        "n/a",
+        "2.2",
+    )
     assert (second["status"], second["exit_code"], second["error"]) == (
         "failed",
         "3",

@@ -50,6 +50,7 @@ def record() -> dict[str, Any]:
     return {
         "versions": {"mmccd": "0.0.1"},
         "warnings": ["The map was made by mmccd 0.0.0; long ago.", "T2w was mended."],
+        "notes": ["The head was raw."],
         "output_sha256": {"map": "of the map", "mask": "of the old mask"},
         "settings": {
             "score": to_dict(score),
@@ -78,8 +79,9 @@ def test_files_and_record_fit_the_mask(outputs, record, tmp_path):
     hashes = {"map": "of the map", "mask": hashlib.sha256(new.contents["mask"]).hexdigest()}
     assert new.record["output_sha256"] == hashes
     assert new.record["outputs"] == {kind: path.name for kind, path in outputs.items()}
-    kept, added = new.record["warnings"]
-    assert kept == "T2w was mended."
+    assert new.record["warnings"] == ["T2w was mended."]
+    kept, added = new.record["notes"]
+    assert kept == "The head was raw."
     assert added.startswith("The map was made by mmccd 0.0.1; its mask")
     sidecar = json.loads(new.contents["mask_sidecar"])
     assert (sidecar["Threshold"], sidecar["Sources"]) == (0.5, ["bids::sub-01/anat/map.nii.gz"])
@@ -102,7 +104,7 @@ def test_what_is_said_of_the_mask_is_renewed(outputs, record):
 
     empty = renewed(record, 300)
     assert (empty["lesions"], [found["id"] for found in empty["left_out"]]) == ([], [1, 2])
-    mended, sentence, _ = empty["warnings"]
+    mended, sentence = empty["warnings"]
     assert mended == "T2w was mended."
     assert sentence == (
         "Nothing was kept, but the map shows 2 candidates of 0.2 ml in all; the strongest has "

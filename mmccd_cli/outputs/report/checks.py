@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.metrics import overlap
+from mmccd_cli.outputs.lesions import is_mask_warning
 from mmccd_cli.outputs.pictures import BoolArray, FloatArray
 from mmccd_cli.outputs.report.data import ReportData
 from mmccd_cli.preprocessing.subject import PreparedSubject
@@ -70,7 +71,8 @@ def check_subject(data: ReportData, warnings: Sequence[str]) -> list[Check]:
 
     Args:
         data: The subject.
-        warnings: What the run had to say; sentences that start with "Warning" count.
+        warnings: What the run said should be read before its result is trusted; what it said of
+            the mask, which the report shows elsewhere, does not count.
     """
     return [
         *_brain_checks(data),
@@ -174,7 +176,7 @@ def _map_checks(data: ReportData) -> Iterator[Check]:
 
 
 def _warning_check(warnings: Sequence[str]) -> Check:
-    number = sum(warning.startswith("Warning") for warning in warnings)
+    number = sum(not is_mask_warning(text) for text in warnings)
     return Check(name="Warnings", value=str(number), expected="none", suspicion=1 - 0.5**number)
 
 

@@ -40,6 +40,7 @@ def subject_report(
     *,
     template: Template,
     record: Mapping[str, Any],
+    data: ReportData | None = None,
 ) -> bytes:
     """Return a subject's report.
 
@@ -48,6 +49,7 @@ def subject_report(
         volumes: Modality -> scan, as it was read.
         template: The bundle's template.
         record: What the sidecar says; see `mmccd_cli.outputs.record`.
+        data: What `report_data` gives for these; None to make it.
 
     Returns:
         An HTML file with everything in it.
@@ -56,7 +58,7 @@ def subject_report(
         ValueError: The result has no prepared subject.
     """
     record = jsonable(record)
-    data = report_data(result, volumes, template)
+    data = data or report_data(result, volumes, template)
     checks = check_subject(data, record["warnings"])
     panels = Panels(data)
     return render(

@@ -69,7 +69,8 @@ def case(segmenter: Pipeline, tiny_phantom: Phantom) -> Case:
         "threads": 1,
         "versions": {"mmccd": "0"},
         "seconds": result.seconds,
-        "warnings": ["Warning: <b>one</b>", f"{NO_UTF8} was mended."],
+        "warnings": ["<b>one</b>"],
+        "notes": [f"{NO_UTF8} was mended."],
     }
     return Case(result, volumes, segmenter.bundle.template, record)
 
