@@ -154,7 +154,7 @@ def test_a_new_threshold_renews_all_that_shows_the_mask_without_inference(
     resumed, cut = (out / "sub-01" / "anat" for out in outs)
     (outs[0] / "dataset_description.json").unlink()  # its links are relative to where it was
     words = ("bids", data_set, outs[0], "participant", "--participant_label", "sub-01")
-    assert "exists already" in mmccd(*words).stderr
+    assert "exist already" in mmccd(*words).stderr
     again = mmccd(*words, "--resume")
     assert again.exit_code == 0, again.stderr
     assert "up to date" in again.stderr

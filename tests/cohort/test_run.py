@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -197,11 +198,15 @@ def test_a_mask_from_the_map_equals_that_of_a_new_run(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("the networks ran")
 
+    def table(out: Path) -> str:
+        return (out / "summary.tsv").read_text()
+
     def same(out: Path, other: Path) -> None:
         assert _bytes(out).items() >= _bytes(other).items()
         assert _records(out).items() >= _records(other).items()
-        rows = [(folder / "summary.tsv").read_text().splitlines() for folder in (out, other)]
-        assert [line for line in rows[0] if "case-a" in line] == rows[1][1:]
+        # All but the last column, the seconds.
+        rows = [re.findall(r"^case-a\t.*(?=\t)", table(folder), re.M) for folder in (out, other)]
+        assert rows[0] == rows[1] != []
 
     monkeypatch.setattr(Segmenter, "infer", never)
     monkeypatch.setattr(Segmenter, "prepare", never)
@@ -219,7 +224,7 @@ def test_a_mask_from_the_map_equals_that_of_a_new_run(
         assert result.exit_code == 0, result.stderr
         assert json.loads(result.stdout)["subject"] == "case-a"
         same(cut, out)
-        assert (cut / "summary.tsv").read_text().count("\n") == 5  # all rows stay
+        assert table(cut).count("\n") == 5  # all rows stay
 
 
 def test_what_differs_is_done_again(
