@@ -41,7 +41,8 @@ def test_the_share_that_is_through_last_writes_the_table_of_all(tmp_path: Path) 
 
 def test_the_table_keeps_results_of_other_runs(tmp_path: Path) -> None:
     record = {"lesion_volume_ml": 0.0, "lesions": [], "threshold": 0.5, "inputs": {}}
-    record |= {"reference": "FLAIR", "warnings": [], "outputs": {"map": "n", "mask": "m"}}
+    record |= {"reference": "FLAIR", "warnings": [], "seconds": {}}
+    record |= {"outputs": {"map": "n", "mask": "m"}}
     (tmp_path / "n").touch()
     Summary(tmp_path).add(Outcome("earlier", "done", record))
     for index, names in ((1, EVERYONE[:2]), (2, EVERYONE[2:])):
