@@ -19,6 +19,9 @@ T = TypeVar("T")
 MODALITIES = ("FLAIR", "T2w", "T1w")
 """All modalities, in the order in which one is preferred as the reference image."""
 
+SIGNALS = ("cycle", "restoration", "atlas", "intensity")
+"""Kinds of signals that a score may combine."""
+
 MAX_SEED = 2**27
 """Seeds lie below; the generator of every sample and slice is seeded with about 2^36 times that."""
 
@@ -143,6 +146,40 @@ class UNetConfig:
         return self.pixel_unshuffle * 2 ** (len(self.channel_multipliers) - 1)
 
 
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class RestorationConfig:
+    """A denoising network that restores all scans of a slice at once.
+
+    Attributes:
+        unet: Its architecture; the scans of `MODALITIES` and which of them are there go in, the
+            scans come out.
+        noise_grids: Points a side of the coarse grids from which its noise is enlarged.
+        noise_amplitude: Least and largest standard deviation of the noise, in robust standard
+            deviations of the scan; each scan's is drawn between them.
+        shown_fraction: How often each scan is shown in training, so that any of them may be absent.
+
+    Source: Kascenas et al., MIDL 2022: denoising autoencoders with coarse noise.
+    """
+
+    unet: UNetConfig
+    noise_grids: Annotated[tuple[Annotated[int, Ge(2), Le(1024)], ...], MinLen(1)] = (6, 9, 14, 22)
+    noise_amplitude: tuple[NotNegative, Positive] = (0.5, 2.2)
+    shown_fraction: Annotated[float, Gt(0), Le(1)] = 0.6
+
+    def __post_init__(self) -> None:
+        scans, unet = len(MODALITIES), self.unet
+        if (unet.in_channels, unet.out_channels, unet.time_conditioned) != (
+            2 * scans,
+            scans,
+            False,
+        ):
+            raise ValueError(
+                f"a restoration network has {2 * scans} channels in, {scans} out and no time steps"
+            )
+        if self.noise_amplitude[0] > self.noise_amplitude[1]:
+            raise ValueError(f"noise_amplitude must rise, got {self.noise_amplitude}")
+
+
 @dataclass(frozen=True, config=CHECKED)
 class DiffusionConfig:
     """The noise schedule of training.
@@ -222,8 +259,10 @@ class ScoreConfig:
     Attributes:
         modalities: What a subject must have for this to apply.
         weights: Weight of each signal: "cycle:FLAIR" is the residual of that source's cycle,
-            "intensity:T2w" the normalised image, "atlas:T2w" how far it lies beyond what healthy
-            tissue looks like at the same place; all in robust standard deviations (MAD).
+            "restoration:FLAIR" what the restoration network takes away from the scan when it sees
+            all of `modalities`, "intensity:T2w" the normalised image, "atlas:T2w" how far it lies
+            beyond what healthy tissue looks like at the same place; all in robust standard
+            deviations (MAD).
         residual: "signed" keeps only what is brighter (or darker) than imagined; "absolute" and
             "squared" (published) do not.
         asymmetry_weight: Share of the other side's blurred score that is taken off, because most
@@ -274,9 +313,9 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         for signal in self.weights:
             kind, _, modality = signal.partition(":")
-            if kind not in ("cycle", "intensity", "atlas") or modality not in self.modalities:
+            if kind not in SIGNALS or modality not in self.modalities:
                 raise ValueError(
-                    'a signal must be "cycle:M", "intensity:M" or "atlas:M", '
+                    f"a signal must be KIND:M, KIND among {', '.join(SIGNALS)} and "
                     f"M among the modalities {', '.join(self.modalities)}, got {signal!r}"
                 )
         if not any(self.weights.values()):
@@ -291,6 +330,11 @@ class ScoreConfig:
     def sources(self) -> tuple[str, ...]:
         """Modalities whose cycle must be computed, in order of preference."""
         return self._counting("cycle")
+
+    @property
+    def restored(self) -> tuple[str, ...]:
+        """Modalities whose restoration must be computed, in order of preference."""
+        return self._counting("restoration")
 
     @property
     def compared(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""From a subject in template space to its signals: cycle residuals and normalised images."""
+"""From a subject in template space to its signals: residuals, deviations, normalised images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmccd_cli.anomaly.atlas import deviation
-from mmccd_cli.config import SamplingConfig, ScoreConfig
+from mmccd_cli.config import MODALITIES, SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DeviceMemoryError
 from mmccd_cli.progress import Progress, silent
 from mmccd_cli.translation.devices import (
@@ -28,8 +28,12 @@ from mmccd_cli.translation.engine import (
     release_memory,
     run_within_memory,
 )
+from mmccd_cli.translation.restoration import (
+    restoration_residual,
+)
 from mmccd_cli.translation.slices import from_slices, to_slices
 from mmccd_cli.translation.translators import Cycle
+from mmccd_cli.translation.unet import UNet
 from mmccd_cli.weights.bundle import Bundle
 from mmccd_cli.weights.rehearsal import LARGEST, overflown
 
@@ -66,6 +70,7 @@ class SignalModel:
         self.may_use_cpu = may_use_cpu
         self.notes: list[str] = []
         self._cycles: dict[str, Cycle] = {}
+        self._restoration: UNet | None = None
 
     def signals(
         self,
@@ -85,8 +90,8 @@ class SignalModel:
 
         Returns:
             "intensity:M" for every modality of the score, "atlas:M" where it is compared with the
-            atlas and "cycle:S" for every source: (I, J, K) float32 in robust standard
-            deviations, 0 outside the brain.
+            atlas, "restoration:M" where it is restored and "cycle:S" for every source: (I, J, K)
+            float32 in robust standard deviations, 0 outside the brain.
 
         Raises:
             WeightsError: The networks overflow.
@@ -113,6 +118,7 @@ class SignalModel:
             "slice; the CPU was used, which takes longer."
         )
         self._cycles.clear()
+        self._restoration = None
         release_memory(self.device)
         self.device, self.precision = torch.device("cpu"), "fp32"
 
@@ -131,18 +137,79 @@ class SignalModel:
             for modality in config.modalities
         }
         for modality in config.compared:
-            sign = next((c.sign for c in self.bundle.config.cycles if c.source == modality), 0)
-            beyond = deviation(images[modality], self.bundle.template.normal[modality], sign)
+            beyond = deviation(
+                images[modality], self.bundle.template.normal[modality], self._sign(modality)
+            )
             values[f"atlas:{modality}"] = np.where(brain, beyond / scale, np.float32(0))
+        parts = len(config.sources) + bool(config.restored)
+        if config.restored:
+            done = _part_of(advance, len(config.sources), parts)
+            values |= self._restoration_signals(images, brain, config, advance=done)
         for number, source in enumerate(config.sources):
             values[f"cycle:{source}"] = self._cycle_signal(
                 source,
                 images[source],
                 brain,
                 residual=config.residual,
-                advance=_part_of(advance, number, len(config.sources)),
+                advance=_part_of(advance, number, parts),
             )
         return values
+
+    def _sign(self, modality: str) -> int:
+        """1 where anomalies are bright in a modality, -1 where dark, 0 where they may be either."""
+        cycles = self.bundle.config.cycles
+        return next((cycle.sign for cycle in cycles if cycle.source == modality), 0)
+
+    def _restoration_signals(
+        self,
+        images: Mapping[str, NDArray[np.float32]],
+        brain: NDArray[np.bool_],
+        config: ScoreConfig,
+        *,
+        advance: Progress,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Signals of one pass over the scans of a score, signed so that anomalies are positive."""
+        if self._restoration is None:
+            self._restoration = self.bundle.restoration(self.device)
+        network = self._restoration
+        scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
+        nothing = np.zeros(brain.shape, np.float32)
+        inside = {m: np.where(brain, images[m] / scale, nothing) for m in config.modalities}
+        stacks = [
+            to_slices(inside.get(modality, nothing), brain, multiple=network.config.stride)
+            for modality in MODALITIES
+        ]
+        stack, together = stacks[0], np.concatenate([stack.data for stack in stacks], axis=1)
+        scans = torch.from_numpy(together)
+        shown = torch.tensor([float(modality in inside) for modality in MODALITIES])
+
+        def compute(execution: Execution) -> Tensor:
+            return restoration_residual(network, scans, shown, execution=execution)
+
+        execution = self._execution(len(stack), scans.shape[-2:], advance=advance)
+        residual = run_within_memory(compute, execution).numpy()
+        values = {}
+        for modality in config.restored:
+            signed, sign = residual[:, [MODALITIES.index(modality)]], self._sign(modality)
+            signed = np.abs(signed) if sign == 0 else np.float32(sign) * signed
+            found = np.where(stack.brain, signed, np.float32(0))
+            values[f"restoration:{modality}"] = from_slices(found, stack)
+        return values
+
+    def _execution(self, steps: int, size: Sequence[int], *, advance: Progress) -> Execution:
+        """Where networks run on slices of this size, and how their progress becomes a share."""
+        done = 0
+
+        def count(passed: int) -> None:
+            nonlocal done
+            done += passed
+            advance(done, steps)
+
+        channels = self.bundle.config.denoiser.base_channels
+        batch = self.batch_size or choose_batch_size(self.device, size[0] * size[1], channels)
+        return Execution(
+            self.device, batch_size=batch, autocast=PRECISIONS[self.precision], advance=count
+        )
 
     def _cycle_signal(
         self,
@@ -158,19 +225,14 @@ class SignalModel:
         if source not in self._cycles:
             self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
         cycle, intensity = self._cycles[source], bundle.preprocessing.intensity
-        sign = next(c.sign for c in bundle.cycles if c.source == source)
+        sign = self._sign(source)
         # A sign that is not known cannot be kept.
         kind: Residual = "absolute" if residual == "signed" and sign == 0 else residual
         stride = int(np.lcm(bundle.unet.stride, bundle.denoiser.stride))
         stack = to_slices(image, brain, multiple=stride, fill=intensity.background)
         x, levels = torch.from_numpy(stack.data), torch.from_numpy(stack.levels)
         work = band_work(torch.from_numpy(stack.brain), self.sampling)
-        done, total = 0, len(stack) if method == "cyclic-unet" else len(work.pairs)
-
-        def count(passed: int) -> None:
-            nonlocal done
-            done += passed
-            advance(done, total)
+        steps = len(stack) if method == "cyclic-unet" else len(work.pairs)
 
         def compute(execution: Execution) -> Tensor:
             if method == "cyclic-unet":
@@ -181,12 +243,7 @@ class SignalModel:
             )
             return errors / hidden.clamp_min(1)
 
-        batch = self.batch_size or choose_batch_size(
-            self.device, x.shape[-2] * x.shape[-1], bundle.denoiser.base_channels
-        )
-        execution = Execution(
-            self.device, batch_size=batch, autocast=PRECISIONS[self.precision], advance=count
-        )
+        execution = self._execution(steps, x.shape[-2:], advance=advance)
         errors = run_within_memory(compute, execution).numpy()
         values = errors / np.float32(intensity.scale ** (2 if kind == "squared" else 1))
         if kind == "signed":

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmccd_cli.config import UNetConfig, to_dict
+from mmccd_cli.config import MODALITIES, RestorationConfig, UNetConfig, to_dict
 from mmccd_cli.template import Quantisation, Template
 from mmccd_cli.training.recipes import RECIPES, Recipe
 from mmccd_cli.training.samples import SliceDataset
@@ -20,13 +20,21 @@ SUBJECTS = ["s0", "s1", "s2", "s3"]
 LESION_LEVEL = 3.5
 SMALL = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
 SMALL_DENOISER = replace(SMALL, in_channels=2, time_conditioned=True)
+SMALL_RESTORATION = RestorationConfig(unet=replace(SMALL, in_channels=6, out_channels=3))
 
 
 def tiny_recipe(**changes: Any) -> Recipe:
     """The compact recipe in small, two steps a network."""
     compact = RECIPES["compact"]
     training = replace(compact.training, iterations=2, batch_size=2)
-    small = replace(compact, unet=SMALL, denoiser=SMALL_DENOISER, training=training)
+    small = replace(
+        compact,
+        unet=SMALL,
+        denoiser=SMALL_DENOISER,
+        restoration=SMALL_RESTORATION,
+        training=training,
+        restoration_training=training,
+    )
     return replace(small, **changes)
 
 
@@ -67,7 +75,7 @@ def write_shards(folder: Path, *, lesions: bool = True) -> Path:
     for number, subject in enumerate(SUBJECTS):
         generator = np.random.default_rng(number)
         inside, where, images = brain(), lesion_of(number) & lesions, {}
-        for modality in ("FLAIR", "T2w"):
+        for modality in MODALITIES:
             values = np.where(inside, 0.3 * generator.standard_normal(SHAPE), -3.0)
             images[modality] = np.where(where, LESION_LEVEL, values).astype(np.float32)
         volumes = SubjectVolumes(images, inside, where)
@@ -76,9 +84,9 @@ def write_shards(folder: Path, *, lesions: bool = True) -> Path:
         entries.append({"id": subject, "split": "train", "files": {}, **counts})
     flat = np.where(brain(), 0.0, -3.0).astype(np.float32)
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    write_template(folder, Template({"FLAIR": flat, "T2w": flat}, brain(), affine))
+    write_template(folder, Template(dict.fromkeys(MODALITIES, flat), brain(), affine))
     index = {
-        "modalities": ["FLAIR", "T2w"],
+        "modalities": list(MODALITIES),
         "spacing_mm": [2.0, 2.0, 2.0],
         "affine": affine.ravel().tolist(),
         "shape": list(SHAPE),

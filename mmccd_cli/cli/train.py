@@ -217,7 +217,11 @@ def train(
     refuse_to_overwrite([out / "bundle.json"], force=force, make_folders=True)
     work = work or out.with_name(out.name + ".work")
     recipe = source.recipe()
-    recipe = replace(recipe, training=changes.change(recipe.training))
+    recipe = replace(
+        recipe,
+        training=changes.change(recipe.training),
+        restoration_training=changes.change(recipe.restoration_training),
+    )
     with console.progress() as progress:
         from mmccd_cli.training.run import FOLD_BUNDLE, BundleText, Training
         from mmccd_cli.training.trainer import make_runtime

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,12 @@ REFINE_MM = {"FLAIR": 3.0}
 the training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
 FALSE_POSITIVES_ML = 1.0
 """Mean volume of a mask in healthy subjects, where no others are there to calibrate on."""
-MODALITY_SETS = (("FLAIR", "T2w", "T1w"), ("FLAIR", "T2w"), ("FLAIR",), ("T2w",), ("T1w",))
+MODALITY_SETS = tuple(
+    chosen
+    for count in range(len(MODALITIES), 0, -1)
+    for chosen in itertools.combinations(MODALITIES, count)
+)
+"""Every set of scans that a subject may come with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +69,21 @@ class CalibrationSubject:
         id: Its id.
         brain: (I, J, K) bool.
         lesion: (I, J, K) bool.
-        signals: Name -> (I, J, K) float32, see `SignalModel.signals`.
+        signals: Name -> (I, J, K) float32, see `SignalModel.signals`; all but restorations.
+        restorations: Set of modalities -> signals of the restoration that sees just these.
     """
 
     id: str
     brain: NDArray[np.bool_]
     lesion: NDArray[np.bool_]
     signals: dict[str, NDArray[np.float32]]
+    restorations: dict[tuple[str, ...], dict[str, NDArray[np.float32]]] = field(
+        default_factory=dict
+    )
+
+    def signals_for(self, config: ScoreConfig) -> dict[str, NDArray[np.float32]]:
+        """All signals that a score may combine."""
+        return {**self.signals, **self.restorations.get(config.modalities, {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,18 +228,34 @@ def load_subjects(
     found = []
     for fold in folds:
         model = SignalModel(fold.bundle, sampling, device)
-        everything = _everything(fold.bundle)
         for subject in fold.subjects:
             volumes = read_volumes(shards, subject, quantisation)
+            compute = partial(model.signals, volumes.images, volumes.brain)
             found.append(
                 CalibrationSubject(
                     id=subject,
                     brain=volumes.brain,
                     lesion=volumes.lesion,
-                    signals=model.signals(volumes.images, volumes.brain, everything),
+                    signals=compute(_everything(fold.bundle)),
+                    restorations={
+                        modalities: compute(_restorations(modalities))
+                        for modalities in _sets_of(fold.bundle)
+                        if fold.bundle.config.restoration is not None
+                    },
                 )
             )
     return found
+
+
+def _sets_of(bundle: Bundle) -> list[tuple[str, ...]]:
+    return [modalities for modalities in MODALITY_SETS if set(modalities) <= set(bundle.sources)]
+
+
+def _restorations(modalities: tuple[str, ...]) -> ScoreConfig:
+    """A score that asks for the restoration of all modalities of a set."""
+    return ScoreConfig(
+        modalities=modalities, weights={f"restoration:{modality}": 1.0 for modality in modalities}
+    )
 
 
 def _everything(bundle: Bundle) -> ScoreConfig:
@@ -329,7 +359,8 @@ class Search:
 
     def _smooth(self, subject: CalibrationSubject, config: ScoreConfig) -> SmoothedScore:
         spacing_mm = self.bundle.template.spacing_mm
-        return smooth(subject.signals, subject.brain, spacing_mm=spacing_mm, config=config)
+        signals = subject.signals_for(config)
+        return smooth(signals, subject.brain, spacing_mm=spacing_mm, config=config)
 
     def _choose_by_false_positives(self, modalities: tuple[str, ...]) -> CalibrationRow:
         """The lowest threshold that keeps false positives in healthy subjects within a budget."""
@@ -355,7 +386,8 @@ class Search:
         """The scale at which the map is most like a probability (least mean log loss)."""
         losses, spacing = np.zeros(len(MAP_SCALES)), self.bundle.template.spacing_mm
         for subject in self.subjects:
-            scored = score_scan(subject.signals, subject.brain, spacing_mm=spacing, config=config)
+            signals = subject.signals_for(config)
+            scored = score_scan(signals, subject.brain, spacing_mm=spacing, config=config)
             truth, inside = subject.lesion[subject.brain], scored.values[subject.brain]
             for index, scale in enumerate(MAP_SCALES):
                 trial = replace(config, map_scale=scale)

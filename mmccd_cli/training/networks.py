@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmccd_cli.config import TrainingConfig, UNetConfig, to_dict
 from mmccd_cli.progress import silent
 from mmccd_cli.training.recipes import Recipe
+from mmccd_cli.training.restoration import RestorationLoss, RestorationSpec
 from mmccd_cli.training.samples import SliceDataset, draw_sample
 from mmccd_cli.training.trainer import Report, Runtime, fit
 from mmccd_cli.translation.masking import hide, random_band_masks, random_blob_masks
@@ -23,7 +24,7 @@ from mmccd_cli.translation.unet import UNet
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """What one network learns.
+    """What one translator learns.
 
     Attributes:
         kind: "unet" or "diffusion".
@@ -43,9 +44,12 @@ class NetworkSpec:
         return network_name(self.kind, self.source, self.target)
 
 
-def network_specs(recipe: Recipe) -> list[NetworkSpec]:
+def network_specs(recipe: Recipe) -> list[NetworkSpec | RestorationSpec]:
     """Networks of a recipe in the order of training; what two cycles share is trained once."""
-    specs: dict[str, NetworkSpec] = {}
+    specs: dict[str, NetworkSpec | RestorationSpec] = {}
+    if recipe.restoration is not None:
+        restoration = RestorationSpec(recipe.restoration)
+        specs[restoration.name] = restoration
     for cycle in recipe.cycles:
         there, back = (cycle.source, cycle.target), (cycle.target, cycle.source)
         for kind, (source, target) in (("diffusion", there), ("unet", back), ("unet", there)):
@@ -56,7 +60,7 @@ def network_specs(recipe: Recipe) -> list[NetworkSpec]:
 
 
 def train_network(
-    spec: NetworkSpec,
+    spec: NetworkSpec | RestorationSpec,
     dataset: SliceDataset,
     recipe: Recipe,
     *,
@@ -82,17 +86,12 @@ def train_network(
     Raises:
         UsageError, ComputeError, WeightsError: As `fit` does.
     """
-    config = recipe.training
+    restores = isinstance(spec, RestorationSpec)
+    config = recipe.restoration_training if restores else recipe.training
     torch.manual_seed(config.seed)
-    network = UNet(spec.unet)
+    network = UNet(spec.config.unet if isinstance(spec, RestorationSpec) else spec.unet)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
-    loss = TranslationLoss(
-        spec=spec,
-        dataset=dataset,
-        schedule=Schedule.from_config(recipe.diffusion),
-        config=config,
-        runtime=runtime,
-    )
+    loss = _loss_of(spec, dataset, recipe, runtime=runtime)
     watched = None
     if validation is not None:
         watched = replace(loss, dataset=validation, config=replace(config, augment=False))
@@ -111,6 +110,30 @@ def train_network(
         folder=folder,
         validation=watched,
         report=report,
+    )
+
+
+def _loss_of(
+    spec: NetworkSpec | RestorationSpec,
+    dataset: SliceDataset,
+    recipe: Recipe,
+    *,
+    runtime: Runtime,
+) -> TranslationLoss | RestorationLoss:
+    if isinstance(spec, RestorationSpec):
+        return RestorationLoss(
+            spec=spec,
+            dataset=dataset,
+            scale=recipe.preprocessing.intensity.scale,
+            config=recipe.restoration_training,
+            runtime=runtime,
+        )
+    return TranslationLoss(
+        spec=spec,
+        dataset=dataset,
+        schedule=Schedule.from_config(recipe.diffusion),
+        config=recipe.training,
+        runtime=runtime,
     )
 
 

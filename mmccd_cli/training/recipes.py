@@ -9,6 +9,7 @@ from mmccd_cli.config import (
     DiffusionConfig,
     IntensityConfig,
     PreprocessingConfig,
+    RestorationConfig,
     SamplingConfig,
     TrainingConfig,
     UNetConfig,
@@ -40,6 +41,8 @@ class Recipe:
         sampling: Default sampling of the bundle.
         diffusion: The noise schedule.
         cycles: Which cycles are trained.
+        restoration: The restoration network; None trains none.
+        restoration_training: How it is trained.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Recipe:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     cycles: tuple[CycleConfig, ...] = CYCLES
+    restoration: RestorationConfig | None = None
+    restoration_training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 def _compact() -> Recipe:
@@ -74,6 +79,18 @@ def _compact() -> Recipe:
         # Bands of 48 pixels hide more of a lesion than those of 16, and fewer are needed.
         sampling=SamplingConfig(
             method="cyclic-unet", band_width=48, band_stride=24, num_inference_steps=1
+        ),
+        restoration=RestorationConfig(
+            unet=UNetConfig(
+                in_channels=6,
+                out_channels=3,
+                base_channels=32,
+                channel_multipliers=(1, 2, 3, 4),
+                pixel_unshuffle=2,
+            ),
+        ),
+        restoration_training=TrainingConfig(
+            iterations=1500, batch_size=16, learning_rate=1.5e-3, ema_decay=0.995
         ),
     )
 

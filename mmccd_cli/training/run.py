@@ -14,7 +14,7 @@ from torch import Tensor
 from mmccd_cli import __version__
 from mmccd_cli.anomaly.atlas import NormalRangeFit
 from mmccd_cli.anomaly.components import erode
-from mmccd_cli.config import PreprocessingConfig, ScoreConfig, from_dict, to_dict
+from mmccd_cli.config import MODALITIES, PreprocessingConfig, ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
 from mmccd_cli.progress import silent
 from mmccd_cli.template import NormalRange, Quantisation
@@ -169,6 +169,7 @@ class Training:
             cycles=recipe.cycles,
             unet=recipe.unet,
             denoiser=recipe.denoiser,
+            restoration=recipe.restoration,
             diffusion=recipe.diffusion,
             preprocessing=from_dict(PreprocessingConfig, index["preprocessing"]),
             sampling=recipe.sampling,
@@ -215,6 +216,8 @@ class Training:
     def _check_shards(self) -> None:
         index, recipe = self._index, self.recipe
         needed = {m for cycle in recipe.cycles for m in (cycle.source, cycle.target)}
+        if recipe.restoration is not None:
+            needed |= set(MODALITIES)
         missing = sorted(needed - set(index["modalities"]))
         if missing:
             raise DataError(

@@ -3,7 +3,8 @@
 | file                        | holds                                                          |
 |-----------------------------|----------------------------------------------------------------|
 | `bundle.json`               | `BundleConfig`, and size and SHA-256 of every other file       |
-| `SOURCE-TARGET.KIND.safetensors` | one network's weights (float16 or float32)                |
+| `SOURCE-TARGET.KIND.safetensors` | one translator's weights (float16 or float32)             |
+| `restoration.safetensors`   | the restoration network's weights                              |
 | `template.safetensors`      | brain mask; mean image, and `normal.mean.M` and                |
 |                             | `normal.spread.M`, a modality; all (I, J, K) uint8             |
 | `README.md`                 | the model card                                                 |
@@ -38,6 +39,7 @@ from mmccd_cli.config import (
     DiffusionConfig,
     Number,
     PreprocessingConfig,
+    RestorationConfig,
     SamplingConfig,
     ScoreConfig,
     UNetConfig,
@@ -69,6 +71,11 @@ SPREADS = Quantisation(minimum=0.0, step=4.0 / 255)
 
 _MIN_BRAIN_LITRES, _MAX_BRAIN_LITRES = 0.01, 10.0
 
+RESTORATION = "restoration"
+"""Name of the restoration network."""
+NETWORK_FILES = (".unet.safetensors", ".diffusion.safetensors", f"{RESTORATION}.safetensors")
+"""How the names of networks' files end."""
+
 Length = Annotated[int, Field(ge=1, le=1024)]
 
 
@@ -98,6 +105,7 @@ class BundleConfig:
         unet: Architecture of the plain networks.
         denoiser: Architecture of the masked conditional diffusion networks.
         diffusion: Their noise schedule.
+        restoration: The restoration network; None where the bundle has none.
         preprocessing: How scans become slices.
         sampling: Default sampling.
         scores: Calibrated score of each set of modalities and method, the preferred first.
@@ -118,10 +126,17 @@ class BundleConfig:
     sampling: SamplingConfig
     scores: dict[str, tuple[ScoreConfig, ...]]
     template: TemplateConfig
+    restoration: RestorationConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     licence: str = "unknown"
     intended_use: str = "Research use only."
+
+    @property
+    def architectures(self) -> tuple[UNetConfig, ...]:
+        """Architectures of all its networks."""
+        restoration = () if self.restoration is None else (self.restoration.unet,)
+        return (self.unet, self.denoiser, *restoration)
 
     def __post_init__(self) -> None:
         sources = [cycle.source for cycle in self.cycles]
@@ -138,6 +153,8 @@ class BundleConfig:
                 missing = sorted(set(score.sources) - set(sources))
                 if missing:
                     raise ValueError(f"a score needs the cycle of {missing}, which is not there")
+                if score.restored and self.restoration is None:
+                    raise ValueError("a score needs a restoration network, which is not there")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +237,17 @@ class Bundle:
         translator = MaskedTranslator(denoiser, schedule, sampling.num_inference_steps)
         return Cycle(backward, imagine=translator)
 
+    def restoration(self, device: torch.device) -> UNet:
+        """Load the restoration network.
+
+        Args:
+            device: Where it goes.
+
+        Raises:
+            WeightsError: The bundle has none, or its file is damaged.
+        """
+        return self._network(RESTORATION, device)
+
     def _network(self, name: str, device: torch.device) -> UNet:
         file = f"{name}.safetensors"
         if file not in self.files:
@@ -236,9 +264,12 @@ class Bundle:
             WeightsError: It is not the file that the bundle lists, or not such a network.
         """
         raw = read_checked(self.folder, file, self.files[file])
-        kind = file.split(".")[-2]
-        architecture = self.config.denoiser if kind == "diffusion" else self.config.unet
-        return _load_strictly(architecture, raw, self.folder / file)
+        return _load_strictly(self._architecture(file), raw, self.folder / file)
+
+    def _architecture(self, file: str) -> UNetConfig:
+        if file == f"{RESTORATION}.safetensors" and self.config.restoration is not None:
+            return self.config.restoration.unet
+        return self.config.denoiser if file.split(".")[-2] == "diffusion" else self.config.unet
 
 
 def load_bundle(folder: Path, *, uncalibrated: bool = False) -> Bundle:
@@ -282,7 +313,7 @@ def verify_bundle(bundle: Bundle) -> None:
         WeightsError: The first file that does not fit.
     """
     for name, entry in bundle.files.items():
-        if name.endswith((".unet.safetensors", ".diffusion.safetensors")):
+        if name.endswith(NETWORK_FILES):
             bundle.read_network(name)
         else:
             check_file(bundle.folder, name, entry)
@@ -350,6 +381,7 @@ def _check_architectures(config: BundleConfig) -> None:
     for unet, channels, timed in ((config.unet, 1, False), (config.denoiser, 2, True)):
         if (unet.in_channels, unet.out_channels, unet.time_conditioned) != (channels, 1, timed):
             raise ValueError(f"a network of {channels} input channels has the wrong shape")
+    for unet in config.architectures:
         widest = unet.base_channels * max(unet.channel_multipliers)
         if widest > 4096 or unet.residual_blocks > 16 or len(unet.channel_multipliers) > 8:
             raise ValueError("an architecture is too large")

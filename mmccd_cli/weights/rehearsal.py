@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import WeightsError
+from mmccd_cli.translation.restoration import restoration_input
 from mmccd_cli.translation.slices import to_slices
 from mmccd_cli.translation.translators import Cycle
 from mmccd_cli.weights.bundle import Bundle
@@ -20,7 +22,7 @@ _STEPS = 2
 
 
 def rehearse(bundle: Bundle) -> None:
-    """Let every cycle that a score of the bundle needs translate one slice of the template.
+    """Let every network that a score of the bundle needs work on one slice of the template.
 
     Raises:
         WeightsError: A network is missing or damaged, or gives values that are no image.
@@ -35,6 +37,13 @@ def rehearse(bundle: Bundle) -> None:
                 imagined = _translate(cycle, _middle_slice(bundle, source))
             if not float(imagined.abs().max()) < LARGEST:
                 raise overflown(bundle, source)
+    if any(score.restored for scores in config.scores.values() for score in scores):
+        scans = torch.cat([_middle_slice(bundle, modality) for modality in MODALITIES], dim=1)
+        network = bundle.restoration(torch.device("cpu"))
+        with torch.inference_mode():
+            restored = network(restoration_input(scans, torch.ones(1, len(MODALITIES))))
+        if not float(restored.abs().max()) < LARGEST:
+            raise overflown(bundle, ", ".join(MODALITIES))
 
 
 def overflown(bundle: Bundle, source: str) -> WeightsError:
@@ -53,7 +62,7 @@ def _middle_slice(bundle: Bundle, source: str) -> Tensor:
     stack = to_slices(
         template.images.get(source, template.mask.astype(np.float32)),
         template.mask,
-        multiple=max(config.unet.stride, config.denoiser.stride),
+        multiple=max(unet.stride for unet in config.architectures),
         fill=config.preprocessing.intensity.background,
     )
     largest = int(stack.brain.sum(axis=(1, 2, 3)).argmax())

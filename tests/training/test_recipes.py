@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from mmccd_cli.config import MODALITIES, CycleConfig
-from mmccd_cli.training.networks import network_specs
+from mmccd_cli.training.networks import NetworkSpec, network_specs
 from mmccd_cli.training.recipes import CYCLES, RECIPES, Recipe
 from mmccd_cli.training.run import initial_scores
 from mmccd_cli.translation.masking import band_masks
@@ -71,21 +71,31 @@ def test_networks_fit_their_task(recipe: Recipe) -> None:
     assert 128 % recipe.unet.stride == 0
 
 
+def translators_of(recipe: Recipe) -> list[NetworkSpec]:
+    return [spec for spec in network_specs(recipe) if isinstance(spec, NetworkSpec)]
+
+
+def test_the_restoration_network_comes_first_where_there_is_one() -> None:
+    assert network_specs(RECIPES["compact"])[0].name == "restoration"
+    assert len(network_specs(RECIPES["paper"])) == 7
+
+
 @ALL
 def test_each_network_is_trained_once(recipe: Recipe) -> None:
     """Three cycles of three networks each, of which FLAIR-T2w and T2w-FLAIR share two."""
-    names = [spec.name for spec in network_specs(recipe)]
+    translators = translators_of(recipe)
+    names = [spec.name for spec in translators]
     assert len(names) == len(set(names)) == 7
     for cycle in recipe.cycles:
         there, back = (cycle.source, cycle.target), (cycle.target, cycle.source)
         assert f"{'-'.join(there)}.diffusion" in names
         assert f"{'-'.join(there)}.unet" in names
         assert f"{'-'.join(back)}.unet" in names
-    kinds = {spec.name: spec.unet for spec in network_specs(recipe)}
+    kinds = {spec.name: spec.unet for spec in translators}
     assert all((u is recipe.denoiser) == n.endswith(".diffusion") for n, u in kinds.items())
 
 
 def test_one_cycle_needs_three_networks() -> None:
     recipe = replace(RECIPES["compact"], cycles=(CycleConfig("T1w", "T2w", sign=-1),))
-    names = [spec.name for spec in network_specs(recipe)]
+    names = [spec.name for spec in translators_of(recipe)]
     assert names == ["T1w-T2w.diffusion", "T2w-T1w.unet", "T1w-T2w.unet"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_data import SUBJECTS, tiny_recipe, write_shards
 
-from mmccd_cli.config import ScoreConfig
+from mmccd_cli.config import MODALITIES, ScoreConfig
 from mmccd_cli.errors import DataError, WeightsError
 from mmccd_cli.training.calibration import Calibration, Trial, calibrate, choose_trial
 from mmccd_cli.training.recipes import CYCLES
@@ -57,7 +57,7 @@ def test_the_bundle_is_whole_and_calibrated_on_everybody(trained: Trained) -> No
     assert set(bundle.config.scores) == {"mmccd", "cyclic-unet"}
     assert sorted(bundle.config.calibration["subjects"]) == SUBJECTS
     assert sorted(map(sorted, bundle.config.calibration["folds"])) == [["s0", "s2"], ["s1", "s3"]]
-    assert set(bundle.template.normal) == {"FLAIR", "T2w"}
+    assert set(bundle.template.normal) == set(MODALITIES)
     card = (trained.out / "README.md").read_text()
     assert card.count("| new |") == 2
     assert "| known |" not in card
