@@ -265,7 +265,7 @@ def test_the_cpu_takes_over_from_a_full_device(monkeypatch: pytest.MonkeyPatch) 
     assert tried == ["cuda 4", "cuda 2", "cuda 1", "cpu 4", "cpu 4"]
     assert values["cycle:FLAIR"].any()
     (note,) = model.notes
-    assert note.startswith("Warning: the memory of cuda")
+    assert note.startswith("The memory of cuda")
     assert (model.device.type, model.precision) == ("cpu", "fp32")
 
 
