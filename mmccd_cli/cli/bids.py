@@ -175,7 +175,7 @@ def bids(
     shard = choose_shard(selection.share, folders, console)
     run_cohort(
         plan_bids_cohort(subjects, missing, out, run=selection.run, extras=extras, shard=shard),
-        partial(model.load, **asdict(sampling)),
+        partial((model.for_workers() if run.scheduler else model).load, **asdict(sampling)),
         settings=RunSettings(**asdict(mask), skull_strip=strip),
         run=run,
         console=console,

@@ -7,9 +7,10 @@ What reads a value raises `typer.BadParameter` where it is none.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -167,6 +168,14 @@ class ModelOptions:
         ),
     ] = "auto"
 
+    def for_workers(self) -> ModelOptions:
+        """The same weights where a process on another computer, in another folder, loads them."""
+        named = self.weights or os.environ.get("MMCCD_WEIGHTS")
+        if named is not None and Path(named).is_dir():
+            named = str(Path(named).absolute())
+        cache = None if self.cache_dir is None else self.cache_dir.absolute()
+        return replace(self, weights=named, cache_dir=cache)
+
     def load(self, **sampling: Any) -> Segmenter:
         """Find and load the weights, and choose the device; see `Segmenter.from_pretrained`.
 
@@ -238,7 +247,15 @@ class RunOptions:
         count_option(
             parser=count_from_0,
             help="Subjects that are read and registered in threads while one is on the device; "
-            "each takes up to 1 GB. 0 for none.",
+            "each takes up to 1 GB. 0 for none. With --scheduler auto, worker processes.",
+        ),
+    ] = None
+    scheduler: Annotated[
+        str | None,
+        computing_option(
+            metavar="ADDRESS|FILE.json|auto",
+            help="Segment on the workers of a Dask scheduler; auto starts some on this computer. "
+            "All must see the same folders; their threads are their own.",
         ),
     ] = None
 

@@ -58,7 +58,8 @@ def run_cohort(
         typer.Exit: Some of many subjects failed.
     """
     from mmccd_cli.cohort.plan import RunPolicy
-    from mmccd_cli.cohort.run import Observer, preview_cohort, segment_cohort
+    from mmccd_cli.cohort.run import preview_cohort, segment_cohort
+    from mmccd_cli.cohort.runner import Observer
 
     def announce() -> Pipeline:
         pipeline = load()
@@ -69,20 +70,23 @@ def run_cohort(
         progress.begin(job.subject.id)
         _explain(job, console.detail)
 
-    def united(table: Path) -> None:
-        console.info(f"All shares are through: {table}")
-
-    policy = RunPolicy(force=run.force, resume=run.resume, workers=run.workers)
+    policy = RunPolicy(
+        force=run.force, resume=run.resume, workers=run.workers, scheduler=run.scheduler
+    )
     jobs = {job.subject.id: job for job in cohort.jobs}
     reported: list[Outcome] = []
     since = time.perf_counter()
     with console.progress() as progress:
-        observer = Observer(began=began, advance=progress.advance, united=united)
+        observer = Observer(began=began, advance=progress.advance, note=console.info)
         outcomes = (
             preview_cohort(cohort, announce, settings=settings, policy=policy)
             if run.dry_run
             else segment_cohort(
-                cohort, announce, settings=settings, policy=policy, observer=observer
+                cohort,
+                load if run.scheduler else announce,  # the console stays here
+                settings=settings,
+                policy=policy,
+                observer=observer,
             )
         )
         with contextlib.closing(outcomes):

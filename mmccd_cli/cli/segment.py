@@ -233,7 +233,7 @@ def segment(
     )
     run_cohort(
         selection.plan(),
-        partial(model.load, **asdict(sampling)),
+        partial((model.for_workers() if run.scheduler else model).load, **asdict(sampling)),
         settings=RunSettings(**asdict(mask), skull_strip=strip, space=wanted.space),
         run=run,
         console=console,

@@ -9,8 +9,9 @@ In the order in which a cohort passes through:
 5. `resume`: what an earlier run left of a job, and whether it can stay.
 6. `prefetch`: the next jobs are prepared in threads while one is on the device.
 7. `steps`: one job, step by step: read and prepare, infer, write; or only a new mask.
-8. `run`: all of a cohort, one outcome after the other; or what would be done.
-9. `summary`: the table of all outcomes.
+8. `runner`: the same with an outcome in every case; `dask_workers`: on the workers of a cluster.
+9. `run`: all of a cohort, one outcome after the other; or what would be done.
+10. `summary`: the table of all outcomes, and of all shares.
 
 `threshold` makes new masks from maps that are there; `demo` segments a synthetic subject.
 """
@@ -24,7 +25,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "jobs": ["Job", "RunSettings", "find_all_subjects", "plan_job"],
         "plan": ["Cohort", "RunPolicy", "SubjectSelection", "plan_bids_cohort"],
-        "run": ["Observer", "preview_cohort", "segment_cohort"],
+        "run": ["preview_cohort", "segment_cohort"],
+        "runner": ["Observer"],
         "shards": ["Shard", "choose_shard"],
         "steps": ["JobSteps", "PreparedJob"],
         "summary": ["Summary"],

@@ -37,7 +37,10 @@ class RunPolicy:
         force: Whether existing outputs are overwritten.
         resume: Whether a subject is skipped whose result has the same inputs, weights and
             settings; where only the mask's settings differ, only its mask is made again.
-        workers: Subjects that are prepared ahead, each in a thread; 0 for none, None chooses.
+        workers: Subjects that are prepared ahead, each in a thread; 0 for none, None chooses. With
+            the scheduler "auto", worker processes instead.
+        scheduler: Address or file of a Dask scheduler whose workers segment; "auto" starts workers
+            on this computer, None segments in this process.
 
     Raises:
         UsageError: Both `force` and `resume`.
@@ -46,6 +49,7 @@ class RunPolicy:
     force: bool = False
     resume: bool = False
     workers: int | None = None
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         if self.force and self.resume:
@@ -64,7 +68,6 @@ class Cohort:
         summary: The table of the subjects, or None.
         report_dir: Folder of the reports, in which an index.html is written; None for none.
         bids_root: Root of the BIDS derivatives that the results become, or None.
-        everyone: The names of the subjects of all shares, where there is a summary.
     """
 
     jobs: Sequence[Job]
@@ -72,7 +75,6 @@ class Cohort:
     summary: Summary | None = None
     report_dir: Path | None = None
     bids_root: Path | None = None
-    everyone: Sequence[str] = ()
 
     def check(self, settings: RunSettings, policy: RunPolicy) -> None:
         """Refuse, before anything is computed, what cannot or must not be written.
@@ -243,10 +245,9 @@ class SubjectSelection:
         return Cohort(
             jobs=jobs,
             failures=[*failures, *unnamed],
-            summary=None if self.out_dir is None else Summary(self.out_dir, self.shard),
+            summary=None if self.out_dir is None else Summary(self.out_dir, self.shard, everyone),
             report_dir=self.report_dir,
             bids_root=self.bids_out,
-            everyone=everyone,
         )
 
     def _find(self) -> FoundSubjects:

@@ -51,11 +51,15 @@ class Summary:
         out_dir: The folder of the results.
         shard: The share of the cohort; each share has a table of its own, because several tasks
             cannot write one file.
+        everyone: The names of the subjects of all shares, in the order of their rows.
     """
 
-    def __init__(self, out_dir: Path, shard: Shard | None = None) -> None:
+    def __init__(
+        self, out_dir: Path, shard: Shard | None = None, everyone: Sequence[str] = ()
+    ) -> None:
         self.path = out_dir / (f"summary_shard-{shard}.tsv" if shard else "summary.tsv")
         self.shard = shard
+        self._places = {_cell(name): place for place, name in enumerate(everyone)}
         self._rows: dict[str, dict[str, str]] = {}
 
     def check(self) -> None:
@@ -78,7 +82,9 @@ class Summary:
             for name, row in self._earlier().items()
             if name not in self._rows and (self.path.parent / row["map"]).is_file()
         ]
-        self._write([*kept, *self._rows.values()])
+        # In the order of the subjects, whichever is done first.
+        ordered = sorted(self._rows, key=lambda name: self._places.get(name, len(self._places)))
+        self._write([*kept, *(self._rows[name] for name in ordered)])
 
     def replace(self, outcome: Outcome) -> None:
         """Write the row of a subject anew where the table has one, and leave all others.
@@ -90,6 +96,33 @@ class Summary:
         if _cell(outcome.name) in rows:
             rows[_cell(outcome.name)] = _row(outcome)
             self._write(rows.values())
+
+    def unite(self) -> Path | None:
+        """Write `summary.tsv` if the tables of all shares tell of everyone by now.
+
+        Every share calls this when it is through, so the last one finds all that the others wrote.
+        The tables are read again after each writing, until they say what was written: of two shares
+        that end at the same time, neither can leave a table behind that lacks the other's last row.
+
+        Returns:
+            The table; None where there are no shares, or one is not through.
+
+        Raises:
+            UsageError: The table cannot be written, or is somebody else's.
+        """
+        if self.shard is None:
+            return None
+        folder, count = self.path.parent, self.shard.count
+        shares = [Summary(folder, Shard(index, count)) for index in range(1, count + 1)]
+        whole, written = Summary(folder), None
+        while True:
+            rows = {name: row for share in shares for name, row in share._earlier().items()}
+            if not rows.keys() >= self._places.keys():
+                return None
+            if (found := {name: rows[name] for name in self._places}) == written:
+                return whole.path
+            whole._rows = written = found
+            whole.add()
 
     def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
         try:
@@ -125,37 +158,6 @@ class Summary:
             missing | dict(zip(head, row, strict=True)) for row in cells if len(row) == len(head)
         ]
         return {row["subject"]: row for row in rows}
-
-
-def unite_shares(out_dir: Path, count: int, everyone: Sequence[str]) -> Path | None:
-    """Write `summary.tsv` if the tables of all shares tell of everyone by now.
-
-    Every share calls this when it is through, so the last one finds all that the others wrote. The
-    tables are read again after each writing, until they say what was written: of two shares that
-    end at the same time, neither can leave a table behind that lacks the other's last row.
-
-    Args:
-        out_dir: The folder of the results.
-        count: Number of shares.
-        everyone: The subjects of all shares, in the order of the rows.
-
-    Returns:
-        The table; None where a share is not through.
-
-    Raises:
-        UsageError: The table cannot be written, or is somebody else's.
-    """
-    shares = [Summary(out_dir, Shard(index, count)) for index in range(1, count + 1)]
-    names = [_cell(name) for name in everyone]
-    whole, written = Summary(out_dir), None
-    while True:
-        rows = {name: row for share in shares for name, row in share._earlier().items()}
-        if not all(name in rows for name in names):
-            return None
-        if (found := {name: rows[name] for name in names}) == written:
-            return whole.path
-        whole._rows = written = found
-        whole.add()
 
 
 def update_summaries(folder: Path, outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from mmccd_cli.cohort import summary as module
 from mmccd_cli.cohort.shards import Shard
-from mmccd_cli.cohort.summary import Summary, unite_shares
+from mmccd_cli.cohort.summary import Summary
 from mmccd_cli.errors import DataError
 from mmccd_cli.outputs.record import Outcome
 
@@ -25,7 +25,7 @@ def _subjects(path: Path) -> list[str]:
 
 
 def _unite(folder: Path) -> Path | None:
-    return unite_shares(folder, 2, EVERYONE)
+    return Summary(folder, Shard(1, 2), EVERYONE).unite()
 
 
 def test_the_share_that_is_through_last_writes_the_table_of_all(tmp_path: Path) -> None:
@@ -75,8 +75,9 @@ def test_of_shares_that_end_together_one_writes_the_table(tmp_path: Path) -> Non
 
     def end(index: int) -> None:
         together.wait()
-        Summary(tmp_path, Shard(index, 8)).add(_failed(names[index - 1]))
-        written.append(unite_shares(tmp_path, 8, names))
+        share = Summary(tmp_path, Shard(index, 8), names)
+        share.add(_failed(names[index - 1]))
+        written.append(share.unite())
 
     threads = [threading.Thread(target=end, args=(index,)) for index in range(1, 9)]
     for thread in threads:
@@ -85,3 +86,11 @@ def test_of_shares_that_end_together_one_writes_the_table(tmp_path: Path) -> Non
         thread.join()
     assert any(written)
     assert _subjects(tmp_path / "summary.tsv") == names
+
+
+def test_rows_have_the_order_of_the_subjects_whichever_is_done_first(tmp_path: Path) -> None:
+    table = Summary(tmp_path, everyone=EVERYONE)
+    for name in ("b", "broken", "c", "a"):
+        table.add(_failed(name))
+    assert _subjects(table.path) == EVERYONE
+    assert table.unite() is None
