@@ -5,16 +5,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import Console, JsonConsole
+from mmccd_cli.cli.console import JsonConsole
 
 if TYPE_CHECKING:
-    from mmccd_cli.evaluation.benchmark import BenchmarkResult, BenchmarkSetup
+    from mmccd_cli.evaluation.benchmark import BenchmarkSetup, PresetCost
 
 
 @command
@@ -39,22 +39,24 @@ def benchmark(
     model: options.ModelOptions,
     console: JsonConsole,
 ) -> None:
-    """Measure seconds, memory and Dice of the presets on this machine.
-
-    Examples:
-      mmccd benchmark
-      mmccd benchmark SUBJECT --device cpu --json
-    """
+    """Measure seconds, memory and Dice of fast, balanced and paper on this machine."""
+    console.info("Each preset segments a subject in a process of its own; fast is the first.")
     with tempfile.TemporaryDirectory(prefix="mmccd-") as folder:
-        from mmccd_cli.evaluation.benchmark import run_benchmark
+        from mmccd_cli.evaluation.benchmark import benchmark_presets
 
         setup = _setup(subject, model, Path(folder))
-        with console.progress() as progress:
-            result = run_benchmark(setup, budget_s=budget, report=progress.begin)
-        if console.as_json:
-            console.record(_record(result))
-        else:
-            _show(result, console)
+        weights = setup.bundle.config
+        costs: list[PresetCost] = []
+        for cost in benchmark_presets(setup, budget_s=budget):
+            if not console.as_json:
+                if not costs:
+                    console.result(f"{setup.subject.id}: {weights.name} {weights.version}")
+                    console.result(f"{cost.device}\n{_HEADING}")
+                console.result(_row(cost))
+            costs.append(cost)
+    if console.as_json:
+        named = {"subject": setup.subject.id, "bundle": f"{weights.name} {weights.version}"}
+        console.record({**named, "presets": [asdict(cost) for cost in costs]})
 
 
 def _setup(subject: Path | None, model: options.ModelOptions, folder: Path) -> BenchmarkSetup:
@@ -66,13 +68,11 @@ def _setup(subject: Path | None, model: options.ModelOptions, folder: Path) -> B
         files = plan_demo(folder)
         write_scans(files)
         subject = files.scans["FLAIR"].parent
-    segmenter = model.load()
+    bundle = model.load().bundle
     return BenchmarkSetup(
         subject=find_subject(subject),
-        bundle=segmenter.bundle,
-        device=segmenter.device,
-        precision=segmenter.precision,
-        arguments=[str(subject), *_arguments(model, segmenter.bundle.folder)],
+        bundle=bundle,
+        arguments=[str(subject), *_arguments(model, bundle.folder)],
         folder=folder,
     )
 
@@ -89,43 +89,13 @@ def _arguments(model: options.ModelOptions, bundle: Path) -> list[str]:
     return ["--offline", *(str(text) for pair in given.items() for text in pair)]
 
 
-def _record(result: BenchmarkResult) -> dict[str, Any]:
-    record = asdict(result)
-    for entry, cost in zip(record["presets"], result.presets, strict=True):
-        entry["total_seconds"] = cost.total_seconds
-    return record
+_HEADING = f"{'preset':<10}{'seconds':>9}{'of the CPU':>12}{'memory':>10}{'Dice':>7}"
 
 
-def _show(result: BenchmarkResult, console: Console) -> None:
-    """Lay a result out for people, one column a preset."""
-    from mmccd_cli.evaluation.tables import text_table
-
-    costs = result.presets
-    stages = dict.fromkeys(stage for cost in costs for stage in cost.seconds)
-    rows: dict[str, list[float | None]] = {
-        "network passes": [cost.passes for cost in costs],
-        **{
-            f"  {stage.replace('_', ' ')}, s": [cost.seconds.get(stage) for cost in costs]
-            for stage in stages
-        },
-        "whole process, s": [cost.total_seconds for cost in costs],
-        "  of the CPU, s": [cost.cpu_seconds for cost in costs],
-        "peak memory, MiB": [cost.peak_memory_mib for cost in costs],
-        "Dice": [cost.dice for cost in costs],
-    }
-    title = (
-        f"{result.subject}: {result.slices} slices with brain; {result.bundle}; "
-        f"{result.device}, {result.precision}"
-    )
-    cells = [[name, *(_short(value) for value in values)] for name, values in rows.items()]
-    console.result(text_table(title, ["", *(cost.preset for cost in costs)], cells))
-    for cost in costs:
-        if cost.estimated:
-            console.info(f"{cost.preset} was not run: its seconds are estimated from its passes.")
-
-
-def _short(value: float | None) -> str:
-    """Whole numbers as they are, others with three figures."""
-    if value is None or isinstance(value, int):
-        return "-" if value is None else f"{value:,}"
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:#.3g}"
+def _row(cost: PresetCost) -> str:
+    """A line under `_HEADING`."""
+    cpu = "-" if cost.cpu_seconds is None else f"{cost.cpu_seconds:.1f}"
+    memory = "-" if cost.peak_memory_mib is None else f"{cost.peak_memory_mib:,.0f} MiB"
+    dice = "-" if cost.dice is None else f"{cost.dice:.3f}"
+    note = "  not run: estimated from its passes" if cost.estimated else ""
+    return f"{cost.preset:<10}{cost.seconds:>9,.1f}{cpu:>12}{memory:>10}{dice:>7}{note}"

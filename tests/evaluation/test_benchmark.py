@@ -17,11 +17,10 @@ from mmccd_cli.config import UNetConfig
 from mmccd_cli.errors import ComputeError
 from mmccd_cli.evaluation import benchmark
 from mmccd_cli.evaluation.benchmark import (
-    REST,
     BenchmarkSetup,
     PresetCost,
+    benchmark_presets,
     expected_passes,
-    run_benchmark,
     run_process,
 )
 from mmccd_cli.evaluation.passes import counting_passes
@@ -55,77 +54,84 @@ def setup(
     return BenchmarkSetup(
         subject=find_subject(subject),
         bundle=load_bundle(bundle),
-        device=torch.device("cpu"),
-        precision="fp32",
         arguments=arguments,
         folder=tmp_path,
     )
 
 
 @pytest.fixture
-def few_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "choose_sampling", choose_few_bands)
-
-
-@pytest.fixture
-def without_processes(monkeypatch: pytest.MonkeyPatch, few_bands: None) -> list[str]:
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Replace what is slow; returns the presets that were run as processes."""
     ran: list[str] = []
 
-    def run(setup: BenchmarkSetup, preset: str, *, passes: int) -> PresetCost:
+    def run(setup: BenchmarkSetup, preset: str) -> PresetCost:
         ran.append(preset)
-        seconds = {"read": 1.0, "inference": 2.0, REST: 3.0}
-        others = {"cpu_seconds": 4.0, "peak_memory_mib": 500.0, "dice": 0.5}
-        return PresetCost(preset=preset, passes=passes, seconds=seconds, **others)
+        return PresetCost(
+            preset=preset,
+            seconds=6.0,
+            inference_seconds=2.0,
+            cpu_seconds=4.0,
+            peak_memory_mib=500.0,
+            dice=0.5,
+            device="a device",
+        )
 
+    monkeypatch.setattr(benchmark, "choose_sampling", choose_few_bands)
     monkeypatch.setattr(benchmark, "run_process", run)
     return ran
 
 
-def test_the_passes_that_are_told_are_those_that_are_made(
-    setup: BenchmarkSetup, few_bands: None
+def test_the_passes_that_are_told_have_the_ratio_of_those_that_are_made(
+    setup: BenchmarkSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (slices, passes), volumes = expected_passes(setup), read_scans(setup.subject).volumes
-    assert tuple(passes) == benchmark.BENCHMARKED
-    for preset, told in passes.items():
-        sampling = benchmark.choose_sampling(setup.bundle.config.sampling, preset)
-        pipeline = Pipeline(setup.bundle, device="cpu", sampling=sampling)
+    monkeypatch.setattr(benchmark, "choose_sampling", choose_few_bands)
+    told = expected_passes(setup.bundle, tuple(setup.subject.paths))
+    assert tuple(told) == benchmark.BENCHMARKED
+    volumes, made = read_scans(setup.subject).volumes, {}
+    for preset in told:
+        sampling = choose_few_bands(setup.bundle.config.sampling, preset)
         with counting_passes() as count:
-            pipeline.segment(volumes)
-        assert told == count.passes > slices
+            Pipeline(setup.bundle, device="cpu", sampling=sampling).segment(volumes)
+        made[preset] = count.passes
+    for preset in told:
+        assert told[preset] / told["fast"] == pytest.approx(made[preset] / made["fast"], rel=0.15)
 
 
 @pytest.mark.parametrize("budget_s", [0.0, 1e6])
 def test_what_takes_too_long_is_estimated_from_its_passes(
     setup: BenchmarkSetup, without_processes: list[str], budget_s: float
 ) -> None:
-    result = run_benchmark(setup, budget_s=budget_s)
-    fast, balanced, paper = result.presets
-    assert fast.passes == 2 * result.slices
-    assert paper.passes % 3 == 0, "two steps forward, one back"
+    fast, balanced, paper = benchmark_presets(setup, budget_s=budget_s)
     if budget_s:
         assert without_processes == ["fast", "balanced", "paper"]
         assert not paper.estimated
-        assert paper.total_seconds == 6.0
+        assert paper.seconds == 6.0
         return
     assert without_processes == ["fast"]
     assert (fast.estimated, balanced.estimated, paper.estimated) == (False, True, True)
-    assert paper.seconds["inference"] == pytest.approx(2.0 * paper.passes / fast.passes)
-    assert paper.seconds["read"] == fast.seconds["read"]
+    passes = expected_passes(setup.bundle, tuple(setup.subject.paths))
+    assert paper.inference_seconds == pytest.approx(2.0 * passes["paper"] / passes["fast"])
+    assert paper.seconds - paper.inference_seconds == pytest.approx(4.0)
     assert (paper.dice, paper.cpu_seconds, paper.peak_memory_mib) == (None, None, None)
 
 
+def test_each_preset_is_told_before_the_next_is_run(
+    setup: BenchmarkSetup, without_processes: list[str]
+) -> None:
+    costs = benchmark_presets(setup, budget_s=1e6)
+    next(costs)
+    assert without_processes == ["fast"]
+
+
 def test_a_process_is_timed_and_scored(setup: BenchmarkSetup) -> None:
-    cost = run_process(setup, "fast", passes=7)
-    assert cost.passes == 7
-    assert {"read", "inference", REST} <= set(cost.seconds)
-    assert cost.total_seconds > cost.seconds[REST] > 0
+    cost = run_process(setup, "fast")
+    assert cost.seconds > cost.inference_seconds > 0
     assert (cost.cpu_seconds or 0) > 0
     assert (cost.peak_memory_mib or 0) > 10
     assert 0 < (cost.dice or 0) <= 1
     wrong = replace(setup, arguments=[*setup.arguments, "--threads", "none"])
     with pytest.raises(ComputeError, match="--preset fast") as caught:
-        run_process(wrong, "fast", passes=7)
+        run_process(wrong, "fast")
     assert "--threads" in (caught.value.cause or "")
 
 
@@ -135,11 +141,12 @@ def test_the_table_and_the_record_say_the_same(
     command = ["benchmark", *setup.arguments, "--budget", "0"]
     record = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert [entry["preset"] for entry in record["presets"]] == ["fast", "balanced", "paper"]
-    assert record["presets"][0]["total_seconds"] == 6.0
     shown = CliRunner().invoke(app, command)
-    assert f"{record['presets'][2]['passes']:,}" in shown.stdout
-    assert "peak memory, MiB" in shown.stdout
-    assert "paper was not run" in shown.stderr
+    assert "process of its own" in shown.stderr
+    rows = [line.split() for line in shown.stdout.splitlines()[-3:]]
+    assert rows[0] == ["fast", "6.0", "4.0", "500", "MiB", "0.500"]
+    assert rows[2][:5] == ["paper", f"{record['presets'][2]['seconds']:,.1f}", "-", "-", "-"]
+    assert "not run" in shown.stdout
     unknown = CliRunner().invoke(app, [*command, "--precision", "int8"])
     assert unknown.exit_code == 2
     assert "int8" in unknown.stderr
