@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+_BEFORE = r"(?<![\w.~/\\-])"
+_ABSOLUTE = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
+_UPWARDS = re.compile(_BEFORE + r"(?:\.\.?/)+")
 
 
 class MmccdError(Exception):
@@ -24,6 +30,15 @@ class MmccdError(Exception):
         self.message = message
         self.cause = cause
         self.next_step = next_step
+
+    def without_folders(self, known: Iterable[str]) -> MmccdError:
+        """Return the same error as files may hold it; see the function `without_folders`."""
+        known = list(known)
+        message, cause, next_step = (
+            text and without_folders(text, known)
+            for text in (self.message, self.cause, self.next_step)
+        )
+        return type(self)(message or "", cause=cause, next_step=next_step)
 
 
 class UsageError(MmccdError):
@@ -110,6 +125,31 @@ def _translated(error: Exception) -> MmccdError:
         cause="This is a bug in mmccd.",
         next_step="Run again with -vv for the traceback, and report it.",
     )
+
+
+def without_folders(text: str, known: Iterable[str] = ()) -> str:
+    """Return a message in which paths have lost their folders: those may name a person.
+
+    Args:
+        text: The message.
+        known: Paths that may occur in it, as they were typed, with or without blanks. Their
+            folders and what lies in them may occur, too, and all in their absolute form.
+    """
+    for place in sorted(_places(known), key=len, reverse=True):
+        pattern = _BEFORE + re.escape(place)
+        text = re.sub(pattern + r"[/\\]+(?=[^\s'])", "", text)
+        name = os.path.basename(place).replace("\\", r"\\")
+        text = re.sub(pattern + r"[/\\]*(?![\w-])", name, text)
+    return _ABSOLUTE.sub("", _UPWARDS.sub("", text))
+
+
+def _places(known: Iterable[str]) -> set[str]:
+    """Paths and all folders that they lie in, each also in its absolute form."""
+    places: set[Path] = set()
+    for text in known:
+        for path in (Path(text), Path(os.path.abspath(text)), Path(os.path.realpath(text))):
+            places |= {path, *path.parents}
+    return {str(place) for place in places if place.name not in ("", "..")}
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

@@ -173,8 +173,11 @@ def bids(
     subjects, missing = find_sessions(bids_dir, selection.filter())
     folders = [session_folder(subject) for subject in subjects]
     shard = choose_shard(selection.share, folders, console)
+    cohort = plan_bids_cohort(
+        subjects, missing, out, run=selection.run, extras=extras, shard=shard, source=bids_dir
+    )
     run_cohort(
-        plan_bids_cohort(subjects, missing, out, run=selection.run, extras=extras, shard=shard),
+        cohort,
         partial((model.for_workers() if run.scheduler else model).load, **asdict(sampling)),
         settings=RunSettings(**asdict(mask), skull_strip=strip),
         run=run,

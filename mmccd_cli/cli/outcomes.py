@@ -126,7 +126,7 @@ def _report(outcome: Outcome, console: JsonConsole, *, seconds: float) -> None:
 
     if outcome.error is not None:
         error = as_mmccd_error(outcome.error)
-        console.record(describe_failure(outcome.name, error))
+        console.record(describe_failure(outcome))
         console.error(error, about=outcome.name)
         return
     record = outcome.record

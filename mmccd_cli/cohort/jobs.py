@@ -59,6 +59,12 @@ class Job:
         return [*self.subject.files, *([self.brain_mask] if self.brain_mask else [])]
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """All of its files, as an error may name them."""
+        files = {*self.inputs.values(), *self.targets.values(), *self.input_files}
+        return tuple(map(str, files))
+
+    @property
     def names(self) -> dict[str, str]:
         """Everything that is written, by kind, without folders."""
         return {kind: path.name for kind, path in self.targets.items()}
@@ -112,8 +118,8 @@ class FoundSubjects(NamedTuple):
 
     Attributes:
         subjects: Those of this share.
-        failures: What became of its folders without one, which are called by their names, or by
-            their paths where names are not unique.
+        failures: What became of its folders without one, which are called by their names, and
+            where names are not unique by their places among the folders, too.
         everyone: The names of all shares' failures and subjects, in this order.
     """
 
@@ -141,15 +147,18 @@ def find_all_subjects(folders: Iterable[Path], shard: Shard | None = None) -> Fo
     # The first mention of a folder keeps its place.
     unique = list({path.resolve(): path for path in reversed(list(folders))}.values())[::-1]
     wanted = set(shard.pick(unique) if shard else unique)
-    namesakes = Counter(folder.name.casefold() for folder in unique)
+    namesakes = Counter(folder.resolve().name.casefold() for folder in unique)
+    places = {folder: place for place, folder in enumerate(unique, start=1)}
     for folder in unique:
         try:
             subject = find_subject(folder)
         except (MmccdError, OSError) as error:
-            alone = folder.name and namesakes[folder.name.casefold()] == 1
-            without.append(folder.name if alone else str(folder))
+            own = folder.resolve().name or "folder"
+            alone = namesakes[own.casefold()] == 1
+            without.append(own if alone else f"{own} ({places[folder]})")
             if folder in wanted:
-                failures.append(Outcome(without[-1], "failed", error=error))
+                paths = (str(folder),)
+                failures.append(Outcome(without[-1], "failed", error=error, paths=paths))
             continue
         name = subject.id.casefold()  # file systems may not tell upper from lower case
         if name in folder_of_name:
@@ -185,7 +194,8 @@ def plan_jobs(
             _check_names(job)
             jobs.append(job)
         except MmccdError as error:
-            failures.append(Outcome(subject.id, "failed", error=error))
+            paths = tuple(map(str, subject.files))
+            failures.append(Outcome(subject.id, "failed", error=error, paths=paths))
     return jobs, failures
 
 

@@ -274,6 +274,7 @@ def plan_bids_cohort(
     run: int | None = None,
     extras: Mapping[str, str] | None = None,
     shard: Shard | None = None,
+    source: Path | None = None,
 ) -> Cohort:
     """Plan the sessions of a BIDS data set, whose results become BIDS derivatives.
 
@@ -285,6 +286,7 @@ def plan_bids_cohort(
         extras: See `derivatives_planner`.
         shard: The share of the sessions that is wanted; None for all. The first share reports what
             is missing.
+        source: Root of the data set, as errors of what is missing may name it.
 
     Raises:
         UsageError: The folder is the data set itself, or another one's root.
@@ -293,7 +295,8 @@ def plan_bids_cohort(
         mine = set(shard.pick([session_folder(subject) for subject in subjects]))
         subjects = [subject for subject in subjects if session_folder(subject) in mine]
         missing = missing if shard.index == 1 else []
-    failures = [Outcome(name, "failed", error=error) for name, error in missing]
+    paths = () if source is None else (str(source),)
+    failures = [Outcome(name, "failed", error=error, paths=paths) for name, error in missing]
     planner = derivatives_planner(subjects, out, run=run, extras=extras)
     jobs, unnamed = plan_jobs(subjects, planner)
     return Cohort(jobs=jobs, failures=[*failures, *unnamed], bids_root=out)

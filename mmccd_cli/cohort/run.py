@@ -76,9 +76,8 @@ def segment_cohort(
         if cohort.report_dir is not None:
             from mmccd_cli.outputs.report.cohort import write_cohort_page
 
-            inputs = [path for job in cohort.jobs for path in job.input_files]
             tables = cohort.summary.path.parent.glob("summary*.tsv") if cohort.summary else ()
-            write_cohort_page(cohort.report_dir, outcomes, inputs=inputs, tables=tables)
+            write_cohort_page(cohort.report_dir, outcomes, tables=tables)
 
 
 def preview_cohort(
@@ -104,7 +103,7 @@ def preview_cohort(
             refuse_to_replace(job, policy)
             yield plan
         except (MmccdError, OSError) as error:
-            yield Outcome(job.subject.id, "failed", error=error)
+            yield failure(job, error)
 
 
 def _segment_jobs(

@@ -131,4 +131,4 @@ def failure(job: Job, error: Exception) -> Outcome:
     while link is not None:
         traceback.clear_frames(link.__traceback__)
         link = link.__cause__ or link.__context__
-    return Outcome(job.subject.id, "failed", error=error)
+    return Outcome(job.subject.id, "failed", error=error, paths=job.paths)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmccd_cli.cohort.shards import Shard
-from mmccd_cli.errors import MmccdError, UsageError
+from mmccd_cli.errors import UsageError
 from mmccd_cli.files import write_atomically
 from mmccd_cli.inputs.scans import BRAIN_MASK
 from mmccd_cli.outputs.record import Outcome
@@ -175,10 +175,10 @@ def _table(rows: Iterable[Mapping[str, str]]) -> bytes:
 
 
 def _row(outcome: Outcome) -> dict[str, str]:
-    record, error = outcome.record, outcome.error
+    record, error = outcome.record, outcome.told
     values: dict[str, Any] = {"subject": outcome.name, "status": outcome.status}
     if error is not None:
-        values |= {"exit_code": getattr(error, "exit_code", MmccdError.exit_code), "error": error}
+        values |= {"exit_code": error.exit_code, "error": error.message}
     elif record:
         lesions = record["lesions"]
         values |= {

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mmccd_cli import __version__
-from mmccd_cli.errors import MmccdError, notes_and_warnings
+from mmccd_cli.errors import MmccdError, as_mmccd_error, notes_and_warnings
 from mmccd_cli.files import check_json, read_json
 from mmccd_cli.outputs.lesions import describe_mask, mask_warnings
 from mmccd_cli.outputs.schema import RECORD_VERSION, DoneRecord
@@ -57,11 +57,12 @@ class Outcome:
     """What became of one subject.
 
     Attributes:
-        name: The subject's id, or the path that should have been one.
+        name: The subject's id, or the name of the folder that should have held one.
         status: "done", "skipped" because its result was there already, "failed", or "planned".
         record: See `describe_result`; empty where it failed.
         error: Why it failed: an `MmccdError`, or anything else where there is a bug.
         from_map: Whether only the mask was made anew, from the map that was there.
+        paths: What `error` may name, as it was typed.
     """
 
     name: str
@@ -69,6 +70,14 @@ class Outcome:
     record: dict[str, Any] = field(default_factory=dict)
     error: Exception | None = None
     from_map: bool = False
+    paths: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> MmccdError | None:
+        """The error as files may hold it: without folders, which may name a person."""
+        if self.error is None:
+            return None
+        return as_mmccd_error(self.error).without_folders((self.name, *self.paths))
 
 
 def describe_result(
@@ -126,11 +135,13 @@ def describe_result(
     }
 
 
-def describe_failure(name: str, error: MmccdError) -> dict[str, Any]:
+def describe_failure(outcome: Outcome) -> dict[str, Any]:
     """Return the record of a subject that could not be done."""
+    error = outcome.told
+    assert error is not None  # it failed
     return {
         "record_version": RECORD_VERSION,
-        "subject": name,
+        "subject": outcome.name,
         "status": "failed",
         "error": {
             "message": error.message,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 from mmccd_cli.inputs.phantom import Phantom
@@ -65,3 +67,36 @@ def test_report_options_that_cannot_be(mmccd: Mmccd, tmp_path: Path) -> None:
         result = mmccd("segment", subject, *words)
         assert result.exit_code == 2
         assert part in result.output
+
+
+def test_nothing_that_is_written_or_printed_holds_a_folder(
+    mmccd: Mmccd,
+    tmp_path: Path,
+    write_subject: Callable[..., Path],
+    tiny_phantom: Phantom,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = Path("Jane Doe", "at home")
+    cut = write_subject(home, tiny_phantom, "brats", id="cut")
+    for file in cut.iterdir():
+        file.write_bytes(file.read_bytes()[:500])
+    (home / "empty").mkdir()
+    unreadable = home / "dicom" / "Jane Doe 1970"
+    unreadable.mkdir(parents=True)
+    (unreadable / "DOE^JANE.dcm").write_bytes(bytes(128) + b"DICM" + bytes(300))
+    flat = write_subject(home, tiny_phantom, "plain", id="flat")
+    (flat / "flair.nii.gz").write_bytes(b"no image")
+    folders = [cut, home / "empty", home / "gone", home / "dicom", flat, "elsewhere/empty"]
+    result = mmccd("segment", *folders, "--out-dir", "out", "--report-dir", "reports", "--json")
+    assert result.exit_code == 6, result.output
+    records = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [record["status"] for record in records] == ["failed"] * len(folders)
+    names = {record["subject"] for record in records}
+    assert names == {"cut", "empty (2)", "gone", "dicom", "flat", "empty (6)"}
+    texts = [result.stdout, *(path.read_text() for path in Path("out").iterdir())]
+    for text in [*texts, Path("reports", "index.html").read_text()]:
+        for part in ("Jane Doe", "at home", "DOE^JANE", "elsewhere", str(tmp_path)):
+            assert part not in text
+    assert "at home" in result.stderr, "who typed it reads it whole"
+    assert "DOE^JANE" not in result.stderr, "but for names of DICOM files"

@@ -154,12 +154,12 @@ def test_settings_are_described_as_they_are_compared() -> None:
 # The table.
 
 
-def test_a_folder_without_a_subject_is_called_by_its_name_where_that_is_unique(
+def test_a_folder_without_a_subject_is_called_by_its_name_and_place(
     tmp_path: Path,
 ) -> None:
     folders = [tmp_path / "a" / "anat", tmp_path / "b" / "Anat", tmp_path / "c"]
     failures = find_all_subjects(folders).failures
-    assert [failure.name for failure in failures] == [*map(str, folders[:2]), "c"]
+    assert [failure.name for failure in failures] == ["anat (1)", "Anat (2)", "c"]
 
 
 def _done(name: str, ml: float = 1.5) -> Outcome:

@@ -28,7 +28,6 @@ REPORT_SUFFIX = "_report.html"
 _MARK = "mmccd-cohort"
 _HEAD_BYTES = 200_000  # a report's summary, with its thumbnail, lies within
 _ANY_FOLDERS = re.compile(r"[/\\].*[/\\]")
-_FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
 
 
 class Sign(BaseModel):
@@ -94,7 +93,6 @@ def write_cohort_page(
     report_dir: Path,
     outcomes: Sequence[Outcome],
     *,
-    inputs: Iterable[Path] = (),
     tables: Iterable[Path] = (),
 ) -> None:
     """Write `index.html` over all reports that lie in a folder, of this run and of earlier ones.
@@ -102,14 +100,13 @@ def write_cohort_page(
     Args:
         report_dir: The folder; made where it is missing.
         outcomes: What became of this run's subjects.
-        inputs: Files that messages may name, whose folders must not be told.
         tables: `summary*.tsv` of the results' folder: what failed in other shares of the cohort.
 
     Raises:
         UsageError: The page cannot be written.
     """
     summaries: list[Mapping[str, Any]] = []
-    failures = _failures(outcomes, [str(path) for path in inputs], tables)
+    failures = _failures(outcomes, tables)
     for path in sorted(report_dir.glob(f"*{REPORT_SUFFIX}")):
         if (block := _read_block(path, SUMMARY)) is None:
             continue
@@ -149,40 +146,18 @@ def cohort_page(summaries: Sequence[Mapping[str, Any]], failures: Sequence[Failu
     )
 
 
-def without_folders(text: str, known: Sequence[str] = ()) -> str:
-    """Return a message in which paths have lost their folders: those may name a person.
-
-    Args:
-        text: The message.
-        known: Paths that may occur in it, with or without blanks.
-    """
-    for path in sorted(known, key=len, reverse=True):
-        parent = os.path.dirname(path.rstrip("/\\"))
-        if parent not in ("", "/", "."):
-            text = text.replace(parent + os.sep, "")
-    return _FOLDERS.sub("", text)
-
-
-def _failures(
-    outcomes: Sequence[Outcome], inputs: Sequence[str], tables: Iterable[Path]
-) -> list[Failure]:
+def _failures(outcomes: Sequence[Outcome], tables: Iterable[Path]) -> list[Failure]:
     """What failed, in this run and according to the tables of others."""
     found: dict[str, Failure] = {}
     for table in tables:
         for name, message in _failed_rows(table):
-            # Where its paths end is not known here: take away too much rather than too little.
+            # Tables of before 0.4.0 hold paths: take away too much rather than too little.
             found[name] = Failure(_last_part(name), _ANY_FOLDERS.sub("", message), "")
     for outcome in outcomes:
         found.pop(outcome.name, None)
-        if outcome.error is None:
-            continue
-        error = outcome.error
-        parts = [getattr(error, "message", None) or f"{type(error).__name__}: {error}"]
-        parts += [getattr(error, "cause", None) or ""]
-        known = [outcome.name, *inputs]
-        reason = without_folders(" ".join(part for part in parts if part), known)
-        step = without_folders(getattr(error, "next_step", None) or "", known)
-        found[outcome.name] = Failure(_last_part(outcome.name), reason, step)
+        if (error := outcome.told) is not None:
+            reason = " ".join(part for part in (error.message, error.cause) if part)
+            found[outcome.name] = Failure(_last_part(outcome.name), reason, error.next_step or "")
     return list(found.values())
 
 

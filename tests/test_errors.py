@@ -1,0 +1,46 @@
+"""What of an error may be written into files that are shared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmccd_cli.errors import DataError, without_folders
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "told"),
+    [
+        ("a/b of 3 1/2 mm in g/ml", [], "a/b of 3 1/2 mm in g/ml"),
+        ("see /a/b/c.nii and 'C:\\x\\y.nii'", [], "see c.nii and 'y.nii'"),
+        ("see ../../b/../c.nii", [], "see b/../c.nii"),
+        ("Jane Doe/s 1/f.nii is odd", ["Jane Doe/s 1"], "f.nii is odd"),
+        ("Jane Doe/s 1 is empty.", ["Jane Doe/s 1"], "s 1 is empty."),
+        ("Jane Doe/s 1/ is empty.", ["Jane Doe/s 1/"], "s 1 is empty."),
+        ("ls -l '../Jane Doe/s 1/f.nii'", ["../Jane Doe/s 1/f.nii"], "ls -l 'f.nii'"),
+        ("Jane Doe cannot be written", ["x/Jane Doe/s1.nii"], "Jane Doe cannot be written"),
+        ("x/Jane Doe cannot be made", ["x/Jane Doe/s1.nii"], "Jane Doe cannot be made"),
+        ("out/a.nii exists, without/out it", ["out/a.nii"], "a.nii exists, without/out it"),
+        ("FLAIR/T2w and data/", ["data"], "FLAIR/T2w and data"),
+    ],
+)
+def test_messages_lose_folders_and_nothing_else(text: str, known: list[str], told: str) -> None:
+    assert without_folders(text, known) == told
+
+
+def test_absolute_forms_of_what_was_typed_lose_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "Jane Doe" / "scans"
+    home.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(home)
+    monkeypatch.chdir(home)
+    error = DataError(
+        f"{home}/s 1/f.nii is odd.", cause=f"So is {home}.", next_step=f"rm '{tmp_path}/link/x y'"
+    )
+    for known in ("s 1", str(tmp_path / "link" / "s 1")):
+        told = error.without_folders([known, str(tmp_path / "link")])
+        assert (type(told), told.message) == (DataError, "f.nii is odd.")
+        assert (told.cause, told.next_step) == ("So is scans.", "rm 'x y'")
+        assert error.message.startswith(str(home)), "what people read on the terminal is whole"
