@@ -1,4 +1,4 @@
-"""Turn CSVs of `mmccd evaluate` into the Markdown tables of the README, one a protocol.
+"""Turn CSVs of `mmccd evaluate` into the Markdown tables of the accuracy page, one a protocol.
 
 python examples/accuracy_table.py results.csv [more.csv ...]
 """

@@ -50,7 +50,7 @@ def test_what_is_copied_exists_and_is_all_that_the_wheel_is_made_of() -> None:
     needed = {
         "pyproject.toml",
         project["project"]["readme"],
-        *project["project"]["license-files"],
+        *(name.split("/")[0] for name in project["project"]["license-files"]),
         *wheel["packages"],
         *wheel["force-include"],
     }

@@ -448,17 +448,6 @@ def test_presets() -> None:
     assert set(PRESETS) == {"fast", "balanced", "paper"}
 
 
-# What is written about the program.
-
-
-def test_the_readme_names_every_option() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = CliRunner().invoke(app, ["segment", "--help"], env={"COLUMNS": "200"}).stdout
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", shown)) - {"--help"}
-    assert len(options) > 20
-    assert {option for option in options if not re.search(rf"{option}[` ]", text)} == set()
-
-
 def test_a_list_that_ends_its_lines_with_nul_is_told_of_null(run, tmp_path: Path) -> None:
     done = run("-", "--out-dir", tmp_path, stdin="one\0two\0")
     assert done.exit_code == 2
