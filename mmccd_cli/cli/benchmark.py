@@ -39,7 +39,12 @@ def benchmark(
     model: options.ModelOptions,
     console: JsonConsole,
 ) -> None:
-    """Measure seconds, memory and Dice of fast, balanced and paper on this machine."""
+    """Measure seconds, memory and Dice of the presets on this machine.
+
+    Examples:
+      mmccd benchmark
+      mmccd benchmark SUBJECT --device cpu --json
+    """
     console.info("Each preset segments a subject in a process of its own; fast is the first.")
     with tempfile.TemporaryDirectory(prefix="mmccd-") as folder:
         from mmccd_cli.evaluation.benchmark import benchmark_presets
