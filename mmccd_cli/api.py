@@ -13,11 +13,13 @@ from mmccd_cli.cohort.run import segment_cohort
 from mmccd_cli.cohort.steps import JobSteps
 from mmccd_cli.config import METHODS, PRESETS, choose_sampling
 from mmccd_cli.errors import UsageError
+from mmccd_cli.inputs.scans import check_head
 from mmccd_cli.inputs.subjects import Subject, find_subject, subject_from_files
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.outputs.record import Outcome
 from mmccd_cli.outputs.segmented import SegmentedSubject
-from mmccd_cli.pipeline import Pipeline
+from mmccd_cli.pipeline import Pipeline, SegmentationResult
 from mmccd_cli.progress import Progress, silent
 from mmccd_cli.weights.bundle import load_bundle
 from mmccd_cli.weights.resolve import resolve_weights
@@ -86,6 +88,17 @@ class Segmenter(Pipeline):
         return cls(
             bundle, device=device, sampling=chosen, batch_size=batch_size, precision=precision
         )
+
+    def segment(self, volumes: Mapping[str, Volume], **options: Any) -> SegmentationResult:
+        """Segment volumes in memory; see `Pipeline.segment`.
+
+        Args:
+            volumes: Modality -> volume; refused is what cannot be a head, as of files.
+            **options: Those of `Pipeline.segment`.
+        """
+        for modality, volume in volumes.items():
+            check_head(modality, volume)
+        return super().segment(volumes, **options)
 
     def segment_files(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+_DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _BEFORE = r"(?<![\w.~/\\-])"
 _ABSOLUTE = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
 _UPWARDS = re.compile(_BEFORE + r"(?:\.\.?/)+")
@@ -77,6 +79,10 @@ class DeviceMemoryError(ComputeError):
     """A device cannot hold a single slice's pass."""
 
 
+class StorageError(ComputeError):
+    """The disk is full or broken, which concerns every subject."""
+
+
 class SomeSubjectsFailed(MmccdError):
     """At least one subject of many failed; the others are done."""
 
@@ -108,7 +114,9 @@ def as_mmccd_error(error: Exception) -> MmccdError:
 
 
 def _translated(error: Exception) -> MmccdError:
-    if isinstance(error, MemoryError):
+    if isinstance(error, OSError) and error.errno in _DISK_IS_FULL:
+        return unwritable("What was to be written could not be.", error)
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
         return ComputeError(
             "The memory of this computer does not suffice.",
             cause="Other programs occupy it, or an image is very large.",
@@ -150,6 +158,31 @@ def _places(known: Iterable[str]) -> set[str]:
         for path in (Path(text), Path(os.path.abspath(text)), Path(os.path.realpath(text))):
             places |= {path, *path.parents}
     return {str(place) for place in places if place.name not in ("", "..")}
+
+
+def unwritable(message: str, error: OSError, *, and_now: str = "") -> StorageError | UsageError:
+    """The error for an output that the system does not let us write.
+
+    Args:
+        message: One sentence: what could not be written.
+        error: What the system says; a full disk is another error than missing permissions.
+        and_now: What became of the rest, at the end of the next step.
+    """
+    is_full = error.errno in _DISK_IS_FULL
+    help = "Free some space (df -h shows it)" if is_full else "Check the permissions of its folder"
+    return (StorageError if is_full else UsageError)(
+        message,
+        cause=f"The system says: {error.strerror or error}.",
+        next_step=f"{help}{and_now}.",
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory ran out where the interpreter has no word for it, as in an import."""
+    text = str(error).lower()
+    return getattr(error, "errno", None) == errno.ENOMEM or any(
+        words in text for words in ("failed to map segment", "cannot allocate memory")
+    )
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import functools
 import hashlib
+import importlib
 import json
 import math
 import operator
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 T = TypeVar("T")
+
+_fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 MAX_JSON_BYTES = 64 << 20
 _LONGEST_START = 128
@@ -116,29 +120,45 @@ def write_all_atomically(contents: Mapping[Path, bytes]) -> None:
         OSError: A folder cannot be written or is full; no temporary file is left behind.
     """
     waiting: list[tuple[Path, Path]] = []
-    try:
-        for path, content in contents.items():
-            temporary = _temporary(path)
-            waiting.append((temporary, path))
-            _write_and_flush(temporary, content)
-        for temporary, path in waiting:
-            os.replace(temporary, path)
-    finally:
-        for temporary, _ in waiting:
-            temporary.unlink(missing_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            for path, content in contents.items():
+                temporary, stream = _open_temporary(path)
+                waiting.append((temporary, path))
+                held.enter_context(stream)
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+                if _fcntl is None:  # Windows renames no file that is open
+                    stream.close()
+            for temporary, path in waiting:
+                os.replace(temporary, path)
+        finally:
+            for temporary, _ in waiting:
+                temporary.unlink(missing_ok=True)
     for folder in {path.parent for path in contents}:
         _flush_folder(folder)
 
 
 def remove_leftovers(*paths: Path) -> None:
-    """Remove temporary files that a killed process left for targets of this module's writers."""
+    """Remove temporary files that a killed process left for targets of this module's writers.
+
+    Those that a living process is writing, as another run in the same folder may be, are locked.
+    """
     starts = {path.with_name(_start_of_temporary(path)) for path in paths}
     for folder in {path.parent for path in paths}:
         with contextlib.suppress(OSError):
             for other in folder.iterdir():
                 match = re.fullmatch(r"(\..*\.)[0-9a-f]{8}\.tmp", other.name)
-                if match and folder / match[1] in starts:
+                if match and folder / match[1] in starts and _is_abandoned(other):
                     other.unlink(missing_ok=True)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a pipe or device, which may never end, is an `OSError`."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return path.open("rb")
 
 
 def check_regular_file(path: Path) -> None:
@@ -183,7 +203,7 @@ def read_json(path: Path, *, most_bytes: int = MAX_JSON_BYTES) -> Any:
         ValueError: It is too large, is not JSON, or holds a number that is none; the text is a
             clause that says which.
     """
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         return parse_json(stream.read(most_bytes + 1), most_bytes=most_bytes)
 
 
@@ -341,14 +361,35 @@ def _start_of_temporary(path: Path) -> str:
     return f".{path.name if len(name) <= _LONGEST_START else hashlib.sha256(name).hexdigest()}."
 
 
-def _write_and_flush(path: Path, content: bytes) -> None:
-    # os.open instead of tempfile: a file made by tempfile is readable by its owner only, and
-    # would stay so after the rename.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """Make a temporary file for a target, and hold a lock on it as long as it is open."""
+    while True:
+        temporary = _temporary(path)
+        # os.open instead of tempfile: a file made by tempfile is readable by its owner only, and
+        # would stay so after the rename.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        stream = os.fdopen(descriptor, "wb")
+        _lock(stream, wait=True)
+        if temporary.exists():  # another run may have taken it for abandoned until just now
+            return temporary, stream
+        stream.close()
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    with contextlib.suppress(OSError), temporary.open("rb") as stream:
+        return _lock(stream, wait=False)
+    return False
+
+
+def _lock(stream: BinaryIO, *, wait: bool) -> bool:
+    """Lock a file until it is closed; False where another process holds it."""
+    if _fcntl is None:
+        return True
+    try:
+        _fcntl.flock(stream, _fcntl.LOCK_EX | (0 if wait else _fcntl.LOCK_NB))
+    except OSError as error:  # some network file systems have no locks
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
 
 
 def _flush_folder(folder: Path) -> None:

@@ -17,6 +17,7 @@ from mmccd_cli import MmccdError, RunSettings, Segmenter, api
 from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom
+from mmccd_cli.inputs.volume import Volume
 
 
 @pytest.fixture
@@ -63,6 +64,16 @@ def test_files_volumes_and_command_give_one_result(
     assert result.exit_code == 0, result.stderr
     for end in (".nii.gz", "_mask.nii.gz"):
         assert (tmp_path / f"cli{end}").read_bytes() == (tmp_path / f"map{end}").read_bytes()
+
+
+def test_volumes_in_memory_must_be_heads_too(segmenter: Segmenter, tiny_phantom: Phantom) -> None:
+    flair = tiny_phantom.volumes["FLAIR"]
+    noise = np.random.default_rng(0).random(flair.shape, dtype=np.float32)
+    with pytest.raises(MmccdError, match="FLAIR cannot be a head: neighbouring voxels"):
+        segmenter.segment({"FLAIR": Volume(noise, flair.affine)})
+    metres = flair.affine @ np.diag([1e-3, 1e-3, 1e-3, 1])
+    with pytest.raises(MmccdError, match="T2w cannot be a head: it shows 0"):
+        segmenter.segment({"FLAIR": flair, "T2w": Volume(flair.data, metres)})
 
 
 def test_errors_are_typed(bundle: Path, subject: Path, tmp_path: Path) -> None:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from mmccd_cli.errors import DataError, without_folders
+from mmccd_cli.errors import (
+    ComputeError,
+    DataError,
+    StorageError,
+    UsageError,
+    as_mmccd_error,
+    unwritable,
+    without_folders,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,3 +52,28 @@ def test_absolute_forms_of_what_was_typed_lose_their_folders(
         assert (type(told), told.message) == (DataError, "f.nii is odd.")
         assert (told.cause, told.next_step) == ("So is scans.", "rm 'x y'")
         assert error.message.startswith(str(home)), "what people read on the terminal is whole"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), ComputeError),
+        (ImportError("libtorch.so: failed to map segment from shared object"), ComputeError),
+        (OSError(12, "Cannot allocate memory"), ComputeError),
+        (RuntimeError("mmap: Cannot allocate memory"), ComputeError),
+        (OSError(28, "No space left on device"), StorageError),
+        (OSError(122, "Disk quota exceeded", "a.nii"), StorageError),
+    ],
+)
+def test_what_the_computer_lacks_is_no_bug(error: Exception, kind: type) -> None:
+    known = as_mmccd_error(error)
+    assert type(known) is kind
+    assert known.exit_code == 5
+    assert known.next_step
+
+
+def test_a_full_disk_is_another_error_than_a_missing_permission() -> None:
+    full = unwritable("It could not be written.", OSError(28, "No space left on device"))
+    assert (type(full), full.exit_code) == (StorageError, 5)
+    locked = unwritable("It could not be written.", OSError(13, "Permission denied"))
+    assert (type(locked), locked.exit_code) == (UsageError, 2)

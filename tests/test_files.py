@@ -105,6 +105,33 @@ def test_only_what_a_killed_writer_left_is_removed(tmp_path: Path, name: str) ->
     assert set(tmp_path.iterdir()) == {target, other}
 
 
+def test_what_another_run_is_writing_is_no_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, seen, flush = tmp_path / "map.nii", list[Path](), os.fsync
+
+    def beside(descriptor: int) -> None:
+        remove_leftovers(target)  # as a run does that begins now in the same folder
+        seen.extend(tmp_path.glob(".map.nii.*.tmp"))
+        flush(descriptor)
+
+    monkeypatch.setattr("mmccd_cli.files.os.fsync", beside)
+    write_atomically(target, b"whole")
+    assert len(seen) >= 1
+    assert list(tmp_path.iterdir()) == [target]
+    seen[0].write_bytes(b"half")
+    remove_leftovers(target)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no regular file"):
+        read_json(tmp_path / "pipe")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_json_as(tmp_path / "pipe", list[int], what="a list")
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

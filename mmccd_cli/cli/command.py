@@ -80,7 +80,9 @@ def _exit_codes(console: Console) -> Iterator[None]:
     """Turn every exception into a message on stderr and an exit code."""
     try:
         yield
+        _tell_unprinted(console)
     except typer.Exit:
+        _tell_unprinted(console)
         raise
     except BrokenPipeError:
         _abandon_stdout()
@@ -93,6 +95,15 @@ def _exit_codes(console: Console) -> Iterator[None]:
         console.error(known)
         _abandon_stdout()
         raise typer.Exit(known.exit_code) from None
+
+
+def _tell_unprinted(console: Console) -> None:
+    """End the command where a result could not be printed, whatever else it would end with."""
+    if (error := console.unprinted) is not None:
+        console.unprinted = None
+        console.error(error)
+        _abandon_stdout()
+        raise typer.Exit(error.exit_code)
 
 
 def _abandon_stdout() -> None:

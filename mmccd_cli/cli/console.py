@@ -47,6 +47,7 @@ class Console:
     def __post_init__(self) -> None:
         self.verbosity = -1 if self.quiet else self.verbose
         self._stdout = sys.stdout
+        self.unprinted: UsageError | None = None
         self._bar: Any = None
 
     def info(self, text: str) -> None:
@@ -96,9 +97,13 @@ class Console:
     def result(self, text: str) -> None:
         """Write a line to stdout at once, so that a pipe sees it as soon as it is there.
 
+        Where stdout is closed or full, the work goes on, and `unprinted` is told in the end.
+
         Raises:
-            UsageError: Stdout is closed or full; a reader that left is a BrokenPipeError.
+            BrokenPipeError: The reader has left.
         """
+        if self.unprinted is not None:
+            return
         try:
             encoding = self._stdout.encoding or "utf-8"
             self._stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
@@ -106,11 +111,11 @@ class Console:
         except BrokenPipeError:
             raise
         except (OSError, ValueError, AttributeError) as error:  # full, closed, or none at all
-            raise UsageError(
+            self.unprinted = UsageError(
                 "A result could not be printed to stdout.",
                 cause=f"The system says: {getattr(error, 'strerror', None) or 'it is closed'}.",
                 next_step="Files that were written stay; look where stdout leads.",
-            ) from error
+            )
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole, switch
+from mmccd_cli.cli.lists import read_list
 from mmccd_cli.cli.options import INPUT, input_option, method_option, output_option
 from mmccd_cli.cli.outcomes import choose_shard, run_cohort
 from mmccd_cli.errors import UsageError
@@ -48,7 +47,7 @@ class SubjectOptions:
         """Collect the subjects' folders from arguments, stdin and a list.
 
         Raises:
-            UsageError: The list is empty, or there is none.
+            UsageError: The list is empty, or there is none; see also `read_list`.
         """
         words = self.subjects or []
         if self.null and "-" not in words and self.subjects_from is None:
@@ -58,23 +57,14 @@ class SubjectOptions:
             )
         folders: list[Path] = []
         for word in words:
-            folders += self._listed(sys.stdin.buffer.read()) if word == "-" else [Path(word)]
+            folders += read_list(None, null=self.null) if word == "-" else [Path(word)]
         if self.subjects_from is not None:
-            folders += self._listed(self.subjects_from.read_bytes())
+            folders += read_list(self.subjects_from, null=self.null)
         if not folders and ("-" in words or self.subjects_from is not None):
             raise UsageError(
                 "The list of subjects is empty.", next_step="Check what should fill it."
             )
         return folders
-
-    def _listed(self, content: bytes) -> list[Path]:
-        text = os.fsdecode(content)  # names need not be valid in any encoding
-        if "\0" in text and not self.null:
-            raise UsageError(
-                "The lines of the list of subjects end with NUL.", next_step="Add --null."
-            )
-        lines = text.split("\0") if self.null else text.replace("\r\n", "\n").split("\n")
-        return [Path(line) for line in lines if line.strip()]
 
     def files(self) -> dict[str, Path]:
         """Return the files that were given instead of a folder, by modality."""

@@ -6,13 +6,14 @@ import gzip
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from mmccd_cli.anomaly.mask import AS_CALIBRATED, MASK_SETTINGS
 from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.config import without_retired
 from mmccd_cli.errors import DataError
-from mmccd_cli.files import sha256_of_file
+from mmccd_cli.files import open_regular, sha256_of_file
 from mmccd_cli.inputs.scans import describe_inputs
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import MAP_DESCRIPTION
@@ -94,11 +95,15 @@ def is_ours(job: Job) -> bool:
         return is_report(job.targets["report"])
     path = job.targets["map"]
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        with open_regular(path) as raw, _unpacked(path, raw) as stream:
             header = stream.read(_NIFTI_DESCRIPTION.stop)
     except (OSError, EOFError, zlib.error):
         return False
     return header[_NIFTI_DESCRIPTION].startswith(MAP_DESCRIPTION.encode())
+
+
+def _unpacked(path: Path, stream: BinaryIO) -> BinaryIO | gzip.GzipFile:
+    return gzip.GzipFile(fileobj=stream) if path.suffix == ".gz" else stream
 
 
 def _requested(record: Mapping[str, Any]) -> dict[str, Any]:

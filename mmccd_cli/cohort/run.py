@@ -51,8 +51,8 @@ def segment_cohort(
 
     Raises:
         WeightsError: The weights cannot be loaded or used, which concerns every subject.
-        UsageError: What was asked for cannot be done, or the disk is full.
-        ComputeError: The device cannot be used.
+        UsageError: What was asked for cannot be done.
+        ComputeError: The device cannot be used, or the disk is full.
     """
     cohort.check(settings, policy)
     if cohort.bids_root is not None and cohort.jobs:

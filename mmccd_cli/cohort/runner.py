@@ -10,7 +10,7 @@ from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.cohort.plan import RunPolicy
 from mmccd_cli.cohort.resume import PreviousResult, is_ours
 from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads, threads_in_all
-from mmccd_cli.errors import OutputExistsError, UsageError, WeightsError
+from mmccd_cli.errors import OutputExistsError, StorageError, UsageError, WeightsError
 from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.scans import Scans
 from mmccd_cli.outputs.record import Outcome
@@ -73,7 +73,7 @@ class Runner:
             return self._finish(job, wait())
         except OutputExistsError as error:
             return failure(job, error)
-        except (WeightsError, UsageError):
+        except (WeightsError, UsageError, StorageError):
             raise
         except Exception as error:  # a bug met on one subject must not lose the others
             return failure(job, error)

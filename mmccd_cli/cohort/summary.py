@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mmccd_cli.cohort.shards import Shard
-from mmccd_cli.errors import UsageError
-from mmccd_cli.files import write_atomically
+from mmccd_cli.errors import UsageError, unwritable
+from mmccd_cli.files import open_regular, write_atomically
 from mmccd_cli.inputs.scans import BRAIN_MASK
 from mmccd_cli.outputs.record import Outcome
 
@@ -75,6 +75,7 @@ class Summary:
 
         Raises:
             UsageError: The table cannot be written.
+            StorageError: The disk is full.
         """
         self._rows |= {_cell(outcome.name): _row(outcome) for outcome in outcomes}
         kept = [
@@ -127,23 +128,14 @@ class Summary:
     def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            table = _table(rows)
-            try:
-                write_atomically(self.path, table)
-            except FileNotFoundError:
-                # Another run in this folder began just now, and took the temporary file for one
-                # that a killed run had left.
-                write_atomically(self.path, table)
-        except OSError as cause:
-            raise UsageError(
-                f"The table {self.path} could not be written.",
-                cause=f"The system says: {cause.strerror or cause}.",
-                next_step="Check the free space (df -h) and the permissions.",
-            ) from cause
+            write_atomically(self.path, _table(rows))
+        except OSError as error:
+            raise unwritable(f"The table {self.path} could not be written.", error) from error
 
     def _earlier(self) -> dict[str, dict[str, str]]:
         try:
-            lines = self.path.read_bytes().decode("utf-8", "replace").split("\n")
+            with open_regular(self.path) as stream:
+                lines = stream.read().decode("utf-8", "replace").split("\n")
         except OSError:
             return {}
         head = tuple(lines[0].split("\t"))

@@ -88,7 +88,8 @@ def make_mask(
 
     Raises:
         DataError: There is no map, no record, or they do not belong together.
-        UsageError: Something would be overwritten, or the disk is full.
+        UsageError: Something would be overwritten.
+        StorageError: The disk is full.
     """
     sidecar, map_file = _sidecar_of(job), job.files["map"]
     others = sidecar.record["outputs"] if job.in_place else {}

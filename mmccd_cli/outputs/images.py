@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mmccd_cli.errors import UsageError
+from mmccd_cli.errors import unwritable
 from mmccd_cli.files import refuse_to_overwrite, write_all_atomically
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti, is_compressed_name
 
@@ -85,17 +85,15 @@ def write_outputs(
         force: Whether existing outputs may be overwritten.
 
     Raises:
-        UsageError: See `refuse_to_overwrite`; or the disk is full.
+        UsageError: See `refuse_to_overwrite`.
+        StorageError: The disk is full.
     """
     refuse_to_overwrite(contents, inputs, force=force)
     try:
         write_all_atomically(contents)
     except OSError as error:
-        raise UsageError(
-            f"The outputs could not be written to {next(iter(contents)).parent}.",
-            cause=f"The system says: {error.strerror or error}.",
-            next_step="Check the free space (df -h) and the permissions; nothing was written.",
-        ) from error
+        message = f"The outputs could not be written to {next(iter(contents)).parent}."
+        raise unwritable(message, error, and_now="; nothing was written") from error
 
 
 def _checked_map(anomaly_map: ArrayLike) -> np.ndarray:

@@ -25,6 +25,9 @@ _MIN_BRAIN_LITRES = 0.05
 _MIN_HOLE_LITRES = 0.005  # a zero region larger than this was not imaged; smaller ones are noise
 _MM3_PER_LITRE = 1e6
 _SMALL_BRAIN_LITRES = 0.7
+_LARGEST_BRAIN_LITRES = 5.0  # with room for any hydrocephalus
+_LEVELS = 100.0  # to which the values of a given mask are rounded
+_MIN_FLATNESS = 0.5  # of a mask: share of neighbours at one level
 _DEFAULT_STRIPPER = "deepbet"
 
 
@@ -113,6 +116,7 @@ def find_brain(
     grid = volumes[reference]
     matrices = {name: np.eye(4) for name in volumes} | dict(matrices or {})
     if given is not None:
+        _check_given(given)
         mask = _onto(grid, given, np.eye(4), mask=given.data > 0.5)
         return BrainMask(_checked(mask, grid, "The given mask"), "given")
     if method not in ("auto", "never", *STRIPPERS):
@@ -183,7 +187,29 @@ def _checked(mask: NDArray[np.bool_], grid: Volume, origin: str) -> NDArray[np.b
             cause="The image is empty, cut off, or not a head.",
             next_step="Look at the image; give a brain mask with --skull-strip MASK.nii.gz",
         )
+    if litres > _LARGEST_BRAIN_LITRES:
+        raise DataError(
+            f"{origin} shows no brain: {litres:.1f} litres are more than any has.",
+            cause="It holds the whole head or box, or the voxel spacing in its header is wrong.",
+            next_step="Look at the image; give a brain mask with --skull-strip MASK.nii.gz",
+        )
     return mask
+
+
+def _check_given(given: Volume) -> None:
+    """Refuse an image as a brain mask: few of its neighbouring voxels are equal.
+
+    Masks, label maps and maps of probability are flat but for their edges.
+    """
+    levels = np.rint(given.data[::2] * (_LEVELS / max(float(given.data.max()), 1e-6)))
+    ahead, behind = levels[:, 1:], levels[:, :-1]
+    inside = (ahead > 0) & (behind > 0)
+    if inside.any() and (ahead == behind)[inside].mean() < _MIN_FLATNESS:
+        raise DataError(
+            "The brain mask that was given is an image, and no mask.",
+            cause="A mask is 1 in the brain and 0 elsewhere; this holds intensities.",
+            next_step="Give the mask that a skull stripper wrote, or leave --skull-strip out.",
+        )
 
 
 def _litres(mask: NDArray[np.bool_], grid: Volume) -> float:

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from mmccd_cli.config import CHECKED
 from mmccd_cli.errors import WeightsError
-from mmccd_cli.files import check_json, parse_json, sha256_of_file
+from mmccd_cli.files import check_json, open_regular, parse_json, sha256_of_file
 
 FORMAT = 1
 INDEX = "bundle.json"
@@ -133,7 +133,7 @@ def read_index(folder: Path) -> BundleIndex:
         WeightsError: It is missing, too large, or says something that it must not.
     """
     try:
-        with (folder / INDEX).open("rb") as stream:
+        with open_regular(folder / INDEX) as stream:
             raw = stream.read(MAX_INDEX_BYTES + 1)
         document = check_json(IndexDocument, parse_json(raw, most_bytes=MAX_INDEX_BYTES), INDEX)
     except OSError as error:
@@ -156,8 +156,8 @@ def read_checked(folder: Path, name: str, entry: FileEntry) -> bytes:
         WeightsError: It cannot be read, or is not the file that the bundle lists.
     """
     path = folder / name
-    with _reading(path, entry):
-        raw = path.read_bytes()
+    with _reading(path, entry), open_regular(path) as stream:
+        raw = stream.read()
     _check_hash(path, entry, hashlib.sha256(raw).hexdigest())
     return raw
 

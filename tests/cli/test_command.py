@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -153,6 +154,31 @@ def test_names_cannot_steer_the_terminal(capsys):
     assert "one\\x1b[2J\\r\n" in said
     assert "é\\x07: two\\x9b\n  cause: three\\u202e\n  next:  four\n" in said
     assert not set(said) & set("\x1b\r\x07\x9b\u202e")
+
+
+@pytest.mark.parametrize("ends_with", [0, 6])
+def test_a_full_stdout_stops_no_work_and_is_told_in_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ends_with: int
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    done = []
+
+    def work(console: JsonConsole) -> None:
+        for number in range(3):
+            console.record({"number": number})
+            done.append(number)
+        if ends_with:
+            raise typer.Exit(ends_with)
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(typer.Exit) as ended:
+        command(work)(quiet=False, verbose=0, as_json=True)
+    assert done == [0, 1, 2]
+    assert ended.value.exit_code == 2
+    assert capsys.readouterr().err.count("could not be printed to stdout") == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

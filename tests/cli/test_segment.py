@@ -301,8 +301,9 @@ def test_a_full_disk_leaves_nothing_behind(
     before = _files(tmp_path)
     monkeypatch.setattr("mmccd_cli.files.os.fsync", refuse)
     result = run(subject, "--out", tmp_path / "map.nii.gz")
-    assert result.exit_code == 2
+    assert result.exit_code == 5
     assert "No space left" in result.stderr
+    assert "df -h" in result.stderr
     assert _files(tmp_path) == before
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.errors import DataError, UsageError
@@ -63,6 +64,34 @@ def test_given_mask_wins_and_may_lie_on_another_grid(head: Phantom) -> None:
     found = find_brain(head.volumes, given=Volume(head.brain[::-1], flipped))
     assert found.method == "given"
     assert (found.mask == head.brain).all()
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "labels", "255"])
+def test_what_tells_the_brain_may_be_given_as_its_mask(head: Phantom, kind: str) -> None:
+    depth = ndimage.distance_transform_edt(head.brain)
+    values = {
+        "probabilities": 1 / (1 + np.exp(-4 * (depth - 0.5))) * (depth > 0),
+        "labels": head.brain * (1 + np.arange(46) // 8 + 10 * (np.arange(60) // 20)[:, None]),
+        "255": head.brain * 255.0,
+    }[kind]
+    found = find_brain(head.volumes, given=Volume(values, head.affine))
+    assert overlap(found.mask, head.brain).dice > 0.9
+
+
+def test_an_image_is_no_brain_mask(head: Phantom, tiny_phantom: Phantom) -> None:
+    scan = head.volumes["T1w"]
+    for factor in (1.0, 1 / scan.data.max(), 100 / scan.data.max()):
+        with pytest.raises(DataError, match="is an image, and no mask"):
+            find_brain(head.volumes, given=Volume(scan.data * factor, scan.affine))
+    stripped = tiny_phantom.volumes["T1w"]
+    with pytest.raises(DataError, match="is an image, and no mask"):
+        find_brain(tiny_phantom.volumes, given=stripped)
+
+
+def test_no_brain_has_ten_litres(head: Phantom) -> None:
+    everywhere = np.ones(head.brain.shape)
+    with pytest.raises(DataError, match=r"10\.6 litres are more than any has"):
+        find_brain(head.volumes, given=Volume(everywhere, head.affine))
 
 
 def test_raw_head_goes_to_the_stripper(head: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from pydicom.filereader import data_element_generator
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from mmccd_cli.inputs.dicom.files import MAX_FILE_BYTES, DicomFile
+from mmccd_cli.inputs.dicom.files import MAX_FILE_BYTES, MAX_HEADER_BYTES, DicomFile
 from mmccd_cli.inputs.names import tokens_of
 from mmccd_cli.inputs.volume import is_too_large
 
@@ -52,6 +52,10 @@ _KEYWORDS = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 _TAGS: list[Any] = [Tag(name) for name in (*_KEYWORDS, _SIEMENS_B_VALUE)]
+
+
+_STARTS_OF_ITEM = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+_MAX_ITEMS = 200_000  # a multi-frame image has some ten for each of its thousands of frames
 
 
 class NotUsable(Exception):
@@ -156,25 +160,45 @@ def lenient() -> Iterator[None]:
 
 
 def parse(stream: BinaryIO, tags: list[Any], **options: Any) -> Dataset:
-    """Let pydicom read some elements of a file, unless it would inflate to more than is read.
+    """Let pydicom read some elements of a file, unless that would take long or fill the memory.
 
     Raises:
-        NotUsable: It would.
+        NotUsable: It would inflate to more than is read, or has too many items.
         Exception: Whatever damaged bytes make of a parser.
     """
-    if DeflatedExplicitVRLittleEndian.encode() in stream.read(4096):
-        stream.seek(132)
-        for _ in data_element_generator(stream, False, True, stop_when=_is_after_meta):
-            pass
-        inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
-        data = stream.read()
-        while data and inflated <= MAX_FILE_BYTES:
-            inflated += len(inflater.decompress(data, 2**20))
-            data = inflater.unconsumed_tail
-        if data:
-            raise NotUsable("too large for an image of a head")
+    deflated = DeflatedExplicitVRLittleEndian.encode() in stream.read(4096)
+    items = 0
+    for block in _inflated(stream) if deflated else _blocks(stream):
+        items += sum(block.count(start) for start in _STARTS_OF_ITEM)
+        if items > _MAX_ITEMS:
+            raise NotUsable("more items than an image of a head has")
     stream.seek(0)
     return pydicom.dcmread(stream, force=True, specific_tags=tags, **options)
+
+
+def _blocks(stream: BinaryIO) -> Iterator[bytes]:
+    stream.seek(0)
+    yield stream.read(MAX_HEADER_BYTES)
+
+
+def _inflated(stream: BinaryIO) -> Iterator[bytes]:
+    """What a deflated file inflates to, in blocks.
+
+    Raises:
+        NotUsable: It is too much.
+    """
+    stream.seek(132)
+    for _ in data_element_generator(stream, False, True, stop_when=_is_after_meta):
+        pass
+    inflater, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    data = stream.read()
+    while data and inflated <= MAX_FILE_BYTES:
+        block = inflater.decompress(data, 2**20)
+        inflated += len(block)
+        yield block
+        data = inflater.unconsumed_tail
+    if data:
+        raise NotUsable("too large for an image of a head")
 
 
 def _is_after_meta(tag: BaseTag, vr: str | None, length: int) -> bool:

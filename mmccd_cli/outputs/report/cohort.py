@@ -13,8 +13,8 @@ from urllib.parse import quote
 from pydantic import BaseModel
 
 from mmccd_cli.config import NotNegative, Share
-from mmccd_cli.errors import UsageError
-from mmccd_cli.files import check_json, write_atomically
+from mmccd_cli.errors import UsageError, unwritable
+from mmccd_cli.files import check_json, open_regular, write_atomically
 from mmccd_cli.outputs.report.checks import verdict
 from mmccd_cli.outputs.report.page import SUMMARY, SUMMARY_VERSION
 from mmccd_cli.outputs.report.render import read_data_block, render
@@ -120,11 +120,8 @@ def write_cohort_page(
         report_dir.mkdir(parents=True, exist_ok=True)
         write_atomically(report_dir / COHORT_PAGE, cohort_page(summaries, failures))
     except OSError as error:
-        raise UsageError(
-            f"The page {report_dir / COHORT_PAGE} could not be written.",
-            cause=f"The system says: {error.strerror or error}.",
-            next_step="Check the free space (df -h) and the permissions.",
-        ) from error
+        message = f"The page {report_dir / COHORT_PAGE} could not be written."
+        raise unwritable(message, error) from error
 
 
 def cohort_page(summaries: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> bytes:
@@ -181,7 +178,7 @@ def _last_part(name: str) -> str:
 def _read_block(path: Path, id: str) -> dict[str, Any] | None:
     """Return a page's data block, None where it is not there or of another version."""
     try:
-        with path.open("rb") as stream:
+        with open_regular(path) as stream:
             head = stream.read(_HEAD_BYTES).decode("utf-8", "replace")
         summary = read_data_block(head, id)
     except (OSError, ValueError):
