@@ -253,6 +253,20 @@ class CycleConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class ConfidenceConfig:
+    """The logistic regression that says how sure it is that a candidate is a lesion.
+
+    Attributes:
+        weights: One for each of: decimal logarithm of the volume in ml, mean score of its
+            brightest 80 mm3, mean score.
+        bias: Logit where all three are 0.
+    """
+
+    weights: tuple[Number, Number, Number]
+    bias: Number
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class ScoreConfig:
     """How the signals of one set of modalities become a score, a map and a mask.
 
@@ -282,6 +296,10 @@ class ScoreConfig:
         threshold: Value of the map above which a voxel belongs to the mask.
         min_fraction_of_largest: Components need this share of the largest one's volume.
         min_lesion_mm3: Components need this volume.
+        confidence: How sure it is that a component is a lesion; None leaves it to seeds and to the
+            share of the largest one. Where it is known, these two serve to find the scan's
+            threshold only.
+        min_confidence: Confidence that components of the mask need.
         rim_mm: How near to a lesion the rim that `erosion_mm` left out is given back.
         refine_mm: How far the map's contour may move to where the reference scan itself changes;
             0 leaves it.
@@ -306,6 +324,8 @@ class ScoreConfig:
     threshold: Annotated[float, Gt(0), Lt(1)] = 0.5
     min_fraction_of_largest: Share = 0.2
     min_lesion_mm3: NotNegative = 0.0
+    confidence: ConfidenceConfig | None = None
+    min_confidence: Share = 0.5
     rim_mm: NotNegative = 4.5
     refine_mm: NotNegative = 0.0
     fill_holes: Literal["none", "volume", "planes"] = "planes"

@@ -24,8 +24,10 @@ from mmccd_cli.anomaly.components import (
     judge_components,
     label_components,
 )
-from mmccd_cli.anomaly.score import map_from_score
-from mmccd_cli.config import ScoreConfig
+from mmccd_cli.anomaly.confidence import confidences, describe_candidates
+from mmccd_cli.anomaly.score import map_from_score, score_from_map
+from mmccd_cli.config import ScoreConfig, to_dict
+from mmccd_cli.errors import UsageError
 from mmccd_cli.template import spacing_of, voxel_volume_mm3
 
 
@@ -40,12 +42,15 @@ class Lesion:
         mean: Mean value of the anomaly map inside.
         centroid_ras_mm: Centre of the voxels in RAS+ world coordinates, mm.
         box: Voxel indices ((i0, i1), (j0, j1), (k0, k1)), the end excluded.
+        confidence: How sure it is that this is a lesion, in [0, 1]; None where the bundle does not
+            know.
     """
 
     id: int
     volume_ml: float
     peak: float
     mean: float
+    confidence: float | None
     centroid_ras_mm: tuple[float, float, float]
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -104,13 +109,24 @@ class MaskOptions:
     Attributes:
         threshold: Value of the map above which a voxel belongs to the mask.
         min_lesion_mm3: Smallest lesion.
+        min_confidence: Least confidence of a lesion.
     """
 
     threshold: float | None = None
     min_lesion_mm3: float | None = None
+    min_confidence: float | None = None
 
     def applied_to(self, config: ScoreConfig) -> ScoreConfig:
-        """Return a score's settings with the user's choices in it."""
+        """Return a score's settings with the user's choices in it.
+
+        Raises:
+            UsageError: A confidence is asked for, and the weights do not know any.
+        """
+        if self.min_confidence is not None and config.confidence is None:
+            raise UsageError(
+                "These weights do not know how sure a lesion is.",
+                next_step="Leave --min-confidence out, or use the default weights.",
+            )
         chosen = {name: value for name, value in asdict(self).items() if value is not None}
         return replace(config, **chosen)
 
@@ -126,6 +142,8 @@ MASK_SETTINGS = (
     "min_lesion_mm3",
     "min_fraction_of_largest",
     "min_seed_mm3",
+    "confidence",
+    "min_confidence",
     "fill_holes",
 )
 """What of a score's settings changes the mask and not the map."""
@@ -133,7 +151,8 @@ MASK_SETTINGS = (
 
 def mask_settings(config: ScoreConfig) -> dict[str, Any]:
     """Return the part of a score's settings that changes the mask and not the map."""
-    return {name: getattr(config, name) for name in MASK_SETTINGS}
+    values = to_dict(config)
+    return {name: values[name] for name in MASK_SETTINGS}
 
 
 def mask_and_lesions(
@@ -151,11 +170,13 @@ def mask_and_lesions(
         affine: (4, 4), voxel index to RAS+ mm.
         scan_threshold: The scan's threshold in score units, which the map was made with.
     """
-    seed_value = _seed_value(config, scan_threshold)
-    judged = _judge(anomaly_map, config, spacing_mm=spacing_of(affine), seed_value=seed_value)
-    mask = fill_holes(judged.mask, config.fill_holes)
-    lesions = find_lesions(mask, anomaly_map, affine)
-    outside = np.where(mask, judged.labels.dtype.type(0), judged.labels)
+    judged = _judge(
+        anomaly_map, config, spacing_mm=spacing_of(affine), scan_threshold=scan_threshold
+    )
+    mask = fill_holes(judged.components.mask, config.fill_holes)
+    lesions = _with_confidence(find_lesions(mask, anomaly_map, affine), mask, judged)
+    labels = judged.components.labels
+    outside = np.where(mask, labels.dtype.type(0), labels)
     voxels, boxes = component_sizes(outside)
     voxel_mm3 = voxel_volume_mm3(affine)
     order = [int(index) for index in np.argsort(-voxels, kind="stable") if voxels[index]]
@@ -164,13 +185,30 @@ def mask_and_lesions(
     left_out = []
     for number, index in enumerate(listed, start=len(lesions) + 1):
         found = _measure(outside, index, boxes[index], anomaly_map=anomaly_map, affine=affine)
-        reason = _reason(judged, index, config, seed_value=seed_value, voxel_mm3=voxel_mm3)
+        found["confidence"] = judged.confidence_of(index)
+        reason = _reason(judged, index, config, voxel_mm3=voxel_mm3)
         left_out.append(LeftOut(id=number, **found, reason=reason))
     others = voxels[order[len(listed) :]]
     small = LeftOutSmall(
         count=len(others), volume_ml=round(float(others.sum() * voxel_mm3 / 1000), 6)
     )
     return MaskFindings(mask=mask, lesions=lesions, left_out=left_out, left_out_small=small)
+
+
+def _with_confidence(lesions: Sequence[Lesion], mask: BoolArray, judged: _Judged) -> list[Lesion]:
+    """The lesions with the confidence of their surest component, which filled holes may join."""
+    if judged.confidence is None:
+        return list(lesions)
+    numbers, _, _ = label_components(mask)
+    known = judged.components.labels > 0
+    surest = np.zeros(int(numbers.max(initial=0)) + 1)
+    of_voxels = judged.confidence[judged.components.labels[known & mask] - 1]
+    np.maximum.at(surest, numbers[known & mask], of_voxels)
+    ordered = np.argsort(-np.bincount(numbers.ravel())[1:], kind="stable")
+    return [
+        replace(lesion, confidence=round(float(surest[index + 1]), 4))
+        for lesion, index in zip(lesions, ordered, strict=True)
+    ]
 
 
 def mask_from_map(
@@ -188,14 +226,27 @@ def mask_from_map(
         spacing_mm: Voxel size.
         scan_threshold: The scan's threshold in score units, which the map was made with.
     """
-    seed_value = _seed_value(config, scan_threshold)
-    judged = _judge(anomaly_map, config, spacing_mm=spacing_mm, seed_value=seed_value)
-    return fill_holes(judged.mask, config.fill_holes)
+    judged = _judge(anomaly_map, config, spacing_mm=spacing_mm, scan_threshold=scan_threshold)
+    return fill_holes(judged.components.mask, config.fill_holes)
 
 
-def _seed_value(config: ScoreConfig, scan_threshold: float) -> np.float32:
-    """Value of the map above which a voxel is a seed."""
-    return np.float32(map_from_score(np.array(config.seed_threshold), scan_threshold, config))
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Judged:
+    """Components of a map above its threshold, and why they count.
+
+    Attributes:
+        components: The components, and which of them count.
+        seed_value: Value of the map above which a voxel is a seed.
+        confidence: (N,) of each component; None where the score does not know.
+    """
+
+    components: JudgedComponents
+    seed_value: np.float32
+    confidence: NDArray[np.float64] | None
+
+    def confidence_of(self, index: int) -> float | None:
+        """Of one component, rounded as it is written."""
+        return None if self.confidence is None else round(float(self.confidence[index]), 4)
 
 
 def _judge(
@@ -203,34 +254,46 @@ def _judge(
     config: ScoreConfig,
     *,
     spacing_mm: Sequence[float],
-    seed_value: np.float32,
-) -> JudgedComponents:
-    return judge_components(
+    scan_threshold: float,
+) -> _Judged:
+    """Tell which components count: by their confidence where it is known, else by seeds."""
+    seed_value = np.float32(map_from_score(np.array(config.seed_threshold), scan_threshold, config))
+    sure = config.confidence is not None
+    components = judge_components(
         anomaly_map > config.threshold,
         spacing_mm,
-        seeds=anomaly_map > seed_value if config.min_seed_mm3 > 0 else None,
+        seeds=None if sure or config.min_seed_mm3 <= 0 else anomaly_map > seed_value,
         min_seed_mm3=config.min_seed_mm3,
-        min_fraction_of_largest=config.min_fraction_of_largest,
+        min_fraction_of_largest=0.0 if sure else config.min_fraction_of_largest,
         min_volume_mm3=config.min_lesion_mm3,
+    )
+    if config.confidence is None:
+        return _Judged(components=components, seed_value=seed_value, confidence=None)
+    scores = score_from_map(anomaly_map, scan_threshold, config)
+    features = describe_candidates(
+        components.labels, components.voxels, scores, spacing_mm=spacing_mm
+    )
+    confidence = confidences(features, config.confidence)
+    kept = components.kept & (confidence >= config.min_confidence)
+    return _Judged(
+        components=replace(components, kept=kept), seed_value=seed_value, confidence=confidence
     )
 
 
-def _reason(
-    judged: JudgedComponents,
-    index: int,
-    config: ScoreConfig,
-    *,
-    seed_value: np.float32,
-    voxel_mm3: float,
-) -> str:
+def _reason(judged: _Judged, index: int, config: ScoreConfig, *, voxel_mm3: float) -> str:
     """Say which rule leaves a component out: of two that do, the one that asks for more."""
-    if judged.seed_voxels is not None and not judged.has_seeds[index]:
-        held = volume_in_words(judged.seed_voxels[index] * voxel_mm3)
-        needed = volume_in_words(judged.least_seed_voxels * voxel_mm3)
-        return f"its core above {_below_one(seed_value)} has {held}, {needed} are needed"
-    own = volume_in_words(judged.voxels[index] * voxel_mm3)
-    largest_mm3 = judged.largest_voxels * voxel_mm3
-    if config.min_fraction_of_largest * largest_mm3 > config.min_lesion_mm3:
+    found = judged.components
+    if judged.confidence is not None and judged.confidence[index] < config.min_confidence:
+        return f"its confidence {judged.confidence[index]:.2f} is below {config.min_confidence:g}"
+    if found.seed_voxels is not None and not found.has_seeds[index]:
+        held = volume_in_words(found.seed_voxels[index] * voxel_mm3)
+        needed = volume_in_words(found.least_seed_voxels * voxel_mm3)
+        core = _below_one(judged.seed_value)
+        return f"its core above {core} has {held}, {needed} are needed"
+    own = volume_in_words(found.voxels[index] * voxel_mm3)
+    largest_mm3 = found.largest_voxels * voxel_mm3
+    by_share = judged.confidence is None
+    if by_share and config.min_fraction_of_largest * largest_mm3 > config.min_lesion_mm3:
         share, largest = f"{100 * config.min_fraction_of_largest:g}%", volume_in_words(largest_mm3)
         return f"{own} is less than {share} of the largest component's {largest}"
     smallest = volume_in_words(config.min_lesion_mm3)
@@ -289,4 +352,5 @@ def _measure(
         "mean": float(values.mean()),
         "centroid_ras_mm": (float(x), float(y), float(z)),
         "box": tuple((int(s.start), int(s.stop)) for s in box),
+        "confidence": None,
     }

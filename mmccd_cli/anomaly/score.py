@@ -153,3 +153,18 @@ def map_from_score(
     """
     exponent = np.clip((threshold - values) / config.map_scale, -60.0, 60.0)
     return (1.0 / (1.0 + np.exp(exponent))).astype(np.float32)
+
+
+def score_from_map(
+    anomaly_map: FloatArray, threshold: float, config: ScoreConfig
+) -> NDArray[np.float32]:
+    """Bring a map back to scores; what rounds to 0 or 1 in float32 ends 16 scales away.
+
+    Args:
+        anomaly_map: (I, J, K) in [0, 1].
+        threshold: The scan's threshold, which the map was made with.
+        config: Its `map_scale`.
+    """
+    inside = np.clip(anomaly_map.astype(np.float32), 1e-7, 1 - 1e-7)
+    logit = np.log(inside) - np.log1p(-inside)
+    return (np.float32(threshold) + np.float32(config.map_scale) * logit).astype(np.float32)

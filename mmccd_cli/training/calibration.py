@@ -6,9 +6,9 @@ Everything here works on shards, so it needs neither an image reader nor a devic
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,63 +27,32 @@ from mmccd_cli.anomaly.candidates import (
 )
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.anomaly.score import SmoothedScore, map_from_score, smooth
-from mmccd_cli.config import METHODS, MODALITIES, SamplingConfig, ScoreConfig
+from mmccd_cli.config import METHODS, MODALITIES, ConfidenceConfig, ScoreConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.progress import silent
-from mmccd_cli.signals import SignalModel
-from mmccd_cli.template import Quantisation
-from mmccd_cli.training.slices import read_index, read_volumes, subjects_of
+from mmccd_cli.training.calibration_data import (
+    CalibrationSubject,
+    Fold,
+    load_subjects,
+    sets_of,
+)
+from mmccd_cli.training.confidence import learn_confidence
+from mmccd_cli.training.fusion import Fusion
+from mmccd_cli.training.painting import Painter
+from mmccd_cli.training.slices import read_index, subjects_of
 from mmccd_cli.weights.bundle import Bundle, BundleConfig
 
 THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 22))
 OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
 EDGE_LOWS = tuple(round(0.2 * i, 1) for i in range(2, 9))
 EDGE_WIDTHS = (0.6, 1.0, 1.4, 1.8, 2.2)
-SEED_THRESHOLDS = (1.6, 4.0, 6.0, 7.0, 8.0)
-SEED_BONUS = 0.0025
-"""Dice that stricter seeds may cost, for each unit of their threshold: none of the subjects is
-healthy, so Dice alone would not know what lax seeds do to a healthy brain."""
 MAP_SCALES = (0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-ATLAS_WEIGHTS = (0.5, 1.0, 2.0)
-INTENSITY_WEIGHTS = {"FLAIR": (0.5, 1.0), "T2w": (0.25, 0.5), "T1w": (-0.25, -0.5)}
-OTHER_CYCLE_WEIGHTS = (0.25, 0.5)
-OTHER_ATLAS_WEIGHTS = (0.25, 0.5)
+ASYMMETRY_WEIGHTS = (0.25, 0.0)
 REFINE_MM = {"FLAIR": 3.0}
 """How far contours may move, by the reference scan. At full resolution 3 mm gained 0.006 Dice on
 the training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
 FALSE_POSITIVES_ML = 1.0
 """Mean volume of a mask in healthy subjects, where no others are there to calibrate on."""
-MODALITY_SETS = tuple(
-    chosen
-    for count in range(len(MODALITIES), 0, -1)
-    for chosen in itertools.combinations(MODALITIES, count)
-)
-"""Every set of scans that a subject may come with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationSubject:
-    """One subject on the training grid.
-
-    Attributes:
-        id: Its id.
-        brain: (I, J, K) bool.
-        lesion: (I, J, K) bool.
-        signals: Name -> (I, J, K) float32, see `SignalModel.signals`; all but restorations.
-        restorations: Set of modalities -> signals of the restoration that sees just these.
-    """
-
-    id: str
-    brain: NDArray[np.bool_]
-    lesion: NDArray[np.bool_]
-    signals: dict[str, NDArray[np.float32]]
-    restorations: dict[tuple[str, ...], dict[str, NDArray[np.float32]]] = field(
-        default_factory=dict
-    )
-
-    def signals_for(self, config: ScoreConfig) -> dict[str, NDArray[np.float32]]:
-        """All signals that a score may combine."""
-        return {**self.signals, **self.restorations.get(config.modalities, {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +85,6 @@ class CalibrationRow:
             "networks_know_the_subjects": not unseen,
             "trials": self.trials,
         }
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A bundle and training subjects that its networks and atlas have not seen."""
-
-    bundle: Bundle
-    subjects: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -174,12 +135,16 @@ def calibrate(
     rows: list[CalibrationRow] = []
     for method in METHODS:
         sampling = replace(bundle.config.sampling, method=method)  # type: ignore[arg-type]  # one of METHODS
-        subjects = load_subjects(known_by, shards, sampling=sampling, device=device)
-        search = Search(subjects=subjects, bundle=bundle, method=method, folds=folds)
+        load = partial(load_subjects, known_by, shards, sampling=sampling, device=device)
+        search = Search(
+            subjects=load(),
+            bundle=bundle,
+            method=method,
+            folds=folds,
+            painted=load(painter=Painter()),
+        )
         found = []
-        for modalities in MODALITY_SETS:
-            if not set(modalities) <= set(bundle.sources):
-                continue
+        for modalities in sets_of(bundle):
             found.append(row := search.choose(modalities))
             report(
                 f"{method:12s} {'+'.join(modalities):16s} Dice {row.dice:.3f}, "
@@ -220,51 +185,6 @@ def _subjects_of(shards: Path, split: str) -> list[str]:
     return ids
 
 
-def load_subjects(
-    folds: Sequence[Fold], shards: Path, *, sampling: SamplingConfig, device: torch.device
-) -> list[CalibrationSubject]:
-    """Read subjects and compute all their signals, each by its own fold's networks."""
-    quantisation = Quantisation(**read_index(shards)["quantisation"])
-    found = []
-    for fold in folds:
-        model = SignalModel(fold.bundle, sampling, device)
-        for subject in fold.subjects:
-            volumes = read_volumes(shards, subject, quantisation)
-            compute = partial(model.signals, volumes.images, volumes.brain)
-            found.append(
-                CalibrationSubject(
-                    id=subject,
-                    brain=volumes.brain,
-                    lesion=volumes.lesion,
-                    signals=compute(_everything(fold.bundle)),
-                    restorations={
-                        modalities: compute(_restorations(modalities))
-                        for modalities in _sets_of(fold.bundle)
-                        if fold.bundle.config.restoration is not None
-                    },
-                )
-            )
-    return found
-
-
-def _sets_of(bundle: Bundle) -> list[tuple[str, ...]]:
-    return [modalities for modalities in MODALITY_SETS if set(modalities) <= set(bundle.sources)]
-
-
-def _restorations(modalities: tuple[str, ...]) -> ScoreConfig:
-    """A score that asks for the restoration of all modalities of a set."""
-    return ScoreConfig(
-        modalities=modalities, weights={f"restoration:{modality}": 1.0 for modality in modalities}
-    )
-
-
-def _everything(bundle: Bundle) -> ScoreConfig:
-    """A score that asks for every signal that a bundle can give."""
-    weights = {f"cycle:{source}": 1.0 for source in bundle.sources}
-    weights |= {f"atlas:{m}": 1.0 for m in bundle.sources if m in bundle.template.normal}
-    return ScoreConfig(modalities=bundle.sources, weights=weights)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """The search for one method's scores.
@@ -274,6 +194,7 @@ class Search:
         bundle: The bundle.
         method: Name of the method.
         folds: Who is left out together.
+        painted: The same subjects with painted lesions, for the confidence.
         known: Trials by their settings, which other sets of modalities may have tried already.
     """
 
@@ -281,6 +202,7 @@ class Search:
     bundle: Bundle
     method: str
     folds: Sequence[Fold] = ()
+    painted: Sequence[CalibrationSubject] = ()
     known: dict[str, list[Trial]] = field(default_factory=dict)
 
     @property
@@ -307,42 +229,56 @@ class Search:
         return self._choose_by_false_positives(modalities)
 
     def _choose_by_dice(self, modalities: tuple[str, ...]) -> CalibrationRow:
-        """Search weights, seeds and rules one after the other; keep the best Dice left out.
+        """Fit the weights, then try the rules that find a scan's threshold.
 
-        The settings of a fold are chosen among everything that was tried, without the fold's own
-        subjects.
+        Each fold has weights of its own, fitted without its subjects, and the rule that is best for
+        all others: `left_out_dice` is of subjects who had no part in anything.
         """
-        trials: list[Trial] = []
+        base = self._with_weights(modalities)
+        variants = [replace(base, asymmetry_weight=share) for share in ASYMMETRY_WEIGHTS]
+        trials = [trial for variant in variants for trial in self._tried(variant)]
         everyone = np.ones(len(self.subjects), dtype=bool)
-
-        def best_of(configs: Iterable[ScoreConfig]) -> ScoreConfig:
-            for config in configs:
-                trials.extend(trial for trial in self._tried(config) if trial not in trials)
-            return _without_rule(choose_trial(trials, everyone)[1])
-
-        first = next(m for m in MODALITIES if m in modalities)
-        best = best_of([ScoreConfig(modalities=(first,), weights={f"cycle:{first}": 1.0})])
-        for signal, weights in signal_choices(modalities, self.bundle):
-            best = best_of(_with_weight(best, signal, weight) for weight in weights)
-        best = best_of(replace(best, seed_threshold=value) for value in SEED_THRESHOLDS)
-        best = best_of([replace(best, asymmetry_weight=0.0)])
-
         chosen, config = choose_trial(trials, everyone)
         reference = next(m for m in MODALITIES if m in config.modalities)
         scale, reach = self._choose_scale(config), REFINE_MM.get(reference, 0.0)
-        configs = [config]
+        finish = partial(replace, map_scale=scale, refine_mm=reach)
+        of_folds, left_out = [], []
         for fold in self.folds:
-            others = np.array([subject not in fold.subjects for subject in self.ids])
-            configs.append(choose_trial(trials, others)[1])
-        config, *of_folds = (replace(c, map_scale=scale, refine_mm=reach) for c in configs)
+            rows = np.array([subject not in fold.subjects for subject in self.ids])
+            own = self._with_weights(modalities, fold.subjects)
+            own = replace(choose_trial(trials, rows)[1], weights=own.weights)
+            left_out += [self._dice(s, own) for s in self.subjects if s.id in fold.subjects]
+            of_folds.append(finish(own, confidence=self._confidence(own, fold.subjects)))
         return CalibrationRow(
             method=self.method,
-            config=config,
+            config=finish(config, confidence=self._confidence(config)),
             dice=float(chosen.dice.mean(axis=0).max()),
-            left_out_dice=chosen.left_out_dice(everyone),
+            left_out_dice=float(np.mean(left_out or [chosen.left_out_dice(everyone)])),
             trials=[trial.describe() for trial in trials],
             fold_configs=of_folds,
         )
+
+    def _dice(self, subject: CalibrationSubject, config: ScoreConfig) -> float:
+        """Dice of one subject with one setting."""
+        (dice,) = dice_of_rules(self._smooth(subject, config), subject.lesion, [[config]])
+        return float(dice[0])
+
+    def _confidence(
+        self, config: ScoreConfig, left_out: Sequence[str] = ()
+    ) -> ConfidenceConfig | None:
+        learners = [s for s in (*self.subjects, *self.painted) if s.id not in left_out]
+        return learn_confidence(learners, config, spacing_mm=self.bundle.template.spacing_mm)
+
+    def _with_weights(
+        self, modalities: tuple[str, ...], left_out: Sequence[str] = ()
+    ) -> ScoreConfig:
+        return ScoreConfig(modalities=modalities, weights=self.fusion.weights(modalities, left_out))
+
+    @cached_property
+    def fusion(self) -> Fusion:
+        """Fits weights to all subjects."""
+        smoothing = ScoreConfig(modalities=("FLAIR",), weights={"intensity:FLAIR": 1.0})
+        return Fusion(self.subjects, self.bundle.template.spacing_mm, smoothing)
 
     def _tried(self, config: ScoreConfig) -> list[Trial]:
         """Every kind of threshold rule for one combination of signals."""
@@ -396,31 +332,6 @@ class Search:
         return MAP_SCALES[int(losses.argmin())]
 
 
-def signal_choices(
-    modalities: tuple[str, ...], bundle: Bundle
-) -> list[tuple[str, tuple[float, ...]]]:
-    """Signals that may join the first modality's cycle, and the weights to try for each."""
-    first = next(m for m in MODALITIES if m in modalities)
-    known = bundle.template.normal
-    choices: list[tuple[str, tuple[float, ...]]] = []
-    if first in known:
-        choices.append((f"atlas:{first}", ATLAS_WEIGHTS))
-    choices.append((f"intensity:{first}", INTENSITY_WEIGHTS[first]))
-    for modality in modalities:
-        if modality != first:
-            choices.append((f"cycle:{modality}", OTHER_CYCLE_WEIGHTS))
-            if modality in known:
-                choices.append((f"atlas:{modality}", OTHER_ATLAS_WEIGHTS))
-    return choices
-
-
-def _with_weight(config: ScoreConfig, signal: str, weight: float) -> ScoreConfig:
-    """A score with one weight changed, that asks for no modality which it does not use."""
-    weights = {name: w for name, w in {**config.weights, signal: weight}.items() if w}
-    used = {name.partition(":")[2] for name in weights}
-    return replace(config, weights=weights, modalities=tuple(m for m in MODALITIES if m in used))
-
-
 @dataclass(frozen=True, eq=False)
 class Trial:
     """One kind of threshold rule for one combination of signals.
@@ -453,7 +364,6 @@ class Trial:
             "weights": config.weights,
             "asymmetry": config.asymmetry_weight,
             "rule": config.rule_in_words,
-            "seed": config.seed_threshold,
             "dice": round(float(self.dice.mean(axis=0).max()), 4),
             "left_out_dice": round(self.left_out_dice(everyone), 4),
         }
@@ -461,21 +371,8 @@ class Trial:
 
 def choose_trial(trials: Sequence[Trial], rows: NDArray[np.bool_]) -> tuple[Trial, ScoreConfig]:
     """The trial with the best Dice left out among some subjects, and its best setting for them."""
-
-    def worth(trial: Trial) -> float:
-        return trial.left_out_dice(rows) + SEED_BONUS * trial.settings[0].seed_threshold
-
-    trial = max(trials, key=worth)
+    trial = max(trials, key=lambda trial: trial.left_out_dice(rows))
     return trial, trial.best(rows)
-
-
-def _without_rule(config: ScoreConfig) -> ScoreConfig:
-    return ScoreConfig(
-        modalities=config.modalities,
-        weights=config.weights,
-        seed_threshold=config.seed_threshold,
-        asymmetry_weight=config.asymmetry_weight,
-    )
 
 
 def _rules(config: ScoreConfig) -> list[list[ScoreConfig]]:

@@ -1,0 +1,142 @@
+"""Prepared subjects with all their signals, computed by networks that have not seen them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmccd_cli.anomaly.components import erode
+from mmccd_cli.config import MODALITIES, SamplingConfig, ScoreConfig
+from mmccd_cli.signals import SignalModel
+from mmccd_cli.template import Quantisation
+from mmccd_cli.training.painting import Painter, paint
+from mmccd_cli.training.slices import SubjectVolumes, read_index, read_volumes
+from mmccd_cli.weights.bundle import Bundle
+
+MODALITY_SETS = tuple(
+    chosen
+    for count in range(len(MODALITIES), 0, -1)
+    for chosen in itertools.combinations(MODALITIES, count)
+)
+"""Every set of scans that a subject may come with."""
+FROM_RIM_MM, FROM_LESIONS_MM = 4.0, 8.0
+"""How far painted lesions stay away from the rim of the brain, and from other lesions."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A bundle and training subjects that its networks and atlas have not seen."""
+
+    bundle: Bundle
+    subjects: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSubject:
+    """One subject on the training grid.
+
+    Attributes:
+        id: Its id.
+        brain: (I, J, K) bool.
+        lesion: (I, J, K) bool.
+        signals: Name -> (I, J, K) float32, see `SignalModel.signals`; all but restorations.
+        restorations: Set of modalities -> signals of the restoration that sees just these.
+    """
+
+    id: str
+    brain: NDArray[np.bool_]
+    lesion: NDArray[np.bool_]
+    signals: dict[str, NDArray[np.float32]]
+    restorations: dict[tuple[str, ...], dict[str, NDArray[np.float32]]] = field(
+        default_factory=dict
+    )
+
+    def signals_for(self, config: ScoreConfig) -> dict[str, NDArray[np.float32]]:
+        """All signals that a score may combine."""
+        return {**self.signals, **self.restorations.get(config.modalities, {})}
+
+
+def load_subjects(
+    folds: Sequence[Fold],
+    shards: Path,
+    *,
+    sampling: SamplingConfig,
+    device: torch.device,
+    painter: Painter | None = None,
+) -> list[CalibrationSubject]:
+    """Read subjects and compute all their signals, each by its own fold's networks.
+
+    Args:
+        folds: Networks, and whom they have not seen.
+        shards: What `prepare` wrote.
+        sampling: How slices are imagined.
+        device: Where networks run.
+        painter: Paints lesions into their healthy tissue first, beside those they have.
+    """
+    quantisation = Quantisation(**read_index(shards)["quantisation"])
+    found = []
+    for fold in folds:
+        model = SignalModel(fold.bundle, sampling, device)
+        for subject in fold.subjects:
+            volumes = read_volumes(shards, subject, quantisation)
+            if painter is not None:
+                volumes = _painted(volumes, fold.bundle, painter, subject=subject)
+            compute = partial(model.signals, volumes.images, volumes.brain)
+            found.append(
+                CalibrationSubject(
+                    id=subject,
+                    brain=volumes.brain,
+                    lesion=volumes.lesion,
+                    signals=compute(_everything(fold.bundle)),
+                    restorations={
+                        modalities: compute(_restorations(modalities))
+                        for modalities in sets_of(fold.bundle)
+                        if fold.bundle.config.restoration is not None
+                    },
+                )
+            )
+    return found
+
+
+def _painted(
+    volumes: SubjectVolumes, bundle: Bundle, painter: Painter, *, subject: str
+) -> SubjectVolumes:
+    """A subject with painted lesions, away from its rim and its own lesions."""
+    spacing_mm = bundle.template.spacing_mm
+    healthy = erode(volumes.brain, FROM_RIM_MM, spacing_mm)
+    healthy &= erode(~volumes.lesion, FROM_LESIONS_MM, spacing_mm)
+    images, numbers = paint(
+        volumes.images,
+        healthy,
+        painter,
+        spacing_mm=spacing_mm,
+        scale=bundle.config.preprocessing.intensity.scale,
+        generator=np.random.default_rng(list(subject.encode())),
+    )
+    return replace(volumes, images=images, lesion=volumes.lesion | (numbers > 0))
+
+
+def sets_of(bundle: Bundle) -> list[tuple[str, ...]]:
+    """The sets of scans that a bundle can be calibrated for, the largest first."""
+    return [modalities for modalities in MODALITY_SETS if set(modalities) <= set(bundle.sources)]
+
+
+def _restorations(modalities: tuple[str, ...]) -> ScoreConfig:
+    """A score that asks for the restoration of all modalities of a set."""
+    return ScoreConfig(
+        modalities=modalities, weights={f"restoration:{modality}": 1.0 for modality in modalities}
+    )
+
+
+def _everything(bundle: Bundle) -> ScoreConfig:
+    """A score that asks for every signal that a bundle can give."""
+    weights = {f"cycle:{source}": 1.0 for source in bundle.sources}
+    weights |= {f"atlas:{m}": 1.0 for m in bundle.sources if m in bundle.template.normal}
+    return ScoreConfig(modalities=bundle.sources, weights=weights)

@@ -1,0 +1,62 @@
+"""How sure candidates are: learnt from real lesions, painted ones, and what is neither."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli.anomaly.candidates import find_threshold
+from mmccd_cli.anomaly.components import label_components
+from mmccd_cli.anomaly.confidence import describe_candidates
+from mmccd_cli.anomaly.score import smooth
+from mmccd_cli.config import ConfidenceConfig, ScoreConfig
+from mmccd_cli.training.calibration_data import CalibrationSubject
+from mmccd_cli.training.fusion import fit_logistic
+
+LEAST_OVERLAP = 0.3
+"""Share of a candidate's voxels that a lesion must hold, for the candidate to be one."""
+RIDGE = 1e-3
+"""Penalty of large weights, against the mean log loss."""
+
+
+def learn_confidence(
+    subjects: Sequence[CalibrationSubject],
+    config: ScoreConfig,
+    *,
+    spacing_mm: tuple[float, float, float],
+) -> ConfidenceConfig | None:
+    """Fit the confidence to all candidates of subjects at their scan's own threshold.
+
+    Args:
+        subjects: With lesions, real or painted.
+        config: The score, with its rule.
+        spacing_mm: Voxel size.
+
+    Returns:
+        The regression; None where all candidates are lesions, or none is.
+    """
+    found = [_candidates(subject, config, spacing_mm) for subject in subjects]
+    features = np.concatenate([features for features, _ in found])
+    truth = np.concatenate([truth for _, truth in found])
+    if not truth.any() or truth.all():
+        return None
+    share = np.full(len(truth), 1 / len(truth))
+    # Nothing makes a candidate less likely by being larger or brighter.
+    weights, bias = fit_logistic(features, truth, share, bounds=[(0.0, None)] * 3, ridge=RIDGE)
+    volume, peak, mean = (round(float(weight), 4) for weight in weights)
+    return ConfidenceConfig(weights=(volume, peak, mean), bias=round(bias, 4))
+
+
+def _candidates(
+    subject: CalibrationSubject, config: ScoreConfig, spacing_mm: tuple[float, float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Features (N, 3) of a subject's candidates, and which of them are lesions."""
+    signals = subject.signals_for(config)
+    smoothed = smooth(signals, subject.brain, spacing_mm=spacing_mm, config=config)
+    above = (smoothed.values > find_threshold(smoothed, config)) & smoothed.region
+    labels, voxels, _ = label_components(above)
+    features = describe_candidates(labels, voxels, smoothed.values, spacing_mm=spacing_mm)
+    held = np.bincount(labels[above & subject.lesion], minlength=len(voxels) + 1)[1:]
+    return features, held >= LEAST_OVERLAP * voxels
