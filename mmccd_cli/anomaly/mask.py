@@ -50,9 +50,9 @@ class Lesion:
     volume_ml: float
     peak: float
     mean: float
-    confidence: float | None
     centroid_ras_mm: tuple[float, float, float]
     box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

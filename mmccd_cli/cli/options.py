@@ -65,6 +65,16 @@ def map_value(text: str) -> float | None:
     return value
 
 
+def confidence(text: str) -> float | None:
+    """Read a confidence from 0 to 1, both included; "auto" is None."""
+    if text == "auto":
+        return None
+    value = _number(text)
+    if value is None or not 0 <= value <= 1:
+        raise typer.BadParameter(f"{text} is not a confidence. Give a number from 0 to 1, or auto.")
+    return value
+
+
 def count(text: str, least: int = 1) -> int | None:
     """Read a number from the least one up; "auto" is None."""
     if text == "auto":
@@ -223,6 +233,15 @@ class MaskChoice:
             help="Smallest lesion of the mask: 10mm3, 0.01ml.",
         ),
     ] = None
+    min_confidence: Annotated[
+        float | None,
+        method_option(
+            metavar="auto|VALUE",
+            parser=confidence,
+            show_default="auto",
+            help="Least confidence of a lesion of the mask, from 0 to 1; auto as calibrated.",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +254,7 @@ class RunOptions:
         switch(
             "--resume",
             help="Skip subjects whose result has the same inputs, weights and settings; where "
-            "only --threshold or --min-lesion differ, make the mask anew from the map.",
+            "only the mask is to differ, make the mask anew from the map.",
         ),
     ] = False
     dry_run: Annotated[

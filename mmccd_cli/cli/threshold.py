@@ -40,12 +40,14 @@ def threshold(
 ) -> None:
     """Make mask and lesion table anew from a map, in about a second.
 
-    The mask equals, voxel by voxel, the one of a new run with the same --threshold and
-    --min-lesion. What is not given is as calibrated, whatever the mask was made with before.
+    The mask equals, voxel by voxel, the one of a new run with the same --threshold,
+    --min-lesion and --min-confidence. What is not given is as calibrated, whatever the mask was
+    made with before.
 
     Examples:
       mmccd threshold out/*.nii.gz --threshold 0.7 --force
       mmccd threshold map.nii.gz --threshold 0.7 --out strict.nii.gz
+      mmccd threshold map.nii.gz --min-confidence 0.2 --out more.nii.gz
     """
     from mmccd_cli.anomaly.mask import MaskOptions
     from mmccd_cli.cohort.threshold import make_mask, plan_masks

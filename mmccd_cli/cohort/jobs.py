@@ -82,19 +82,25 @@ class RunSettings:
     Attributes:
         threshold: Value of the map above which a voxel belongs to the mask; None as calibrated.
         min_lesion_mm3: Smallest lesion; None as calibrated.
+        min_confidence: Least confidence of a lesion; None as calibrated.
         skull_strip: "auto", "never" or a method's name.
         space: Whether the map lies on the reference's grid or on the template's.
     """
 
     threshold: float | None = None
     min_lesion_mm3: float | None = None
+    min_confidence: float | None = None
     skull_strip: str = "auto"
     space: Literal["native", "template"] = "native"
 
     @property
     def mask_options(self) -> MaskOptions:
         """The part of them that changes the mask and not the map."""
-        return MaskOptions(threshold=self.threshold, min_lesion_mm3=self.min_lesion_mm3)
+        return MaskOptions(
+            threshold=self.threshold,
+            min_lesion_mm3=self.min_lesion_mm3,
+            min_confidence=self.min_confidence,
+        )
 
     def describe(self, sampling: SamplingConfig, precision: str = "auto") -> dict[str, Any]:
         """Return all settings as the record holds them and --resume compares them.

@@ -9,13 +9,26 @@ from typing import Any
 
 from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion
 
-COLUMNS = ("index", "kept", "volume_ml", "peak", "mean", "x_mm", "y_mm", "z_mm", "box", "reason")
+COLUMNS = (
+    "index",
+    "kept",
+    "volume_ml",
+    "peak",
+    "mean",
+    "x_mm",
+    "y_mm",
+    "z_mm",
+    "box",
+    "reason",
+    "confidence",
+)
 EMPTY = "n/a"
 
 _NOTHING_KEPT = "Nothing was kept, but the map shows "
 _NOTHING_SHOWN = "The map stays below its threshold everywhere."
 _BRIGHT_LEFT_OUT = "Left out of the mask: "
 _BRIGHT = 0.82  # mean of the map from which a candidate is about as bright as lesions are
+_DOUBTFUL = 0.25  # confidence from which a candidate might be a lesion
 _SOME_ML = 0.1
 
 
@@ -60,7 +73,7 @@ def mask_warnings(
         kept_ml = sum(lesion.volume_ml for lesion in lesions)
         found = _counted(len(bright), sum(candidate.volume_ml for candidate in bright))
         return [
-            f"{_BRIGHT_LEFT_OUT}{found} about as bright as a lesion, beside {_ml(kept_ml)} in it"
+            f"{_BRIGHT_LEFT_OUT}{found} that may be lesions, beside {_ml(kept_ml)} in it"
             f"{_strongest(bright)}."
         ]
     number = len(left_out) + left_out_small.count
@@ -93,7 +106,7 @@ def lesion_table(
     if left_out_small.count:
         volume = f"{left_out_small.volume_ml:.6g}"
         reason = f"{left_out_small.count} more that are too small or too many to be listed"
-        rows.append([EMPTY, "no", volume, *[EMPTY] * (len(COLUMNS) - 4), reason])
+        rows.append([EMPTY, "no", volume, *[EMPTY] * (len(COLUMNS) - 5), reason, EMPTY])
     return encode_tsv(COLUMNS, rows)
 
 
@@ -112,11 +125,17 @@ def numbers_of(lesion: Lesion) -> list[str]:
 
 def _row(lesion: Lesion, kept: str, reason: str) -> list[Any]:
     box = ",".join(f"{first}:{end}" for first, end in lesion.box)
-    return [lesion.id, kept, *numbers_of(lesion), box, reason]
+    confidence = EMPTY if lesion.confidence is None else f"{lesion.confidence:g}"
+    return [lesion.id, kept, *numbers_of(lesion), box, reason, confidence]
 
 
 def _is_bright(candidate: LeftOut) -> bool:
-    return candidate.mean >= _BRIGHT and candidate.volume_ml >= _SOME_ML
+    """Tell whether it might be a lesion after all."""
+    if candidate.volume_ml < _SOME_ML:
+        return False
+    if candidate.confidence is None:
+        return candidate.mean >= _BRIGHT
+    return candidate.confidence >= _DOUBTFUL
 
 
 def _strongest(left_out: Sequence[LeftOut]) -> str:

@@ -52,6 +52,10 @@ class LesionRecord(_Checked):
     box: tuple[Limits, Limits, Limits] = Field(
         description="Voxel indices [[i0, i1], [j0, j1], [k0, k1]] from 0, the end excluded."
     )
+    confidence: Share | None = Field(
+        default=None,
+        description="How sure it is that this is a lesion; null where the weights do not know.",
+    )
 
 
 class LeftOutRecord(LesionRecord):

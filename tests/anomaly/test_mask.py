@@ -13,12 +13,14 @@ from scores import LESION, PLAIN, SHAPE, SPACING, signal
 from mmccd_cli.anomaly.mask import (
     LeftOutSmall,
     MaskFindings,
+    MaskOptions,
     find_lesions,
     mask_and_lesions,
     mask_from_map,
 )
-from mmccd_cli.anomaly.score import map_from_score
-from mmccd_cli.config import ScoreConfig
+from mmccd_cli.anomaly.score import map_from_score, score_from_map
+from mmccd_cli.config import ConfidenceConfig, ScoreConfig
+from mmccd_cli.errors import UsageError
 
 
 def mask_of(values: NDArray[np.float32], config: ScoreConfig) -> NDArray[np.bool_]:
@@ -187,3 +189,78 @@ def test_a_noisy_map_gives_no_endless_list() -> None:
     assert not found.mask.any()
     assert [found.id for found in found.left_out] == list(range(1, 101))
     assert found.left_out_small == LeftOutSmall(count=116, volume_ml=2.088)
+
+
+# Confidence
+
+SURE = replace(
+    PLAIN,
+    confidence=ConfidenceConfig(weights=(1.0, 1.0, 0.0), bias=-3.0),
+    map_scale=0.5,
+    min_lesion_mm3=0.0,
+)
+
+
+def two_candidates(second: float) -> np.ndarray:
+    """A large bright block, and a small one of another level."""
+    values = np.full((30, 30, 30), 0.01, np.float32)
+    values[3:13, 3:13, 3:13] = 0.999
+    values[20:23, 20:23, 20:23] = second
+    return values
+
+
+def test_each_candidate_counts_by_its_own_confidence() -> None:
+    """However small it is beside the largest one."""
+    for second, lesions in ((0.999, 2), (0.55, 1)):
+        found = mask_and_lesions(two_candidates(second), SURE, affine=np.eye(4), scan_threshold=2.0)
+        assert len(found.lesions) == lesions
+        assert len(found.left_out) == 2 - lesions
+        sure = [lesion.confidence for lesion in found.lesions]
+        assert sure == sorted(sure, reverse=True)
+        assert all(c is not None and c >= SURE.min_confidence for c in sure)
+    (left,) = found.left_out
+    assert left.confidence is not None
+    assert left.confidence < 0.5
+    assert left.reason == f"its confidence {left.confidence:.2f} is below 0.5"
+
+
+def test_a_lower_confidence_takes_more_and_needs_a_model() -> None:
+    options = MaskOptions(min_confidence=0.0)
+    found = mask_and_lesions(
+        two_candidates(0.55), options.applied_to(SURE), affine=np.eye(4), scan_threshold=2.0
+    )
+    assert len(found.lesions) == 2
+    assert not found.left_out
+    with pytest.raises(UsageError, match="do not know how sure"):
+        options.applied_to(PLAIN)
+
+
+def test_confidence_does_not_depend_on_how_finely_a_lesion_is_sampled() -> None:
+    coarse = two_candidates(0.9)
+    fine = coarse.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    half = np.diag([0.5, 0.5, 0.5, 1.0])
+    one, other = (
+        mask_and_lesions(values, SURE, affine=affine, scan_threshold=2.0)
+        for values, affine in ((coarse, np.eye(4)), (fine, half))
+    )
+    for a, b in zip(one.lesions, other.lesions, strict=True):
+        assert a.confidence == pytest.approx(b.confidence, abs=1e-3)
+
+
+def test_a_filled_hole_joins_candidates_under_the_surest() -> None:
+    values = two_candidates(0.999)
+    values[6:10, 6:10, 6:10] = 0.01
+    values[7:9, 7:9, 7:9] = 0.55
+    config = replace(SURE, fill_holes="volume")
+    found = mask_and_lesions(values, config, affine=np.eye(4), scan_threshold=2.0)
+    assert len(found.lesions) == 2
+    assert not found.left_out, "what the hole holds is in the mask"
+    assert found.lesions[0].volume_ml == pytest.approx(1.0)
+    alone = mask_and_lesions(two_candidates(0.999), config, affine=np.eye(4), scan_threshold=2.0)
+    assert found.lesions[0].confidence == pytest.approx(alone.lesions[0].confidence, abs=0.02)
+
+
+def test_scores_come_back_from_the_map() -> None:
+    scores = np.array([-2.0, 0.0, 1.9, 2.0, 5.0], np.float32)
+    there = map_from_score(scores, 2.0, SURE)
+    np.testing.assert_allclose(score_from_map(there, 2.0, SURE), scores, atol=1e-3)

@@ -20,16 +20,16 @@ LESION = Lesion(
 WEAK = LeftOut(**{**vars(LESION), "id": 2, "volume_ml": 1.2, "peak": 0.9}, reason="a\treason")
 NONE = LeftOutSmall()
 SMALL = LeftOutSmall(count=3, volume_ml=0.012)
-HEAD = b"index\tkept\tvolume_ml\tpeak\tmean\tx_mm\ty_mm\tz_mm\tbox\treason\n"
+HEAD = b"index\tkept\tvolume_ml\tpeak\tmean\tx_mm\ty_mm\tz_mm\tbox\treason\tconfidence\n"
 
 
 def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None:
     assert lesion_table([], [], NONE) == HEAD
     assert lesion_table([LESION], [WEAK], SMALL) == HEAD + (
-        b"1\tyes\t12.3457\t0.99\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\tn/a\n"
-        b'2\tno\t1.2\t0.9\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\t"a\treason"\n'
+        b"1\tyes\t12.3457\t0.99\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\tn/a\tn/a\n"
+        b'2\tno\t1.2\t0.9\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\t"a\treason"\tn/a\n'
         b"n/a\tno\t0.012\tn/a\tn/a\tn/a\tn/a\tn/a\tn/a\t"
-        b"3 more that are too small or too many to be listed\n"
+        b"3 more that are too small or too many to be listed\tn/a\n"
     )
 
 
@@ -40,6 +40,8 @@ def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None
         ({"volume_ml": 12.0}, False),  # wide and faint, as healthy tissue is in many scans
         ({"mean": 0.82}, True),
         ({"mean": 0.82, "volume_ml": 0.09}, False),
+        ({"mean": 0.82, "confidence": 0.1}, False),
+        ({"confidence": 0.4}, True),
     ],
 )
 def test_only_what_is_as_bright_as_a_lesion_is_warned_of(
