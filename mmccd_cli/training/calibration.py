@@ -5,12 +5,11 @@ Everything here works on shards, so it needs neither an image reader nor a devic
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,15 +38,19 @@ from mmccd_cli.training.calibration_data import (
 from mmccd_cli.training.confidence import learn_confidence
 from mmccd_cli.training.fusion import Fusion
 from mmccd_cli.training.painting import Painter
+from mmccd_cli.training.reliability import Reliability
 from mmccd_cli.training.slices import read_index, subjects_of
 from mmccd_cli.weights.bundle import Bundle, BundleConfig
 
-THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 22))
+T = TypeVar("T")
+
+THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 17))
 OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
-EDGE_LOWS = tuple(round(0.2 * i, 1) for i in range(2, 9))
-EDGE_WIDTHS = (0.6, 1.0, 1.4, 1.8, 2.2)
+EDGE_WINDOWS = ((0.4, 2.0), (0.6, 2.2), (0.8, 2.4))
+"""Narrow ones: a wider window lets single scans run away to the contour of a bright core."""
+RIDGES = (1e-4, 1e-2)
+"""With FLAIR, weights that are nearly even hold better on subjects left out; without, not."""
 MAP_SCALES = (0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-ASYMMETRY_WEIGHTS = (0.25, 0.0)
 REFINE_MM = {"FLAIR": 3.0}
 """How far contours may move, by the reference scan. At full resolution 3 mm gained 0.006 Dice on
 the training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
@@ -66,6 +69,7 @@ class CalibrationRow:
         left_out_dice: The same with the threshold chosen on the other subjects each time.
         trials: (weights, rule, mean Dice) of everything that was tried.
         fold_configs: For each fold, what is chosen without its subjects.
+        reliability: Of the maps of subjects left out; see `Reliability.describe`.
     """
 
     method: str
@@ -74,6 +78,7 @@ class CalibrationRow:
     left_out_dice: float = float("nan")
     trials: list[dict[str, Any]]
     fold_configs: list[ScoreConfig] = field(default_factory=list)
+    reliability: dict[str, Any] | None = None
 
     def describe(self, *, unseen: bool) -> dict[str, Any]:
         """As plain values, for the model card."""
@@ -83,6 +88,7 @@ class CalibrationRow:
             "dice": round(self.dice, 4),
             "left_out_dice": round(self.left_out_dice, 4),
             "networks_know_the_subjects": not unseen,
+            "reliability": self.reliability,
             "trials": self.trials,
         }
 
@@ -186,6 +192,27 @@ def _subjects_of(shards: Path, split: str) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Weighted:
+    """Weights of one set of modalities, fitted with one ridge.
+
+    Attributes:
+        ridge: The ridge.
+        modalities: The set.
+        of_all: Signal -> weight, fitted to everybody.
+        of_folds: For each fold, fitted without its subjects.
+    """
+
+    ridge: float
+    modalities: tuple[str, ...]
+    of_all: dict[str, float]
+    of_folds: list[dict[str, float]]
+
+
+def _score(modalities: tuple[str, ...], weights: dict[str, float]) -> ScoreConfig:
+    return ScoreConfig(modalities=modalities, weights=weights, min_seed_mm3=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Search:
     """The search for one method's scores.
 
@@ -195,7 +222,6 @@ class Search:
         method: Name of the method.
         folds: Who is left out together.
         painted: The same subjects with painted lesions, for the confidence.
-        known: Trials by their settings, which other sets of modalities may have tried already.
     """
 
     subjects: Sequence[CalibrationSubject]
@@ -203,7 +229,6 @@ class Search:
     method: str
     folds: Sequence[Fold] = ()
     painted: Sequence[CalibrationSubject] = ()
-    known: dict[str, list[Trial]] = field(default_factory=dict)
 
     @property
     def ids(self) -> list[str]:
@@ -229,39 +254,68 @@ class Search:
         return self._choose_by_false_positives(modalities)
 
     def _choose_by_dice(self, modalities: tuple[str, ...]) -> CalibrationRow:
-        """Fit the weights, then try the rules that find a scan's threshold.
+        """Fit weights with each ridge, and try the rules that find a scan's threshold.
 
-        Each fold has weights of its own, fitted without its subjects, and the rule that is best for
-        all others: `left_out_dice` is of subjects who had no part in anything.
+        Each subject is scored with weights that were fitted without its fold, so that ridge and
+        rule are chosen, and `left_out_dice` is measured, on subjects whose labels and networks had
+        no part in them.
         """
-        base = self._with_weights(modalities)
-        variants = [replace(base, asymmetry_weight=share) for share in ASYMMETRY_WEIGHTS]
-        trials = [trial for variant in variants for trial in self._tried(variant)]
         everyone = np.ones(len(self.subjects), dtype=bool)
+        weighted = [self._weighted(modalities, ridge) for ridge in RIDGES]
+        trials = [trial for options in weighted for trial in self._tried(options)]
         chosen, config = choose_trial(trials, everyone)
+        options = next(o for o in weighted if o.ridge == chosen.ridge)
+        own = [replace(config, weights=weights) for weights in options.of_folds]
+        scale = self._choose_scale([*own, replace(config, weights=options.of_all)])
         reference = next(m for m in MODALITIES if m in config.modalities)
-        scale, reach = self._choose_scale(config), REFINE_MM.get(reference, 0.0)
-        finish = partial(replace, map_scale=scale, refine_mm=reach)
-        of_folds, left_out = [], []
-        for fold in self.folds:
+        finish = partial(replace, map_scale=scale, refine_mm=REFINE_MM.get(reference, 0.0))
+        of_folds, reliability = [], Reliability()
+        for number, fold in enumerate(self.folds):
             rows = np.array([subject not in fold.subjects for subject in self.ids])
-            own = self._with_weights(modalities, fold.subjects)
-            own = replace(choose_trial(trials, rows)[1], weights=own.weights)
-            left_out += [self._dice(s, own) for s in self.subjects if s.id in fold.subjects]
-            of_folds.append(finish(own, confidence=self._confidence(own, fold.subjects)))
+            trial, best = choose_trial(trials, rows)
+            its = next(o for o in weighted if o.ridge == trial.ridge)
+            best = finish(best, weights=its.of_folds[number])
+            self._count_map(best, fold.subjects, reliability)
+            of_folds.append(replace(best, confidence=self._confidence(best, fold.subjects)))
+        config = finish(config, weights=options.of_all)
         return CalibrationRow(
             method=self.method,
-            config=finish(config, confidence=self._confidence(config)),
+            config=replace(config, confidence=self._confidence(config)),
             dice=float(chosen.dice.mean(axis=0).max()),
-            left_out_dice=float(np.mean(left_out or [chosen.left_out_dice(everyone)])),
+            left_out_dice=chosen.left_out_dice(everyone),
             trials=[trial.describe() for trial in trials],
             fold_configs=of_folds,
+            reliability=reliability.describe() if self.folds else None,
         )
 
-    def _dice(self, subject: CalibrationSubject, config: ScoreConfig) -> float:
-        """Dice of one subject with one setting."""
-        (dice,) = dice_of_rules(self._smooth(subject, config), subject.lesion, [[config]])
-        return float(dice[0])
+    def _weighted(self, modalities: tuple[str, ...], ridge: float) -> _Weighted:
+        fit = partial(self.fusion.weights, modalities, ridge=ridge)
+        return _Weighted(
+            ridge=ridge,
+            modalities=modalities,
+            of_all=fit(),
+            of_folds=[fit(left_out=fold.subjects) for fold in self.folds],
+        )
+
+    def _weights_for(self, subject: CalibrationSubject, of_all: T, of_folds: Sequence[T]) -> T:
+        """What was found without a subject, where there are folds."""
+        for fold, own in zip(self.folds, of_folds, strict=bool(self.folds)):
+            if subject.id in fold.subjects:
+                return own
+        return of_all
+
+    def _count_map(
+        self, config: ScoreConfig, subjects: Sequence[str], reliability: Reliability
+    ) -> None:
+        """Compare the maps of some subjects with the truth."""
+        for subject in self.subjects:
+            if subject.id in subjects:
+                signals = subject.signals_for(config)
+                spacing = self.bundle.template.spacing_mm
+                found = score_scan(signals, subject.brain, spacing_mm=spacing, config=config)
+                inside = found.values[subject.brain]
+                values = map_from_score(inside, found.threshold, config)
+                reliability.add(values, subject.lesion[subject.brain])
 
     def _confidence(
         self, config: ScoreConfig, left_out: Sequence[str] = ()
@@ -269,29 +323,22 @@ class Search:
         learners = [s for s in (*self.subjects, *self.painted) if s.id not in left_out]
         return learn_confidence(learners, config, spacing_mm=self.bundle.template.spacing_mm)
 
-    def _with_weights(
-        self, modalities: tuple[str, ...], left_out: Sequence[str] = ()
-    ) -> ScoreConfig:
-        return ScoreConfig(modalities=modalities, weights=self.fusion.weights(modalities, left_out))
-
     @cached_property
     def fusion(self) -> Fusion:
         """Fits weights to all subjects."""
         smoothing = ScoreConfig(modalities=("FLAIR",), weights={"intensity:FLAIR": 1.0})
         return Fusion(self.subjects, self.bundle.template.spacing_mm, smoothing)
 
-    def _tried(self, config: ScoreConfig) -> list[Trial]:
-        """Every kind of threshold rule for one combination of signals."""
-        key = repr(config)
-        if key not in self.known:
-            rules = _rules(config)
-            dice = [
-                dice_of_rules(self._smooth(subject, config), subject.lesion, rules)
-                for subject in self.subjects
-            ]
-            by_rule = zip(rules, zip(*dice, strict=True), strict=True)
-            self.known[key] = [Trial(settings, np.array(rows)) for settings, rows in by_rule]
-        return self.known[key]
+    def _tried(self, options: _Weighted) -> list[Trial]:
+        """Every kind of threshold rule with the weights of one ridge."""
+        rules = _rules(_score(options.modalities, options.of_all))
+        dice = []
+        for subject in self.subjects:
+            weights = self._weights_for(subject, options.of_all, options.of_folds)
+            smoothed = self._smooth(subject, _score(options.modalities, weights))
+            dice.append(dice_of_rules(smoothed, subject.lesion, rules))
+        by_rule = zip(rules, zip(*dice, strict=True), strict=True)
+        return [Trial(options.ridge, settings, np.array(rows)) for settings, rows in by_rule]
 
     def _smooth(self, subject: CalibrationSubject, config: ScoreConfig) -> SmoothedScore:
         spacing_mm = self.bundle.template.spacing_mm
@@ -318,10 +365,15 @@ class Search:
             trials=[{"weights": weights, "offset": offset, "false_positive_ml": mean}],
         )
 
-    def _choose_scale(self, config: ScoreConfig) -> float:
-        """The scale at which the map is most like a probability (least mean log loss)."""
+    def _choose_scale(self, configs: Sequence[ScoreConfig]) -> float:
+        """The scale at which the map is most like a probability (least mean log loss).
+
+        Args:
+            configs: The score of each fold, and last the one of everybody.
+        """
         losses, spacing = np.zeros(len(MAP_SCALES)), self.bundle.template.spacing_mm
         for subject in self.subjects:
+            config = self._weights_for(subject, configs[-1], configs[:-1])
             signals = subject.signals_for(config)
             scored = score_scan(signals, subject.brain, spacing_mm=spacing, config=config)
             truth, inside = subject.lesion[subject.brain], scored.values[subject.brain]
@@ -337,10 +389,12 @@ class Trial:
     """One kind of threshold rule for one combination of signals.
 
     Attributes:
+        ridge: Ridge of the fit of the weights.
         settings: The settings of the rule that were tried.
         dice: (subjects, settings).
     """
 
+    ridge: float
     settings: list[ScoreConfig]
     dice: NDArray[np.float64]
 
@@ -362,7 +416,7 @@ class Trial:
         config = self.best(everyone)
         return {
             "weights": config.weights,
-            "asymmetry": config.asymmetry_weight,
+            "ridge": self.ridge,
             "rule": config.rule_in_words,
             "dice": round(float(self.dice.mean(axis=0).max()), 4),
             "left_out_dice": round(self.left_out_dice(everyone), 4),
@@ -381,8 +435,8 @@ def _rules(config: ScoreConfig) -> list[list[ScoreConfig]]:
         [replace(config, threshold_rule="fixed", threshold_offset=t) for t in THRESHOLDS],
         [replace(config, threshold_rule="otsu", threshold_offset=t) for t in OFFSETS],
         [
-            replace(config, threshold_rule="edge", edge_low=low, edge_high=round(low + width, 1))
-            for low, width in itertools.product(EDGE_LOWS, EDGE_WIDTHS)
+            replace(config, threshold_rule="edge", edge_low=low, edge_high=high)
+            for low, high in EDGE_WINDOWS
         ],
     ]
 

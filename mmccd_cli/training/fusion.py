@@ -18,8 +18,6 @@ EVERY = 4
 """Of the voxels of the brain, one in so many is looked at."""
 RANGE = 8.0
 """Signals beyond this many robust standard deviations count as this many."""
-RIDGE = 1e-4
-"""Penalty of large weights, against the mean log loss."""
 SCORE_AT_EVEN_ODDS = 2.0
 """Weights are scaled so that this score means even odds of a lesion."""
 
@@ -42,7 +40,7 @@ class Fusion:
     )
 
     def weights(
-        self, modalities: tuple[str, ...], left_out: Sequence[str] = ()
+        self, modalities: tuple[str, ...], *, ridge: float, left_out: Sequence[str] = ()
     ) -> dict[str, float]:
         """Find the weights of a set of modalities.
 
@@ -51,6 +49,7 @@ class Fusion:
 
         Args:
             modalities: Which scans there are.
+            ridge: Penalty of large weights, against the mean log loss.
             left_out: Ids of subjects not to learn from.
 
         Returns:
@@ -63,7 +62,11 @@ class Fusion:
         share = [np.full(len(y), 1 / (len(y) * len(learners))) for y in truth]
         bounds = [(None if name.startswith("intensity") else 0.0, None) for name in names]
         found, bias = fit_logistic(
-            np.concatenate(columns), np.concatenate(truth), np.concatenate(share), bounds=bounds
+            np.concatenate(columns),
+            np.concatenate(truth),
+            np.concatenate(share),
+            bounds=bounds,
+            ridge=ridge,
         )
         factor = SCORE_AT_EVEN_ODDS / max(-bias, 1e-3)
         weights = {name: round(float(w) * factor, 4) for name, w in zip(names, found, strict=True)}
@@ -107,7 +110,7 @@ def fit_logistic(
     share: NDArray[np.float64],
     *,
     bounds: Sequence[tuple[float | None, float | None]],
-    ridge: float = RIDGE,
+    ridge: float,
 ) -> tuple[NDArray[np.float64], float]:
     """Find weights and bias of the least mean log loss.
 

@@ -191,6 +191,9 @@ class Training:
         return {
             "recipe": self.recipe.name,
             "settings": to_dict(self.recipe.training),
+            "restoration_settings": to_dict(self.recipe.restoration_training)
+            if self.recipe.restoration is not None
+            else {},
             "data": self.text.data,
             "subjects": [{"id": e["id"], "files": e["files"]} for e in train],
             "slices": sum(e["slices"] for e in train),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mmccd_cli.weights.bundle import BundleConfig
 from mmccd_cli.weights.index import FRONT_MATTER
@@ -30,15 +31,13 @@ def model_card(config: BundleConfig) -> str:
 
     environment = Environment(trim_blocks=True, keep_trailing_newline=True)
     environment.filters["sum_of"] = _sum
-    settings = config.training.get("settings", {})
     rows = config.calibration.get("rows", [])
     row_of = {(row["method"], tuple(row["modalities"])): row for row in rows}
     trials = [
         (
             row["method"],
             _sum(trial["weights"]),
-            f"{-trial['asymmetry']:g}",
-            f"{trial['seed']:g}",
+            f"{trial.get('ridge', 0):g}",
             trial["rule"],
             f"{trial['dice']:.3f}",
             f"{trial['left_out_dice']:.3f}",
@@ -50,7 +49,8 @@ def model_card(config: BundleConfig) -> str:
     return FRONT_MATTER + environment.from_string(_TEMPLATE.read_text("utf-8")).render(
         config=config,
         cycles=", ".join(f"{c.source} -> {c.target} -> {c.source}" for c in config.cycles),
-        settings={name: settings[name] for name in _SETTINGS if name in settings},
+        restoration_settings=_shown(config.training.get("restoration_settings", {})),
+        settings=_shown(config.training.get("settings", {})),
         chosen=[
             (score, row_of[method, score.modalities])
             for method, scores in config.scores.items()
@@ -59,6 +59,10 @@ def model_card(config: BundleConfig) -> str:
         ],
         trials=dict.fromkeys(trials),  # each once: modalities share some
     )
+
+
+def _shown(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in _SETTINGS if name in settings}
 
 
 def _sum(weights: dict[str, float]) -> str:
