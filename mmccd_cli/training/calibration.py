@@ -348,7 +348,8 @@ class Search:
     def _choose_by_false_positives(self, modalities: tuple[str, ...]) -> CalibrationRow:
         """The lowest threshold that keeps false positives in healthy subjects within a budget."""
         voxel_ml = float(np.prod(self.bundle.template.spacing_mm)) / 1000
-        weights = {f"cycle:{m}": 1.0 for m in modalities if m in self.bundle.sources}
+        kind = "cycle" if self.bundle.config.restoration is None else "restoration"
+        weights = {f"{kind}:{modality}": 1.0 for modality in modalities}
         config = ScoreConfig(modalities=modalities, weights=weights)
         smoothed = [self._smooth(subject, config) for subject in self.subjects]
         for offset in OFFSETS:

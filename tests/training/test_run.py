@@ -78,9 +78,11 @@ def test_a_bright_lesion_is_found_by_what_was_chosen(trained: Trained) -> None:
     assert row.dice > 0.8
     assert row.left_out_dice > 0.8
     assert row.left_out_dice <= row.dice + 1e-9
-    tried = [tuple(trial["weights"]) for trial in row.trials]
-    assert ("cycle:FLAIR",) in tried
-    assert any("atlas:FLAIR" in weights for weights in tried)
+    assert {trial["ridge"] for trial in row.trials} == {1e-4, 1e-2}
+    counting = set(row.config.weights)
+    assert counting & {"restoration:FLAIR", "cycle:FLAIR", "atlas:FLAIR", "intensity:FLAIR"}
+    assert row.reliability is not None
+    assert row.reliability["expected_calibration_error"] < 0.1
 
 
 def test_settings_are_chosen_by_the_given_subjects_alone() -> None:
@@ -94,8 +96,8 @@ def test_settings_are_chosen_by_the_given_subjects_alone() -> None:
         for t in (1.0, 2.0)
     )
     # The first subject alone is best at the lower threshold.
-    trial = Trial([low, high], np.array([[1.0, 0.0], [0.6, 0.7], [0.6, 0.7]]))
-    worse = Trial([low, high], np.array([[0.9, 0.9], [0.1, 0.1], [0.1, 0.1]]))
+    trial = Trial(0.1, [low, high], np.array([[1.0, 0.0], [0.6, 0.7], [0.6, 0.7]]))
+    worse = Trial(0.1, [low, high], np.array([[0.9, 0.9], [0.1, 0.1], [0.1, 0.1]]))
     everyone, others = np.array([True, True, True]), np.array([False, True, True])
     assert choose_trial([worse, trial], everyone) == (trial, low)
     assert choose_trial([worse, trial], others) == (trial, high)
@@ -111,6 +113,7 @@ def test_healthy_subjects_calibrate_by_a_budget(trained: Trained, tmp_path: Path
         (score,) = found.config.scores[row.method]
         assert score.threshold_rule == "otsu"
         assert row.trials[0]["false_positive_ml"] <= 1.0
+        assert set(score.weights) == {"restoration:FLAIR"}
 
 
 def test_folds_need_subjects() -> None:

@@ -1,0 +1,97 @@
+"""Weights and confidences learnt from subjects made by hand, in whom it is known what counts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mmccd_cli.anomaly.confidence import confidences, describe_candidates
+from mmccd_cli.config import ConfidenceConfig, ScoreConfig
+from mmccd_cli.training.calibration_data import CalibrationSubject
+from mmccd_cli.training.confidence import learn_confidence
+from mmccd_cli.training.fusion import Fusion
+
+SHAPE, SPACING = (40, 40, 24), (2.0, 2.0, 2.0)
+SCORE = ScoreConfig(
+    modalities=("FLAIR",),
+    weights={"cycle:FLAIR": 1.0},
+    asymmetry_weight=0.0,
+    threshold_rule="fixed",
+    threshold_offset=1.5,
+    min_seed_mm3=0.0,
+)
+
+
+def subject(number: int) -> CalibrationSubject:
+    """A large bright lesion, and a small faint spot that is none; a signal that knows nothing."""
+    generator = np.random.default_rng(number)
+    brain, lesion = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    brain[3:-3, 3:-3, 3:-3] = True
+    lesion[8 + number : 18 + number, 8:18, 8:16] = True
+    signal = 0.3 * generator.standard_normal(SHAPE)
+    signal[lesion] += 4.0
+    signal[28:33, 28:33, 9:14] += 2.2
+    noise = generator.standard_normal(SHAPE)
+    signals = {"cycle:FLAIR": signal, "intensity:FLAIR": noise}
+    return CalibrationSubject(
+        id=f"s{number}",
+        brain=brain,
+        lesion=lesion,
+        signals={name: values.astype(np.float32) for name, values in signals.items()},
+    )
+
+
+SUBJECTS = [subject(number) for number in range(3)]
+
+
+def test_the_signal_that_knows_gets_the_weight() -> None:
+    fusion = Fusion(SUBJECTS, SPACING, SCORE)
+    weights = fusion.weights(("FLAIR",), ridge=1e-3)
+    assert weights["cycle:FLAIR"] > 4 * abs(weights.get("intensity:FLAIR", 0.0))
+    assert 0.3 < weights["cycle:FLAIR"] < 3, "even odds are at a score of 2"
+    without = fusion.weights(("FLAIR",), ridge=1e-3, left_out=["s0"])
+    assert without != weights
+
+
+def test_confidence_tells_lesions_from_what_is_none() -> None:
+    learnt = learn_confidence(SUBJECTS, SCORE, spacing_mm=SPACING)
+    assert learnt is not None
+    assert min(learnt.weights) >= 0
+    lesion = np.array([[np.log10(6.0), 4.0, 3.9]])
+    spot = np.array([[np.log10(0.5), 2.2, 2.0]])
+    assert confidences(lesion, learnt)[0] > 0.8
+    assert confidences(spot, learnt)[0] < 0.2
+
+
+def test_nothing_can_be_learnt_where_all_are_lesions() -> None:
+    assert learn_confidence(SUBJECTS, SCORE_ABOVE_SPOTS, spacing_mm=SPACING) is None
+
+
+SCORE_ABOVE_SPOTS = ScoreConfig(
+    modalities=("FLAIR",),
+    weights={"cycle:FLAIR": 1.0},
+    asymmetry_weight=0.0,
+    threshold_rule="fixed",
+    threshold_offset=3.0,
+    min_seed_mm3=0.0,
+)
+
+
+def test_candidates_are_measured_each_on_its_own() -> None:
+    labels = np.zeros((8, 8, 8), int)
+    labels[0:2, 0:2, 0:2], labels[5:8, 5:8, 5:8] = 1, 2
+    scores = np.where(labels == 1, 3.0, 1.0)
+    scores[5, 5, 5] = 9.0
+    features = describe_candidates(labels, np.array([8, 27]), scores, spacing_mm=(2.0, 2.0, 2.0))
+    assert features.shape == (2, 3)
+    np.testing.assert_allclose(features[0], [np.log10(0.064), 3.0, 3.0])
+    # The peak is the mean of ten voxels of 8 mm3, one of them 9 and nine of them 1.
+    np.testing.assert_allclose(features[1], [np.log10(0.216), 1.8, (9 + 26) / 27])
+    nothing = describe_candidates(labels * 0, np.zeros(0, int), scores, spacing_mm=(2.0, 2.0, 2.0))
+    assert confidences(nothing, ConfidenceConfig(weights=(1.0, 1.0, 1.0), bias=0.0)).shape == (0,)
+
+
+def test_confidence_lies_between_zero_and_one() -> None:
+    config = ConfidenceConfig(weights=(0.0, 1e6, 0.0), bias=0.0)
+    found = confidences(np.array([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 0.0]]), config)
+    assert found == pytest.approx([1.0, 0.0, 0.5])
