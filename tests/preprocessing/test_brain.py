@@ -101,13 +101,15 @@ def test_raw_head_goes_to_the_stripper(head: Phantom, monkeypatch: pytest.Monkey
         calls.append(volume)
         return head.brain
 
-    monkeypatch.setitem(STRIPPERS, "deepbet", SkullStripper(fake, ("T1w", "FLAIR")))
+    fake_one = SkullStripper(fake, ("T1w", "FLAIR", "T2w"), doubtful=("T2w",))
+    monkeypatch.setitem(STRIPPERS, "deepbet", fake_one)
     found = find_brain(head.volumes)
     assert calls[0] is head.volumes["T1w"]
     assert found.method == "deepbet"
     assert any("Raw head" in note for note in found.notes)
-    found = find_brain({"FLAIR": head.volumes["FLAIR"]})
-    assert any("made for T1w" in note for note in found.notes)
+    for source, doubts in (("FLAIR", False), ("T2w", True)):
+        found = find_brain({source: head.volumes[source]})
+        assert any("look at its outline" in note for note in found.notes) == doubts
 
 
 def test_deepbet_finds_the_brain_of_a_head_that_lies_otherwise(head: Phantom) -> None:
