@@ -97,7 +97,7 @@ def test_all_blocks_of_the_readme_run_one_after_the_other(
     named = {"map.nii.gz", "map_mask.nii.gz", "map_lesions.tsv", "map.json", "report.html"}
     assert named | {"flair_only.nii.gz", "strict.nii.gz", "python.nii.gz", "out"} <= written
     assert "new.nii.gz" not in written
-    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").open()]
     assert [record["status"] for record in records] == ["skipped"]
 
 
