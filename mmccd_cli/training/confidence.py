@@ -42,7 +42,9 @@ def learn_confidence(
     truth = np.concatenate([truth for _, truth in found])
     if not truth.any() or truth.all():
         return None
-    share = np.full(len(truth), 1 / len(truth))
+    # By their radius: to lose a large lesion is worse than to lose a small one.
+    share = 10 ** (features[:, 0] / 3)
+    share /= share.sum()
     # Nothing makes a candidate less likely by being larger or brighter.
     weights, bias = fit_logistic(features, truth, share, bounds=[(0.0, None)] * 3, ridge=RIDGE)
     volume, peak, mean = (round(float(weight), 4) for weight in weights)

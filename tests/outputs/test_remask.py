@@ -69,7 +69,8 @@ def test_what_is_not_asked_for_is_as_calibrated_not_as_before(outputs, record):
     higher = remask(outputs, record, MaskOptions(threshold=0.7), spatial_reference=REFERENCE)
     assert higher.found.mask.sum() == 6**3
     assert higher.record["lesion_volume_ml"] == 0.216
-    asked = {"space": "native", "threshold": 0.7, "min_lesion_mm3": "auto"}
+    unset = {"min_lesion_mm3": "auto", "min_confidence": "auto"}
+    asked = {"space": "native", "threshold": 0.7, **unset}
     assert higher.record["settings"]["requested"] == asked
 
 

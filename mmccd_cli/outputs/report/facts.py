@@ -102,7 +102,8 @@ def describe_settings(record: Mapping[str, Any]) -> dict[str, Any]:
     bundle, settings = record["bundle"], record["settings"]
     asked = settings.get("requested", {})
     sampling = settings.get("sampling", {})
-    smallest = settings.get("score", {}).get("min_lesion_mm3")
+    score = settings.get("score", {})
+    smallest = score.get("min_lesion_mm3")
     memory = record.get("peak_memory_mib")
     rows = {
         "Weights": f"{bundle['name']} {bundle['version']}",
@@ -118,6 +119,9 @@ def describe_settings(record: Mapping[str, Any]) -> dict[str, Any]:
         "Smallest lesion": None
         if smallest is None
         else f"{smallest:g} mm³ (asked for: {asked.get('min_lesion_mm3')})",
+        "Least confidence": None
+        if score.get("confidence") is None
+        else f"{score['min_confidence']:g} (asked for: {asked.get('min_confidence')})",
         "Skull stripping": asked.get("skull_strip"),
         "Device": record.get("device"),
         "CPU threads": record.get("threads"),
