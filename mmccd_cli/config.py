@@ -292,7 +292,8 @@ class ScoreConfig:
         edge_high: Highest threshold that the rule "edge" considers.
         seed_threshold: A component counts only where the score exceeds this, in score units,
         min_seed_mm3: over at least this volume; 0 turns seeds off.
-        map_scale: Score units over which the map rises from 0.5 (at the threshold) to 0.73.
+        map_scale: Score units over which the logit of the map rises by 1.
+        map_offset: Logit of the map at the scan's threshold; 0 makes it 0.5 there.
         threshold: Value of the map above which a voxel belongs to the mask.
         min_fraction_of_largest: Components need this share of the largest one's volume.
         min_lesion_mm3: Components need this volume.
@@ -321,6 +322,7 @@ class ScoreConfig:
     seed_threshold: Number = 2.4
     min_seed_mm3: NotNegative = 80.0
     map_scale: Positive = 0.5
+    map_offset: Annotated[float, Ge(-10), Le(10)] = 0.0
     threshold: Annotated[float, Gt(0), Lt(1)] = 0.5
     min_fraction_of_largest: Share = 0.2
     min_lesion_mm3: NotNegative = 0.0

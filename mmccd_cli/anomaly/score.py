@@ -141,17 +141,17 @@ def median_filter(
 def map_from_score(
     values: FloatArray, threshold: float, config: ScoreConfig
 ) -> NDArray[np.float32]:
-    """Bring a score to [0, 1], so that 0.5 means the scan's threshold in every scan.
+    """Bring a score to [0, 1], so that a value means the same in every scan.
 
     Args:
         values: (I, J, K), the score.
         threshold: The scan's threshold.
-        config: Its `map_scale` is the score units from 0.5 to 0.73.
+        config: Its `map_scale` and `map_offset`.
 
     Returns:
-        (I, J, K) float32: 1 / (1 + exp(-(values - threshold) / scale)).
+        (I, J, K) float32: 1 / (1 + exp(-(values - threshold) / scale - offset)).
     """
-    exponent = np.clip((threshold - values) / config.map_scale, -60.0, 60.0)
+    exponent = np.clip((threshold - values) / config.map_scale - config.map_offset, -60.0, 60.0)
     return (1.0 / (1.0 + np.exp(exponent))).astype(np.float32)
 
 
@@ -163,8 +163,8 @@ def score_from_map(
     Args:
         anomaly_map: (I, J, K) in [0, 1].
         threshold: The scan's threshold, which the map was made with.
-        config: Its `map_scale`.
+        config: Its `map_scale` and `map_offset`.
     """
     inside = np.clip(anomaly_map.astype(np.float32), 1e-7, 1 - 1e-7)
-    logit = np.log(inside) - np.log1p(-inside)
+    logit = np.log(inside) - np.log1p(-inside) - np.float32(config.map_offset)
     return (np.float32(threshold) + np.float32(config.map_scale) * logit).astype(np.float32)

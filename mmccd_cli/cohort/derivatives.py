@@ -30,9 +30,9 @@ names under `DatasetLinks`. Research use only, not a medical device.
 
 Everything lies on the grid of the session's reference scan (FLAIR, else T2w, else T1w):
 
-- `*_desc-anomaly_probseg.nii.gz`: the anomaly map. It is no probability: 0.5 means the threshold
-  that was found for the scan. Its JSON holds the whole record under `mmccd`: inputs with SHA-256,
-  weights, settings.
+- `*_desc-anomaly_probseg.nii.gz`: the anomaly map, a probability, calibrated on the subjects that
+  the weights' model card names. Its JSON holds the whole record under `mmccd`: inputs with
+  SHA-256, weights, settings.
 - `*_label-L_desc-mmccd_mask.nii.gz`: the mask of what is anomalous.
 - `*_desc-lesions_dseg.nii.gz` and `.tsv`: its components, numbered, and their table.
 

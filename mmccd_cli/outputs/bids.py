@@ -23,7 +23,7 @@ from mmccd_cli.outputs.lesions import encode_tsv, numbers_of
 from mmccd_cli.outputs.record import encode_json
 
 DESCRIPTIONS = {
-    "anomaly": "How anomalous a voxel is, from 0 to 1; 0.5 is the threshold of the scan.",
+    "anomaly": "Probability of an anomaly, calibrated on the subjects that the model card names.",
     "mmccd": "Where the anomaly map exceeds its threshold, without small components.",
     "lesions": "The components of the mask, numbered from the largest to the smallest.",
 }

@@ -5,6 +5,7 @@ Everything here works on shards, so it needs neither an image reader nor a devic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -36,7 +37,7 @@ from mmccd_cli.training.calibration_data import (
     sets_of,
 )
 from mmccd_cli.training.confidence import learn_confidence
-from mmccd_cli.training.fusion import Fusion
+from mmccd_cli.training.fusion import EVERY, Fusion, fit_logistic
 from mmccd_cli.training.painting import Painter
 from mmccd_cli.training.reliability import Reliability
 from mmccd_cli.training.slices import read_index, subjects_of
@@ -50,7 +51,8 @@ EDGE_WINDOWS = ((0.4, 2.0), (0.6, 2.2), (0.8, 2.4))
 """Narrow ones: a wider window lets single scans run away to the contour of a bright core."""
 RIDGES = (1e-4, 1e-2)
 """With FLAIR, weights that are nearly even hold better on subjects left out; without, not."""
-MAP_SCALES = (0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+LEAST_SLOPE, OFFSET_RANGE = (0.1, None), (-4.0, 4.0)
+"""Bounds of the logistic regression that makes the map a probability."""
 REFINE_MM = {"FLAIR": 3.0}
 """How far contours may move, by the reference scan. At full resolution 3 mm gained 0.006 Dice on
 the training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
@@ -266,9 +268,9 @@ class Search:
         chosen, config = choose_trial(trials, everyone)
         options = next(o for o in weighted if o.ridge == chosen.ridge)
         own = [replace(config, weights=weights) for weights in options.of_folds]
-        scale = self._choose_scale([*own, replace(config, weights=options.of_all)])
+        probability = self._as_probability([*own, replace(config, weights=options.of_all)])
         reference = next(m for m in MODALITIES if m in config.modalities)
-        finish = partial(replace, map_scale=scale, refine_mm=REFINE_MM.get(reference, 0.0))
+        finish = partial(replace, **probability, refine_mm=REFINE_MM.get(reference, 0.0))
         of_folds, reliability = [], Reliability()
         for number, fold in enumerate(self.folds):
             rows = np.array([subject not in fold.subjects for subject in self.ids])
@@ -366,23 +368,39 @@ class Search:
             trials=[{"weights": weights, "offset": offset, "false_positive_ml": mean}],
         )
 
-    def _choose_scale(self, configs: Sequence[ScoreConfig]) -> float:
-        """The scale at which the map is most like a probability (least mean log loss).
+    def _as_probability(self, configs: Sequence[ScoreConfig]) -> dict[str, float]:
+        """How a score becomes a probability: logistic regression on subjects left out.
+
+        The mask's threshold becomes the probability at the scan's own threshold.
 
         Args:
             configs: The score of each fold, and last the one of everybody.
+
+        Returns:
+            Fields of `ScoreConfig` and their values.
         """
-        losses, spacing = np.zeros(len(MAP_SCALES)), self.bundle.template.spacing_mm
+        beyond, truth = [], []
         for subject in self.subjects:
             config = self._weights_for(subject, configs[-1], configs[:-1])
-            signals = subject.signals_for(config)
+            signals, spacing = subject.signals_for(config), self.bundle.template.spacing_mm
             scored = score_scan(signals, subject.brain, spacing_mm=spacing, config=config)
-            truth, inside = subject.lesion[subject.brain], scored.values[subject.brain]
-            for index, scale in enumerate(MAP_SCALES):
-                trial = replace(config, map_scale=scale)
-                p = np.clip(map_from_score(inside, scored.threshold, trial), 1e-6, 1 - 1e-6)
-                losses[index] -= float(np.where(truth, np.log(p), np.log1p(-p)).mean())
-        return MAP_SCALES[int(losses.argmin())]
+            inside = scored.values[subject.brain][::EVERY]
+            beyond.append(inside.astype(np.float64) - scored.threshold)
+            truth.append(subject.lesion[subject.brain][::EVERY])
+        share = [np.full(len(part), 1 / (len(part) * len(truth))) for part in truth]
+        (slope,), offset = fit_logistic(
+            np.concatenate(beyond)[:, None],
+            np.concatenate(truth),
+            np.concatenate(share),
+            bounds=[LEAST_SLOPE],
+            ridge=0.0,
+        )
+        offset = round(float(np.clip(offset, *OFFSET_RANGE)), 4)
+        return {
+            "map_scale": round(1 / float(slope), 4),
+            "map_offset": offset,
+            "threshold": round(1 / (1 + math.exp(-offset)), 4),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -434,7 +452,6 @@ def _rules(config: ScoreConfig) -> list[list[ScoreConfig]]:
     """For each kind of rule, a score with every setting of it that is tried."""
     return [
         [replace(config, threshold_rule="fixed", threshold_offset=t) for t in THRESHOLDS],
-        [replace(config, threshold_rule="otsu", threshold_offset=t) for t in OFFSETS],
         [
             replace(config, threshold_rule="edge", edge_low=low, edge_high=high)
             for low, high in EDGE_WINDOWS

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scores import PLAIN, SHAPE
 
-from mmccd_cli.anomaly.score import combine, map_from_score, median_filter, window_size
+from mmccd_cli.anomaly.score import (
+    combine,
+    map_from_score,
+    median_filter,
+    score_from_map,
+    window_size,
+)
 
 ONE_MM = (1.0, 1.0, 1.0)
 
@@ -86,3 +92,11 @@ def test_map_is_one_half_at_the_threshold(threshold: float, scale: float) -> Non
     values = np.array([threshold - scale, threshold, threshold + scale])
     expected = [1 / (1 + np.e), 0.5, np.e / (1 + np.e)]
     np.testing.assert_allclose(map_from_score(values, threshold, config), expected, rtol=1e-5)
+
+
+def test_an_offset_moves_the_map_at_the_threshold_and_comes_back() -> None:
+    config = replace(PLAIN, map_scale=0.4, map_offset=-1.0)
+    scores = np.array([0.0, 2.0, 3.5], np.float32)
+    there = map_from_score(scores, 2.0, config)
+    assert float(there[1]) == pytest.approx(1 / (1 + np.exp(1.0)))
+    np.testing.assert_allclose(score_from_map(there, 2.0, config), scores, atol=1e-3)
