@@ -19,6 +19,13 @@ from mmccd_cli.inputs.bids import DESCRIPTION, bids_root
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.outputs.bids import DESCRIPTIONS, outputs_of_bids
 from mmccd_cli.outputs.record import Outcome, encode_json, read_record
+from mmccd_cli.outputs.report.cohort import (
+    COHORT_PAGE,
+    REPORT_SUFFIX,
+    check_cohort_page,
+    reports_in,
+    write_cohort_page,
+)
 
 BIDS_VERSION = "1.10.0"
 
@@ -90,12 +97,15 @@ def derivatives_planner(
             kind: folder.with_name("figures") / f"{'_'.join(entities)}_{name}"
             for kind, name in (extras or {}).items()
         }
+        report = figures.get("report")
+        indexed = report is not None and report.name.endswith(REPORT_SUFFIX)
         sources_of_map = [sources[subject.id].uri(path) for path in subject.paths.values()]
         return Job(
             subject=subject,
             targets={**outputs_of_bids(folder, stem), **figures},
             brain_mask=brain_mask,
             makes_folder=True,
+            reports_index=out / COHORT_PAGE if indexed else None,
             sidecar_fields={
                 "Description": DESCRIPTIONS["anomaly"],
                 "Sources": sources_of_map,
@@ -109,7 +119,9 @@ def derivatives_planner(
 
 
 def summarise_derivatives(out: Path) -> tuple[Path, int]:
-    """Write the table of all results of a derivative data set, whichever run made them.
+    """Write the table of all results of a derivative data set, and the page over their reports.
+
+    Both tell of all results, whichever run made them; the page is written where there is a report.
 
     The results are read again once the table is written, until they are those in the table, so
     that of two tasks of a cluster that do this at once neither loses the other's last result.
@@ -119,7 +131,7 @@ def summarise_derivatives(out: Path) -> tuple[Path, int]:
 
     Raises:
         DataError: There is no result.
-        UsageError: The table cannot be written, or is somebody else's.
+        UsageError: Table or page cannot be written, or are somebody else's.
     """
     summary, written = Summary(out), list[Outcome]()
     while (outcomes := _results(out)) != written:
@@ -130,6 +142,9 @@ def summarise_derivatives(out: Path) -> tuple[Path, int]:
             f"{out} holds no result of mmccd.",
             next_step="Run the level participant first.",
         )
+    if any(reports_in(out)):
+        check_cohort_page(out)
+        write_cohort_page(out, [])
     return summary.path, len(written)
 
 

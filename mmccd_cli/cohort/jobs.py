@@ -34,6 +34,7 @@ class Job:
         brain_mask: A brain mask that was given, or None.
         makes_folder: Whether the outputs' folders are made where they are missing.
         sidecar_fields: What the sidecar says beside the record.
+        reports_index: The page over all reports, where the report is one of several.
     """
 
     subject: Subject
@@ -41,6 +42,7 @@ class Job:
     brain_mask: Path | None = None
     makes_folder: bool = False
     sidecar_fields: Mapping[str, Any] = field(default_factory=dict)
+    reports_index: Path | None = None
 
     @property
     def extras(self) -> list[str]:

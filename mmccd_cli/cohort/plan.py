@@ -246,7 +246,7 @@ class SubjectSelection:
             jobs=jobs,
             failures=[*failures, *unnamed],
             summary=None if self.out_dir is None else Summary(self.out_dir, self.shard, everyone),
-            report_dir=self.report_dir,
+            report_dir=self.report_dir or _folder_of_index(jobs),
             bids_root=self.bids_out,
         )
 
@@ -260,10 +260,11 @@ class SubjectSelection:
     def _with_report(self, job: Job) -> Job:
         if self.report_dir is None:
             return job
-        from mmccd_cli.outputs.report.cohort import report_path
+        from mmccd_cli.outputs.report.cohort import COHORT_PAGE, report_path
 
         report = report_path(self.report_dir, job.subject.id)
-        return replace(job, targets={**job.targets, "report": report})
+        index = self.report_dir / COHORT_PAGE
+        return replace(job, targets={**job.targets, "report": report}, reports_index=index)
 
 
 def plan_bids_cohort(
@@ -299,7 +300,17 @@ def plan_bids_cohort(
     failures = [Outcome(name, "failed", error=error, paths=paths) for name, error in missing]
     planner = derivatives_planner(subjects, out, run=run, extras=extras)
     jobs, unnamed = plan_jobs(subjects, planner)
-    return Cohort(jobs=jobs, failures=[*failures, *unnamed], bids_root=out)
+    return Cohort(
+        jobs=jobs,
+        failures=[*failures, *unnamed],
+        report_dir=_folder_of_index(jobs),
+        bids_root=out,
+    )
+
+
+def _folder_of_index(jobs: Iterable[Job]) -> Path | None:
+    """Return where the page over all reports is written; None where there is none."""
+    return next((job.reports_index.parent for job in jobs if job.reports_index), None)
 
 
 def session_folder(subject: Subject) -> Path:

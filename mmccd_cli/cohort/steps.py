@@ -221,6 +221,7 @@ class JobSteps:
             record=record,
             bundle=self.pipeline.bundle,
             volumes=volumes,
+            reports_index=job.reports_index,
         )
 
 

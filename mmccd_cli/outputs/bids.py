@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.components import label_components
 from mmccd_cli.anomaly.mask import Lesion
 from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti
 from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.outputs.lesions import encode_tsv, numbers_of
+from mmccd_cli.outputs.numbers import number_lesions
 from mmccd_cli.outputs.record import encode_json
 
 DESCRIPTIONS = {
@@ -110,11 +110,9 @@ def mask_sidecar(shown: BidsMask) -> bytes:
 
 def lesions_image(shown: BidsMask) -> bytes:
     """Return the mask with its lesions numbered as in the table, as NIfTI."""
-    labels, voxels, _ = label_components(shown.voxels)
-    number = np.zeros(len(voxels) + 1, np.uint16)
-    number[1 + np.argsort(-voxels, kind="stable")] = np.arange(1, len(voxels) + 1)
+    numbers = number_lesions(shown.voxels)
     return encode_nifti(
-        number[labels], shown.grid, compress=True, intent="label", description="mmccd lesions"
+        numbers, shown.grid, compress=True, intent="label", description="mmccd lesions"
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from mmccd_cli.outputs.bids import BIDS_OUTPUTS, BidsMask
@@ -33,6 +35,7 @@ def _picture(segmented: SegmentedSubject) -> bytes:
         result.shown,
         result.anomaly_map,
         result.mask,
+        threshold=result.threshold,
         brain=result.brain,
         title=f"{segmented.subject.id}: {segmented.record['lesion_volume_ml']:.1f} ml",
     )
@@ -41,12 +44,15 @@ def _picture(segmented: SegmentedSubject) -> bytes:
 def _report(segmented: SegmentedSubject) -> bytes:
     from mmccd_cli.outputs.report.page import subject_report
 
+    index = segmented.reports_index
+    folder = segmented.targets["report"].parent
     return subject_report(
         segmented.result,
         segmented.volumes,
         template=segmented.bundle.template,
         record=segmented.record,
         data=segmented.report_data,
+        index="" if index is None else Path(os.path.relpath(index, folder)).as_posix(),
     )
 
 

@@ -33,6 +33,7 @@ class SegmentedSubject:
             without the seconds that extras take.
         bundle: The weights.
         volumes: Modality to scan; empty where no extra output that needs them was asked for.
+        reports_index: The page over all reports, where the report is one of several.
     """
 
     subject: Subject
@@ -43,6 +44,7 @@ class SegmentedSubject:
     record: dict[str, Any]
     bundle: Bundle
     volumes: Mapping[str, Volume]
+    reports_index: Path | None = None
 
     @cached_property
     def report_data(self) -> ReportData:

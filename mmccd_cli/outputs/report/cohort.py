@@ -1,4 +1,4 @@
-"""The page over all reports of a folder: sortable, with what failed and why."""
+"""The page over all reports of a folder: sortable, searchable, with what failed and why."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
@@ -26,6 +27,7 @@ COHORT_PAGE = "index.html"
 REPORT_SUFFIX = "_report.html"
 
 _MARK = "mmccd-cohort"
+_PLACES = ("", "sub-*/figures/", "sub-*/ses-*/figures/")  # the last two in BIDS derivatives
 _HEAD_BYTES = 200_000  # a report's summary, with its thumbnail, lies within
 _ANY_FOLDERS = re.compile(r"[/\\].*[/\\]")
 
@@ -42,6 +44,7 @@ class ReportSummary(BaseModel):
     """What this page shows of a subject: the data block of its report."""
 
     subject: str
+    result: str = ""  # reports before 0.4.0 have none
     lesion_volume_ml: NotNegative
     lesions: int
     brain_litres: NotNegative
@@ -70,6 +73,11 @@ def report_path(report_dir: Path, subject: str) -> Path:
     return report_dir / f"{subject}{REPORT_SUFFIX}"
 
 
+def reports_in(folder: Path) -> list[Path]:
+    """Return the files in a folder of reports, or in BIDS derivatives, that are named as such."""
+    return sorted(path for place in _PLACES for path in folder.glob(f"{place}*{REPORT_SUFFIX}"))
+
+
 def is_report(path: Path) -> bool:
     """Tell whether a file is a report about a subject, as this version writes it."""
     return _read_block(path, SUMMARY) is not None
@@ -85,7 +93,7 @@ def check_cohort_page(report_dir: Path) -> None:
     if path.exists() and _read_block(path, _MARK) is None:
         raise UsageError(
             f"{path} exists already and is no page of mmccd's.",
-            next_step="Give another --report-dir.",
+            next_step="Move it away, or give another --report-dir.",
         )
 
 
@@ -107,12 +115,12 @@ def write_cohort_page(
     """
     summaries: list[Mapping[str, Any]] = []
     failures = _failures(outcomes, tables)
-    for path in sorted(report_dir.glob(f"*{REPORT_SUFFIX}")):
+    for path in reports_in(report_dir):
         if (block := _read_block(path, SUMMARY)) is None:
             continue
         try:
             check_json(ReportSummary, block)
-            summaries.append({**block, "file": path.name})
+            summaries.append({"result": "", **block, "file": path.relative_to(report_dir).as_posix()})
         except ValueError as error:
             reason = f"Its data block cannot be read in full: {error}."
             failures.append(Failure(path.name, reason, "Segment the subject anew."))
@@ -128,17 +136,26 @@ def cohort_page(summaries: Sequence[Mapping[str, Any]], failures: Sequence[Failu
     """Return the page.
 
     Args:
-        summaries: The data block of each report, with the report's name under "file".
+        summaries: The data block of each report; under "file" where the report is, seen from the
+            page.
         failures: The subjects that failed.
     """
     ordered = sorted(summaries, key=lambda summary: -summary["lesion_volume_ml"])
+    volumes_ml = [summary["lesion_volume_ml"] for summary in ordered]
     return render(
         "cohort.html",
-        script="cohort.js",
+        scripts=("memory.js", "ratings.js", "cohort.js"),
         mark_id=_MARK,
         mark={"summary_version": SUMMARY_VERSION},
         subjects=[{**each, "link": quote(os.fsencode(each["file"]))} for each in ordered],
         failures=failures,
+        totals={
+            "Reports": str(len(ordered)),
+            "Failed": str(len(failures)),
+            "With a lesion": str(sum(volume > 0 for volume in volumes_ml)),
+            "Lesions in all": f"{sum(volumes_ml):.1f} ml",
+            "Median of a subject": f"{median(volumes_ml or [0]):.2f} ml",
+        },
         verdict=verdict,
     )
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from mmccd_cli.anomaly.mask import Lesion
+from mmccd_cli.anomaly.mask import LeftOut, Lesion
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.outputs.numbers import Numbers, number_left_out, number_lesions
 from mmccd_cli.outputs.pictures import BoolArray, FloatArray, largest_cuts
 from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.preprocessing.subject import PreparedSubject
@@ -43,8 +44,12 @@ class ReportData:
         at_edge: Share of the brain's surface that lies on the edge of the scan, [0, 1].
         anomaly_map: (I, J, K) float32 in [0, 1].
         mask: (I, J, K) bool.
+        outside: (I, J, K) bool, above the threshold and not in the mask.
+        numbers: (I, J, K) uint16, the id of the lesion or of the candidate that was left out; 0
+            for none.
         threshold: Value of the map above which a voxel belongs to the mask.
         lesions: As the result lists them; their boxes are indices of the file, not of this grid.
+        left_out: Likewise.
         points: (I, J, K) indices on this grid of the cuts that show each lesion.
         template_image: (I, J, K) float32, the template's mean image; None where it has none.
         template_mask: (I, J, K) bool, the template's brain.
@@ -59,8 +64,11 @@ class ReportData:
     at_edge: float
     anomaly_map: FloatArray
     mask: BoolArray
+    outside: BoolArray
+    numbers: Numbers
     threshold: float
     lesions: list[Lesion]
+    left_out: list[LeftOut]
     points: list[tuple[int, int, int]]
     template_image: FloatArray | None
     template_mask: BoolArray
@@ -120,6 +128,8 @@ def report_data(
             images[name] = crop.of(volumes[name].data)
         else:
             images[name] = crop.resampled(volumes[name], prepared.matrices[name])
+    outside = (result.anomaly_map > result.threshold) & ~result.mask
+    left_out = number_left_out(outside, result.left_out, result.shown.affine)
     names = [result.reference, *MODALITIES]
     chosen = next((name for name in names if name in template.images), None)
     return ReportData(
@@ -130,8 +140,11 @@ def report_data(
         at_edge=_share_at_edge(result.brain),
         anomaly_map=crop.of(result.anomaly_map),
         mask=crop.of(result.mask) > 0,
+        outside=crop.of(outside) > 0,
+        numbers=crop.of(number_lesions(result.mask) + left_out).astype(np.uint16),
         threshold=result.threshold,
         lesions=list(result.lesions),
+        left_out=list(result.left_out),
         points=[crop.point_of(lesion, result.mask) for lesion in result.lesions],
         template_image=crop.resampled(Volume(template.images[chosen], template.affine), to_template)
         if chosen

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
+import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmccd_cli import __version__
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.outputs.lesions import mask_warnings
-from mmccd_cli.outputs.pictures import MAP_OPACITY
+from mmccd_cli.outputs.lesions import lesion_table, mask_warnings
+from mmccd_cli.outputs.pictures import MAP_OPACITY, palette
 from mmccd_cli.outputs.record import jsonable
 from mmccd_cli.outputs.report.checks import Check, check_subject, suspicion
 from mmccd_cli.outputs.report.data import ReportData, report_data
@@ -21,7 +24,8 @@ from mmccd_cli.outputs.report.facts import (
 )
 from mmccd_cli.outputs.report.panels import Panels
 from mmccd_cli.outputs.report.render import base64_of, render
-from mmccd_cli.outputs.report.viewer import library_code, library_licence, viewer_data
+from mmccd_cli.outputs.report.thresholds import sweep_thresholds
+from mmccd_cli.outputs.report.viewer import viewer_data
 from mmccd_cli.template import Template
 
 if TYPE_CHECKING:
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
 SUMMARY = "mmccd-summary"
 """Id of the data block that the cohort's page reads."""
 SUMMARY_VERSION = 1
+
+SCRIPTS = ("memory.js", "ratings.js", "volumes.js", "slices.js", "viewer.js", "report.js")
+"""Files in `assets`, in the order in which they are run."""
 
 _MAX_PICTURED = 12
 
@@ -41,6 +48,7 @@ def subject_report(
     template: Template,
     record: Mapping[str, Any],
     data: ReportData | None = None,
+    index: str = "",
 ) -> bytes:
     """Return a subject's report.
 
@@ -50,6 +58,7 @@ def subject_report(
         template: The bundle's template.
         record: What the sidecar says; see `mmccd_cli.outputs.record`.
         data: What `report_data` gives for these; None to make it.
+        index: Where the page over all reports is, seen from this one; empty for nowhere.
 
     Returns:
         An HTML file with everything in it.
@@ -58,23 +67,29 @@ def subject_report(
         ValueError: The result has no prepared subject.
     """
     record = jsonable(record)
+    of_mask = (result.lesions, result.left_out, result.left_out_small)
     data = data or report_data(result, volumes, template)
     checks = check_subject(data, record["warnings"])
     panels = Panels(data)
+    sweep = sweep_thresholds(data, record)
+    viewer = viewer_data(data, sweep)
     return render(
         "report.html",
-        script="report.js",
-        more_scripts=[library_code()],
+        scripts=SCRIPTS,
         summary_id=SUMMARY,
         summary=_summary(record, data, checks=checks, thumbnail=panels.thumbnail()),
-        viewer=viewer_data(data),
+        viewer_facts=jsonable(viewer.facts),
+        viewer_packed=viewer.packed,
+        sweep=sweep,
+        palette=palette(),
         map_opacity=MAP_OPACITY,
+        index=index,
+        table=base64_of(_as_csv(lesion_table(*of_mask))),
         version=__version__,
         record=record,
         data=data,
         panels=panels,
-        left_out=result.left_out,
-        mask_warnings=mask_warnings(result.lesions, result.left_out, result.left_out_small),
+        mask_warnings=mask_warnings(*of_mask),
         pictured=min(len(data.lesions), _MAX_PICTURED),
         checks=checks,
         suspicion=suspicion(checks),
@@ -82,8 +97,20 @@ def subject_report(
         inputs=describe_inputs(record, volumes, data.prepared.matrices),
         settings=describe_settings(record),
         whole_record=json.dumps(record, indent=2, ensure_ascii=False),
-        licence=library_licence(),
     )
+
+
+def _as_csv(tsv: bytes) -> bytes:
+    """Return a table with commas between its columns, for programs that expect them."""
+    rows = csv.reader(io.StringIO(tsv.decode()), "excel-tab")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _result_id(record: Mapping[str, Any]) -> str:
+    """Return what tells this result from others of the subject: a rating belongs to one of them."""
+    return hashlib.sha256(json.dumps(record["output_sha256"]).encode()).hexdigest()[:16]
 
 
 def _summary(
@@ -93,6 +120,7 @@ def _summary(
     return {
         "summary_version": SUMMARY_VERSION,
         "subject": record["subject"],
+        "result": _result_id(record),
         "status": "done",
         "lesion_volume_ml": record["lesion_volume_ml"],
         "lesions": len(data.lesions),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from mmccd_cli.outputs.numbers import Numbers
 from mmccd_cli.outputs.pictures import (
     CONTOUR,
     PLANES,
@@ -21,9 +22,10 @@ from mmccd_cli.outputs.pictures import (
     FloatArray,
     Frame,
     Plane,
+    annotate,
     frame_around,
-    label_sides,
     outline,
+    outline_left_out,
     overlay,
     window,
 )
@@ -86,7 +88,8 @@ class Panels:
     def lesion(self, number: int) -> list[Panel]:
         """Three planes through a lesion, by its place in the list, with map and outline."""
         center = self._data.points[number]
-        return self._three(self._with_map, f"with lesion {number + 1} outlined", center)
+        what = f"with lesion {number + 1} outlined"
+        return self._three(self._with_map, what, center, numbers=self._data.numbers)
 
     def overview(self) -> list[Panel]:
         """Three planes of the reference scan alone, through the largest lesion or the middle."""
@@ -94,7 +97,7 @@ class Panels:
 
     def without_lesion(self) -> list[Panel]:
         """Three planes with the map, through the middle of the brain."""
-        return self._three(self._with_map, "with the anomaly map")
+        return self._three(self._with_map, "with the anomaly map", numbers=self._data.numbers)
 
     def edges_of(self, name: str) -> list[Panel]:
         """The reference with the edges of another modality."""
@@ -160,11 +163,16 @@ class Panels:
         return jpeg(picture)
 
     def _three(
-        self, paint: Callable[[Cut], FloatArray], what: str, center: Point | None = None
+        self,
+        paint: Callable[[Cut], FloatArray],
+        what: str,
+        center: Point | None = None,
+        *,
+        numbers: Numbers | None = None,
     ) -> list[Panel]:
         """Three planes that meet in a voxel; by default in the middle of the brain."""
         views = [(plane, center or self._center) for plane in PLANES]
-        return self._panels(views, paint, what=what, frame=self._brain_frame)
+        return self._panels(views, paint, what=what, frame=self._brain_frame, numbers=numbers)
 
     def _panels(
         self,
@@ -173,11 +181,14 @@ class Panels:
         *,
         what: str,
         frame: Frame,
+        numbers: Numbers | None = None,
     ) -> list[Panel]:
         panels = []
         for plane, center in views:
             caption = plane.caption(self._data.affine, center)
-            image = label_sides(paint(partial(frame.cut, plane=plane, center=center)), plane)
+            cut = partial(frame.cut, plane=plane, center=center)
+            shown = None if numbers is None else cut(numbers, smooth=False)
+            image = annotate(paint(cut), plane, frame.pixels_per_mm, shown)
             panels.append(Panel(image, caption, f"{self._data.reference} {what}, {caption}"))
         return panels
 
@@ -186,6 +197,7 @@ class Panels:
 
     def _with_map(self, cut: Cut) -> FloatArray:
         rgb = overlay(cut(self._grey(self._data.reference)), cut(self._data.anomaly_map))
+        outline_left_out(rgb, cut(self._data.outside))
         outline(rgb, cut(self._data.mask), CONTOUR)
         return rgb
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -16,26 +16,24 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def render(
-    template: str, *, script: str, more_scripts: Iterable[bytes] = (), **content: Any
-) -> bytes:
+def render(template: str, *, scripts: Sequence[str], **content: Any) -> bytes:
     """Return a whole page that the browser forbids to load, send or run anything else.
 
     Args:
         template: File in `templates`.
-        script: File in `assets` with the page's script.
-        more_scripts: Code that the script may run besides.
+        scripts: Files in `assets` with the page's scripts, in the order in which they are run.
         content: What the template shows. Text may hold anything: it is escaped, and bytes that are
             no valid UTF-8 become U+FFFD.
     """
-    style, code = asset("report.css"), asset(script)
-    allowed = " ".join(_hash(text) for text in (code, *more_scripts))
+    style, codes = asset("report.css"), [asset(name) for name in scripts]
+    allowed = " ".join(_hash(code) for code in codes)
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; "
         f"script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
     page = environment().get_template(template)
-    text = page.render(policy=policy, style=style.decode(), script=code.decode(), **content)
+    code = [each.decode() for each in codes]
+    text = page.render(policy=policy, style=style.decode(), scripts=code, **content)
     return readable(text).encode()
 
 

@@ -1,148 +1,84 @@
 "use strict";
-// The interactive viewer. All that it shows lies in this file; without WebGL 2 it steps aside,
-// and the still pictures remain.
-(() => {
-  const OUTLINE = 1;  // opacity of the mask's outline
-  const panel = document.getElementById("viewer");
-  const say = (text) => {
-    const message = document.getElementById("viewer-message");
-    message.textContent = text;
-    message.hidden = !text;
+// The report of one subject: its viewer, its rating, and the way to the reports beside it.
+function copyText(element) {
+  const range = document.createRange();
+  range.selectNodeContents(element);
+  getSelection().removeAllRanges();
+  getSelection().addRange(range);  // also shows what was copied, and allows to copy it by hand
+  const done = () => { document.getElementById("viewer-copied").textContent = "copied"; };
+  const byHand = () => document.execCommand("copy") && done();
+  if (!navigator.clipboard) return byHand();
+  return navigator.clipboard.writeText(element.textContent).then(done, byHand);
+}
+
+// A rating is kept whenever it changes.
+function connectRating(form) {
+  const { subject, result } = JSON.parse(document.getElementById("mmccd-summary").textContent);
+  const status = document.getElementById("rating-status");
+  const now = () => ({ rating: form.elements.rating.value, comment: form.elements.comment.value });
+  const kept = ratings.read(subject, result);
+  form.elements.rating.value = kept?.rating ?? "";
+  form.elements.comment.value = kept?.comment ?? "";
+  form.hidden = false;
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("input", () => {
+    status.textContent = ratings.write(subject, result, now())
+      ? "Kept in this browser."
+      : "This browser keeps nothing for pages from the disk: save the table before leaving.";
+  });
+  document.getElementById("rating-save").addEventListener("click", () =>
+    ratings.save(`${subject}_rating.tsv`, [{ subject, result, ...now() }]));
+}
+
+// The index names in a link's #list= the reports that it shows, in its order, and which one this is.
+function connectNeighbours(nav) {
+  const parse = (text) => {
+    try {
+      const { files, at } = JSON.parse(decodeURIComponent(text));
+      return Array.isArray(files) && Number.isInteger(at) ? { files: files.map(String), at } : null;
+    } catch {
+      return null;
+    }
   };
-
-  function hasWebGL() {
-    const context = document.createElement("canvas").getContext("webgl2");
-    if (!context) return false;
-    context.getExtension("WEBGL_lose_context")?.loseContext();
-    return true;
+  const found = location.hash.startsWith("#list=")
+    ? parse(location.hash.slice(6))
+    : history.state?.neighbours ?? null;
+  if (!found) return;
+  // Links within the page would forget it.
+  const keep = () => history.replaceState({ neighbours: found }, "");
+  keep();
+  addEventListener("hashchange", keep);
+  const folder = new URL(".", new URL(nav.querySelector("a").getAttribute("href"), location.href)).href;
+  for (const [step, id] of [[-1, "previous"], [1, "next"]]) {
+    const file = found.files[found.at + step];
+    if (!file) continue;
+    const target = new URL(file, folder);
+    if (!target.href.startsWith(folder) || !target.pathname.endsWith("_report.html")) continue;
+    target.hash = `list=${encodeURIComponent(JSON.stringify({ ...found, at: found.at + step }))}`;
+    const link = document.getElementById(id);
+    link.href = target.href;
+    link.hidden = false;
   }
+}
 
-  async function unpacked(id) {
-    const packed = atob(document.getElementById(id).textContent.trim());
-    const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
-    const plain = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Response(plain);
-  }
-
-  async function loadLibrary() {
-    const script = document.createElement("script");
-    script.textContent = await (await unpacked("viewer-code")).text();
-    document.head.append(script);
-    if (!globalThis.niivue) throw new Error("the browser did not run the viewer's code");
-    return globalThis.niivue;
-  }
-
-  async function makeImage(library, name, options) {
-    const buffer = await (await unpacked(`viewer-${name}`)).arrayBuffer();
-    const image = await library.NVImage.new(buffer, `${name}.nii`, options.colormap, options.opacity);
-    image.cal_min = options.low;
-    image.cal_max = options.high;
-    return image;
-  }
-
-  async function start() {
-    const facts = JSON.parse(document.getElementById("viewer-facts").textContent);
-    const library = await loadLibrary();
-    const view = new library.Niivue({
-      logLevel: "silent",
-      dragAndDropEnabled: false,
-      scrollRequiresFocus: true,
-      isNearestInterpolation: false,
-      isSliceMM: false,
-      multiplanarShowRender: library.SHOW_RENDER.NEVER,
-      multiplanarLayout: library.MULTIPLANAR_TYPE.AUTO,
-      atlasOutline: OUTLINE,
-      crosshairWidth: 0.8,
-      crosshairWidthUnit: "mm",
-      showAllOrientationMarkers: true,
-      crosshairColor: [0.4, 0.75, 1, 0.8],
-      fontColor: [0.9, 0.9, 0.9, 1],
-      fontMinPx: 15,
-      loadingText: "",
-    });
-    view.addColormap("mmccd_map", {
-      R: [70, 180, 240, 255, 255],
-      G: [0, 20, 90, 180, 250],
-      B: [40, 40, 20, 30, 160],
-      A: [0, 90, 180, 200, 210],
-      I: [0, 64, 128, 191, 255],
-    });
-    const canvas = document.getElementById("viewer-canvas");
-    panel.hidden = false;
-    await view.attachToCanvas(canvas);
-    const opacity = Number(document.getElementById("viewer-map-opacity").value);
-    // The mask itself is nearly clear, so that the map shows inside its outline.
-    const images = [
-      await makeImage(library, "reference", { colormap: "gray", opacity: 1, low: 0, high: 255 }),
-      await makeImage(library, "map", { colormap: "mmccd_map", opacity, low: 12, high: 255 }),
-      await makeImage(library, "mask", { colormap: "gray", opacity: 0.02, low: 0, high: 1 }),
-    ];
-    images[2].setColormapLabel({
-      R: [0, 64], G: [0, 255], B: [0, 200], A: [0, 255], I: [0, 1], labels: ["", "mask"],
-    });
-    images.forEach((image) => view.addVolume(image));
-    view.setInterpolation(false);
-    connect(view, library, canvas, facts);
-    panel.dataset.state = "drawn";
-  }
-
-  function connect(view, library, canvas, facts) {
-    const control = (id) => document.getElementById(id);
-    const readout = control("viewer-position");
-    view.onLocationChange = (place) => {
-      const [x, y, z] = place.mm;
-      const value = place.values?.[1]?.value;
-      const map = Number.isFinite(value) ? `, map ${(value / 255).toFixed(2)}` : "";
-      readout.textContent = `x ${x.toFixed(0)}, y ${y.toFixed(0)}, z ${z.toFixed(0)} mm${map}`;
-    };
-    const goTo = (point) => {
-      view.scene.crosshairPos = view.mm2frac(point, 0, true);  // true: exact for oblique scans
-      view.drawScene();
-      view.createOnLocationChange();
-    };
-    const planes = {
-      three: library.SLICE_TYPE.MULTIPLANAR,
-      axial: library.SLICE_TYPE.AXIAL,
-      coronal: library.SLICE_TYPE.CORONAL,
-      sagittal: library.SLICE_TYPE.SAGITTAL,
-    };
-    control("viewer-plane").addEventListener("change", (event) =>
-      view.setSliceType(planes[event.target.value]));
-    control("viewer-map-opacity").addEventListener("input", (event) =>
-      view.setOpacity(1, Number(event.target.value)));
-    control("viewer-mask-shown").addEventListener("change", (event) =>
-      view.setAtlasOutline(event.target.checked ? OUTLINE : 0));
-    control("viewer-side").addEventListener("change", (event) =>
-      view.setRadiologicalConvention(event.target.value === "right"));
-    canvas.addEventListener("keydown", (event) => {
-      const step = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowDown: [0, -1, 0],
-        ArrowUp: [0, 1, 0], PageDown: [0, 0, -1], PageUp: [0, 0, 1] }[event.key];
-      if (!step) return;
-      event.preventDefault();
-      event.stopImmediatePropagation();
-      view.moveCrosshairInVox(...step);
-    }, true);
-    document.querySelectorAll("button[data-point]").forEach((button) => {
-      button.hidden = false;
-      button.addEventListener("click", () => {
-        goTo(JSON.parse(button.dataset.point));
-        panel.scrollIntoView({ block: "nearest" });
-      });
-    });
-    goTo(facts.start);
-  }
-
-  if (!panel) return;
-  if (!hasWebGL() || typeof DecompressionStream === "undefined") {
-    panel.dataset.state = "fallback";
-    say("This browser shows no WebGL 2, which the interactive viewer needs. "
-      + "The still pictures below show the same.");
-    return;
-  }
-  start().catch((problem) => {
+(() => {
+  const nav = document.getElementById("neighbours");
+  if (nav) connectNeighbours(nav);
+  connectRating(document.getElementById("rating"));
+  const panel = document.getElementById("viewer");
+  const stepAside = (reason) => {
+    const message = document.getElementById("viewer-message");
     panel.hidden = true;
     panel.dataset.state = "fallback";
-    say(`The interactive viewer could not start (${problem.message}). `
-      + "The still pictures below show the same.");
-  });
+    message.textContent = `The interactive viewer could not start: ${reason}. `
+      + "The still pictures below show the same.";
+    message.hidden = false;
+  };
+  const missing = [
+    [document.createElement("canvas").getContext("2d"), "the browser draws no pictures"],
+    [globalThis.DecompressionStream, "the browser is too old to unpack it"],
+    [globalThis.OffscreenCanvas, "the browser is too old to draw it"],
+  ].find(([there]) => !there);
+  if (missing) stepAside(missing[1]);
+  else startViewer(panel).catch((problem) => stepAside(problem.message));
 })();
