@@ -19,13 +19,6 @@ from mmccd_cli.inputs.bids import DESCRIPTION, bids_root
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.outputs.bids import DESCRIPTIONS, outputs_of_bids
 from mmccd_cli.outputs.record import Outcome, encode_json, read_record
-from mmccd_cli.outputs.report.cohort import (
-    COHORT_PAGE,
-    REPORT_SUFFIX,
-    check_cohort_page,
-    reports_in,
-    write_cohort_page,
-)
 
 BIDS_VERSION = "1.10.0"
 
@@ -97,15 +90,13 @@ def derivatives_planner(
             kind: folder.with_name("figures") / f"{'_'.join(entities)}_{name}"
             for kind, name in (extras or {}).items()
         }
-        report = figures.get("report")
-        indexed = report is not None and report.name.endswith(REPORT_SUFFIX)
         sources_of_map = [sources[subject.id].uri(path) for path in subject.paths.values()]
         return Job(
             subject=subject,
             targets={**outputs_of_bids(folder, stem), **figures},
             brain_mask=brain_mask,
             makes_folder=True,
-            reports_index=out / COHORT_PAGE if indexed else None,
+            reports_index=_index_of(out, figures.get("report")),
             sidecar_fields={
                 "Description": DESCRIPTIONS["anomaly"],
                 "Sources": sources_of_map,
@@ -142,10 +133,25 @@ def summarise_derivatives(out: Path) -> tuple[Path, int]:
             f"{out} holds no result of mmccd.",
             next_step="Run the level participant first.",
         )
-    if any(reports_in(out)):
+    _write_index(out)
+    return summary.path, len(written)
+
+
+def _index_of(out: Path, report: Path | None) -> Path | None:
+    """Return the page that tells of a report; None where there is none, or its name is another."""
+    if report is None:
+        return None
+    from mmccd_cli.outputs.report.cohort import COHORT_PAGE, REPORT_SUFFIX
+
+    return out / COHORT_PAGE if report.name.endswith(REPORT_SUFFIX) else None
+
+
+def _write_index(out: Path) -> None:
+    from mmccd_cli.outputs.report.cohort import check_cohort_page, reports_in, write_cohort_page
+
+    if reports_in(out):
         check_cohort_page(out)
         write_cohort_page(out, [])
-    return summary.path, len(written)
 
 
 def _results(out: Path) -> list[Outcome]:

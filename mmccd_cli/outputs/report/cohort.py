@@ -120,7 +120,9 @@ def write_cohort_page(
             continue
         try:
             check_json(ReportSummary, block)
-            summaries.append({"result": "", **block, "file": path.relative_to(report_dir).as_posix()})
+            summaries.append(
+                {"result": "", **block, "file": path.relative_to(report_dir).as_posix()}
+            )
         except ValueError as error:
             reason = f"Its data block cannot be read in full: {error}."
             failures.append(Failure(path.name, reason, "Segment the subject anew."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,6 @@ class ReportData:
         at_edge: Share of the brain's surface that lies on the edge of the scan, [0, 1].
         anomaly_map: (I, J, K) float32 in [0, 1].
         mask: (I, J, K) bool.
-        outside: (I, J, K) bool, above the threshold and not in the mask.
         numbers: (I, J, K) uint16, the id of the lesion or of the candidate that was left out; 0
             for none.
         threshold: Value of the map above which a voxel belongs to the mask.
@@ -64,7 +64,6 @@ class ReportData:
     at_edge: float
     anomaly_map: FloatArray
     mask: BoolArray
-    outside: BoolArray
     numbers: Numbers
     threshold: float
     lesions: list[Lesion]
@@ -79,6 +78,11 @@ class ReportData:
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel size along each axis."""
         return spacing_of(self.affine)
+
+    @cached_property
+    def outside(self) -> BoolArray:
+        """What is above the threshold and not in the mask, (I, J, K) bool."""
+        return (self.anomaly_map > self.threshold) & ~self.mask
 
     @property
     def brain_litres(self) -> float:
@@ -140,7 +144,6 @@ def report_data(
         at_edge=_share_at_edge(result.brain),
         anomaly_map=crop.of(result.anomaly_map),
         mask=crop.of(result.mask) > 0,
-        outside=crop.of(outside) > 0,
         numbers=crop.of(number_lesions(result.mask) + left_out).astype(np.uint16),
         threshold=result.threshold,
         lesions=list(result.lesions),

@@ -67,7 +67,7 @@ def sweep_thresholds(data: ReportData, record: Mapping[str, Any]) -> Sweep:
     """
     thresholds = sorted({*_STEPS, data.threshold})
     own = thresholds.index(data.threshold)
-    box = bounding_box(data.anomaly_map > 0, margin=2)
+    box = bounding_box(data.anomaly_map > 0, margin=2) if data.anomaly_map.any() else ...
     part = data.anomaly_map[box]
     bits = np.zeros(part.shape, np.uint32)
     steps = []

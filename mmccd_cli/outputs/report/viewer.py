@@ -73,11 +73,12 @@ def viewer_data(data: ReportData, sweep: Sweep) -> ViewerData:
     packed["map"] = _packed(hundredths.astype(np.uint8))
     packed["codes"] = _packed(sweep.codes[crop][picked].astype("<u2"))
     packed["numbers"] = _packed(data.numbers[crop][picked].astype("<u2"))
-    start = transform_points(np.linalg.inv(affine), transform_points(data.affine, _start(data)))
+    inverse = np.linalg.inv(affine).astype(np.float64)
+    start = transform_points(inverse, transform_points(data.affine, _start(data)))
     facts = {
         "shape": shape,
         "affine": affine.round(5).tolist(),
-        "inverse": np.linalg.inv(affine).round(6).tolist(),
+        "inverse": inverse.round(6).tolist(),
         "spacing": [round(mm, 5) for mm in spacing_of(affine)],
         "start": np.clip(np.rint(start), 0, np.array(shape) - 1).astype(int).tolist(),
         "scans": scans,

@@ -8,6 +8,7 @@ import html
 import re
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 from hypothesis import given
@@ -17,14 +18,13 @@ from jinja2 import UndefinedError
 from mmccd_cli.outputs.report.render import asset, environment, read_data_block, render
 
 HOSTILE = "<script>alert('1')</script>\"&</style>"
-CODE = b"globalThis.x = 1;"
+SCRIPTS = ("memory.js", "cohort.js")
 
 
 def cohort_page(**changes: object) -> str:
     content = {"mark_id": "mark", "mark": {}, "subjects": [], "failures": [], "verdict": str}
-    return render(
-        "cohort.html", script="cohort.js", more_scripts=[CODE], **content | changes
-    ).decode()
+    content |= {"totals": {"Reports": "0"}}
+    return render("cohort.html", scripts=SCRIPTS, **content | changes).decode()
 
 
 def data_block(value: object) -> str:
@@ -50,7 +50,7 @@ def test_text_and_attributes_are_escaped_and_a_missing_name_is_an_error():
     text = cohort_page(mark_id=HOSTILE, mark={"name": HOSTILE}, failures=[failure])
     assert HOSTILE not in text
     assert (
-        text.count(html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")) == 4
+        text.count(html.escape(HOSTILE).replace("&#x27;", "&#39;").replace("&quot;", "&#34;")) == 5
     )
     with pytest.raises(UndefinedError, match="reason"):
         cohort_page(failures=[{"name": "a"}])
@@ -61,7 +61,7 @@ def test_names_that_are_no_utf8_can_be_written():
     text = cohort_page(
         mark={"name": name}, failures=[dict.fromkeys(("name", "reason", "next_step"), name)]
     )
-    assert text.count("caf\ufffd.nii.gz") == 4
+    assert text.count("caf\ufffd.nii.gz") == 5
     assert read_data_block(text, "mark") == {"name": "caf\ufffd.nii.gz"}
 
 
@@ -74,19 +74,24 @@ def test_a_page_runs_only_scripts_that_it_names_by_hash():
     assert rules["img-src"] == "data:"
     assert "unsafe" not in policy[1]
     for kind, content in (
-        ("script-src", asset("cohort.js")),
-        ("script-src", CODE),
+        *(("script-src", asset(name)) for name in SCRIPTS),
         ("style-src", asset("report.css")),
     ):
         digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
         assert f"sha256-{digest}" in rules[kind]
     # What the browser hashes is what stands between the tags.
-    assert f"<script>{asset('cohort.js').decode()}</script>" in text
+    for name in SCRIPTS:
+        assert f"<script>{asset(name).decode()}</script>" in text
     assert f"<style>{asset('report.css').decode()}</style>" in text
 
 
 def test_no_asset_of_ours_names_an_address_or_ends_its_element():
-    for name in ("report.css", "report.js", "cohort.js"):
+    names = [
+        entry.name
+        for entry in resources.files("mmccd_cli.outputs.report").joinpath("assets").iterdir()
+    ]
+    assert set(names) > {"report.css", *SCRIPTS}
+    for name in names:
         text = asset(name).decode()
         assert "://" not in text
         assert "</" not in text

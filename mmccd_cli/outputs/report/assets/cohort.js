@@ -106,9 +106,10 @@
     const links = rows.filter((row) => !row.hidden).map((row) => row.querySelector("a"));
     const at = links.indexOf(link);
     const first = Math.max(0, at - MOST_IN_LINK);
-    const files = links.slice(first, at + MOST_IN_LINK + 1)
-      .map((each) => each.getAttribute("href").split("#")[0]);
-    link.hash = `list=${encodeURIComponent(JSON.stringify({ files, at: at - first }))}`;
+    const place = (each) => each.getAttribute("href").split("#")[0];
+    const files = links.slice(first, at + MOST_IN_LINK + 1).map(place);
+    const list = encodeURIComponent(JSON.stringify({ files, at: at - first }));
+    link.setAttribute("href", `${place(link)}#list=${list}`);
   }
 
   headers.forEach((header, column) => {
