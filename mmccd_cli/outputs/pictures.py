@@ -176,7 +176,11 @@ def outline_left_out(rgb: FloatArray, outside: FloatArray) -> None:
 
 
 def annotate(
-    rgb: FloatArray, plane: Plane, pixels_per_mm: float, numbers: FloatArray | None = None
+    rgb: FloatArray,
+    plane: Plane,
+    *,
+    pixels_per_mm: float,
+    numbers: FloatArray | None = None,
 ) -> Image.Image:
     """Return a panel with the letters of its two sides, a scale bar and numbers.
 
@@ -190,13 +194,13 @@ def annotate(
     draw = ImageDraw.Draw(panel)
     middle = panel.height // 2
     for x, letter, anchor in zip((4, panel.width - 4), plane.letters, ("lm", "rm"), strict=True):
-        _write(draw, (x, middle), letter, anchor)
+        _write(draw, (x, middle), letter, anchor=anchor)
     fitting = [mm for mm in _SCALE_BARS_MM if mm * pixels_per_mm < 0.3 * panel.width]
     if fitting:
         right, bottom, length = panel.width - 8, panel.height - 8, fitting[-1] * pixels_per_mm
         draw.rectangle([(right - length - 1, bottom - 1), (right + 1, bottom + 2)], "black")
         draw.rectangle([(right - length, bottom), (right, bottom + 1)], _TEXT)
-        _write(draw, (right, bottom - 4), f"{fitting[-1] // 10} cm", "rb", size=11)
+        _write(draw, (right, bottom - 4), f"{fitting[-1] // 10} cm", anchor="rb", size=11)
     if numbers is not None:
         _write_numbers(draw, numbers.round().astype(int))
     return panel
@@ -208,11 +212,16 @@ def _write_numbers(draw: ImageDraw.ImageDraw, numbers: NDArray[np.integer[Any]])
         rows, columns = np.nonzero(numbers == number)  # row by row
         x = int(columns[rows == rows[0]].max()) + 2
         place = (min(x, numbers.shape[1] - 18), max(int(rows[0]), 14))
-        _write(draw, place, str(number), "lb", size=13)
+        _write(draw, place, str(number), anchor="lb", size=13)
 
 
 def _write(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anchor: str, *, size: int = 16
+    draw: ImageDraw.ImageDraw,
+    place: tuple[float, float],
+    text: str,
+    *,
+    anchor: str,
+    size: int = 16,
 ) -> None:
     draw.text(place, text, _TEXT, _font(size), anchor, stroke_width=2, stroke_fill="black")
 
@@ -260,8 +269,9 @@ def overview_png(
         outline_left_out(rgb, cut(outside))
         outline(rgb, cut(found), CONTOUR)
         scale = frame.pixels_per_mm
-        rows[0].append(annotate(overlay(cut(grey)), plane, scale))
-        rows[1].append(annotate(rgb, plane, scale, cut(numbers, smooth=False)))
+        rows[0].append(annotate(overlay(cut(grey)), plane, pixels_per_mm=scale))
+        shown = cut(numbers, smooth=False)
+        rows[1].append(annotate(rgb, plane, pixels_per_mm=scale, numbers=shown))
     captions = [plane.caption(image.affine, center) for plane in PLANES]
     buffer = io.BytesIO()
     _arrange(rows, captions, title=title, threshold=threshold).save(buffer, "PNG")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -213,6 +214,33 @@ def test_pybids_reads_the_derivatives(first_run: tuple[Result, Path]) -> None:
         (found,) = layout.get(subject="01", desc="anomaly", extension=".nii.gz")
         assert found.get_entities()["suffix"] == "probseg"
         assert found.get_metadata()["mmccd"]["subject"] == "sub-01"
+
+
+def test_reports_have_an_index_that_leads_to_them_and_back(
+    mmccd: Call, data_set: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    wanted = ["participant", "--participant-label", "01", "02", "--session-id", "a", "--report"]
+    done = mmccd("bids", data_set, out, *wanted)
+    assert done.exit_code == 0, done.stderr
+    index = out / "index.html"
+    written = index.read_text("utf-8")
+    links = re.findall(r'<a href="([^"]*_report.html)">', written)
+    assert sorted(links) == [
+        "sub-01/figures/sub-01_report.html",
+        "sub-02/ses-a/figures/sub-02_ses-a_report.html",
+    ]
+    for link in links:
+        (back,) = re.findall(r'<a href="([^"]*index.html)">', (out / link).read_text("utf-8"))
+        assert (out / link).parent.joinpath(back).resolve() == index.resolve()
+    assert _issues(out) == []
+    index.unlink()
+    _table(mmccd, out)
+    assert index.read_text("utf-8") == written
+    index.write_text("mine")
+    refused = mmccd("bids", data_set, out, *wanted, "--force")
+    assert refused.exit_code == 2
+    assert "index.html exists already" in refused.stderr
 
 
 def test_group_writes_one_table(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from report_cases import facts_of
 from typer.testing import Result
 
 from mmccd_cli.inputs.phantom import Phantom
@@ -43,7 +45,7 @@ def test_a_cohort_with_a_broken_subject_resumed(
     second = mmccd("segment", good, broken, *places, "--resume")
     assert second.exit_code == 0, second.output
     assert sorted(rows((reports / "index.html").read_text("utf-8"))) == ["broken", "good"]
-    assert "Failed" not in (reports / "index.html").read_text("utf-8")
+    assert "<h2>Failed" not in (reports / "index.html").read_text("utf-8")
     assert report_path(reports, "good").stat().st_mtime_ns == before
     # Results that are gone are made again, and their reports with them.
     (reports / "broken_report.html").write_text("mine")
@@ -55,6 +57,34 @@ def test_a_cohort_with_a_broken_subject_resumed(
     assert {path.name for path in (tmp_path / "out").glob("*.json")} == {"good.json"}
     assert report_path(reports, "good").stat().st_mtime_ns > before
     assert (reports / "broken_report.html").read_text() == "mine"
+
+
+def test_the_line_of_a_report_makes_the_mask_that_it_shows(
+    mmccd: Mmccd,
+    tmp_path: Path,
+    write_subject: Callable[..., Path],
+    tiny_phantom: Phantom,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    subject = write_subject(tmp_path / "data", tiny_phantom, "brats", id="s 1")
+    monkeypatch.chdir(tmp_path)
+    files = ["--out", "a map.nii.gz", "--report", "r.html", "--min-lesion", "100mm3"]
+    assert mmccd("segment", subject, *files).exit_code == 0
+    text = Path("r.html").read_text("utf-8")
+    assert 'id="neighbours"' not in text  # one report is no cohort
+    facts = facts_of(text)
+    record = json.loads(Path("a map.json").read_text())
+    own = facts["steps"][facts["own"]]
+    assert own["volume_ml"] == pytest.approx(record["lesion_volume_ml"])
+    for step in (facts["steps"][2], facts["steps"][-2]):
+        program, *words = shlex.split(step["command"])
+        assert program == "mmccd"
+        done = mmccd(*words, "--json")
+        assert done.exit_code == 0, done.output
+        made = json.loads(done.stdout)
+        assert made["lesion_volume_ml"] == pytest.approx(step["volume_ml"])
+        assert len(made["lesions"]) == step["lesions"]
+        assert made["settings"]["requested"]["min_lesion_mm3"] == 100
 
 
 def test_report_options_that_cannot_be(mmccd: Mmccd, tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from PIL import Image
 
 from mmccd_cli.inputs.phantom import make_affine
 from mmccd_cli.inputs.volume import Volume, reorient
-from mmccd_cli.outputs.pictures import MAP_OPACITY, largest_cuts, overlay, overview_png
+from mmccd_cli.outputs.pictures import (
+    MAP_OPACITY,
+    PLANES,
+    annotate,
+    largest_cuts,
+    overlay,
+    overview_png,
+)
 
 SHAPE = (30, 40, 20)
 AFFINE = make_affine(SHAPE, (2, 2, 4), "RAS")
@@ -51,6 +58,46 @@ def test_sides_are_right_and_the_scale_is_in_mm(scene):
     width, height = np.ptp(columns[axial]) + 1, np.ptp(rows[axial]) + 1
     assert width == pytest.approx(4 * 2 * 2, abs=5)
     assert height == pytest.approx(6 * 2 * 2, abs=5)
+
+
+def test_what_is_left_out_has_a_grey_outline_and_the_rest_a_number(scene):
+    head, score, mask = scene
+    other = score.data.copy()
+    other[6:10, 10:16, 12:15] = 0.7
+    below = opened(overview_png(head, other, mask.data, threshold=0.75))
+    above = opened(overview_png(head, other, mask.data, threshold=0.5))
+    changed = np.abs(above - below).sum(axis=2) > 0
+    changed[:, -50:] = False  # colour bar
+    rows, columns = np.nonzero(changed)
+    assert len(rows) > 20
+    assert columns.max() < 3 * 130
+    assert (np.ptp(above[changed], axis=1) < 20).all()  # light grey, and dark inside of it
+    plain = opened(overview_png(head, score.data, mask.data * 0))
+    numbered = opened(overview_png(head, score.data, mask.data))
+    white = (numbered.min(axis=2) > 220) & (plain.min(axis=2) <= 220)
+    assert white.sum() > 10
+
+
+def test_the_color_bar_marks_the_threshold(scene):
+    head, score, mask = scene
+    for threshold in (0.3, 0.8):
+        bar = opened(overview_png(head, score.data, mask.data, threshold=threshold))[:, -46:-20]
+        mark = (bar[..., 1] > 240) & (bar[..., 0] < 80)
+        rows = np.nonzero(mark.any(axis=1))[0]
+        colors = np.nonzero((np.ptp(bar, axis=2) > 60).any(axis=1))[0]
+        share = (colors.max() - rows.mean()) / np.ptp(colors)
+        assert share == pytest.approx(threshold, abs=0.02)
+
+
+def test_a_scale_bar_has_its_length():
+    rgb = np.zeros((100, 200, 3), np.float32)
+    for pixels_per_mm, length in ((1.0, 50), (2.5, 50), (40.0, None)):
+        panel = np.asarray(annotate(rgb, PLANES[0], pixels_per_mm=pixels_per_mm))
+        bar = panel[-9:-6].min(axis=(0, 2))
+        if length is None:
+            assert bar.max() == 0
+        else:
+            assert (panel[-8].min(axis=1) > 200).sum() == pytest.approx(length, abs=1)
 
 
 def test_cuts_go_where_most_of_the_lesion_is():

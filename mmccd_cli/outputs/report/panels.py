@@ -188,7 +188,7 @@ class Panels:
             caption = plane.caption(self._data.affine, center)
             cut = partial(frame.cut, plane=plane, center=center)
             shown = None if numbers is None else cut(numbers, smooth=False)
-            image = annotate(paint(cut), plane, frame.pixels_per_mm, shown)
+            image = annotate(paint(cut), plane, pixels_per_mm=frame.pixels_per_mm, numbers=shown)
             panels.append(Panel(image, caption, f"{self._data.reference} {what}, {caption}"))
         return panels
 

@@ -59,6 +59,34 @@ def test_subjects_are_sorted_by_lesion_volume_and_every_column_has_its_key(tmp_p
         assert key in shown(tmp_path)
 
 
+def test_totals_stand_above_the_table(tmp_path):
+    for name, volume in (("a", 2.0), ("b", 30.0), ("c", 0.0)):
+        write_report(tmp_path, name, lesion_volume_ml=volume)
+    write_cohort_page(tmp_path, [Outcome("d", "failed", error=DataError("no"))])
+    totals = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", shown(tmp_path))
+    assert dict(totals) == {
+        "Reports": "3",
+        "Failed": "1",
+        "With a lesion": "2",
+        "Lesions in all": "32.0 ml",
+        "Median of a subject": "2.00 ml",
+    }
+
+
+def test_reports_of_bids_are_found_in_their_folders(tmp_path):
+    folders = (".", "sub-01/figures", "sub-02/ses-a/figures", "elsewhere/figures", "sub-03/anat")
+    for number, folder in enumerate(folders):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        write_report(tmp_path / folder, f"s{number}", result="0123456789abcdef")
+    write_cohort_page(tmp_path, [])
+    assert sorted(hrefs(shown(tmp_path))) == [
+        "s0_report.html",
+        "sub-01/figures/s1_report.html",
+        "sub-02/ses-a/figures/s2_report.html",
+    ]
+    assert shown(tmp_path).count('data-result="0123456789abcdef"') == 3
+
+
 def test_signs_of_failure_are_named(tmp_path):
     sign = {"name": "Brain volume", "value": "0.40 l", "suspicion": 1.0}
     write_report(tmp_path, "a", suspicion=1.0, signs=[sign])
