@@ -220,7 +220,7 @@ def test_reports_have_an_index_that_leads_to_them_and_back(
     mmccd: Call, data_set: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    wanted = ["participant", "--participant-label", "01", "02", "--session-id", "a", "--report"]
+    wanted = ["participant", "--participant-label", "01", "02", "--report"]
     done = mmccd("bids", data_set, out, *wanted)
     assert done.exit_code == 0, done.stderr
     index = out / "index.html"
@@ -229,6 +229,7 @@ def test_reports_have_an_index_that_leads_to_them_and_back(
     assert sorted(links) == [
         "sub-01/figures/sub-01_report.html",
         "sub-02/ses-a/figures/sub-02_ses-a_report.html",
+        "sub-02/ses-b/figures/sub-02_ses-b_report.html",
     ]
     for link in links:
         (back,) = re.findall(r'<a href="([^"]*index.html)">', (out / link).read_text("utf-8"))

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from report_cases import facts_of
-from typer.testing import Result
+from typer.testing import CliRunner, Result
 
+from mmccd_cli.cli.app import app
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.outputs.report.cohort import report_path
 
@@ -79,7 +80,7 @@ def test_the_line_of_a_report_makes_the_mask_that_it_shows(
     for step in (facts["steps"][2], facts["steps"][-2]):
         program, *words = shlex.split(step["command"])
         assert program == "mmccd"
-        done = mmccd(*words, "--json")
+        done = CliRunner().invoke(app, [*words, "--json"])
         assert done.exit_code == 0, done.output
         made = json.loads(done.stdout)
         assert made["lesion_volume_ml"] == pytest.approx(step["volume_ml"])

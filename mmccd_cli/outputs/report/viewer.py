@@ -87,7 +87,11 @@ def viewer_data(data: ReportData, sweep: Sweep) -> ViewerData:
         "own": sweep.own,
         "patterns": sweep.patterns,
         "findings": [
-            {"id": found.id, "reason": getattr(found, "reason", "")}
+            {
+                "id": found.id,
+                "confidence": found.confidence,
+                "reason": getattr(found, "reason", ""),
+            }
             for found in (*data.lesions, *data.left_out)
         ],
         "palette": palette(),

@@ -7,7 +7,7 @@ import csv
 import html
 import io
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from report_cases import HOSTILE, Case, facts_of, in_mask, packed, unpacked
 
-from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion
+from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall
 from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.outputs.lesions import COLUMNS
 from mmccd_cli.outputs.numbers import number_lesions
@@ -175,13 +175,11 @@ def test_a_rating_belongs_to_one_result_of_a_subject(case, report):
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_confidence_has_a_column_where_it_is_known(case, report):
-    @dataclass(frozen=True, kw_only=True)
-    class Confident(Lesion):
-        confidence: float
-
-    assert "Confidence" not in without_data(report)
-    sure = [Confident(**vars(lesion), confidence=0.876) for lesion in case.result.lesions]
+def test_confidence_has_a_column_where_it_is_known(case):
+    unsure = [replace(lesion, confidence=None) for lesion in case.result.lesions]
+    result = replace(case.result, lesions=unsure, left_out=[])
+    assert ">Confidence<" not in without_data(replace(case, result=result).report())
+    sure = [replace(lesion, confidence=0.876) for lesion in unsure]
     result = replace(case.result, lesions=sure, left_out=[])
     text = without_data(replace(case, result=result).report())
     assert ">Confidence<" in text

@@ -45,8 +45,9 @@ async function startViewer(panel) {
     const found = facts.findings.find((each) => each.id === numbers[index]);
     const inMask = (facts.patterns[codes[index]] >>> view.step) & 1;
     const words = [`x ${x}, y ${y}, z ${z} mm`, `${name} ${value.toPrecision(3)}`, `map ${(map[index] / 100).toFixed(2)}`];
-    if (found && !found.reason) words.push(`lesion ${found.id}`);
-    if (found && found.reason) words.push(`${found.id}, left out: ${found.reason}`);
+    const sure = found?.confidence == null ? "" : `, confidence ${found.confidence.toFixed(2)}`;
+    if (found && !found.reason) words.push(`lesion ${found.id}${sure}`);
+    if (found && found.reason) words.push(`${found.id}${sure}, left out: ${found.reason}`);
     if (!found && inMask) words.push("in the mask");
     return words.join("; ");
   }
