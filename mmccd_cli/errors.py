@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_LEAST_ADDRESS_SPACE = 1_600_000_000
 _BEFORE = r"(?<![\w.~/\\-])"
 _ABSOLUTE = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\":]+[/\\])+")
 _UPWARDS = re.compile(_BEFORE + r"(?:\.\.?/)+")
@@ -183,6 +184,26 @@ def _is_out_of_memory(error: Exception) -> bool:
     return getattr(error, "errno", None) == errno.ENOMEM or any(
         words in text for words in ("failed to map segment", "cannot allocate memory")
     )
+
+
+def check_address_space() -> None:
+    """Refuse a limit of memory under which PyTorch ends the process without a word.
+
+    Raises:
+        ComputeError: The limit is lower than what it takes to load PyTorch.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= limit < _LEAST_ADDRESS_SPACE:
+        raise ComputeError(
+            f"This process may use {limit / 1e9:.1f} GB of memory, and PyTorch needs "
+            f"{_LEAST_ADDRESS_SPACE / 1e9:.1f}.",
+            cause="A limit was set, by `ulimit -v` or by the system that runs jobs here.",
+            next_step="Ask for more memory, or raise the limit: ulimit -v unlimited",
+        )
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

@@ -12,6 +12,7 @@ from mmccd_cli.errors import (
     StorageError,
     UsageError,
     as_mmccd_error,
+    check_address_space,
     unwritable,
     without_folders,
 )
@@ -77,3 +78,14 @@ def test_a_full_disk_is_another_error_than_a_missing_permission() -> None:
     assert (type(full), full.exit_code) == (StorageError, 5)
     locked = unwritable("It could not be written.", OSError(13, "Permission denied"))
     assert (type(locked), locked.exit_code) == (UsageError, 2)
+
+
+def test_too_low_a_limit_of_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    for limit in (resource.RLIM_INFINITY, 2_000_000 * 1024):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
+        check_address_space()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1_000_000 * 1024,) * 2)
+    with pytest.raises(ComputeError, match=r"may use 1\.0 GB of memory") as caught:
+        check_address_space()
+    assert "ulimit -v" in str(caught.value.next_step)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmccd_cli.cli.console import switch
+from mmccd_cli.errors import check_address_space
 
 if TYPE_CHECKING:
     from mmccd_cli.api import Segmenter
@@ -192,6 +193,7 @@ class ModelOptions:
         Args:
             **sampling: The preset, the method, and what replaces the preset's settings.
         """
+        check_address_space()
         from mmccd_cli.api import Segmenter
 
         chosen = asdict(self)

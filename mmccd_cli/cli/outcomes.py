@@ -13,7 +13,7 @@ import typer
 from mmccd_cli import __version__
 from mmccd_cli.cli.console import JsonConsole, left_out_of, lesions_of
 from mmccd_cli.cli.options import RunOptions
-from mmccd_cli.errors import SomeSubjectsFailed, as_mmccd_error
+from mmccd_cli.errors import SomeSubjectsFailed, as_mmccd_error, check_address_space
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort.jobs import Job, RunSettings
@@ -57,6 +57,7 @@ def run_cohort(
         MmccdError: What concerns all subjects; or the only one, where there are not many.
         typer.Exit: Some of many subjects failed.
     """
+    check_address_space()
     from mmccd_cli.cohort.plan import RunPolicy
     from mmccd_cli.cohort.run import preview_cohort, segment_cohort
     from mmccd_cli.cohort.runner import Observer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,7 +12,7 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import Console, Progress, switch
-from mmccd_cli.errors import UsageError
+from mmccd_cli.errors import UsageError, check_address_space
 from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
@@ -222,6 +222,8 @@ def train(
         training=changes.change(recipe.training),
         restoration_training=changes.change(recipe.restoration_training),
     )
+    check_address_space()
+    _check_networks(network or (), recipe)
     with console.progress() as progress:
         from mmccd_cli.training.run import FOLD_BUNDLE, BundleText, Training
         from mmccd_cli.training.trainer import make_runtime
@@ -257,6 +259,17 @@ def train(
         bundle = training.write(work / FOLD_BUNDLE, networks)
         training.calibrate(bundle, out, split=calibrate_on, report=console.info)
         console.info(f"Wrote {out}. Use it: mmccd segment SUBJECT --weights {out} --out map.nii.gz")
+
+
+def _check_networks(wanted: Sequence[str], recipe: Recipe) -> None:
+    from mmccd_cli.training.networks import network_specs
+
+    known = [spec.name for spec in network_specs(recipe)]
+    if unknown := [name for name in wanted if name not in known]:
+        raise UsageError(
+            f"The recipe {recipe.name} has no network {unknown[0]}.",
+            next_step=f"Give one of: {', '.join(known)}.",
+        )
 
 
 def training_reporter(console: Console, progress: Progress) -> Callable[[TrainingProgress], None]:

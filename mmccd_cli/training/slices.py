@@ -16,22 +16,47 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
+from mmccd_cli.config import Number, Positive
 from mmccd_cli.errors import DataError
-from mmccd_cli.files import read_json, write_atomically
+from mmccd_cli.files import check_json, open_regular, read_json, write_atomically
 from mmccd_cli.template import Quantisation, Template
 
 FORMAT = 1
 INDEX = "dataset.json"
 TEMPLATE = "template.safetensors"
-NEEDED = ("modalities", "subjects", "quantisation", "spacing_mm")
-"""Keys without which `dataset.json` is of no use to anybody."""
+FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
+
+
+class SubjectEntry(BaseModel):
+    """What `dataset.json` says of a subject; further keys are for people."""
+
+    id: FileName
+    split: str | None = None
+    files: dict[str, Any]
+    slices: NonNegativeInt
+    healthy_slices: NonNegativeInt
+
+
+class IndexDocument(BaseModel):
+    """`dataset.json`, as far as a program reads it."""
+
+    format: Literal[1]
+    modalities: list[FileName]
+    subjects: list[SubjectEntry]
+    quantisation: Quantisation
+    spacing_mm: tuple[Positive, Positive, Positive]
+    affine: Annotated[list[Number], Field(min_length=16, max_length=16)]
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    background: Number
+    preprocessing: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -96,7 +121,13 @@ def read_volumes(folder: Path, subject: str, quantisation: Quantisation) -> Subj
     Raises:
         DataError: The file is missing or damaged.
     """
-    shard = read_shard(folder, subject)
+    shard, shape = read_shard(folder, subject), tuple(read_index(folder)["shape"])
+    for name, slices in {**shard.images, "brain": shard.brain, "lesion": shard.lesion}.items():
+        if (*slices.shape[1:], slices.shape[0]) != shape:
+            raise DataError(
+                f"{name} of {subject} has another shape than {folder / INDEX} says.",
+                next_step="Run `mmccd prepare` again.",
+            )
     images = {m: np.moveaxis(quantisation.decode(v), 0, 2) for m, v in shard.images.items()}
     return SubjectVolumes(images, np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2))
 
@@ -132,23 +163,24 @@ def read_index(folder: Path) -> dict[str, Any]:
     """Read and check `dataset.json`.
 
     Raises:
-        DataError: No such file, not JSON, another format, or keys missing.
+        DataError: No such file, not JSON, another format, or something missing or impossible.
     """
     path = folder / INDEX
     try:
         index = read_json(path)
-    except (OSError, ValueError) as error:
+        check_json(IndexDocument, index)
+    except OSError as error:
         raise DataError(
             f"{folder} is not a prepared data set.",
             cause=f"{INDEX} cannot be read: {error}",
             next_step="Run `mmccd prepare --data-dir DIR --out FOLDER` first.",
         ) from error
-    again = "Run `mmccd prepare` again."
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise DataError(f"{path} has another format.", next_step=again)
-    missing = [key for key in NEEDED if key not in index]
-    if missing:
-        raise DataError(f"{path} lacks {', '.join(missing)}.", next_step=again)
+    except ValueError as error:
+        raise DataError(
+            f"{path} does not describe a prepared data set.",
+            cause=f"What is wrong: {error}.",
+            next_step="Run `mmccd prepare` again.",
+        ) from error
     return index
 
 
@@ -167,7 +199,8 @@ def _write(
 def _read(path: Path, *masks: str) -> tuple[Any, ...]:
     """The images of a file by name, and then its masks."""
     try:
-        arrays = load_file(path)
+        with open_regular(path) as stream:
+            arrays = load(stream.read())
         found = [arrays.pop(name).astype(bool) for name in masks]
     except (OSError, SafetensorError, KeyError) as error:
         raise DataError(

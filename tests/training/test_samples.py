@@ -62,12 +62,19 @@ def shards(tmp_path: Path) -> Path:
     """Three subjects, the second without a lesion, the third in `val`."""
     for number, subject in enumerate(("a", "b", "c")):
         write_shard(tmp_path, subject, subject_shard(number, lesion=subject != "b"))
+    counts = {"slices": 1, "healthy_slices": 1}
     index: dict[str, Any] = {
         "modalities": ["FLAIR", "T2w"],
         "spacing_mm": [2.0, 2.0, 2.0],
         "background": -3.0,
         "quantisation": asdict(Quantisation()),
-        "subjects": [{"id": id, "split": "val" if id == "c" else "train"} for id in "abc"],
+        "affine": np.diag([2.0, 2.0, 2.0, 1.0]).ravel().tolist(),
+        "shape": [1, 1, 1],
+        "preprocessing": {},
+        "subjects": [
+            {"id": id, "split": "val" if id == "c" else "train", "files": {}, **counts}
+            for id in "abc"
+        ],
     }
     write_index(tmp_path, index)
     return tmp_path
@@ -128,10 +135,10 @@ def test_template_comes_back(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "not a prepared data set"),
-        ("{", "not a prepared data set"),
-        ("[]", "another format"),
-        ('{"format": 99}', "another format"),
-        ('{"format": 1, "modalities": [], "subjects": []}', "lacks quantisation, spacing_mm"),
+        ("{", "does not describe a prepared data set"),
+        ("[]", "does not describe a prepared data set"),
+        ('{"format": 99}', "does not describe a prepared data set"),
+        ('{"format": 1, "modalities": [], "subjects": []}', "does not describe"),
     ],
 )
 def test_another_index_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
