@@ -83,12 +83,18 @@ def reorient(volume: Volume, codes: str) -> Volume:
     Returns:
         The same voxels at the same places in the world, in another index order.
     """
+    return Volume(*reorient_array(volume.data, volume.affine, codes))
+
+
+def reorient_array(
+    data: NDArray, affine: NDArray[np.float64], codes: str
+) -> tuple[NDArray, NDArray[np.float64]]:
+    """Do what `reorient` does to voxels of any type; nothing is copied."""
     change = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(volume.affine), nib.orientations.axcodes2ornt(codes)
+        nib.orientations.io_orientation(affine), nib.orientations.axcodes2ornt(codes)
     )
-    data = nib.orientations.apply_orientation(volume.data, change)
-    new_to_old = nib.orientations.inv_ornt_aff(change, volume.shape)
-    return Volume(data, volume.affine @ new_to_old)
+    turned = nib.orientations.apply_orientation(data, change)
+    return turned, affine @ nib.orientations.inv_ornt_aff(change, data.shape)
 
 
 def is_too_large(shape: Sequence[int]) -> bool:

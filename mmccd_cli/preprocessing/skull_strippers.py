@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.errors import DataError
-from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.inputs.volume import Volume, reorient_array
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def deepbet(volume: Volume, threads: int = 1) -> NDArray[np.bool_]:
 
     from mmccd_cli.preprocessing.deepbet import find_brain
 
-    upright = reorient(volume, "RAS")
+    upright, affine = reorient_array(volume.data, volume.affine, "RAS")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        mask = find_brain(upright.data)
+        mask = find_brain(upright)
     except ValueError as error:
         raise DataError(
             "deepbet sees no brain in the image.",
@@ -65,8 +65,7 @@ def deepbet(volume: Volume, threads: int = 1) -> NDArray[np.bool_]:
         ) from error
     finally:
         torch.set_num_threads(before)
-    found = Volume(mask.astype(np.float32), upright.affine)
-    return reorient(found, volume.orientation).data > 0.5
+    return np.ascontiguousarray(reorient_array(mask, affine, volume.orientation)[0])
 
 
 STRIPPERS = {"deepbet": SkullStripper(deepbet, ("T1w", "FLAIR", "T2w"), doubtful=("T2w",))}

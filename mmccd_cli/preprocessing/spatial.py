@@ -43,6 +43,8 @@ _MARGIN_MM = 10.0
 _WINSOR_PERCENTILES = (0.5, 99.5)
 _HISTOGRAM_BINS = 32
 _DECIMALS = 6  # of affines in mm; rounding of headers is smaller by far
+LARGE = 2**25
+"""Voxels of a scan beyond which memory counts: a head in voxels of 0.6 mm."""
 _GAUSSIAN_FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 
 
@@ -87,6 +89,8 @@ def resample(
     """
     affine = np.asarray(affine, dtype=np.float64)
     matrix = np.eye(4) if matrix is None else np.asarray(matrix, dtype=np.float64)
+    if smooth and volume.data.size > LARGE:
+        volume = _thinned(volume, _sample_spacing(volume.affine, matrix @ affine))
     index_from_index = np.linalg.inv(volume.affine) @ matrix @ affine
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize([int(n) for n in shape])
@@ -100,6 +104,20 @@ def resample(
         image = _smoothed(image, ratio, threads)
     image = resampler.Execute(image)  # a name keeps it alive while its view is copied
     return Volume(sitk.GetArrayViewFromImage(image).T, affine)
+
+
+def _thinned(volume: Volume, spacing_mm: NDArray[np.float64]) -> Volume:
+    """Means of blocks of voxels, at most half as wide as the samples that are to be taken."""
+    data: NDArray = volume.data
+    change = np.eye(4)
+    for axis, ratio in enumerate(spacing_mm / np.asarray(volume.spacing_mm)):
+        block = min(max(1, int(ratio / 2)), data.shape[axis])
+        starts = np.arange(0, data.shape[axis], block)
+        counts = np.diff(starts, append=data.shape[axis]).astype(np.float32)
+        sums = np.add.reduceat(data, starts, axis=axis) if block > 1 else data
+        data = sums / counts.reshape([-1 if n == axis else 1 for n in range(3)])
+        change[axis, axis], change[axis, 3] = block, (block - 1) / 2
+    return Volume(data, volume.affine @ change)
 
 
 def _smoothed(image: sitk.Image, ratio: NDArray[np.float64], threads: int) -> sitk.Image:

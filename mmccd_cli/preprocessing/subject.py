@@ -179,16 +179,17 @@ def to_reference_grid(data: NDArray[np.floating], prepared: PreparedSubject) -> 
     """
     reference, brain = prepared.reference_volume, prepared.reference_brain
     box = bounding_box(brain)
-    part = reference.cropped(box)
+    part = affine_of_box(reference.affine, box)
 
     def moved(values: NDArray) -> NDArray[np.float32]:
         volume = Volume(values, prepared.affine)
-        return resample(volume, part.shape, part.affine, matrix=prepared.to_reference).data
+        return resample(volume, brain[box].shape, part, matrix=prepared.to_reference).data
 
     values = moved(np.where(prepared.brain, data, np.float32(0)))
-    inner = _without_background(values, moved(prepared.brain))
+    share = moved(prepared.brain)
+    known = brain[box] & (share > _MIN_WEIGHT)
     result = np.zeros(reference.shape, dtype=np.float32)
-    result[box] = np.where(brain[box], inner, 0)
+    np.divide(values, share, out=result[box], where=known)
     return result
 
 

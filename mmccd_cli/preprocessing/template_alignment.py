@@ -23,6 +23,7 @@ from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.preprocessing.spatial import centre_of_mass, resample, working_grid
 from mmccd_cli.template import (
     Template,
+    affine_of_box,
     bounding_box,
     median_and_deviation,
     transform_points,
@@ -81,12 +82,12 @@ def align_to_template(
     """
     centred, to_scan = _centred(scan, brain, template)
     fixed = _Pyramid(_standardised(*_template_image(template, modality)))
+    box = bounding_box(brain)
     shown = scan.data if modality in template.images else brain
     # One order of axes for all, so that rounding does not depend on how voxels are stored.
+    part = affine_of_box(centred, box)
     moving = _Pyramid(
-        _standardised(
-            reorient(Volume(shown, centred), "RAS"), reorient(Volume(brain, centred), "RAS")
-        )
+        _standardised(*(reorient(Volume(image[box], part), "RAS") for image in (shown, brain)))
     )
     matrix = _best_start(fixed, moving, _size_ratio(brain, scan, template))
     for level in _LEVELS:
@@ -236,14 +237,17 @@ def _standardised(image: Volume, brain: Volume) -> Volume:
     """
     box = bounding_box(brain.data > 0)
     inside = brain.data[box] > 0
-    median, spread = median_and_deviation(image.data[box][inside])
-    standard = (image.data[box] - median) / max(spread, 1e-12)
-    values = np.where(inside, np.clip(standard, -_CLIP, _CLIP) + _INSIDE, 0)
+    values = image.data[box][inside]
+    median, spread = median_and_deviation(values)
+    values -= median
+    values /= max(spread, 1e-12)
+    padded = np.zeros([n + 2 * _MARGIN_VOXELS for n in inside.shape], dtype=np.float32)
+    padded[(slice(_MARGIN_VOXELS, -_MARGIN_VOXELS),) * 3][inside] = (
+        np.clip(values, -_CLIP, _CLIP) + _INSIDE
+    )
     around = np.eye(4)
     around[:3, 3] = -_MARGIN_VOXELS
-    return Volume(
-        np.pad(values.astype(np.float32), _MARGIN_VOXELS), image.cropped(box).affine @ around
-    )
+    return Volume(padded, affine_of_box(image.affine, box) @ around)
 
 
 def _template_image(template: Template, modality: str) -> tuple[Volume, Volume]:

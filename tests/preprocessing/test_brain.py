@@ -14,6 +14,7 @@ from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.preprocessing.brain import find_brain, imaged, is_skull_stripped
+from mmccd_cli.preprocessing.deepbet import _sampled
 from mmccd_cli.preprocessing.skull_strippers import STRIPPERS, SkullStripper, deepbet
 
 
@@ -150,3 +151,37 @@ def test_deepbet_agrees_with_the_mask_of_the_data_set(real_data: Path, name: str
     volume, _ = read_nifti(real_data / "raw" / "openms_patient12" / f"{name}.nii.gz")
     litres = deepbet(volume).sum() * volume.voxel_volume_mm3 / 1e6
     assert 1.3 < litres < 1.7
+
+
+@pytest.mark.parametrize("old", [1, 7, 128, 155, 512])
+@pytest.mark.parametrize("new", [1, 5, 128, 256])
+def test_nearest_voxels_are_those_of_torch(old: int, new: int) -> None:
+    import torch
+    from torch.nn.functional import interpolate
+
+    values = np.arange(old, dtype=np.float32)
+    theirs = interpolate(torch.from_numpy(values)[None, None], new, mode="nearest-exact")
+    assert np.array_equal(_sampled(values, (new,)), theirs[0, 0].numpy())
+
+
+def test_a_very_fine_scan_is_told_apart_by_every_second_voxel(
+    head: Phantom, tiny_phantom: Phantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmccd_cli.preprocessing.brain.LARGE", 1)
+    assert is_skull_stripped(tiny_phantom.volumes)[0]
+    assert not is_skull_stripped(head.volumes)[0]
+
+
+def test_what_touches_no_edge_of_the_brain_box_is_filled(tiny_phantom: Phantom) -> None:
+    """As it is in the whole image; a cleft that is open to the outside is not."""
+    scan = tiny_phantom.volumes["FLAIR"]
+    data = scan.data.copy()
+    hole = tuple(int(n) for n in ndimage.center_of_mass(tiny_phantom.brain))
+    data[hole] = 0
+    cleft = np.flatnonzero(tiny_phantom.brain[hole[0], hole[1]])[-3:]
+    data[hole[0], hole[1], cleft] = 0
+    found = find_brain({"FLAIR": Volume(data, scan.affine)}, method="never").mask
+    assert found[hole]
+    occupied = data != 0
+    assert np.array_equal(found, ndimage.binary_fill_holes(occupied))
+    assert not found[hole[0], hole[1], cleft[-1]]

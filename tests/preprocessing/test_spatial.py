@@ -137,3 +137,28 @@ def test_moved_brain_comes_back_to_under_a_millimetre(real_data: Path, seed: int
 def test_close_to_the_transforms_of_the_data_set(real_data: Path) -> None:
     rows = _YARDSTICKS["against_data_set"](real_data / "raw" / "openms_patient12")
     assert max(row[1] for row in rows) < 1.2  # theirs are affine, ours rigid; slices have 3 mm
+
+
+@pytest.mark.parametrize("shape", [(48, 50, 46), (47, 49, 45)])
+def test_a_very_fine_scan_is_thinned_before_it_is_blurred(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]
+) -> None:
+    """To the same values but for rounding and the tails of the blur, and at the same places."""
+    fine = make_phantom(0, shape=shape, spacing_mm=(4, 4, 4)).volumes["FLAIR"]
+    grid = (10, 10, 10), fine.affine @ np.diag([4.6, 4.8, 4.5, 1.0])
+    slow = resample(fine, *grid, smooth=True).data
+    monkeypatch.setattr("mmccd_cli.preprocessing.spatial.LARGE", 1)
+    quick = resample(fine, *grid, smooth=True).data
+    assert not np.array_equal(quick, slow)
+    assert np.abs(quick - slow).max() < 0.06 * slow.max()
+    inside = _ramp(SHEARED, (47, 48, 49))
+    thinned = resample(inside, (9, 9, 9), SHEARED @ _coarse(4.5, 6.0), smooth=True)
+    assert thinned.data == pytest.approx(
+        _ramp(SHEARED @ _coarse(4.5, 6.0), (9, 9, 9)).data, abs=0.1
+    )
+
+
+def _coarse(step: float, first: float) -> np.ndarray:
+    coarse = np.diag([step, step, step, 1.0])
+    coarse[:3, 3] = first
+    return coarse
