@@ -19,7 +19,7 @@ from scipy import ndimage
 from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
-from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.inputs.volume import Volume, reorient_array
 from mmccd_cli.preprocessing.spatial import centre_of_mass, resample, working_grid
 from mmccd_cli.template import (
     Template,
@@ -86,9 +86,8 @@ def align_to_template(
     shown = scan.data if modality in template.images else brain
     # One order of axes for all, so that rounding does not depend on how voxels are stored.
     part = affine_of_box(centred, box)
-    moving = _Pyramid(
-        _standardised(*(reorient(Volume(image[box], part), "RAS") for image in (shown, brain)))
-    )
+    inside, _ = reorient_array(brain[box], part, "RAS")
+    moving = _Pyramid(_standardised(Volume(*reorient_array(shown[box], part, "RAS")), inside))
     matrix = _best_start(fixed, moving, _size_ratio(brain, scan, template))
     for level in _LEVELS:
         matrix, _ = _minimise(fixed, moving, matrix, level=level)
@@ -229,14 +228,14 @@ def _best_start(fixed: _Pyramid, moving: _Pyramid, scale: float) -> Matrix:
     )[0]
 
 
-def _standardised(image: Volume, brain: Volume) -> Volume:
+def _standardised(image: Volume, brain: NDArray[np.bool_]) -> Volume:
     """Cut out the brain; intensities in robust standard deviations, well above the background.
 
     The background around it makes interpolation fade at an edge of the scan, too, where otherwise
     a hair decided between a value and none.
     """
-    box = bounding_box(brain.data > 0)
-    inside = brain.data[box] > 0
+    box = bounding_box(brain)
+    inside = brain[box]
     values = image.data[box][inside]
     median, spread = median_and_deviation(values)
     values -= median
@@ -250,9 +249,9 @@ def _standardised(image: Volume, brain: Volume) -> Volume:
     return Volume(padded, affine_of_box(image.affine, box) @ around)
 
 
-def _template_image(template: Template, modality: str) -> tuple[Volume, Volume]:
+def _template_image(template: Template, modality: str) -> tuple[Volume, NDArray[np.bool_]]:
     image = template.images.get(modality, template.mask)
-    return Volume(image, template.affine), Volume(template.mask, template.affine)
+    return Volume(image, template.affine), template.mask
 
 
 def _centred(scan: Volume, brain: NDArray[np.bool_], template: Template) -> tuple[Matrix, Matrix]:
