@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,12 @@ from mmccd_cli.training.recipes import CYCLES
 Damage = Callable[[Path], object]
 FLAIR = "a/a_flair.nii.gz"
 LABELS = "a/a_seg.nii.gz"
+
+
+def each(attacks: Iterable[str], *quick: str) -> list[Any]:
+    """All attacks as parameters, those that are not `quick` only where slow tests run."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=() if name in quick else slow) for name in attacks]
 
 
 def call(*words: object) -> Result:
@@ -116,7 +122,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("attack", DATA)
+@pytest.mark.parametrize("attack", each(DATA, "a pipe", "labels of another shape", "nothing"))
 def test_prepare(copied: Path, tmp_path: Path, attack: str) -> None:
     DATA[attack](copied)
     words = ["prepare", "--data-dir", copied, "--out", tmp_path / "prepared"]
@@ -129,7 +135,7 @@ def test_prepare(copied: Path, tmp_path: Path, attack: str) -> None:
         check(call(*words, "--strict"), {0, 2, 3})
 
 
-@pytest.mark.parametrize("attack", DATA)
+@pytest.mark.parametrize("attack", each(DATA, "labels that are a pipe", "nothing"))
 def test_evaluate(copied: Path, tmp_path: Path, attack: str) -> None:
     DATA[attack](copied)
     check(
@@ -151,7 +157,7 @@ NOT_JSON: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("attack", NOT_JSON)
+@pytest.mark.parametrize("attack", each(NOT_JSON, "other values", "a pipe"))
 @pytest.mark.parametrize("option", ["prepare --split", "evaluate --split", "evaluate --folds"])
 def test_files_that_are_given_with_a_data_set(
     data: Path, tmp_path: Path, attack: str, option: str
@@ -205,7 +211,14 @@ PREPARED = {
 }
 
 
-@pytest.mark.parametrize("attack", PREPARED)
+@pytest.mark.parametrize(
+    "attack",
+    each(
+        PREPARED,
+        *("an index that is a pipe", "subjects that are null", "another shape"),
+        *("a shard that is a pickle", "a shard that is a pipe"),
+    ),
+)
 def test_train_from_what_was_prepared(prepared: Path, tmp_path: Path, attack: str) -> None:
     monkey = tiny_recipe(cycles=CYCLES[:1])
     recipes.RECIPES["compact"] = monkey  # the fixture of this module puts the old one back
@@ -267,7 +280,9 @@ DATA_SET: dict[str, Damage] = {
 }
 
 
-@pytest.mark.parametrize("attack", DATA_SET)
+@pytest.mark.parametrize(
+    "attack", each(DATA_SET, "a description that is a pipe", "a name of control characters")
+)
 def test_bids(
     bundle: Path,
     tiny_phantom: Phantom,
