@@ -13,7 +13,14 @@ from training_data import SUBJECTS, tiny_recipe, write_shards
 
 from mmccd_cli.config import MODALITIES, ScoreConfig
 from mmccd_cli.errors import DataError, WeightsError
-from mmccd_cli.training.calibration import Calibration, Trial, calibrate, choose_trial
+from mmccd_cli.training.calibration import (
+    Calibration,
+    Trial,
+    _at_most,
+    calibrate,
+    choose_trial,
+)
+from mmccd_cli.training.calibration_data import Fold
 from mmccd_cli.training.recipes import CYCLES
 from mmccd_cli.training.run import (
     FOLD_BUNDLE,
@@ -132,3 +139,12 @@ def test_a_score_without_its_atlas_is_not_a_bundle(trained: Trained, tmp_path: P
     with pytest.raises(WeightsError) as raised:
         load_bundle(tmp_path / "bare")
     assert "normal range of FLAIR" in str(raised.value.cause)
+
+
+def test_many_subjects_are_thinned_evenly(trained: Trained) -> None:
+    bundle = load_bundle(trained.out)
+    folds = [Fold(bundle, [f"a{n}" for n in range(50)]), Fold(bundle, ["b0", "b1", "b2"])]
+    fewer = _at_most(20, folds)
+    assert [len(fold.subjects) for fold in fewer] == [17, 1]
+    assert fewer[0].subjects[:2] == ["a0", "a3"]
+    assert [fold.subjects for fold in _at_most(53, folds)] == [fold.subjects for fold in folds]
