@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from report_cases import HOSTILE, Case, facts_of, in_mask
 
 from mmccd_cli.errors import DataError
@@ -68,18 +71,11 @@ class Opened:
         self.page.evaluate(
             "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
         )
-        width, height, values = self.page.evaluate(
-            """(plane) => {
-              const canvas = document.getElementById(`viewer-${plane}`);
-              const { width, height } = canvas;
-              const copy = new OffscreenCanvas(width, height);
-              const context = copy.getContext("2d", { willReadFrequently: true });
-              context.drawImage(canvas, 0, 0);
-              return [width, height, [...context.getImageData(0, 0, width, height).data]];
-            }""",
-            plane,
+        url = self.page.evaluate(
+            "(id) => document.getElementById(id).toDataURL()", f"viewer-{plane}"
         )
-        return np.array(values).reshape(height, width, 4)[..., :3]
+        png = base64.b64decode(url.partition(",")[2])
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
 
     def saved(self, selector: str) -> tuple[str, str]:
         """Name and text of the file that a button or link saves."""
