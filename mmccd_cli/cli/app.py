@@ -18,10 +18,12 @@ from mmccd_cli import __version__
 from mmccd_cli.cli import (
     benchmark,
     bids,
+    compare,
     comparison,
     demo,
     doctor,
     evaluate,
+    group,
     schema,
     segment,
     threshold,
@@ -82,6 +84,8 @@ def _options_of_all(
 app.command("segment")(segment.segment)
 app.command("bids", cls=bids.BidsAppCommand)(bids.bids)
 app.command("threshold")(threshold.threshold)
+app.command("group")(group.group)
+app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(weights.app)

@@ -13,10 +13,11 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole, switch
+from mmccd_cli.cli.group import show_group
 from mmccd_cli.cli.help import PlainCommand
 from mmccd_cli.cli.options import OUTPUT, method_option
 from mmccd_cli.cli.outcomes import choose_shard, run_cohort
-from mmccd_cli.errors import UsageError
+from mmccd_cli.errors import DataError, UsageError, WeightsError
 
 if TYPE_CHECKING:
     from mmccd_cli.inputs.bids import BidsFilter
@@ -123,7 +124,7 @@ def bids(
         Literal["participant", "group"],
         typer.Argument(
             metavar="participant|group",
-            help="participant segments; group writes summary.tsv of all that is there.",
+            help="participant segments; group writes summary.tsv and maps of all that is there.",
         ),
     ],
     selection: SelectionOptions,
@@ -136,7 +137,8 @@ def bids(
         switch("--report", help="Also write a page about each result, in figures/.", panel=OUTPUT),
     ] = False,
     run: options.RunOptions,
-    sampling: options.SamplingOptions,
+    like: options.SettingsOptions,
+    sampling: options.StepOptions,
     mask: options.MaskChoice,
     skull_strip: Annotated[
         str,
@@ -163,6 +165,17 @@ def bids(
 
         path, number = summarise_derivatives(out)
         console.info(f"{number} results: {path}")
+        try:
+            files, _, _ = show_group(
+                out,
+                console,
+                weights=model.weights,
+                offline=model.offline,
+                cache_dir=model.cache_dir,
+            )
+            console.info(f"Maps of the group: {files[-1]}")
+        except (DataError, WeightsError) as error:  # the table is what the level is for
+            console.warning(f"There are no maps of the group. {error}")
         return
     from mmccd_cli.cohort.jobs import RunSettings
     from mmccd_cli.cohort.plan import plan_bids_cohort, session_folder
@@ -178,7 +191,7 @@ def bids(
     )
     run_cohort(
         cohort,
-        partial((model.for_workers() if run.scheduler else model).load, **asdict(sampling)),
+        like.loader(model.for_workers() if run.scheduler else model, sampling),
         settings=RunSettings(**asdict(mask), skull_strip=strip),
         run=run,
         console=console,

@@ -83,8 +83,9 @@ def train_comparison(
         )
 
         def choosing(subject: str, done: int, total: int) -> None:
-            progress.begin(f"choosing thresholds: {subject}")
-            progress.advance(done, total)
+            progress.begin("choosing thresholds")
+            progress.stage(subject)
+            progress.advance(done, total, told=True)
 
         training, runtime = changes.change(DEFAULT_TRAINING), make_runtime(device)
         for config in wanted:
@@ -96,7 +97,7 @@ def train_comparison(
                 training=training,
                 split=split,
                 runtime=runtime,
-                report=training_reporter(console, progress),
+                report=training_reporter(progress, [config.name for config in wanted]),
                 report_subject=choosing,
             )
             if runtime.rank == 0:

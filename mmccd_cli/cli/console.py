@@ -6,15 +6,17 @@ import contextlib
 import json
 import re
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from mmccd_cli.errors import MmccdError, UsageError
+from mmccd_cli.progress import Pace, duration, heard_by, silent
 
 MESSAGES = "Messages"
 # Names of files may hold them; a terminal would obey.
@@ -127,25 +129,30 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
-        """Show progress while the block runs: a bar on a terminal, nothing elsewhere."""
+        """Show progress while the block runs: a bar on a terminal, a line at times elsewhere."""
         if self.verbosity < 0 or not sys.stderr.isatty():
-            yield Progress()
+            progress = Progress(say=self.info)
+            with heard_by(progress.stage):
+                yield progress
             return
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
 
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TaskProgressColumn(text_format_no_percentage=""),
+            TextColumn("{task.fields[count]}"),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         bar = RichProgress(*columns, console=RichConsole(stderr=True), transient=True)
         with bar:
             self._bar = bar
             try:
-                yield Progress(bar)
+                progress = Progress(bar)
+                with heard_by(progress.stage):
+                    yield progress
             finally:
                 self._bar = None
 
@@ -204,18 +211,107 @@ def _counted(items: Sized, name: str) -> str:
 
 
 class Progress:
-    """One bar of rich that is reused from step to step; without one, nothing is shown."""
+    """How a command comes along: one bar of rich where there is one, else a line now and then.
 
-    def __init__(self, bar: Any = None) -> None:
-        self._bar = bar
-        self._task = bar.add_task("", total=None) if bar else None
+    A step may be one of several, such as the subjects of a cohort, and may have stages; how far it
+    is itself is told by `advance`.
 
-    def begin(self, description: str) -> None:
-        """Begin a step of unknown length."""
-        if self._bar:
-            self._bar.reset(self._task, description=description, total=None)
+    Args:
+        bar: The bar, or None.
+        say: Where lines go without a bar.
+    """
 
-    def advance(self, done: int, total: int) -> None:
-        """Show that so much of the step is done."""
-        if self._bar:
-            self._bar.update(self._task, completed=done, total=total)
+    SECONDS_BETWEEN_LINES = 30.0
+    _SHARE_BETWEEN_LINES = 0.05
+
+    def __init__(self, bar: Any = None, say: Callable[[str], None] = silent) -> None:
+        self._bar, self._say = bar, say
+        self._task = bar.add_task("", total=None, count="", left="") if bar else None
+        self._step = self._stage = ""
+        self._steps: Pace | None = None
+        self._parts = Pace(0)
+        self._said = time.monotonic()
+
+    def expect(self, number: int) -> None:
+        """Say of how many steps that take about equally long those are that begin from now on."""
+        self._steps = Pace(number)
+
+    def begin(self, description: str, *, told: bool = True) -> None:
+        """Begin a step of unknown length; without a bar a line tells of it, unless not `told`."""
+        if description == self._step:
+            return
+        self._step, self._stage, self._parts = description, "", Pace(0)
+        if told and not self._bar:
+            self._tell(description)
+        self._draw()
+
+    def stage(self, name: str) -> None:
+        """Show what is being done of the step."""
+        self._stage = name.replace("_", " ")
+        self._draw()
+
+    def advance(
+        self, done: int, total: int, *, left: float | None = None, told: bool = False
+    ) -> None:
+        """Show that so much of the step is done; without a bar as a line at times.
+
+        Args:
+            done: Parts that are through.
+            total: Parts in all.
+            left: Seconds that they still take, where that is known better than from their pace.
+            told: Whether a line is due in any case.
+        """
+        self._parts.done, self._parts.total, self._parts.known_left = done, total, left
+        self._draw()
+        waited = time.monotonic() - self._said
+        least = max(self.SECONDS_BETWEEN_LINES, self._SHARE_BETWEEN_LINES * self._parts.elapsed)
+        if not self._bar and done and (told or waited >= least):
+            self._tell(f"{self._description}: {_how_far(self._parts)}")
+
+    def end(self, *, spared: bool = False) -> str:
+        """End one of the expected steps; return how far all are, or nothing where the bar says it.
+
+        Args:
+            spared: Whether it took no time, so that it says nothing about the others.
+        """
+        self._step, self._parts = "", Pace(0)
+        if self._steps is None:
+            return ""
+        self._steps.done += 1
+        self._steps.spared += spared
+        self._said = time.monotonic()
+        self._draw()
+        return "" if self._bar or self._steps.total < 2 else _how_far(self._steps)
+
+    @property
+    def _description(self) -> str:
+        return ": ".join(part for part in (self._step, self._stage) if part)
+
+    def _tell(self, text: str) -> None:
+        self._said = time.monotonic()
+        self._say(text)
+
+    def _draw(self) -> None:
+        if not self._bar:
+            return
+        parts, steps = self._parts, self._steps
+        share = parts.done / parts.total if parts.total else 0.0
+        several = steps is not None and steps.total > 1
+        pace = steps if steps is not None and several else parts
+        left = pace.left(share if several else 0.0)
+        whole = None if pace.total == 0 else pace.total
+        self._bar.update(
+            self._task,
+            description=self._description,
+            total=whole,
+            completed=pace.done + (share if several else 0.0),
+            count=f"{min(pace.done + several, pace.total)} of {pace.total}" if whole else "",
+            left="" if left is None else f"{duration(left)} left",
+        )
+
+
+def _how_far(pace: Pace) -> str:
+    """Say how much is done, and how long that took and the rest will take."""
+    text = f"{pace.done} of {pace.total}, {duration(pace.elapsed)} so far"
+    left = None if pace.done == pace.total else pace.left()
+    return text if left is None else f"{text}, about {duration(left)} left"

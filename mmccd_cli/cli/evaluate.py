@@ -189,9 +189,8 @@ def evaluate(
         )
 
         def report(step: str, number: int, total: int) -> None:
-            if number == 1:
-                progress.begin(step)
-            progress.advance(number - 1, total)
+            progress.begin(step)
+            progress.advance(number - 1, total, told=True)
 
         if chosen.folds:
             plan = plan_folds(chosen.folds, subjects, comparison, report=report)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from mmccd_cli.cli.console import switch
-from mmccd_cli.errors import check_address_space
+from mmccd_cli.errors import UsageError, WeightsError, check_address_space
 
 if TYPE_CHECKING:
     from mmccd_cli.api import Segmenter
@@ -105,7 +105,17 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def parse_skull_strip(text: str) -> tuple[str, Path | None]:
-    """Return the method of --skull-strip, and the file of a given brain mask or None."""
+    """Return the method of --skull-strip, and the file of a given brain mask or None.
+
+    Raises:
+        UsageError: An earlier run, whose settings are wanted, had a brain mask.
+    """
+    if text == "mask":
+        raise UsageError(
+            "The run that --like names was given a brain mask.",
+            cause="Its record says so, and does not say in which folder it lies.",
+            next_step="Give it again: --skull-strip MASK.nii.gz",
+        )
     if text.lower().endswith((".nii", ".nii.gz")):
         return "mask", Path(text)
     return text, None
@@ -142,6 +152,34 @@ Threads = Annotated[
 Force = Annotated[
     bool,
     switch("--force", "-f", help="Overwrite existing outputs; never an input."),
+]
+
+
+def _use_settings_of_earlier(ctx: typer.Context, record: Path | None) -> Path | None:
+    """Make the settings of an earlier run the defaults of all options that are not given."""
+    if record is not None:
+        from mmccd_cli.cohort.like import read_earlier_run
+
+        try:
+            ctx.default_map = {**(ctx.default_map or {}), **read_earlier_run(record).options}
+        except (OSError, ValueError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise typer.BadParameter(
+                f"{record} holds no record whose settings can be used: {said}. "
+                "Give the .json that lies beside a map."
+            ) from error
+    return record
+
+
+Like = Annotated[
+    Path | None,
+    method_option(
+        metavar="MAP.json",
+        is_eager=True,
+        callback=_use_settings_of_earlier,
+        help="Take the settings of an earlier run, weights included, from its record. What is "
+        "given beside it counts more.",
+    ),
 ]
 Offline = Annotated[bool, switch("--offline", help="Never use the network.", panel=WEIGHTS)]
 CacheDir = Annotated[
@@ -214,6 +252,68 @@ class SamplingOptions:
         int | None,
         method_option(min=0, help="Seed of all that is random."),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions(SamplingOptions):
+    """How slices are imagined, down to the single step."""
+
+    method: Annotated[
+        Literal["mmccd", "cyclic-unet"] | None,
+        method_option(metavar="mmccd|cyclic-unet", help="Instead of the preset's."),
+    ] = None
+    num_inference_steps: Annotated[
+        int | None,
+        method_option("--steps", min=1, help="DDIM steps."),
+    ] = None
+    band_width: Annotated[
+        int | None,
+        method_option(min=1, help="Pixels of a hidden band."),
+    ] = None
+    band_stride: Annotated[
+        int | None,
+        method_option(min=1, help="Pixels from band to band."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsOptions:
+    """Where settings come from that are not given one by one."""
+
+    like: Like = None
+
+    def loader(self, model: ModelOptions, sampling: SamplingOptions) -> Callable[[], Segmenter]:
+        """Return what loads the weights; where they are an earlier run's, to the last byte.
+
+        Raises:
+            UsageError: A preset is given, too.
+        """
+        load = partial(model.load, **asdict(sampling))
+        if self.like is None:
+            return load
+        if sampling.preset is not None:
+            raise UsageError(
+                "--like has all settings of an earlier run, and --preset many others.",
+                next_step="Give one of them; single settings such as --steps may be added.",
+            )
+        from mmccd_cli.cohort.like import read_earlier_run
+
+        earlier = read_earlier_run(self.like)
+        if model.weights != earlier.options["weights"]:
+            return load
+        return partial(_load_same, load, self.like, earlier.weights_sha256)
+
+
+def _load_same(load: Callable[[], Segmenter], record: Path, sha256: str) -> Segmenter:
+    segmenter = load()
+    if segmenter.bundle.sha256 != sha256:
+        raise WeightsError(
+            f"{segmenter.bundle.config.name} is not the bundle that {record} was made with: its "
+            "files differ.",
+            cause="It was trained or calibrated anew since then.",
+            next_step="Give the old one with --weights DIR, or leave out --like.",
+        )
+    return segmenter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from mmccd_cli import __version__
-from mmccd_cli.cli.console import JsonConsole, left_out_of, lesions_of
+from mmccd_cli.cli.console import JsonConsole, Progress, left_out_of, lesions_of
 from mmccd_cli.cli.options import RunOptions
-from mmccd_cli.errors import SomeSubjectsFailed, as_mmccd_error, check_address_space
+from mmccd_cli.errors import (
+    DataError,
+    SomeSubjectsFailed,
+    as_mmccd_error,
+    check_address_space,
+)
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort.jobs import Job, RunSettings
@@ -67,40 +72,141 @@ def run_cohort(
         console.info(_describe(pipeline))
         return pipeline
 
-    def began(job: Job) -> None:
-        progress.begin(job.subject.id)
-        _explain(job, console.detail)
-
     policy = RunPolicy(
         force=run.force, resume=run.resume, workers=run.workers, scheduler=run.scheduler
     )
-    jobs = {job.subject.id: job for job in cohort.jobs}
-    reported: list[Outcome] = []
-    since = time.perf_counter()
     with console.progress() as progress:
-        observer = Observer(began=began, advance=progress.advance, note=console.info)
-        outcomes = (
-            preview_cohort(cohort, announce, settings=settings, policy=policy)
-            if run.dry_run
-            else segment_cohort(
+        view = _View(cohort, console, progress, many=many)
+        observer = Observer(
+            began=view.began, staged=view.staged, advance=progress.advance, note=console.info
+        )
+        if run.dry_run:
+            outcomes = preview_cohort(cohort, announce, settings=settings, policy=policy)
+        else:
+            progress.expect(len(cohort.jobs))
+            progress.begin("starting", told=False)
+            outcomes = segment_cohort(
                 cohort,
                 load if run.scheduler else announce,  # the console stays here
                 settings=settings,
                 policy=policy,
                 observer=observer,
             )
-        )
         with contextlib.closing(outcomes):
             for outcome in outcomes:
-                now = time.perf_counter()
-                reported.append(outcome)
-                if outcome.error is not None and not many:
-                    raise as_mmccd_error(outcome.error)
-                _report(outcome, console, seconds=now - since)
-                if outcome.status == "planned":
-                    _explain(jobs[outcome.name], console.info)
-                since = now
-    _summarise(reported, console)
+                view.report(outcome)
+    view.summarise()
+
+
+@contextlib.contextmanager
+def recorded(paths: Sequence[Path], console: JsonConsole) -> Iterator[None]:
+    """Print the record of the only subject where its data cannot be used, and raise what was.
+
+    Args:
+        paths: Its folder or files.
+        console: Where the record goes.
+    """
+    from mmccd_cli.outputs.record import Outcome, describe_failure
+
+    try:
+        yield
+    except (DataError, OSError) as error:
+        name, typed = paths[0].resolve().name, tuple(map(str, paths))
+        console.record(describe_failure(Outcome(name, "failed", error=error, paths=typed)))
+        raise
+
+
+class _View:
+    """A cohort as a user sees it: its subjects in turn, what became of each, and all at the end.
+
+    Args:
+        cohort: What is done.
+        console: Where messages and records go.
+        progress: The bar.
+        many: Whether a subject that fails is reported, instead of ending the command.
+    """
+
+    def __init__(
+        self, cohort: Cohort, console: JsonConsole, progress: Progress, *, many: bool
+    ) -> None:
+        self._cohort, self._console, self._progress, self._many = cohort, console, progress, many
+        self._jobs = {job.subject.id: job for job in cohort.jobs}
+        self._stages: dict[str, str] = {}
+        self._now = ""
+        self._reported: list[Outcome] = []
+        self._since = time.perf_counter()
+
+    def began(self, job: Job) -> None:
+        """A subject's turn has come; it may have been prepared before."""
+        self._now = job.subject.id
+        self._progress.begin(self._now, told=False)
+        self._progress.stage(self._stages.get(self._now, ""))
+        _explain(job, self._console.detail)
+
+    def staged(self, job: Job, stage: str) -> None:
+        """A stage of a subject's preparation has begun, in any thread."""
+        self._stages[job.subject.id] = stage
+        if job.subject.id == self._now:
+            self._progress.stage(stage)
+
+    def report(self, outcome: Outcome) -> None:
+        """Print what became of a subject.
+
+        Raises:
+            MmccdError: It failed, and is the only one.
+        """
+        from mmccd_cli.outputs.record import describe_failure
+
+        console, job, now = self._console, self._jobs.get(outcome.name), time.perf_counter()
+        seconds, self._since = now - self._since, now
+        self._reported.append(outcome)
+        quick = outcome.status != "done" or outcome.from_map
+        how_far = self._progress.end(spared=quick) if job else ""
+        if outcome.error is not None:
+            error = as_mmccd_error(outcome.error)
+            console.record(describe_failure(outcome))
+            if not self._many:
+                raise error
+            console.error(error, about=outcome.name)
+            return
+        record = outcome.record
+        console.record(record)
+        files = _files(job, map_only=self._many) if job else ""
+        text = f"{outcome.name}: {_in_words(outcome, files, seconds=seconds)}"
+        console.info(f"{text}; {how_far}" if how_far else text)
+        if outcome.status == "planned" and job:
+            _explain(job, console.info)
+        if outcome.status == "skipped" and record["versions"]["mmccd"] != __version__:
+            console.note(f"made by mmccd {record['versions']['mmccd']}")
+        if outcome.status == "done":
+            console.remarks(record)
+            for stage, value in record["seconds"].items():
+                console.detail(f"  {stage}: {value:.1f} s")
+
+    def summarise(self) -> None:
+        """Count what became of the subjects, and end the command where some failed."""
+        outcomes, console = self._reported, self._console
+        statuses = [outcome.status for outcome in outcomes]
+        if len(outcomes) > 1:
+            kinds = [kind for kind in ("done", "planned", "skipped", "failed") if kind in statuses]
+            counts = ", ".join(f"{statuses.count(kind)} {kind}" for kind in kinds)
+            where = "" if "planned" in statuses else self._where()
+            console.info(f"{len(outcomes)} subjects: {counts}{where}")
+        failed = [(o.name, as_mmccd_error(o.error)) for o in outcomes if o.error is not None]
+        if len(failed) == len(outcomes) == 1:
+            raise typer.Exit(failed[0][1].exit_code)
+        if failed:
+            console.table([(name, error.message) for name, error in failed])
+            raise typer.Exit(SomeSubjectsFailed.exit_code)
+
+    def _where(self) -> str:
+        """Say where results, table and reports of the cohort are."""
+        cohort = self._cohort
+        table = cohort.summary.path if cohort.summary else None
+        pages = cohort.report_dir / "index.html" if cohort.report_dir else None
+        root = cohort.bids_root or (table and table.parent)
+        named = {"results in": root, "table": table, "reports": pages}
+        return "".join(f"; {what} {path}" for what, path in named.items() if path)
 
 
 def _describe(pipeline: Pipeline) -> str:
@@ -122,26 +228,15 @@ def _explain(job: Job, say: Callable[[str], None]) -> None:
         say(f"  writes {kind}: {path}")
 
 
-def _report(outcome: Outcome, console: JsonConsole, *, seconds: float) -> None:
-    from mmccd_cli.outputs.record import describe_failure
-
-    if outcome.error is not None:
-        error = as_mmccd_error(outcome.error)
-        console.record(describe_failure(outcome))
-        console.error(error, about=outcome.name)
-        return
-    record = outcome.record
-    console.record(record)
-    console.info(f"{outcome.name}: {_in_words(outcome, seconds)}")
-    if outcome.status == "skipped" and record["versions"]["mmccd"] != __version__:
-        console.note(f"made by mmccd {record['versions']['mmccd']}")
-    if outcome.status == "done":
-        console.remarks(record)
-        for stage, value in record["seconds"].items():
-            console.detail(f"  {stage}: {value:.1f} s")
+def _files(job: Job, *, map_only: bool) -> str:
+    """Name what was written of a subject, with folders."""
+    if map_only:
+        return str(job.targets["map"])
+    *first, last = map(str, job.targets.values())
+    return f"{', '.join(first)} and {last}"
 
 
-def _in_words(outcome: Outcome, seconds: float) -> str:
+def _in_words(outcome: Outcome, files: str, *, seconds: float) -> str:
     record = outcome.record
     if outcome.status == "skipped":
         return "skipped, its result is up to date"
@@ -150,22 +245,7 @@ def _in_words(outcome: Outcome, seconds: float) -> str:
             return "would get a new mask from its map"
         return f"would be segmented by its {' and '.join(record['modalities'])}"
     if outcome.from_map:
-        how = "new mask from the map that was there"
+        how = f"new mask from the map that was there, written to {files}"
     else:
-        how = f"written to {record['outputs']['map']} ({seconds:.0f} s)"
+        how = f"written to {files} ({seconds:.0f} s)"
     return f"{lesions_of(record)}, {how}{left_out_of(record)}"
-
-
-def _summarise(outcomes: Sequence[Outcome], console: JsonConsole) -> None:
-    """Count what became of the subjects, and end the command where some failed."""
-    statuses = [outcome.status for outcome in outcomes]
-    if len(outcomes) > 1:
-        kinds = [kind for kind in ("done", "planned", "skipped", "failed") if kind in statuses]
-        counts = ", ".join(f"{statuses.count(kind)} {kind}" for kind in kinds)
-        console.info(f"{len(outcomes)} subjects: {counts}")
-    failed = [(o.name, as_mmccd_error(o.error)) for o in outcomes if o.error is not None]
-    if len(failed) == len(outcomes) == 1:
-        raise typer.Exit(failed[0][1].exit_code)
-    if failed:
-        console.table([(name, error.message) for name, error in failed])
-        raise typer.Exit(SomeSubjectsFailed.exit_code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +13,7 @@ from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole, switch
 from mmccd_cli.cli.lists import read_list
 from mmccd_cli.cli.options import INPUT, input_option, method_option, output_option
-from mmccd_cli.cli.outcomes import choose_shard, run_cohort
+from mmccd_cli.cli.outcomes import choose_shard, recorded, run_cohort
 from mmccd_cli.errors import UsageError
 
 
@@ -145,35 +144,14 @@ class OutputOptions:
         return {kind: path for kind in kinds if (path := getattr(self, kind)) is not None}
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepOptions(options.SamplingOptions):
-    """How slices are imagined, down to the single step."""
-
-    method: Annotated[
-        Literal["mmccd", "cyclic-unet"] | None,
-        method_option(metavar="mmccd|cyclic-unet", help="Instead of the preset's."),
-    ] = None
-    num_inference_steps: Annotated[
-        int | None,
-        method_option("--steps", min=1, help="DDIM steps."),
-    ] = None
-    band_width: Annotated[
-        int | None,
-        method_option(min=1, help="Pixels of a hidden band."),
-    ] = None
-    band_stride: Annotated[
-        int | None,
-        method_option(min=1, help="Pixels from band to band."),
-    ] = None
-
-
 @command
 def segment(
     *,
     given: SubjectOptions,
     wanted: OutputOptions,
     run: options.RunOptions,
-    sampling: StepOptions,
+    like: options.SettingsOptions,
+    sampling: options.StepOptions,
     mask: options.MaskChoice,
     skull_strip: Annotated[
         str,
@@ -221,9 +199,11 @@ def segment(
         shard=choose_shard(shard, folders, console),
         report_dir=wanted.report_dir,
     )
+    with recorded(folders or list(given.files().values()), console):
+        cohort = selection.plan()
     run_cohort(
-        selection.plan(),
-        partial((model.for_workers() if run.scheduler else model).load, **asdict(sampling)),
+        cohort,
+        like.loader(model.for_workers() if run.scheduler else model, sampling),
         settings=RunSettings(**asdict(mask), skull_strip=strip, space=wanted.space),
         run=run,
         console=console,

@@ -26,6 +26,7 @@ def threshold(
             show_default=False,
         ),
     ],
+    like: options.Like = None,
     mask: options.MaskChoice,
     out: Annotated[
         Path | None,
@@ -49,6 +50,7 @@ def threshold(
       mmccd threshold map.nii.gz --threshold 0.7 --out strict.nii.gz
       mmccd threshold map.nii.gz --min-confidence 0.2 --out more.nii.gz
     """
+    del like  # its settings are the defaults of all others
     from mmccd_cli.anomaly.mask import MaskOptions
     from mmccd_cli.cohort.threshold import make_mask, plan_masks
 

@@ -225,6 +225,7 @@ def train(
     check_address_space()
     _check_networks(network or (), recipe)
     with console.progress() as progress:
+        from mmccd_cli.training.networks import network_specs
         from mmccd_cli.training.run import FOLD_BUNDLE, BundleText, Training
         from mmccd_cli.training.trainer import make_runtime
 
@@ -243,7 +244,7 @@ def train(
             ),
             folds=folds,
             only=network,
-            report=training_reporter(console, progress),
+            report=training_reporter(progress, [spec.name for spec in network_specs(recipe)]),
         )
         networks = training.train()
         if runtime.rank:
@@ -272,15 +273,24 @@ def _check_networks(wanted: Sequence[str], recipe: Recipe) -> None:
         )
 
 
-def training_reporter(console: Console, progress: Progress) -> Callable[[TrainingProgress], None]:
-    """Show how a training goes: on the bar, and with --verbose in lines."""
+def training_reporter(
+    progress: Progress, networks: Sequence[str] = ()
+) -> Callable[[TrainingProgress], None]:
+    """Return what shows how a training goes.
+
+    Args:
+        progress: Where.
+        networks: Names of all, in the order in which they are trained, to say which one this is.
+    """
 
     def report(state: TrainingProgress) -> None:
-        progress.begin(f"{state.network}: loss {state.loss:.4f}")
-        progress.advance(state.iteration, state.iterations)
-        console.detail(
-            f"{state.network} {state.iteration}/{state.iterations}: loss {state.loss:.4f}, "
-            f"{state.seconds_left / 60:.0f} min left"
-        )
+        name = state.network
+        if name in networks:
+            name += f" (network {networks.index(name) + 1} of {len(networks)})"
+        progress.begin(name)
+        progress.stage(f"loss {state.loss:.4f}")
+        ended = state.iteration == state.iterations
+        left = state.seconds_left
+        progress.advance(state.iteration, state.iterations, left=left, told=ended)
 
     return report

@@ -13,7 +13,9 @@ In the order in which a cohort passes through:
 9. `run`: all of a cohort, one outcome after the other; or what would be done.
 10. `summary`: the table of all outcomes, and of all shares.
 
-`threshold` makes new masks from maps that are there; `demo` segments a synthetic subject.
+With results that are there: `results` reads them, `threshold` makes new masks from their maps,
+`compare` tells two of one subject apart, `group` adds them up in the space of the template, and
+`like` reads the settings of an earlier run. `demo` segments a synthetic subject.
 """
 
 from __future__ import annotations
@@ -23,8 +25,11 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
+        "compare": ["Comparison", "find_position"],
+        "group": ["find_members", "write_group"],
         "jobs": ["Job", "RunSettings", "find_all_subjects", "plan_job"],
         "plan": ["Cohort", "RunPolicy", "SubjectSelection", "plan_bids_cohort"],
+        "results": ["Result", "read_result"],
         "run": ["preview_cohort", "segment_cohort"],
         "runner": ["Observer"],
         "shards": ["Shard", "choose_shard"],

@@ -131,6 +131,7 @@ def _segment_jobs(
     runner = Runner(
         steps=steps,
         policy=policy,
+        staged=observer.staged,
         advance=observer.advance,
         workers=choose_workers(len(jobs) - 1) if policy.workers is None else policy.workers,
         already_read={} if scans is None else {first.subject.id: scans},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.cohort.plan import RunPolicy
@@ -14,7 +15,7 @@ from mmccd_cli.errors import OutputExistsError, StorageError, UsageError, Weight
 from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.scans import Scans
 from mmccd_cli.outputs.record import Outcome
-from mmccd_cli.progress import Progress, silent
+from mmccd_cli.progress import Progress, heard_by, silent
 
 MOST_WORKERS = 8
 MEMORY_OF_A_SUBJECT = 1 << 30
@@ -27,11 +28,14 @@ class Observer:
 
     Attributes:
         began: Called when a subject's turn has come.
+        staged: Called when a stage of a subject's preparation begins, in any thread, and before
+            its turn has come.
         advance: Called with how many passes of the networks are done for it, and their number.
         note: Called with a sentence about the cohort as a whole.
     """
 
     began: Callable[[Job], None] = silent
+    staged: Callable[[Job, str], None] = silent
     advance: Progress = silent
     note: Callable[[str], None] = silent
 
@@ -46,6 +50,7 @@ class Runner:
     steps: JobSteps
     policy: RunPolicy
     workers: int
+    staged: Callable[[Job, str], None] = silent
     advance: Progress = silent
     already_read: dict[str, Scans] = field(default_factory=dict)
     threads: int = field(default_factory=threads_in_all)
@@ -57,11 +62,12 @@ class Runner:
         if self.policy.resume and (previous := self.steps.find_previous(job)) is not None:
             return previous
         refuse_to_replace(job, self.policy)
-        return self.steps.prepare(
-            job,
-            scans=self.already_read.pop(job.subject.id, None),
-            threads=max(1, self.threads // max(1, self.workers)),
-        )
+        with heard_by(partial(self.staged, job)):
+            return self.steps.prepare(
+                job,
+                scans=self.already_read.pop(job.subject.id, None),
+                threads=max(1, self.threads // max(1, self.workers)),
+            )
 
     def outcome(self, job: Job, wait: Callable[[], PreparedJob | PreviousResult]) -> Outcome:
         """Wait for a job and finish it; only what concerns all subjects is raised.

@@ -167,7 +167,10 @@ class JobSteps:
             )
             if "table" in ready.job.targets:
                 contents["table"] = lesion_table(
-                    result.lesions, result.left_out, result.left_out_small
+                    result.lesions,
+                    result.left_out,
+                    result.left_out_small,
+                    settings=segmented.record["settings"],
                 )
         return _write(ready.job, segmented, contents, clock=clock, force=force)
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.derivatives import row_of_result
+from mmccd_cli.cohort.results import sidecar_of
 from mmccd_cli.cohort.summary import update_summaries
-from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.files import refuse_to_overwrite, sha256_of_file
+from mmccd_cli.errors import UsageError
+from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.outputs.bids import outputs_beside
 from mmccd_cli.outputs.images import CORE_OUTPUTS, output_paths, write_outputs
-from mmccd_cli.outputs.record import Outcome, Sidecar, encode_sidecar, read_sidecar
+from mmccd_cli.outputs.record import Outcome, encode_sidecar
 from mmccd_cli.outputs.remask import remask
 
 
@@ -91,7 +92,8 @@ def make_mask(
         UsageError: Something would be overwritten.
         StorageError: The disk is full.
     """
-    sidecar, map_file = _sidecar_of(job), job.files["map"]
+    map_file = job.files["map"]
+    sidecar = sidecar_of(map_file, job.record)
     others = sidecar.record["outputs"] if job.in_place else {}
     files = outputs_beside(map_file)
     files = {kind: path for kind, path in files.items() if kind in others} | job.files
@@ -105,30 +107,3 @@ def make_mask(
         if sidecar.fields and (root := bids_root(map_file.parent)):
             update_summaries(root, row_of_result(new.record))
     return new.record, [name for kind, name in others.items() if kind not in files]
-
-
-def _sidecar_of(job: MaskJob) -> Sidecar:
-    if not job.files["map"].is_file():
-        raise DataError(f"There is no map {job.files['map']}.", next_step="Check the name.")
-    if not job.record.is_file():
-        raise DataError(
-            f"There is no record {job.record} beside the map.",
-            cause="The mask needs the scan's threshold and the calibrated settings, which are in "
-            "it; or the file is no anomaly map.",
-            next_step="Keep NAME.json beside NAME.nii.gz, or segment the subject anew.",
-        )
-    try:
-        sidecar = read_sidecar(job.record)
-    except ValueError as error:
-        raise DataError(
-            f"{job.record} holds no record that can be read in full.",
-            cause=f"What is wrong: {error}.",
-            next_step="Segment the subject anew: mmccd segment ... --force",
-        ) from error
-    if sidecar.record["output_sha256"].get("map") != sha256_of_file(job.files["map"]):
-        raise DataError(
-            f"{job.files['map']} is not the map that {job.record} speaks of.",
-            cause="One of them was changed or replaced.",
-            next_step="Segment the subject anew.",
-        )
-    return sidecar

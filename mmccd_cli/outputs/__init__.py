@@ -5,15 +5,16 @@ through:
 
 1. `segmented`: a subject, its result and its record, which all files are made from.
 2. `images`: map and mask as NIfTI, what they are called, and writing all files at once.
-3. `lesions`: what record, warnings and table say of lesions, and of what was left out.
-4. `record`: what the sidecar says of one run, how it is read back, and JSON.
-5. `schema`: the fields that a record must have, which `mmccd schema` prints.
-6. `bids`: the files of BIDS that show a mask, and what they are called.
-7. `remask`: a new mask from a map that is there, with the same files and a new record.
-8. `extras`: the table of everything that can be written besides.
-9. `dicom_seg`: map or mask as DICOM Segmentation.
-10. `pictures`: panels of three planes, and the overview picture.
-11. `report/`: HTML pages of a subject and of a cohort.
+3. `anatomy`: on which side of the template a lesion lies.
+4. `lesions`: what record, warnings and table say of lesions, and of what was left out.
+5. `record`: what the sidecar says of one run, how it is read back, and JSON.
+6. `schema`: the fields that a record must have, which `mmccd schema` prints.
+7. `bids`: the files of BIDS that show a mask, and what they are called.
+8. `remask`: a new mask from a map that is there, with the same files and a new record.
+9. `extras`: the table of everything that can be written besides.
+10. `dicom_seg`: map or mask as DICOM Segmentation.
+11. `pictures`: panels of three planes, and the overview picture.
+12. `report/`: HTML pages of a subject and of a cohort.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
+        "anatomy": ["Place", "place_of"],
         "bids": ["BIDS_OUTPUTS", "BidsMask"],
         "dicom_seg": ["Provenance", "encode_segmentation"],
         "extras": ["EXTRA_OUTPUTS", "ExtraOutput"],

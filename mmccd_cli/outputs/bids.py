@@ -7,9 +7,10 @@ lesions numbered, whose table lists them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from mmccd_cli.anomaly.mask import Lesion
 from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti
 from mmccd_cli.outputs.images import output_paths
-from mmccd_cli.outputs.lesions import encode_tsv, numbers_of
+from mmccd_cli.outputs.lesions import encode_tsv, numbers_of, place_cells
 from mmccd_cli.outputs.numbers import number_lesions
 from mmccd_cli.outputs.record import encode_json
 
@@ -34,6 +35,8 @@ _COLUMNS = {
     "x_mm": ("Centre, from left to right.", "mm"),
     "y_mm": ("Centre, from posterior to anterior.", "mm"),
     "z_mm": ("Centre, from inferior to superior.", "mm"),
+    "side": ("Side of the patient by the template; midline within 3 mm of it.", None),
+    "midline_mm": ("Distance of the centre from the midline of the template.", "mm"),
 }
 
 
@@ -49,6 +52,7 @@ class BidsMask:
         grid: The grid of both.
         threshold: Value of the map above which a voxel belongs to the mask.
         spatial_reference: BIDS URI of the scan whose grid it is.
+        settings: Of the record.
     """
 
     map: Path
@@ -58,6 +62,7 @@ class BidsMask:
     grid: NiftiGrid
     threshold: float
     spatial_reference: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 _END_OF_MAP = "_desc-anomaly_probseg.nii.gz"
@@ -118,7 +123,10 @@ def lesions_image(shown: BidsMask) -> bytes:
 
 def lesion_table(shown: BidsMask) -> bytes:
     """Return the table of the numbered lesions."""
-    rows = ([it.id, f"lesion {it.id}", *numbers_of(it)] for it in shown.lesions)
+    rows = (
+        [it.id, f"lesion {it.id}", *numbers_of(it), *place_cells(it, shown.settings)]
+        for it in shown.lesions
+    )
     return encode_tsv(["index", "name", *_COLUMNS], rows)
 
 

@@ -66,6 +66,7 @@ def _bids(make: Callable[[BidsMask], bytes], segmented: SegmentedSubject) -> byt
         grid=segmented.grid,
         threshold=result.threshold,
         spatial_reference=segmented.sidecar_fields["SpatialReference"],
+        settings=segmented.record["settings"],
     )
     return make(shown)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion
+from mmccd_cli.outputs.anatomy import place_of
 
 COLUMNS = (
     "index",
@@ -22,6 +23,9 @@ COLUMNS = (
     "reason",
     "confidence",
 )
+"""All but the last ones."""
+PLACE = ("side", "midline_mm")
+"""The last columns, see `mmccd_cli.outputs.anatomy`."""
 EMPTY = "n/a"
 
 _NOTHING_KEPT = "Nothing was kept, but the map shows "
@@ -90,7 +94,11 @@ def is_mask_warning(text: str) -> bool:
 
 
 def lesion_table(
-    lesions: Sequence[Lesion], left_out: Sequence[LeftOut], left_out_small: LeftOutSmall
+    lesions: Sequence[Lesion],
+    left_out: Sequence[LeftOut],
+    left_out_small: LeftOutSmall,
+    *,
+    settings: Mapping[str, Any],
 ) -> bytes:
     """Return the table of all that the map shows above its threshold, a row each.
 
@@ -100,6 +108,7 @@ def lesion_table(
         lesions: See `describe_mask`, like all others.
         left_out: See `describe_mask`.
         left_out_small: See `describe_mask`.
+        settings: Of the record, which tells how the map lies to the template.
     """
     rows = [_row(lesion, "yes", EMPTY) for lesion in lesions]
     rows += [_row(candidate, "no", candidate.reason) for candidate in left_out]
@@ -107,7 +116,10 @@ def lesion_table(
         volume = f"{left_out_small.volume_ml:.6g}"
         reason = f"{left_out_small.count} more that are too small or too many to be listed"
         rows.append([EMPTY, "no", volume, *[EMPTY] * (len(COLUMNS) - 5), reason, EMPTY])
-    return encode_tsv(COLUMNS, rows)
+    places = [place_cells(found, settings) for found in (*lesions, *left_out)]
+    places += [[EMPTY] * len(PLACE)] * (len(rows) - len(places))
+    placed = ([*row, *place] for row, place in zip(rows, places, strict=True))
+    return encode_tsv([*COLUMNS, *PLACE], placed)
 
 
 def encode_tsv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> bytes:
@@ -115,6 +127,12 @@ def encode_tsv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, "excel-tab", lineterminator="\n").writerows([header, *rows])
     return text.getvalue().encode()
+
+
+def place_cells(lesion: Lesion, settings: Mapping[str, Any]) -> list[str]:
+    """Return side and midline_mm of a lesion as a table holds them."""
+    place = place_of(lesion.centroid_ras_mm, settings)
+    return [EMPTY, EMPTY] if place is None else [place.side, f"{place.midline_mm:.6g}"]
 
 
 def numbers_of(lesion: Lesion) -> list[str]:

@@ -24,6 +24,7 @@ import numpy as np
 from mmccd_cli import __version__
 from mmccd_cli.errors import MmccdError, as_mmccd_error, notes_and_warnings
 from mmccd_cli.files import check_json, read_json
+from mmccd_cli.outputs.anatomy import MIDLINE, midline_of, with_places
 from mmccd_cli.outputs.lesions import describe_mask, mask_warnings
 from mmccd_cli.outputs.schema import RECORD_VERSION, DoneRecord
 from mmccd_cli.template import voxel_volume_mm3
@@ -107,19 +108,24 @@ def describe_result(
     """
     of_mask = (result.lesions, result.left_out, result.left_out_small)
     said, warnings = notes_and_warnings([*notes, *result.notes])
+    settings = {
+        **result.settings,
+        MIDLINE: midline_of(bundle.template),
+        "requested": requested,
+    }
     brain_mm3 = np.count_nonzero(result.brain) * voxel_volume_mm3(result.shown.affine)
     return {
         "record_version": RECORD_VERSION,
         "subject": subject.id,
         "status": "done",
-        **describe_mask(*of_mask, threshold=result.threshold),
+        **with_places(describe_mask(*of_mask, threshold=result.threshold), settings),
         "reference": result.reference,
         "outputs": outputs,
         "output_sha256": {},
         "inputs": inputs,
         "ignored": describe_ignored(subject),
         "bundle": describe_bundle(bundle),
-        "settings": {**result.settings, "requested": requested},
+        "settings": settings,
         "seed": requested["sampling"]["seed"],
         "device": result.device,
         "threads": threads,

@@ -23,6 +23,7 @@ from mmccd_cli.config import ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.outputs.anatomy import with_places
 from mmccd_cli.outputs.bids import BIDS_OUTPUTS, BidsMask
 from mmccd_cli.outputs.images import encode_mask
 from mmccd_cli.outputs.lesions import (
@@ -83,7 +84,7 @@ def remask(
     of_mask = (found.lesions, found.left_out, found.left_out_small)
     contents = {"mask": encode_mask(outputs["mask"], found.mask, grid)}
     if "table" in outputs:
-        contents["table"] = lesion_table(*of_mask)
+        contents["table"] = lesion_table(*of_mask, settings=record["settings"])
     if of_bids := [kind for kind in outputs if kind in BIDS_OUTPUTS]:
         if not isinstance(spatial_reference, str):
             raise DataError(
@@ -99,6 +100,7 @@ def remask(
             grid=grid,
             threshold=score.threshold,
             spatial_reference=spatial_reference,
+            settings=record["settings"],
         )
         contents |= {kind: BIDS_OUTPUTS[kind](shown) for kind in of_bids}
     hashes = {"mask": hashlib.sha256(contents["mask"]).hexdigest()}
@@ -106,7 +108,7 @@ def remask(
     kept = {name: value for name, value in asked.items() if name not in MASK_SETTINGS}
     changed = {
         **record,
-        **describe_mask(*of_mask, threshold=score.threshold),
+        **with_places(describe_mask(*of_mask, threshold=score.threshold), record["settings"]),
         "outputs": {kind: path.name for kind, path in outputs.items()},
         "output_sha256": {**record["output_sha256"], **hashes},
         "settings": {

@@ -56,6 +56,17 @@ class LesionRecord(_Checked):
         default=None,
         description="How sure it is that this is a lesion; null where the weights do not know.",
     )
+    side: Literal["left", "right", "midline"] | None = Field(
+        default=None,
+        description="Side of the patient by the template; midline within 3 mm of it. Null, as all "
+        "of its place, where the record does not tell.",
+    )
+    midline_mm: Volume | None = Field(
+        default=None, description="Distance of the centre from the template's midline, mm."
+    )
+    template_ras_mm: tuple[float, float, float] | None = Field(
+        default=None, description="The centre in the world of the template, RAS+ mm."
+    )
 
 
 class LeftOutRecord(LesionRecord):

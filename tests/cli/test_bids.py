@@ -251,6 +251,8 @@ def test_group_writes_one_table(
     header, *rows = [row.split("\t") for row in _table(mmccd, out).splitlines()]
     assert [row[0] for row in rows] == ["sub-01", "sub-02_ses-a", "sub-02_ses-b"]
     assert header[2] == "lesion_volume_ml"
+    found = {path.name for path in (out / "group").iterdir()}
+    assert found >= {"frequency.nii.gz", "lesions.tsv", "index.html"}
     assert _issues(out) == []
     nothing = mmccd("bids", "unused", tmp_path / "nothing", "group")
     assert nothing.exit_code == 3

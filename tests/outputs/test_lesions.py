@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion
+from mmccd_cli.outputs.anatomy import MIDLINE
 from mmccd_cli.outputs.lesions import is_mask_warning, lesion_table, mask_warnings
 
 LESION = Lesion(
@@ -20,16 +22,20 @@ LESION = Lesion(
 WEAK = LeftOut(**{**vars(LESION), "id": 2, "volume_ml": 1.2, "peak": 0.9}, reason="a\treason")
 NONE = LeftOutSmall()
 SMALL = LeftOutSmall(count=3, volume_ml=0.012)
-HEAD = b"index\tkept\tvolume_ml\tpeak\tmean\tx_mm\ty_mm\tz_mm\tbox\treason\tconfidence\n"
+HEAD = (
+    b"index\tkept\tvolume_ml\tpeak\tmean\tx_mm\ty_mm\tz_mm\tbox\treason\tconfidence"
+    b"\tside\tmidline_mm\n"
+)
+SETTINGS = {"space": "native", "reference_to_template": np.eye(4).tolist(), MIDLINE: 20.0}
 
 
 def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None:
-    assert lesion_table([], [], NONE) == HEAD
-    assert lesion_table([LESION], [WEAK], SMALL) == HEAD + (
-        b"1\tyes\t12.3457\t0.99\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\tn/a\tn/a\n"
-        b'2\tno\t1.2\t0.9\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\t"a\treason"\tn/a\n'
+    assert lesion_table([], [], NONE, settings={}) == HEAD
+    assert lesion_table([LESION], [WEAK], SMALL, settings=SETTINGS) == HEAD + (
+        b"1\tyes\t12.3457\t0.99\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\tn/a\tn/a\tleft\t21.25\n"
+        b'2\tno\t1.2\t0.9\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\t"a\treason"\tn/a\tleft\t21.25\n'
         b"n/a\tno\t0.012\tn/a\tn/a\tn/a\tn/a\tn/a\tn/a\t"
-        b"3 more that are too small or too many to be listed\tn/a\n"
+        b"3 more that are too small or too many to be listed\tn/a\tn/a\tn/a\n"
     )
 
 

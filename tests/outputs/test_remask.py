@@ -87,9 +87,9 @@ def test_files_and_record_fit_the_mask(outputs, record, tmp_path):
     sidecar = json.loads(new.contents["mask_sidecar"])
     assert (sidecar["Threshold"], sidecar["Sources"]) == (0.5, ["bids::sub-01/anat/map.nii.gz"])
     assert new.contents["lesion_table"].decode().split("\n") == [
-        "index\tname\tvolume_ml\tpeak\tmean\tx_mm\ty_mm\tz_mm",
-        "1\tlesion 1\t0.216\t0.9\t0.9\t6.5\t6.5\t6.5",
-        "2\tlesion 2\t0.027\t0.6\t0.6\t15\t15\t15",
+        "index\tname\tvolume_ml\tpeak\tmean\tx_mm\ty_mm\tz_mm\tside\tmidline_mm",
+        "1\tlesion 1\t0.216\t0.9\t0.9\t6.5\t6.5\t6.5\tn/a\tn/a",
+        "2\tlesion 2\t0.027\t0.6\t0.6\t15\t15\t15\tn/a\tn/a",
         "",
     ]
     (tmp_path / "numbered.nii.gz").write_bytes(new.contents["lesions"])

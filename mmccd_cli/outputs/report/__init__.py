@@ -10,7 +10,8 @@ the order in which data passes through:
 5. `facts`: inputs, settings and histograms.
 6. `page`: the report of one subject, `templates/report.html`.
 7. `cohort`: the page over all reports of a folder, `templates/cohort.html`.
-8. `render`: templates to pages, escaped throughout, with a policy that names each script's hash.
+8. `group`: the page over a group in the space of the template, `templates/group.html`.
+9. `render`: templates to pages, escaped throughout, with a policy that names each script's hash.
 
 `assets/` holds the pages' style and scripts, and the library that draws the viewer.
 """
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "checks": ["Check", "check_subject", "suspicion", "verdict"],
         "cohort": ["report_path", "write_cohort_page"],
+        "group": ["group_page"],
         "data": ["ReportData", "report_data"],
         "page": ["subject_report"],
         "panels": ["Panels"],

@@ -1,0 +1,89 @@
+"""`mmccd group`: all results of a folder together, in the space of the template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmccd_cli.cli import options
+from mmccd_cli.cli.command import command
+from mmccd_cli.cli.console import Console, JsonConsole
+from mmccd_cli.cli.options import weights_option
+from mmccd_cli.files import refuse_to_overwrite
+
+
+@command
+def group(
+    *,
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Folder of results, or root of BIDS derivatives."),
+    ],
+    weights: Annotated[
+        str | None,
+        weights_option(
+            metavar="NAME|DIR|ORG/REPO",
+            help="The bundle that made the results, whose template they lie on. By default as "
+            "their records call it.",
+        ),
+    ] = None,
+    offline: options.Offline = False,
+    cache_dir: options.CacheDir = None,
+    force: options.Force = False,
+    console: JsonConsole,
+) -> None:
+    """Show where the lesions of all results are: maps of the group, tables and a page.
+
+    Writes OUT/group: frequency.nii.gz (share of the subjects with a lesion), mean.nii.gz (mean of
+    their maps), subjects.tsv, lesions.tsv and index.html.
+
+    Examples:
+      mmccd segment data/*/ --out-dir out
+      mmccd group out
+    """
+    from mmccd_cli.cohort.group import FOLDER
+
+    refuse_to_overwrite([out / FOLDER / "index.html"], force=force, make_folders=True)
+    files, left_out, number = show_group(
+        out, console, weights=weights, offline=offline, cache_dir=cache_dir
+    )
+    page = next(path for path in files if path.suffix == ".html")
+    data = {
+        "subjects": number,
+        "files": [str(path.relative_to(out)) for path in files],
+        "left_out": [{"subject": name, "reason": reason} for name, reason in left_out],
+    }
+    console.answer(data, f"{number} subjects: {page}")
+
+
+def show_group(
+    out: Path,
+    console: Console,
+    *,
+    weights: str | None = None,
+    offline: bool = False,
+    cache_dir: Path | None = None,
+) -> tuple[list[Path], list[tuple[str, str]], int]:
+    """Write what a group has in common, and say who is left out.
+
+    Returns:
+        The files, name and reason of each result that is left out, and the number of the others.
+
+    Raises:
+        DataError: No result can be used.
+        WeightsError: Their bundle is not there.
+    """
+    from mmccd_cli.cohort.group import find_members, template_of, write_group
+
+    members = find_members(out)
+    template, sha256 = template_of(members, weights=weights, offline=offline, cache_dir=cache_dir)
+    with console.progress() as progress:
+        progress.begin("adding up the group", told=False)
+        files, left_out = write_group(
+            out, template, sha256, members=members, advance=progress.advance
+        )
+    for name, reason in left_out:
+        console.warning(f"{name} is left out: {reason}")
+    return files, left_out, len(members) - len(left_out)

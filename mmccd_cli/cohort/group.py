@@ -1,0 +1,343 @@
+"""All results of a folder together, in the space of the template: how often, how much, where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli.cohort.results import read_result
+from mmccd_cli.cohort.steps import TEMPLATE_CODE
+from mmccd_cli.errors import DataError, MmccdError, WeightsError
+from mmccd_cli.files import write_atomically
+from mmccd_cli.inputs.nifti import encode_nifti, make_grid
+from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.outputs.anatomy import MIDLINE, midline_of, place_of
+from mmccd_cli.outputs.lesions import EMPTY, encode_tsv
+from mmccd_cli.outputs.record import read_record
+from mmccd_cli.preprocessing.spatial import resample
+from mmccd_cli.progress import Progress, silent
+from mmccd_cli.template import Template
+
+FOLDER = "group"
+"""Where, in the folder of the results, all that is said of the group lies."""
+_LEAST_SEEN = 0.5  # share of the subjects that a voxel must be seen in
+_BIDS_PLACES = ("sub-*/anat", "sub-*/ses-*/anat")
+_IGNORE = ".bidsignore"
+
+SUBJECT_COLUMNS = (
+    "subject",
+    "lesion_volume_ml",
+    "lesions",
+    "largest_lesion_ml",
+    "left_ml",
+    "right_ml",
+    "brain_volume_ml",
+    "suspicion",
+    "seconds",
+    "map",
+)
+LESION_COLUMNS = (
+    "subject",
+    "index",
+    "volume_ml",
+    "peak",
+    "mean",
+    "side",
+    "midline_mm",
+    "template_x_mm",
+    "template_y_mm",
+    "template_z_mm",
+)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Member:
+    """A subject of the group.
+
+    Attributes:
+        name: Its name, which tells sessions and runs apart.
+        map: Its anomaly map.
+        record: What its sidecar says.
+    """
+
+    name: str
+    map: Path
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class GroupMaps:
+    """What a group has in common, on the grid of the template.
+
+    Attributes:
+        frequency: (I, J, K) float32, share of the subjects with a lesion in a voxel, among those
+            whose brain holds it; 0 where less than half of them do.
+        mean: (I, J, K) float32, mean of their maps in the same way.
+        number: How many subjects there are.
+    """
+
+    frequency: NDArray[np.float32]
+    mean: NDArray[np.float32]
+    number: int
+
+
+def find_members(out: Path) -> list[Member]:
+    """Find all results of a folder, or of a derivative data set of BIDS.
+
+    Raises:
+        DataError: There is none.
+    """
+    records = sorted(p for place in _BIDS_PLACES for p in out.glob(f"{place}/*_probseg.json"))
+    found = []
+    for path in records or sorted(out.glob("*.json")):
+        map_file = path.with_suffix(".nii.gz")
+        if not map_file.is_file():
+            map_file = path.with_suffix(".nii")
+        if map_file.is_file() and (record := read_record(path)) is not None:
+            name = path.stem.partition("_space-")[0]
+            found.append(Member(name=name, map=map_file, record=record))
+    if not found:
+        raise DataError(
+            f"{out} holds no result of mmccd.",
+            next_step="Segment subjects first: mmccd segment SUBJECT... --out-dir DIR",
+        )
+    return found
+
+
+def template_of(
+    members: Sequence[Member],
+    *,
+    weights: str | None = None,
+    offline: bool = False,
+    cache_dir: Path | None = None,
+) -> tuple[Template, str]:
+    """Return the template that most of the results lie on, and the hash of its bundle.
+
+    Args:
+        members: The results.
+        weights: The bundle, see `resolve_weights`; None for the one that their records name, or
+            else the default one.
+        offline: Whether the network must not be used.
+        cache_dir: Where downloads are kept.
+
+    Raises:
+        WeightsError: The bundle is not there, or is another by now.
+    """
+    from mmccd_cli.weights.bundle import load_bundle
+    from mmccd_cli.weights.resolve import resolve_weights
+
+    hashes = Counter(member.record["bundle"]["sha256"] for member in members)
+    ((most, _),) = hashes.most_common(1)
+    named = next(m.record["bundle"] for m in members if m.record["bundle"]["sha256"] == most)
+    problem: WeightsError | None = None
+    for spec in [weights] if weights else [named.get("hub") or named["name"], None]:
+        try:
+            bundle = load_bundle(resolve_weights(spec, offline=offline, cache_dir=cache_dir))
+        except WeightsError as error:
+            problem = problem or error
+            continue
+        if bundle.sha256 in hashes:
+            return bundle.template, bundle.sha256
+        problem = problem or WeightsError(
+            f"{spec} is not the bundle that the results were made with: its files differ.",
+            cause="It was trained or calibrated anew since then.",
+            next_step="Give the one that made them with --weights, or segment anew.",
+        )
+    assert problem is not None
+    raise problem
+
+
+def combine(
+    members: Sequence[Member],
+    template: Template,
+    bundle_sha256: str,
+    *,
+    advance: Progress = silent,
+) -> tuple[GroupMaps, list[Member], list[tuple[str, str]]]:
+    """Add up all results that lie in the space of one template.
+
+    Args:
+        members: The results.
+        template: The template of the bundle.
+        bundle_sha256: Its hash: results of other bundles lie in other spaces.
+        advance: Called with how many subjects are through, and their number.
+
+    Returns:
+        The maps, the members that are in them, and name and reason of each that is not.
+
+    Raises:
+        DataError: None of them can be used.
+    """
+    lesion, total, seen = (np.zeros(template.shape, np.float32) for _ in range(3))
+    used: list[Member] = []
+    left_out: list[tuple[str, str]] = []
+    for number, member in enumerate(members, start=1):
+        try:
+            parts = _in_template(member, template, bundle_sha256)
+        except (MmccdError, OSError) as error:
+            left_out.append((member.name, str(error)))
+        else:
+            for whole, part in zip((lesion, total, seen), parts, strict=True):
+                whole += part
+            used.append(member)
+        advance(number, len(members))
+    if not used:
+        name, reason = left_out[0]
+        raise DataError(
+            "None of the results can be brought to the template.",
+            cause=f"{name}: {reason}",
+            next_step="Give results of one version of the weights.",
+        )
+    often = seen >= max(1.0, _LEAST_SEEN * len(used))
+    shares = [
+        np.where(often, whole / np.maximum(seen, 1), 0).astype(np.float32)
+        for whole in (lesion, total)
+    ]
+    return GroupMaps(frequency=shares[0], mean=shares[1], number=len(used)), used, left_out
+
+
+def _in_template(
+    member: Member, template: Template, bundle_sha256: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Lesions, map and brain of a subject on the grid of the template."""
+    if member.record["bundle"]["sha256"] != bundle_sha256:
+        raise DataError("It was made with other weights, whose template is another.")
+    result = read_result(member.map)
+    to_template = result.to_template
+    if to_template is None:
+        raise DataError("Its record does not say how it lies to the template.")
+    back = np.linalg.inv(to_template)
+
+    def moved(values: NDArray[Any]) -> NDArray[np.float32]:
+        volume = Volume(values.astype(np.float32), result.map.affine)
+        return resample(volume, template.shape, template.affine, matrix=back, smooth=True).data
+
+    share = moved(result.map.data > 0)
+    seen = share >= 0.5
+    values = np.where(seen, moved(result.map.data) / np.maximum(share, 0.5), 0)
+    found = (moved(result.mask) >= 0.5) & seen
+    return found.astype(np.float32), values.astype(np.float32), seen.astype(np.float32)
+
+
+def write_group(
+    out: Path,
+    template: Template,
+    bundle_sha256: str,
+    *,
+    members: Sequence[Member],
+    advance: Progress = silent,
+) -> tuple[list[Path], list[tuple[str, str]]]:
+    """Write what a group has in common: two maps, two tables and a page.
+
+    Args:
+        out: The folder of the results.
+        template: See `combine`.
+        bundle_sha256: See `combine`.
+        members: See `find_members`.
+        advance: See `combine`.
+
+    Returns:
+        The files, and name and reason of each result that is not in them.
+    """
+    from mmccd_cli.outputs.report.group import group_page
+
+    maps, used, left_out = combine(members, template, bundle_sha256, advance=advance)
+    grid = make_grid(template.shape, template.affine, code=TEMPLATE_CODE)
+    placed = {member.name: lesion_rows(member, template) for member in used}
+    subjects = [subject_row(member, placed[member.name]) for member in used]
+    lesions = [row for rows in placed.values() for row in rows]
+    folder = out / FOLDER
+    contents = {
+        folder / f"{name}.nii.gz": encode_nifti(
+            values,
+            grid,
+            intent="estimate",
+            description=f"mmccd {name} of {maps.number} subjects",
+            display_range=(0.0, 1.0),
+        )
+        for name, values in (("frequency", maps.frequency), ("mean", maps.mean))
+    }
+    contents[folder / "subjects.tsv"] = _table(SUBJECT_COLUMNS, subjects)
+    contents[folder / "lesions.tsv"] = _table(LESION_COLUMNS, lesions)
+    contents[folder / "index.html"] = group_page(
+        template,
+        frequency=maps.frequency,
+        mean=maps.mean,
+        subjects=subjects,
+        lesions=lesions,
+        left_out=left_out,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in contents.items():
+        write_atomically(path, content)
+    _tell_validators(out)
+    return list(contents), left_out
+
+
+def subject_row(member: Member, lesions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the table of subjects says of one; None where its record does not.
+
+    Args:
+        member: The subject.
+        lesions: Its rows in the table of lesions.
+    """
+    record = member.record
+    left, right = (
+        sum(lesion["volume_ml"] for lesion in lesions if lesion["side"] == side)
+        for side in ("left", "right")
+    )
+    return {
+        "subject": member.name,
+        "lesion_volume_ml": record["lesion_volume_ml"],
+        "lesions": len(lesions),
+        "largest_lesion_ml": lesions[0]["volume_ml"] if lesions else None,
+        "left_ml": left,
+        "right_ml": right,
+        "brain_volume_ml": record.get("brain_volume_ml"),
+        "suspicion": record.get("suspicion"),
+        "seconds": round(sum(record["seconds"].values()), 1),
+        "map": record["outputs"]["map"],
+    }
+
+
+def lesion_rows(member: Member, template: Template) -> list[dict[str, Any]]:
+    """Return what the table of lesions says of a subject's, also of those that older records have.
+
+    Args:
+        member: The subject.
+        template: The template that its result lies on.
+    """
+    settings = {**member.record["settings"], MIDLINE: midline_of(template)}
+    rows = []
+    for lesion in member.record["lesions"]:
+        place = place_of(lesion["centroid_ras_mm"], settings)
+        row = dict.fromkeys(LESION_COLUMNS)
+        row |= {name: lesion[name] for name in ("volume_ml", "peak", "mean")}
+        row |= {"subject": member.name, "index": lesion["id"]}
+        if place is not None:
+            row |= {"side": place.side, "midline_mm": place.midline_mm}
+            row |= dict(zip(LESION_COLUMNS[-3:], place.template_ras_mm, strict=True))
+        rows.append(row)
+    return rows
+
+
+def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
+    def cell(value: Any) -> str:
+        if value is None:
+            return EMPTY
+        return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+    return encode_tsv(columns, ([cell(row[name]) for name in columns] for row in rows))
+
+
+def _tell_validators(out: Path) -> None:
+    """Tell those who check a data set of BIDS that the group's folder is none of theirs."""
+    ignore = out / _IGNORE
+    if ignore.is_file() and f"{FOLDER}/" not in (lines := ignore.read_text().splitlines()):
+        write_atomically(ignore, "\n".join([*lines, f"{FOLDER}/", ""]).encode())

@@ -1,0 +1,42 @@
+"""The settings of an earlier run, to be used again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mmccd_cli.config import SamplingConfig, from_dict, without_retired
+from mmccd_cli.outputs.record import read_sidecar
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """What a record says of how its result was made.
+
+    Attributes:
+        options: Name of each setting, as `mmccd segment` calls it in Python, to its value as text.
+        weights_sha256: Hash of the weights.
+    """
+
+    options: dict[str, str]
+    weights_sha256: str
+
+
+def read_earlier_run(record_file: Path) -> EarlierRun:
+    """Read the settings of an earlier run from its record.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It holds no record, or one with settings that this version does not know; the
+            text is a clause that says which.
+    """
+    record = read_sidecar(record_file).record
+    requested, bundle = record["settings"]["requested"], record["bundle"]
+    sampling = from_dict(SamplingConfig, without_retired(requested.get("sampling", {})))
+    chosen = {
+        **asdict(sampling),
+        "precision": "auto",
+        **{name: value for name, value in requested.items() if name != "sampling"},
+        "weights": bundle.get("hub") or bundle["name"],
+    }
+    return EarlierRun({name: str(value) for name, value in chosen.items()}, bundle["sha256"])

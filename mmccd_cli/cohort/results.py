@@ -1,0 +1,115 @@
+"""Results that lie on the disk: their maps and masks, and how they lie to the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli.errors import DataError
+from mmccd_cli.files import sha256_of_file
+from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
+from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.outputs.anatomy import matrix_to_template
+from mmccd_cli.outputs.bids import outputs_beside
+from mmccd_cli.outputs.numbers import number_lesions
+from mmccd_cli.outputs.record import Sidecar, read_sidecar
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Result:
+    """A result on the disk.
+
+    Attributes:
+        record: What its sidecar says.
+        map: The anomaly map; positive in the brain and nowhere else.
+        grid: Its grid.
+        mask: (I, J, K) bool on the same grid.
+    """
+
+    record: Mapping[str, Any]
+    map: Volume
+    grid: NiftiGrid
+    mask: NDArray[np.bool_]
+
+    @cached_property
+    def numbered(self) -> NDArray[np.uint16]:
+        """(I, J, K), the lesions of the mask numbered by falling volume, as the record does it."""
+        return number_lesions(self.mask)
+
+    @cached_property
+    def volumes_ml(self) -> list[float]:
+        """Volume of each lesion, the first one's first."""
+        voxels = np.bincount(self.numbered.ravel())[1:]
+        return [float(count) * self.map.voxel_volume_mm3 / 1000 for count in voxels]
+
+    @property
+    def to_template(self) -> Matrix | None:
+        """(4, 4) from the world of the map to that of the template, RAS+ mm; None if not known."""
+        return matrix_to_template(self.record["settings"])
+
+
+def read_result(map_file: Path) -> Result:
+    """Read a map, its mask and its record.
+
+    Args:
+        map_file: The map; the others lie beside it.
+
+    Raises:
+        DataError: One of them is missing, cannot be read, or does not belong to the others.
+    """
+    files = outputs_beside(map_file)
+    record = sidecar_of(map_file, files["sidecar"]).record
+    volume, grid = read_nifti(map_file, allow_constant=True)
+    if not files["mask"].is_file():
+        raise DataError(
+            f"There is no mask {files['mask']} beside the map.",
+            next_step=f"Make it anew: mmccd threshold {map_file} --force",
+        )
+    mask = read_nifti(files["mask"], allow_constant=True)[0].data > 0
+    if mask.shape != volume.shape:
+        raise DataError(
+            f"{files['mask']} and {map_file} have different grids.",
+            cause="One of them was changed or replaced.",
+            next_step=f"Make the mask anew: mmccd threshold {map_file} --force",
+        )
+    return Result(record=record, map=volume, grid=grid, mask=mask)
+
+
+def sidecar_of(map_file: Path, record_file: Path) -> Sidecar:
+    """Read the record of a map.
+
+    Raises:
+        DataError: One of them is missing or cannot be read, or they do not belong together.
+    """
+    if not map_file.is_file():
+        raise DataError(f"There is no map {map_file}.", next_step="Check the name.")
+    if not record_file.is_file():
+        raise DataError(
+            f"There is no record {record_file} beside the map.",
+            cause="The scan's threshold and the calibrated settings are in it; or the file is no "
+            "anomaly map.",
+            next_step="Keep NAME.json beside NAME.nii.gz, or segment the subject anew.",
+        )
+    try:
+        sidecar = read_sidecar(record_file)
+    except ValueError as error:
+        raise DataError(
+            f"{record_file} holds no record that can be read in full.",
+            cause=f"What is wrong: {error}.",
+            next_step="Segment the subject anew: mmccd segment ... --force",
+        ) from error
+    if sidecar.record["output_sha256"].get("map") != sha256_of_file(map_file):
+        raise DataError(
+            f"{map_file} is not the map that {record_file} speaks of.",
+            cause="One of them was changed or replaced.",
+            next_step="Segment the subject anew.",
+        )
+    return sidecar

@@ -1,0 +1,186 @@
+"""Two results of a subject: what is new, gone, grown or shrunk, on whatever grids they lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from mmccd_cli import Segmenter
+from mmccd_cli.cli.app import app
+from mmccd_cli.cohort.compare import compare, find_position, match_lesions
+from mmccd_cli.cohort.jobs import RunSettings
+from mmccd_cli.cohort.results import Result
+from mmccd_cli.errors import DataError
+from mmccd_cli.files import sha256_of_file
+from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
+from mmccd_cli.inputs.phantom import make_phantom
+from mmccd_cli.inputs.volume import Volume
+
+SHAPE = (20, 22, 24)
+BALL = np.linalg.norm(np.indices(SHAPE) - np.array([10, 11, 12])[:, None, None, None], axis=0) < 9
+
+
+def result(
+    boxes: dict[tuple[int, int, int], int],
+    *,
+    affine: Any = None,
+    scan: str = "one",
+    settings: Any = None,
+) -> Result:
+    """A result with cubic lesions: corner to edge, in voxels."""
+    affine = np.diag([2.0, 2, 2, 1]) if affine is None else affine
+    mask = np.zeros(SHAPE, bool)
+    for corner, edge in boxes.items():
+        mask[tuple(slice(start, start + edge) for start in corner)] = True
+    record = {
+        "inputs": {"FLAIR": {"file": "f.nii.gz", "sha256": scan}},
+        "reference": "FLAIR",
+        "outputs": {"map": "map.nii.gz"},
+        "settings": {"space": "native", **(settings or {})},
+        "bundle": {"sha256": "b"},
+    }
+    values = np.where(mask, 0.9, 0.2) * BALL
+    volume = Volume(values.astype(np.float32), affine)
+    return Result(record=record, map=volume, grid=make_grid(SHAPE, affine), mask=mask)
+
+
+def changes(a: Result, b: Result) -> dict[str, tuple[list[int], list[int]]]:
+    found = compare(a, b, find_position(a, b))
+    return {lesion.change: (lesion.ids_a, lesion.ids_b) for lesion in found.lesions}
+
+
+def test_each_lesion_is_told_what_became_of_it() -> None:
+    a = result({(6, 6, 8): 4, (12, 12, 12): 2, (6, 14, 12): 3})
+    b = result({(6, 6, 8): 4, (12, 12, 12): 3, (11, 5, 14): 2})
+    found = compare(a, b, find_position(a, b))
+    by_change = {lesion.change: lesion for lesion in found.lesions}
+    assert by_change.keys() == {"same", "grown", "gone", "new"}
+    assert (by_change["grown"].volume_a_ml, by_change["grown"].volume_b_ml) == (0.064, 0.216)
+    assert (by_change["new"].ids_a, by_change["new"].ids_b) == ([], [3])
+    assert (by_change["new"].peak_a, by_change["new"].peak_b) == pytest.approx((0.2, 0.9))
+    assert by_change["gone"].centroid_ras_mm == (14.0, 30.0, 26.0)
+    assert found.dice == pytest.approx(2 * (64 + 8) / (64 + 8 + 27 + 64 + 27 + 8))
+    np.testing.assert_allclose(found.difference[12, 6, 15], 0.7, atol=1e-6)
+    assert [lesion.change for lesion in found.lesions][:2] == ["gone", "grown"]
+    back = {lesion.change: lesion for lesion in compare(b, a, find_position(b, a)).lesions}
+    assert back.keys() == {"same", "shrunk", "gone", "new"}
+
+
+def test_lesions_that_merge_or_split_are_told_together() -> None:
+    a = result({(6, 6, 8): 3, (6, 10, 8): 3})
+    b = result({(6, 6, 8): 3, (6, 10, 8): 3, (7, 9, 9): 1})
+    ((lesion),) = compare(a, b, find_position(a, b)).lesions
+    assert (lesion.change, lesion.ids_a, lesion.ids_b) == ("same", [1, 2], [1])
+    ((lesion),) = compare(b, a, find_position(b, a)).lesions
+    assert (lesion.ids_a, lesion.ids_b) == ([1], [1, 2])
+
+
+def test_a_touch_is_no_match_and_nothing_is_no_lesion() -> None:
+    assert changes(result({(5, 8, 8): 4}), result({(8, 11, 11): 4})) == {
+        "gone": ([1], []),
+        "new": ([], [1]),
+    }
+    empty = result({})
+    found = compare(empty, empty, find_position(empty, empty))
+    assert (found.dice, found.lesions) == (1.0, [])
+    assert match_lesions(np.zeros(SHAPE, int), np.zeros(SHAPE, int)) == []
+
+
+def test_what_the_other_examination_does_not_show_is_not_new() -> None:
+    a, b = result({}), result({(6, 6, 8): 4})
+    a.map.data[:11] = 0
+    assert changes(a, b) == {"out of view": ([], [1])}
+
+
+def test_another_grid_is_reached_through_world_coordinates() -> None:
+    boxes = {(6, 6, 8): 4, (12, 12, 12): 1}
+    a = result(boxes)
+    flipped = np.diag([-2.0, 2, 2, 1])
+    flipped[0, 3] = 2 * (SHAPE[0] - 1)
+    b = result({(SHAPE[0] - x - n, y, z): n for (x, y, z), n in boxes.items()}, affine=flipped)
+    found = compare(a, b, find_position(a, b))
+    assert (found.dice, {lesion.change for lesion in found.lesions}) == (1.0, {"same"})
+
+
+def test_the_smallest_lesion_survives_a_coarser_grid() -> None:
+    fine = result({(11, 11, 13): 1}, affine=np.diag([2.0, 2, 2, 1]))
+    coarse = result({}, affine=np.diag([3.0, 3, 3, 1]))
+    found = compare(coarse, fine, find_position(coarse, fine))
+    assert [(it.change, it.volume_b_ml) for it in found.lesions] == [("new", 0.008)]
+
+
+def test_over_the_template_the_other_head_position_is_undone() -> None:
+    to_template = np.eye(4)
+    moved = np.eye(4)
+    moved[:3, 3] = (-4, 6, 2)
+    boxes = {(8, 8, 8): 4}
+    a = result(boxes, settings={"reference_to_template": to_template.tolist()})
+    shifted = np.diag([2.0, 2, 2, 1])
+    shifted[:3, 3] = (4, -6, -2)
+    b = result(
+        boxes,
+        affine=shifted,
+        scan="two",
+        settings={"reference_to_template": moved.tolist()},
+    )
+    position = find_position(a, b)
+    assert position.by == "template"
+    assert "--scan-a" in str(position.remark)
+    assert compare(a, b, position).dice == 1.0
+    without = result(boxes, scan="three")
+    assert find_position(a, without).by == "headers"
+
+
+def test_another_examination_is_registered(tmp_path: Path) -> None:
+    head = make_phantom(0, shape=(44, 50, 42), spacing_mm=(5, 5, 5))
+    data, affine = head.volumes["FLAIR"].data, head.affine
+    moved = affine.copy()
+    moved[:3, 3] += (9, -6, 4)
+    paths = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    for path, position in zip(paths, (affine, moved), strict=True):
+        write_nifti(path, data, make_grid(data.shape, position))
+    a, b = (result({}, scan=sha256_of_file(path)) for path in paths)
+    found = find_position(a, b, (paths[0], paths[1]))
+    assert found.by == "registration"
+    np.testing.assert_allclose(found.matrix[:3, 3], (9, -6, 4), atol=0.5)
+    with pytest.raises(DataError, match="is not the FLAIR"):
+        find_position(a, b, (paths[1], paths[0]))
+
+
+def test_the_command_tells_two_thresholds_apart(
+    segmenter: Segmenter, write_subject: Callable[..., Path], tmp_path: Path
+) -> None:
+    phantom = make_phantom(0, shape=(34, 38, 30), spacing_mm=(6, 6, 6))
+    folder = write_subject(tmp_path / "data", phantom, "brats", id="case")
+    for name, value in (("low", 0.3), ("high", 0.8)):
+        list(
+            segmenter.segment_cohort(
+                [folder], tmp_path / name, settings=RunSettings(threshold=value)
+            )
+        )
+    low, high = (tmp_path / name / "case.nii.gz" for name in ("low", "high"))
+    words = ["compare", str(low), str(high), "--out", str(tmp_path / "d.nii.gz")]
+    words += ["--table", str(tmp_path / "d.tsv")]
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["position"], said["differs"], said["warnings"]) == ("same scan", ["threshold"], [])
+    assert said["difference_ml"] < 0
+    assert {lesion["change"] for lesion in said["lesions"]} <= {"shrunk", "gone", "same"}
+    rows = (tmp_path / "d.tsv").read_text().splitlines()
+    assert len(rows) == 1 + len(said["lesions"])
+    assert rows[0].split("\t")[:3] == ["change", "ids_a", "ids_b"]
+    difference = read_nifti(tmp_path / "d.nii.gz", allow_constant=True)[0]
+    assert not difference.data.any()  # the masks differ, the maps do not
+    assert CliRunner().invoke(app, words).exit_code == 2  # both files exist
+    text = CliRunner().invoke(app, [*words, "--force"])
+    assert "ml before" in text.stdout
+    assert CliRunner().invoke(app, [*words, "--scan-a", str(low)]).exit_code == 2
+    (high.parent / "case_mask.nii.gz").unlink()
+    assert CliRunner().invoke(app, [*words, "--force"]).exit_code == 3
