@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from mmccd_cli.outputs.pictures import (
     PLANES,
     Frame,
     Plane,
+    annotate,
     frame_around,
-    label_sides,
     overlay,
     window,
 )
@@ -56,7 +55,7 @@ def group_page(
     ]
     return render(
         "group.html",
-        script="cohort.js",
+        scripts=(),
         subjects=sorted(subjects, key=lambda row: -row["lesion_volume_ml"]),
         lesions=len(lesions),
         without=int((volumes == 0).sum()),
@@ -100,7 +99,9 @@ def _panels(template: Template, values: NDArray[np.float32], title: str) -> list
     panels = []
     for plane, centre in views:
         cut = partial(frame.cut, plane=plane, center=centre)
-        picture: Image.Image = label_sides(overlay(cut(grey), cut(scaled)), plane)
+        picture = annotate(
+            overlay(cut(grey), cut(scaled)), plane, pixels_per_mm=frame.pixels_per_mm
+        )
         caption = plane.caption(template.affine, centre)
         panels.append(Panel(picture, caption, f"{title}, {caption}"))
     return panels
