@@ -84,7 +84,7 @@ def subject_report(
         palette=palette(),
         map_opacity=MAP_OPACITY,
         index=index,
-        table=base64_of(_as_csv(lesion_table(*of_mask))),
+        table=base64_of(_as_csv(lesion_table(*of_mask, settings=record["settings"]))),
         version=__version__,
         record=record,
         data=data,
