@@ -194,7 +194,8 @@ def test_bad_input_exits_3_with_one_message_and_writes_nothing(
     before = _files(tmp_path)
     result = run(subject, "--out", tmp_path / "map.nii.gz", "--json")
     assert result.exit_code == 3, result.stderr
-    assert result.stdout == ""
+    (record,) = map(json.loads, result.stdout.splitlines())
+    assert (record["status"], record["error"]["exit_code"]) == ("failed", 3)
     assert result.stderr.count("error:") == 1
     assert named in result.stderr
     assert "Traceback" not in result.stderr
