@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mmccd_cli.errors import UsageError
+from mmccd_cli.errors import StorageError, UsageError
 from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.phantom import make_affine
 from mmccd_cli.outputs.images import (
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_at_the_third)
-    with pytest.raises(UsageError, match="could not be written") as caught:
+    with pytest.raises(StorageError, match="could not be written") as caught:
         write(output_paths(tmp_path / "map.nii.gz"), {})
     assert "No space left" in caught.value.cause
     assert list(tmp_path.iterdir()) == []
