@@ -33,7 +33,7 @@ from mmccd_cli.preprocessing.subject import (
 )
 from mmccd_cli.progress import Progress, Stopwatch, silent
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.template import spacing_of
+from mmccd_cli.template import bounding_box, spacing_of
 from mmccd_cli.translation.devices import choose_device, describe_device
 from mmccd_cli.weights.bundle import Bundle
 
@@ -313,20 +313,25 @@ def _calibrated_map(
 
     All by the calibrated mask: the map must not depend on what the user cuts out of it.
     """
-    anomaly_map = map_from_score(output.values, scan_threshold, calibrated)
-    anomaly_map[~output.brain] = 0.0
-    if calibrated.refine_mm <= 0:
-        return anomaly_map
-    spacing = spacing_of(output.shown.affine)
-    return refine_contour(
-        anomaly_map,
-        mask_from_map(anomaly_map, calibrated, spacing_mm=spacing, scan_threshold=scan_threshold),
-        image=output.shown.data,
-        brain=output.brain,
-        spacing_mm=spacing,
-        reach_mm=calibrated.refine_mm,
-        threshold=calibrated.threshold,
-    )
+    # There is nothing outside the brain's box, which is a small part of a raw head.
+    box, spacing = bounding_box(output.brain, margin=3), spacing_of(output.shown.affine)
+    brain, whole = output.brain[box], np.zeros(output.brain.shape, np.float32)
+    anomaly_map = map_from_score(output.values[box], scan_threshold, calibrated)
+    anomaly_map[~brain] = 0.0
+    if calibrated.refine_mm > 0:
+        anomaly_map = refine_contour(
+            anomaly_map,
+            mask_from_map(
+                anomaly_map, calibrated, spacing_mm=spacing, scan_threshold=scan_threshold
+            ),
+            image=output.shown.data[box],
+            brain=brain,
+            spacing_mm=spacing,
+            reach_mm=calibrated.refine_mm,
+            threshold=calibrated.threshold,
+        )
+    whole[box] = anomaly_map
+    return whole
 
 
 def _unused(prepared: PreparedSubject, config: ScoreConfig) -> list[str]:
