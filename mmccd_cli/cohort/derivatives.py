@@ -22,7 +22,7 @@ from mmccd_cli.outputs.record import Outcome, encode_json, read_record
 
 BIDS_VERSION = "1.10.0"
 
-_NOT_BIDS = ("**/figures", "summary*.tsv", "*.html", "group/")
+_NOT_BIDS = ("**/figures", "summary*.tsv", "*.html", "group")
 _README = """# Anomalies in brain MRI
 
 Made by [mmccd](https://pypi.org/project/mmccd/) from the data set that `dataset_description.json`

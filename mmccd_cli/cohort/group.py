@@ -339,5 +339,5 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
 def _tell_validators(out: Path) -> None:
     """Tell those who check a data set of BIDS that the group's folder is none of theirs."""
     ignore = out / _IGNORE
-    if ignore.is_file() and f"{FOLDER}/" not in (lines := ignore.read_text().splitlines()):
-        write_atomically(ignore, "\n".join([*lines, f"{FOLDER}/", ""]).encode())
+    if ignore.is_file() and FOLDER not in (lines := ignore.read_text().splitlines()):
+        write_atomically(ignore, "\n".join([*lines, FOLDER, ""]).encode())

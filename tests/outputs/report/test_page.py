@@ -20,7 +20,7 @@ from report_cases import HOSTILE, Case, facts_of, in_mask, packed, unpacked
 
 from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall
 from mmccd_cli.inputs.volume import Volume, reorient
-from mmccd_cli.outputs.lesions import COLUMNS
+from mmccd_cli.outputs.lesions import COLUMNS, PLACE
 from mmccd_cli.outputs.numbers import number_lesions
 from mmccd_cli.outputs.report.data import report_data
 from mmccd_cli.outputs.report.page import SCRIPTS, SUMMARY
@@ -144,7 +144,7 @@ def test_the_table_can_be_downloaded_with_commas(case, report):
     link = re.search(r'download="[^"]*_lesions.csv" href="data:text/csv;base64,([^"]*)"', report)
     assert link is not None
     rows = list(csv.reader(io.StringIO(base64.b64decode(link[1]).decode())))
-    assert rows[0] == list(COLUMNS)
+    assert rows[0] == [*COLUMNS, *PLACE]
     assert len(rows) >= 1 + len(case.result.lesions) + len(case.result.left_out)
     assert float(rows[1][2]) == pytest.approx(case.result.lesions[0].volume_ml, rel=1e-4)
 
