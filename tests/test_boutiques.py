@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,25 +29,24 @@ def test_it_has_every_option_of_the_command() -> None:
     assert described - {None} == flags - {"--help"}
 
 
-def test_it_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("boutiques")
-    from boutiques.validator import validate_descriptor
+def bosh(*words: str) -> str:
+    """What the program of Boutiques prints; without it the test is left out."""
+    program = shutil.which("bosh", path=str(Path(sys.executable).parent)) or shutil.which("bosh")
+    if program is None:
+        pytest.skip("boutiques is not installed")
+    done = subprocess.run([program, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    monkeypatch.setattr(sys, "argv", ["bosh"])
-    assert validate_descriptor(str(STORED))["name"] == "mmccd segment"
+
+def test_it_is_valid() -> None:
+    assert "OK" in bosh("validate", str(STORED))
 
 
 def test_it_writes_a_command_line_that_the_program_takes(tmp_path: Path) -> None:
-    bosh = pytest.importorskip("boutiques.localExec")
     (tmp_path / "sub").mkdir()
     given = {"subjects": [str(tmp_path / "sub")], "out": "map.nii.gz", "dry_run": True, "seed": 3}
-    executor = (
-        bosh.LocalExecutor(str(STORED), str(tmp_path / "i.json"), {"noContainer": True})
-        if (tmp_path / "i.json").write_text(json.dumps(given))
-        else None
-    )
-    assert executor is not None
-    assert executor.cmd_line[0].split() == [
-        *("mmccd", "segment", str(tmp_path / "sub")),
-        *("--out", "map.nii.gz", "--dry-run", "--seed", "3"),
-    ]
+    (tmp_path / "i.json").write_text(json.dumps(given))
+    printed = bosh("exec", "simulate", "-i", str(tmp_path / "i.json"), str(STORED))
+    line = f"mmccd segment {tmp_path / 'sub'} --out map.nii.gz --dry-run --seed 3"
+    assert line in printed

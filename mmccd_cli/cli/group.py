@@ -40,7 +40,6 @@ def group(
     their maps), subjects.tsv, lesions.tsv and index.html.
 
     Examples:
-      mmccd segment data/*/ --out-dir out
       mmccd group out
     """
     from mmccd_cli.cohort.group import FOLDER

@@ -108,7 +108,7 @@ def test_a_traceback_only_with_vv(call: Call) -> None:
 
 
 def test_choices_are_those_of_the_settings() -> None:
-    from mmccd_cli.cli.segment import StepOptions
+    from mmccd_cli.cli.options import StepOptions
 
     hints = get_type_hints(StepOptions)
     assert get_args(get_args(hints["preset"])[0]) == tuple(PRESETS)
