@@ -30,6 +30,7 @@ Status = Literal["ok", "note", "fail"]
 EXTRAS = {
     "dicom-seg": ("DICOM SEG output", ("highdicom",)),
     "dicom-codecs": ("compressed DICOM input", ("python-gdcm",)),
+    "dask": ("cohorts on a Dask cluster", ("distributed",)),
 }
 """Optional parts: what each is for, and its packages."""
 
