@@ -6,7 +6,6 @@ What reads a value raises `typer.BadParameter` where it is none.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import re
@@ -36,8 +35,6 @@ method_option = partial(typer.Option, rich_help_panel=METHOD)
 weights_option = partial(typer.Option, rich_help_panel=WEIGHTS)
 computing_option = partial(typer.Option, rich_help_panel=COMPUTING)
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_LARGE_ARRAY_BYTES = 4 << 20
 _VOLUME = re.compile(
     r"\s*(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>mm3|mm\^3|mm³|µl|ul|ml|cm3|cm\^3|cm³|cc)?\s*"
 )
@@ -239,7 +236,6 @@ class ModelOptions:
 
         chosen = asdict(self)
         use_threads(chosen.pop("threads"))
-        return_freed_memory()
         return Segmenter.from_pretrained(**chosen, **sampling)
 
 
@@ -383,16 +379,6 @@ class RunOptions:
             "All must see the same folders; their threads are their own.",
         ),
     ] = None
-
-
-def return_freed_memory() -> None:
-    """Have the C library give large arrays back as soon as they are freed; glibc keeps some."""
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        for parameter in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
-            libc.mallopt(parameter, _LARGE_ARRAY_BYTES)
 
 
 def use_threads(number: int | None) -> None:
