@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,17 +66,8 @@ def test_confidence_tells_lesions_from_what_is_none() -> None:
 
 
 def test_nothing_can_be_learnt_where_all_are_lesions() -> None:
-    assert learn_confidence(SUBJECTS, SCORE_ABOVE_SPOTS, spacing_mm=SPACING) is None
-
-
-SCORE_ABOVE_SPOTS = ScoreConfig(
-    modalities=("FLAIR",),
-    weights={"cycle:FLAIR": 1.0},
-    asymmetry_weight=0.0,
-    threshold_rule="fixed",
-    threshold_offset=3.0,
-    min_seed_mm3=0.0,
-)
+    above_spots = replace(SCORE, threshold_offset=3.0)
+    assert learn_confidence(SUBJECTS, above_spots, spacing_mm=SPACING) is None
 
 
 def test_candidates_are_measured_each_on_its_own() -> None:
