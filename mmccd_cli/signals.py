@@ -28,9 +28,7 @@ from mmccd_cli.translation.engine import (
     release_memory,
     run_within_memory,
 )
-from mmccd_cli.translation.restoration import (
-    restoration_residual,
-)
+from mmccd_cli.translation.restoration import restoration_residual
 from mmccd_cli.translation.slices import from_slices, to_slices
 from mmccd_cli.translation.translators import Cycle
 from mmccd_cli.translation.unet import UNet

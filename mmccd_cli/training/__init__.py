@@ -7,9 +7,14 @@ In the order in which data passes through:
 3. `slices`: how these are stored, one file a subject.
 4. `samples`: slices in memory, and one drawn at random.
 5. `trainer`: the one training loop, for any network and any loss; checkpoints and the log.
-6. `networks`: what each network of a recipe learns, and its loss.
-7. `calibration`: a bundle on prepared subjects -> the numbers of its scores.
-8. `run`: the whole: networks, those of folds, the bundle, its calibration.
+6. `networks`: what each network of a recipe learns, and its loss; `restoration`: that of the
+   restoration network.
+7. `painting`: lesions painted into healthy tissue.
+8. `calibration_data`: prepared subjects with all their signals, by networks that do not know them.
+9. `fusion`: how much each signal counts; `confidence`: how sure a candidate is; `reliability`:
+   whether the map keeps its promise.
+10. `calibration`: a bundle on prepared subjects -> the numbers of its scores, by these.
+11. `run`: the whole: networks, those of folds, the bundle, its calibration.
 
 Example:
     >>> training = Training(
@@ -27,7 +32,8 @@ import lazy_loader as lazy
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
-        "calibration": ["Calibration", "Fold", "calibrate"],
+        "calibration": ["Calibration", "calibrate"],
+        "calibration_data": ["CalibrationSubject", "Fold", "load_subjects"],
         "dataset": ["PrepareSettings", "PreparedDataset", "prepare_dataset", "read_split"],
         "networks": ["NetworkSpec", "network_specs", "train_network"],
         "recipes": ["RECIPES", "Recipe"],

@@ -8,6 +8,7 @@ In the order in which data passes through:
 4. `schedule`, `sampler`: the numbers of the diffusion, and the walk from noise to an image.
 5. `translators`: what maps slices to slices: a U-Net, or masked diffusion; a cycle of them.
 6. `engine`: slices x masks through a cycle in batches, and the residual.
+7. `restoration`: all scans of a slice through the restoration network, and the residual.
 
 `devices` says where this computes, with how many threads, and how many slices fit.
 """
