@@ -458,9 +458,10 @@ def _load_template(index: BundleIndex, config: TemplateConfig) -> Template:
     litres = float(mask.sum() * spacing.prod()) / 1e6
     if not _MIN_BRAIN_LITRES <= litres <= _MAX_BRAIN_LITRES:
         raise not_a_bundle(folder, f"the brain of its template has {litres:.3g} litres")
-    images = {name: Quantisation().decode(levels) for name, levels in arrays.items()}
+    # A file gives its arrays in any order, another each time; what takes the first must not differ.
+    images = {name: Quantisation().decode(arrays[name]) for name in sorted(arrays)}
     normal = {}
-    for name in [name for name in arrays if name.startswith(f"{MEAN}.")]:
+    for name in [name for name in images if name.startswith(f"{MEAN}.")]:
         modality = name.removeprefix(f"{MEAN}.")
         if images.pop(f"{SPREAD}.{modality}", None) is None:
             raise not_a_bundle(folder, f"its template lacks '{SPREAD}.{modality}'")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 
 from mmccd_cli.config import SamplingConfig
 from mmccd_cli.errors import WeightsError
+from mmccd_cli.weights import bundle as bundle_module
 from mmccd_cli.weights.bundle import TEMPLATE, load_bundle, rewrite_bundle, verify_bundle
 from mmccd_cli.weights.index import CARD, INDEX
 
@@ -222,3 +223,19 @@ def test_a_template_that_does_not_fit_is_refused(
     replace_file(folder, TEMPLATE, raw)
     with pytest.raises(WeightsError, match="not a usable"):
         load_bundle(folder)
+
+
+def test_a_template_has_its_images_in_one_order(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file gives them in any order, and what takes the first image must not differ."""
+    read, orders = bundle_module.load_arrays, []
+    for backwards in (False, True):
+
+        def in_order(raw: bytes, backwards: bool = backwards) -> dict[str, Any]:
+            return dict(sorted(read(raw).items(), reverse=backwards))
+
+        monkeypatch.setattr(bundle_module, "load_arrays", in_order)
+        orders.append(list(load_bundle(folder).template.images))
+    assert orders[0] == orders[1]
+    assert len(orders[0]) > 1
