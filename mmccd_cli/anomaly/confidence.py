@@ -30,9 +30,9 @@ def describe_candidates(
     """Measure candidates.
 
     Args:
-        labels: (I, J, K) integers, number of the candidate at each voxel; 0 is none.
+        labels: Integers of any shape, number of the candidate at each voxel; 0 is none.
         voxels: (N,) voxels of each candidate, number 1 first.
-        scores: (I, J, K) float, score above which a voxel is anomalous, in the score's unit.
+        scores: Float of the same shape, the score of each voxel.
         spacing_mm: Voxel size.
 
     Returns:

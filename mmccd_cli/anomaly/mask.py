@@ -174,7 +174,7 @@ def mask_and_lesions(
         anomaly_map, config, spacing_mm=spacing_of(affine), scan_threshold=scan_threshold
     )
     mask = fill_holes(judged.components.mask, config.fill_holes)
-    lesions = _with_confidence(find_lesions(mask, anomaly_map, affine), mask, judged)
+    lesions = find_lesions(mask, anomaly_map, affine, judged=judged)
     labels = judged.components.labels
     outside = np.where(mask, labels.dtype.type(0), labels)
     voxels, boxes = component_sizes(outside)
@@ -193,22 +193,6 @@ def mask_and_lesions(
         count=len(others), volume_ml=round(float(others.sum() * voxel_mm3 / 1000), 6)
     )
     return MaskFindings(mask=mask, lesions=lesions, left_out=left_out, left_out_small=small)
-
-
-def _with_confidence(lesions: Sequence[Lesion], mask: BoolArray, judged: _Judged) -> list[Lesion]:
-    """The lesions with the confidence of their surest component, which filled holes may join."""
-    if judged.confidence is None:
-        return list(lesions)
-    numbers, _, _ = label_components(mask)
-    known = judged.components.labels > 0
-    surest = np.zeros(int(numbers.max(initial=0)) + 1)
-    of_voxels = judged.confidence[judged.components.labels[known & mask] - 1]
-    np.maximum.at(surest, numbers[known & mask], of_voxels)
-    ordered = np.argsort(-np.bincount(numbers.ravel())[1:], kind="stable")
-    return [
-        replace(lesion, confidence=round(float(surest[index + 1]), 4))
-        for lesion, index in zip(lesions, ordered, strict=True)
-    ]
 
 
 def mask_from_map(
@@ -248,6 +232,13 @@ class _Judged:
         """Of one component, rounded as it is written."""
         return None if self.confidence is None else round(float(self.confidence[index]), 4)
 
+    def surest_of(self, inside: BoolArray, box: Any) -> float | None:
+        """Of the surest component in a lesion, whose filled holes may join several."""
+        if self.confidence is None:
+            return None
+        held = np.unique(self.components.labels[box][inside])
+        return max(self.confidence_of(int(label) - 1) or 0.0 for label in held if label)
+
 
 def _judge(
     anomaly_map: NDArray[np.float32],
@@ -269,9 +260,12 @@ def _judge(
     )
     if config.confidence is None:
         return _Judged(components=components, seed_value=seed_value, confidence=None)
-    scores = score_from_map(anomaly_map, scan_threshold, config)
+    inside = components.labels > 0
     features = describe_candidates(
-        components.labels, components.voxels, scores, spacing_mm=spacing_mm
+        components.labels[inside],
+        components.voxels,
+        score_from_map(anomaly_map[inside], scan_threshold, config),
+        spacing_mm=spacing_mm,
     )
     confidence = confidences(features, config.confidence)
     kept = components.kept & (confidence >= config.min_confidence)
@@ -312,7 +306,11 @@ def volume_in_words(mm3: float) -> str:
 
 
 def find_lesions(
-    mask: BoolArray, anomaly_map: FloatArray, affine: NDArray[np.float64]
+    mask: BoolArray,
+    anomaly_map: FloatArray,
+    affine: NDArray[np.float64],
+    *,
+    judged: _Judged | None = None,
 ) -> list[Lesion]:
     """List the components of a mask, the largest first.
 
@@ -320,17 +318,21 @@ def find_lesions(
         mask: (I, J, K) bool.
         anomaly_map: (I, J, K) float on the same grid.
         affine: (4, 4), voxel index to RAS+ mm.
+        judged: The components that the mask was made of, which know their confidence.
 
     Returns:
         The lesions; none for an empty mask.
     """
     labels, voxels, boxes = label_components(mask)
     order = np.argsort(-voxels, kind="stable")
-    measured = (
-        _measure(labels, index, boxes[index], anomaly_map=anomaly_map, affine=affine)
-        for index in order
-    )
-    return [Lesion(id=number, **found) for number, found in enumerate(measured, start=1)]
+    lesions = []
+    for number, index in enumerate(order, start=1):
+        box = boxes[index]
+        found = _measure(labels, index, box, anomaly_map=anomaly_map, affine=affine)
+        if judged is not None:
+            found["confidence"] = judged.surest_of(labels[box] == index + 1, box)
+        lesions.append(Lesion(id=number, **found))
+    return lesions
 
 
 def _measure(
@@ -352,5 +354,4 @@ def _measure(
         "mean": float(values.mean()),
         "centroid_ras_mm": (float(x), float(y), float(z)),
         "box": tuple((int(s.start), int(s.stop)) for s in box),
-        "confidence": None,
     }

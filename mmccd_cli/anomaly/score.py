@@ -161,7 +161,7 @@ def score_from_map(
     """Bring a map back to scores; what rounds to 0 or 1 in float32 ends 16 scales away.
 
     Args:
-        anomaly_map: (I, J, K) in [0, 1].
+        anomaly_map: Values of any shape in [0, 1].
         threshold: The scan's threshold, which the map was made with.
         config: Its `map_scale` and `map_offset`.
     """

@@ -515,13 +515,11 @@ def dice_of_rules(
         overlap(completed(mask, smoothed, threshold=threshold, config=config), lesion).dice
         for threshold, mask in zip(THRESHOLDS, masks, strict=True)
     ]
-    inside = smoothed.values[smoothed.region]
-    otsu = adaptive_threshold(inside, 0.0, otsu_weight=config.otsu_weight)
     candidates, edges = np.array(THRESHOLDS), edge_profile(masks, smoothed)
 
     def found(setting: ScoreConfig) -> float:
-        if setting.threshold_rule != "edge":
-            return setting.threshold_offset + otsu * (setting.threshold_rule == "otsu")
+        if setting.threshold_rule == "fixed":
+            return setting.threshold_offset
         window = (candidates > setting.edge_low - 0.01) & (candidates < setting.edge_high + 0.01)
         return strongest_edge(candidates[window].tolist(), edges[window])
 

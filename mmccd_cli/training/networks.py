@@ -15,7 +15,7 @@ from mmccd_cli.progress import silent
 from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.restoration import RestorationLoss, RestorationSpec
 from mmccd_cli.training.samples import SliceDataset, draw_sample
-from mmccd_cli.training.trainer import Report, Runtime, fit
+from mmccd_cli.training.trainer import Report, Runtime, fit, squared_error
 from mmccd_cli.translation.masking import hide, random_band_masks, random_blob_masks
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.translators import network_name
@@ -181,9 +181,7 @@ class TranslationLoss:
         with self.runtime.autocast():
             times = batch.timesteps.to(device) if self.spec.kind == "diffusion" else None
             prediction = network(inputs, times)
-        difference = prediction.float() - batch.target.to(device)
-        weight = batch.region.to(device)
-        return (difference.square() * weight).sum(), weight.sum()
+        return squared_error(prediction, batch.target.to(device), batch.region.to(device))
 
     def draw(self, generator: torch.Generator) -> Example:
         """One sample, all of batch size one."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmccd_cli.config import MODALITIES, RestorationConfig, TrainingConfig
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.trainer import Runtime
+from mmccd_cli.training.trainer import Runtime, squared_error
 from mmccd_cli.translation.restoration import restoration_input
 
 NAME = "restoration"
@@ -80,9 +80,7 @@ class RestorationLoss:
         inputs = batch.inputs.to(device, memory_format=torch.channels_last)
         with self.runtime.autocast():
             restored = network(inputs)
-        weight = batch.weight.to(device)
-        error = (restored.float() - batch.target.to(device)).square()
-        return (error * weight).sum(), weight.sum()
+        return squared_error(restored, batch.target.to(device), batch.weight.to(device))
 
     def draw(self, generator: torch.Generator) -> Drawn:
         """One sample, all of batch size one."""

@@ -117,6 +117,17 @@ it is summed over.
 """
 
 
+def squared_error(output: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error summed where it counts, and how much counts: what a `LossOfBatch` returns.
+
+    Args:
+        output: What a network made, any float type.
+        target: What it should, float32 of the same shape.
+        weight: How much each pixel counts, float32 of the same shape.
+    """
+    return ((output.float() - target).square() * weight).sum(), weight.sum()
+
+
 def fit(
     network: nn.Module,
     loss: LossOfBatch,

@@ -30,7 +30,7 @@ from mmccd_cli.progress import silent
 from mmccd_cli.template import Quantisation
 from mmccd_cli.training.samples import SliceDataset, draw_sample, load_dataset
 from mmccd_cli.training.slices import read_index, read_template, read_volumes
-from mmccd_cli.training.trainer import Report, Runtime, checkpoint_path, fit
+from mmccd_cli.training.trainer import Report, Runtime, checkpoint_path, fit, squared_error
 from mmccd_cli.translation.masking import hide
 from mmccd_cli.translation.schedule import Schedule
 
@@ -148,8 +148,8 @@ class ReconstructionLoss:
                 divergence = self.config.kl_weight * each.sum()
             else:
                 prediction = network(inputs) if kind == "dae" else network(inputs, times)
-        error = ((prediction.float() - target).square() * region).sum()
-        return error + divergence, region.sum()
+        error, count = squared_error(prediction, target, region)
+        return error + divergence, count
 
     @cached_property
     def _schedule(self) -> Schedule:
