@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from mmccd_cli.cli.app import app
 from mmccd_cli.outputs.record import read_sidecar
-from mmccd_cli.training import recipes, trainer
+from mmccd_cli.training import recipes, runtime
 from mmccd_cli.weights.index import INDEX, check_folder
 
 OPERATIONS = ("fsync", "replace")
@@ -111,8 +111,8 @@ def main() -> None:
         small = tiny_recipe(cycles=recipes.CYCLES[:1])
         longer = replace(small, training=replace(small.training, iterations=8))
         recipes.RECIPES["compact"] = longer
-        make = trainer.make_runtime
-        trainer.make_runtime = lambda *how: replace(make(*how), checkpoint_every=2)
+        make = runtime.make_runtime
+        runtime.make_runtime = lambda *how: replace(make(*how), checkpoint_every=2)
     work, rng = Path(plan["work"]), random.Random(plan["seed"])
     clean = run(plan, work / "reference")
     assert clean.code == 0, (work / "log").read_text()

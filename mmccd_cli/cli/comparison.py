@@ -61,8 +61,8 @@ def train_comparison(
             DEFAULT_TRAINING,
             make_comparison_model,
         )
+        from mmccd_cli.training.runtime import make_runtime
         from mmccd_cli.training.slices import read_index
-        from mmccd_cli.training.trainer import make_runtime
 
         options.use_threads(threads)
         height, width, _ = read_index(prepared)["shape"]

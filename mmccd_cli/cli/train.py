@@ -227,7 +227,7 @@ def train(
     with console.progress() as progress:
         from mmccd_cli.training.networks import network_specs
         from mmccd_cli.training.run import FOLD_BUNDLE, BundleText, Training
-        from mmccd_cli.training.trainer import make_runtime
+        from mmccd_cli.training.runtime import make_runtime
 
         options.use_threads(threads)
         shards, runtime = prepared or work / "slices", make_runtime(device, precision)
@@ -247,6 +247,7 @@ def train(
             report=training_reporter(progress, [spec.name for spec in network_specs(recipe)]),
         )
         networks = training.train()
+        runtime.leave()
         if runtime.rank:
             return
         if network:

@@ -6,15 +6,16 @@ In the order in which data passes through:
 2. `dataset`: scans -> slices on one grid, as `mmccd prepare` does; the only user of images.
 3. `slices`: how these are stored, one file a subject.
 4. `samples`: slices in memory, and one drawn at random.
-5. `trainer`: the one training loop, for any network and any loss; checkpoints and the log.
-6. `networks`: what each network of a recipe learns, and its loss; `restoration`: that of the
+5. `runtime`: device, precision, and the processes that share a batch.
+6. `trainer`: the one training loop, for any network and any loss; checkpoints and the log.
+7. `networks`: what each network of a recipe learns, and its loss; `restoration`: that of the
    restoration network.
-7. `painting`: lesions painted into healthy tissue.
-8. `calibration_data`: prepared subjects with all their signals, by networks that do not know them.
-9. `fusion`: how much each signal counts; `confidence`: how sure a candidate is; `reliability`:
+8. `painting`: lesions painted into healthy tissue.
+9. `calibration_data`: prepared subjects with all their signals, by networks that do not know them.
+10. `fusion`: how much each signal counts; `confidence`: how sure a candidate is; `reliability`:
    whether the map keeps its promise.
-10. `calibration`: a bundle on prepared subjects -> the numbers of its scores, by these.
-11. `run`: the whole: networks, those of folds, the bundle, its calibration.
+11. `calibration`: a bundle on prepared subjects -> the numbers of its scores, by these.
+12. `run`: the whole: networks, those of folds, the bundle, its calibration.
 
 Example:
     >>> training = Training(
@@ -38,8 +39,9 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "networks": ["NetworkSpec", "network_specs", "train_network"],
         "recipes": ["RECIPES", "Recipe"],
         "run": ["BundleText", "Training"],
+        "runtime": ["Runtime", "make_runtime"],
         "samples": ["SliceDataset", "draw_sample", "load_dataset"],
         "slices": ["read_index", "read_shard", "read_template", "read_volumes"],
-        "trainer": ["LossOfBatch", "Runtime", "TrainingProgress", "fit", "make_runtime"],
+        "trainer": ["LossOfBatch", "TrainingProgress", "fit"],
     },
 )

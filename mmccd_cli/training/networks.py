@@ -14,8 +14,9 @@ from mmccd_cli.config import TrainingConfig, UNetConfig, to_dict
 from mmccd_cli.progress import silent
 from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.restoration import RestorationLoss, RestorationSpec
+from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset, draw_sample
-from mmccd_cli.training.trainer import Report, Runtime, fit, squared_error
+from mmccd_cli.training.trainer import Report, fit, squared_error
 from mmccd_cli.translation.masking import hide, random_band_masks, random_blob_masks
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.translators import network_name

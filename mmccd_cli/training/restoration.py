@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmccd_cli.config import MODALITIES, RestorationConfig, TrainingConfig
+from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.trainer import Runtime, squared_error
+from mmccd_cli.training.trainer import squared_error
 from mmccd_cli.translation.restoration import restoration_input
 
 NAME = "restoration"

@@ -21,9 +21,10 @@ from mmccd_cli.template import NormalRange, Quantisation
 from mmccd_cli.training.calibration import Calibration, Fold, calibrate
 from mmccd_cli.training.networks import network_specs, train_network
 from mmccd_cli.training.recipes import Recipe
+from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import load_dataset
 from mmccd_cli.training.slices import read_index, read_template, read_volumes, subjects_of
-from mmccd_cli.training.trainer import Report, Runtime
+from mmccd_cli.training.trainer import Report
 from mmccd_cli.weights.bundle import (
     Bundle,
     BundleConfig,

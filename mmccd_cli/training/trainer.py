@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,73 +13,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import ComputeError, UsageError, WeightsError
-from mmccd_cli.files import atomic_path, remove_leftovers
+from mmccd_cli.files import atomic_path, remove_leftovers, write_atomically
 from mmccd_cli.progress import silent
-from mmccd_cli.translation.devices import choose_device, cpu_computes_bf16
+from mmccd_cli.training.runtime import Runtime
+from mmccd_cli.translation.blocks import Dropout
 
 VALIDATION_BATCHES = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Runtime:
-    """Where and how a training runs.
-
-    Attributes:
-        device: The device.
-        precision: "fp32" or "bf16" (autocast).
-        rank: Number of this process.
-        world_size: Number of processes; the batch is split evenly over them.
-        report_every: Steps between reports.
-        checkpoint_every: Steps between checkpoints.
-    """
-
-    device: torch.device
-    precision: str = "fp32"
-    rank: int = 0
-    world_size: int = 1
-    report_every: int = 50
-    checkpoint_every: int = 500
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-    def barrier(self) -> None:
-        """Wait until every process has come here."""
-        if self.world_size > 1:
-            dist.barrier()
-
-    def sum_over_processes(self, values: Tensor) -> Tensor:
-        """Add up a tensor's values over all processes, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(values)
-        return values
-
-
-def make_runtime(device: str, precision: str = "auto") -> Runtime:
-    """Choose device and precision; join the process group that `torchrun` announces.
-
-    Args:
-        device: "auto", "cpu", "cuda[:N]" or "mps".
-        precision: "fp32", "bf16", or "auto": bf16 on CUDA and on CPUs that compute with it.
-    """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank, local = int(os.environ.get("RANK", "0")), os.environ.get("LOCAL_RANK", "0")
-    if world_size > 1 and device == "auto" and torch.cuda.is_available():
-        device = f"cuda:{local}"
-    chosen = choose_device(device)
-    if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    if precision == "auto":
-        fast = chosen.type == "cuda" or (chosen.type == "cpu" and cpu_computes_bf16())
-        precision = "bf16" if fast else "fp32"
-    return Runtime(device=chosen, precision=precision, rank=rank, world_size=world_size)
+_ROW = re.compile(r"([0-9]+),[^,]*,[^,]*")
+"""A whole line of a log."""
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    UnpicklingError,
+)
+"""What a file raises that is no checkpoint of this network, or not whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +113,10 @@ def fit(
         The averaged (EMA) weights, float32 on the CPU.
 
     Raises:
-        UsageError: More processes than samples in a batch.
-        ComputeError: The loss or a weight is no longer finite.
+        UsageError: More processes than samples in a batch, or processes that find different
+            checkpoints.
+        ComputeError: The loss or a weight is no longer finite, memory ran out, or another process
+            has ended.
         WeightsError: A checkpoint of another recipe, or a damaged one, lies in the folder.
     """
     if runtime.world_size > config.batch_size:
@@ -169,15 +124,34 @@ def fit(
             f"{runtime.world_size} processes cannot share batches of {config.batch_size}.",
             next_step="Start fewer processes, or use a larger --batch-size.",
         )
-    network.to(runtime.device).train()
     path = checkpoint_path(folder, name)
-    state = _TrainingState(network, config, runtime)
-    state.restore(path, recipe)
-    log = TrainingLog(folder / f"{name}.csv", state.done, config, runtime=runtime, report=report)
-    model, mean = _distributed(network, runtime), _MeanLoss(runtime)
+    with runtime.explaining():
+        network.to(runtime.device).train()
+        state = _TrainingState(network, config, runtime)
+        state.restore(path, recipe)
+        log = TrainingLog(
+            folder / f"{name}.csv", state.done, config, runtime=runtime, report=report
+        )
+        _take_steps(state, loss, log, validation=validation, path=path, recipe=recipe)
+    return {key: value.detach().float().cpu() for key, value in state.average.items()}
+
+
+def _take_steps(
+    state: _TrainingState,
+    loss: LossOfBatch,
+    log: TrainingLog,
+    *,
+    validation: LossOfBatch | None,
+    path: Path,
+    recipe: Mapping[str, Any],
+) -> None:
+    """Take all steps that are left, and keep the checkpoint at `path`."""
+    network, config, runtime = state.network, state.config, state.runtime
+    model, mean = _distributed(network, config, runtime), _MeanLoss(runtime)
     while state.done < config.iterations:
-        # Dropout draws from the global generator: a resumed run must find it as it was.
-        torch.manual_seed(_seed_of_sample(config.seed, state.done, runtime.rank))
+        # Dropout draws from the global generator: a resumed run must find it as it was, and every
+        # process as the only one would.
+        torch.manual_seed(_seed_of_sample(config.seed, state.done, 0))
         total, count = loss(model, _generators(config, runtime, state.done))
         mean.add(total, count)
         # The mean of all processes' gradients becomes that of the batch's mean loss.
@@ -191,7 +165,6 @@ def fit(
             log.add(done, mean.take(), value)
         if done % runtime.checkpoint_every == 0 or last:
             state.save(path, recipe)
-    return {key: value.detach().float().cpu() for key, value in state.average.items()}
 
 
 def checkpoint_path(folder: Path, name: str) -> Path:
@@ -221,8 +194,13 @@ def _seed_of_sample(seed: int, iteration: int, index: int) -> int:
 
 def _generators(config: TrainingConfig, runtime: Runtime, iteration: int) -> list[torch.Generator]:
     """The generators of this process's share of a batch."""
-    share = range(runtime.rank, config.batch_size, runtime.world_size)
+    share = range(config.batch_size)[_share(runtime)]
     return [sample_generator(config.seed, iteration, index) for index in share]
+
+
+def _share(runtime: Runtime) -> slice:
+    """Which samples of a batch are this process's."""
+    return slice(runtime.rank, None, runtime.world_size)
 
 
 def _validate(
@@ -238,11 +216,14 @@ def _validate(
     return mean.take()
 
 
-def _distributed(network: nn.Module, runtime: Runtime) -> nn.Module:
+def _distributed(network: nn.Module, config: TrainingConfig, runtime: Runtime) -> nn.Module:
     if runtime.world_size == 1:
         return network
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.batch, module.share = config.batch_size, _share(runtime)
     devices = [runtime.device] if runtime.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
 
 
 class _MeanLoss:
@@ -316,34 +297,51 @@ class _TrainingState:
         """Load a checkpoint of the same recipe, where there is one."""
         if self.runtime.rank == 0:
             remove_leftovers(path)
-        if not path.exists():
-            return
+        if path.exists():
+            self._load(path, recipe)
+        done = self.runtime.gather(self.done)
+        if len(set(done)) > 1:
+            raise UsageError(
+                f"The processes of this training do not find the same {path.name}.",
+                cause=f"In {path.parent} they find {', '.join(map(str, done))} iterations done.",
+                next_step="Give --work a folder that all machines share.",
+            )
+
+    def _load(self, path: Path, recipe: Mapping[str, Any]) -> None:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-            its_recipe = found["recipe"]
-        except (OSError, RuntimeError, EOFError, ValueError, LookupError, UnpicklingError) as error:
+            if found["recipe"] != recipe:
+                raise WeightsError(
+                    f"The checkpoint {path} comes from another recipe.",
+                    cause="Architecture, training settings, seed or training subjects differ.",
+                    next_step="Train into an empty folder, or delete the old checkpoints.",
+                )
+            self._take_over(found)
+        except _UNREADABLE as error:
             raise WeightsError(
                 f"The checkpoint {path} cannot be read.",
                 cause=" ".join(str(error).split())[:200],
                 next_step="Delete it to train that network from the start.",
             ) from error
-        if its_recipe != recipe:
-            raise WeightsError(
-                f"The checkpoint {path} comes from another recipe.",
-                cause="Architecture, training settings, seed or training subjects differ.",
-                next_step="Train into an empty folder, or delete the old checkpoints.",
-            )
+
+    def _take_over(self, found: Mapping[str, Any]) -> None:
+        """Continue from the content of a checkpoint.
+
+        Raises:
+            LookupError, RuntimeError, TypeError, ValueError: It lacks something.
+        """
         self.network.load_state_dict(found["network"])
         self.optimizer.load_state_dict(found["optimizer"])
-        for name, value in found["average"].items():
-            self.average[name].copy_(value)
+        for name, value in self.average.items():
+            value.copy_(found["average"][name])
         self.done = int(found["iteration"])
 
 
 class TrainingLog:
     """Keeps the log, tells how long it will take, and stops a training that has gone wrong.
 
-    Lines of the file after the step `start`, where this run begins, are dropped.
+    Lines of the file after the step `start`, where this run begins, are dropped, and so are those
+    that a killed run left half.
     """
 
     def __init__(
@@ -355,13 +353,11 @@ class TrainingLog:
         self.began = time.monotonic()
         if runtime.rank:
             return
-        rows = [["iteration", "loss", "validation_loss"]]
+        lines = ["iteration,loss,validation_loss"]
         if path.exists():
-            with path.open(newline="") as file:
-                found = [row for row in csv.reader(file) if row and row[0].isdigit()]
-            rows += [row for row in found if int(row[0]) <= start]
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows(rows)
+            found = map(_ROW.fullmatch, path.read_text(errors="replace").splitlines())
+            lines += [row[0] for row in found if row and int(row[1]) <= start]
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
     def add(self, done: int, loss: float, validation: float | None) -> None:
         """Write the mean loss since the last line, and the validation loss where there is one."""
@@ -370,9 +366,9 @@ class TrainingLog:
         self.validation = validation if validation is not None else self.validation
         if self.runtime.rank:
             return
-        with self.path.open("a", newline="") as file:
-            text = "" if validation is None else f"{validation:.6g}"
-            csv.writer(file).writerow([done, f"{loss:.6g}", text])
+        text = "" if validation is None else f"{validation:.6g}"
+        with self.path.open("a", encoding="ascii") as file:
+            file.write(f"{done},{loss:.6g},{text}\n")
         pace = (time.monotonic() - self.began) / max(1, done - self.start)
         self.report(
             TrainingProgress(

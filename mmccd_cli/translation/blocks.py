@@ -45,6 +45,26 @@ class TimeEmbedding(nn.Module):
         return self.second(F.silu(self.first(features)))
 
 
+class Dropout(nn.Dropout):
+    """Dropout that drops from a share of a batch what it would drop from it in the whole batch.
+
+    Attributes:
+        batch: Samples of the whole batch; None where it is never shared out.
+        share: Which of them are given.
+    """
+
+    batch: int | None = None
+    share = slice(None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop values of (N, C, H, W), N being those of the share, and scale up the others."""
+        if self.batch is None or not self.training or self.p == 0:
+            return super().forward(x)
+        layout = torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+        ones = x.new_ones(self.batch, *x.shape[1:]).to(memory_format=layout)
+        return x * super().forward(ones)[self.share]
+
+
 class ResidualBlock(nn.Module):
     """Two normalised convolutions with a skip; a time embedding scales and shifts the second norm.
 
@@ -74,7 +94,7 @@ class ResidualBlock(nn.Module):
         modulates = embedding_channels > 0
         self.modulation = nn.Linear(embedding_channels, 2 * out_channels) if modulates else None
         self.norm2 = nn.GroupNorm(math.gcd(groups, out_channels), out_channels)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = zero_initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = in_channels == out_channels
         self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)

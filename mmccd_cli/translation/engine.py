@@ -194,7 +194,7 @@ def run_within_memory(compute: Callable[[Execution], Result], execution: Executi
         try:
             return compute(replace(execution, batch_size=size, advance=advance))
         except (RuntimeError, MemoryError) as error:
-            if not _is_memory_exhausted(error):
+            if not is_memory_exhausted(error):
                 raise
             if size == 1:
                 raise DeviceMemoryError(
@@ -214,7 +214,7 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
-def _is_memory_exhausted(error: Exception) -> bool:
+def is_memory_exhausted(error: BaseException) -> bool:
     """Whether memory ran out: only CUDA has an exception of its own for it."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         words in str(error) for words in ("out of memory", "can't allocate memory")

@@ -39,8 +39,9 @@ from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.subjects import find_subject
 from mmccd_cli.progress import silent
 from mmccd_cli.template import Template
+from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.trainer import Report, Runtime, TrainingProgress
+from mmccd_cli.training.trainer import Report, TrainingProgress
 
 RUNTIME = Runtime(device=torch.device("cpu"), report_every=5, checkpoint_every=4)
 TRAINING = TrainingConfig(

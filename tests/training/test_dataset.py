@@ -30,8 +30,8 @@ from mmccd_cli.training.dataset import (
 )
 from mmccd_cli.training.recipes import CYCLES, RECIPES
 from mmccd_cli.training.run import BundleText, Training
+from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.slices import read_index, read_shard, read_template, read_volumes
-from mmccd_cli.training.trainer import Runtime
 from mmccd_cli.weights.bundle import verify_bundle
 
 SPLIT = {"train": ["BraTS2021_00000", "BraTS2021_00002"], "val": ["BraTS2021_00003"]}

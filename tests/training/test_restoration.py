@@ -10,8 +10,9 @@ from training_data import SMALL_RESTORATION, make_dataset
 
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.training.restoration import RestorationLoss, RestorationSpec, coarse_noise
+from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.trainer import Runtime, sample_generator
+from mmccd_cli.training.trainer import sample_generator
 
 SCALE = 0.5
 

@@ -29,7 +29,7 @@ from mmccd_cli.training.run import (
     fit_normal_ranges,
     split_folds,
 )
-from mmccd_cli.training.trainer import Runtime
+from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.weights.bundle import load_bundle, save_bundle, verify_bundle
 
 

@@ -20,6 +20,7 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.template import Quantisation, Template
 from mmccd_cli.training import samples
 from mmccd_cli.training.networks import Example, NetworkSpec, TranslationLoss
+from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import Sample, SliceDataset, draw_sample, load_dataset
 from mmccd_cli.training.slices import (
     SubjectShard,
@@ -30,7 +31,7 @@ from mmccd_cli.training.slices import (
     write_shard,
     write_template,
 )
-from mmccd_cli.training.trainer import Runtime, sample_generator
+from mmccd_cli.training.trainer import sample_generator
 from mmccd_cli.translation.schedule import Schedule
 
 PLAIN = TrainingConfig(lesion_dilation_mm=0.0, augment=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import itertools
 import math
 import os
@@ -20,17 +21,13 @@ from training_data import SMALL, SMALL_DENOISER, make_dataset
 
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import ComputeError, UsageError, WeightsError
-from mmccd_cli.training import trainer
+from mmccd_cli.training import runtime as runtimes
 from mmccd_cli.training.networks import NetworkSpec, train_network
 from mmccd_cli.training.recipes import RECIPES
+from mmccd_cli.training.runtime import Runtime, make_runtime
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.trainer import (
-    Runtime,
-    TrainingProgress,
-    learning_rate_at,
-    make_runtime,
-    sample_generator,
-)
+from mmccd_cli.training.trainer import TrainingProgress, learning_rate_at, sample_generator
+from mmccd_cli.translation.blocks import Dropout
 from mmccd_cli.translation.unet import UNet
 
 PLAIN = NetworkSpec(kind="unet", source="FLAIR", target="T2w", unet=SMALL)
@@ -138,9 +135,73 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(WeightsError, match=r"checkpoint\.pt cannot be read"):
             train(tmp_path)
-    torch.save({"weights": 1}, path)
+    for value in ({"weights": 1}, ["weights"], 1, None):
+        torch.save(value, path)
+        with pytest.raises(WeightsError, match="cannot be read"):
+            train(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["network", "optimizer", "average", "iteration"])
+def test_a_checkpoint_that_lacks_something_is_refused(tmp_path: Path, key: str) -> None:
+    """Each part gone, of another kind, or without what it should hold."""
+    config = replace(CONFIG, iterations=1)
+    train(tmp_path, config=config)
+    path = tmp_path / f"{MASKED.name}.checkpoint.pt"
+    sound = torch.load(path, weights_only=True)
+    for value in (None, "nothing", {}):
+        torch.save(sound | {key: value}, path)
+        with pytest.raises(WeightsError, match="cannot be read") as caught:
+            train(tmp_path, config=config)
+        assert caught.value.exit_code == 4
+        assert "Delete it" in (caught.value.next_step or "")
+    del sound[key]
+    torch.save(sound, path)
     with pytest.raises(WeightsError, match="cannot be read"):
-        train(tmp_path)
+        train(tmp_path, config=config)
+
+
+def test_what_a_kill_left_of_the_log_is_dropped(tmp_path: Path) -> None:
+    """A half line may look like one of an earlier step."""
+    train(tmp_path / "straight")
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", stop_at=5)
+    log = tmp_path / "killed" / f"{MASKED.name}.csv"
+    for rest in ("1", "1,0.2", "9,0.11,\n2,", "\x00\xff,1,\n", "\u00b2,1,\n"):
+        log.write_text(log.read_text() + rest)
+        train(tmp_path / "killed")
+        assert log_of(tmp_path / "killed") == log_of(tmp_path / "straight"), rest
+
+
+def test_the_log_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, stop_at=5)
+    log = tmp_path / f"{MASKED.name}.csv"
+    before = log.read_text()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", full)
+        with pytest.raises(OSError, match="No space"):
+            train(tmp_path)
+    assert log.read_text() == before
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_dropout_in_a_share_is_that_of_the_whole_batch(layout: torch.memory_format) -> None:
+    x = torch.randn(5, 6, 4, 4).to(memory_format=layout)  # type: ignore[call-overload]
+    dropout = Dropout(0.4)
+    torch.manual_seed(1)
+    expected = dropout(x)
+    assert (expected == 0).any()
+    for rank in (0, 1):
+        dropout.batch, dropout.share = 5, slice(rank, None, 2)
+        torch.manual_seed(1)
+        assert torch.equal(dropout(x[rank::2]), expected[rank::2])
+    assert torch.equal(dropout.eval()(x), x)
 
 
 def test_a_checkpoint_is_data_and_never_code(tmp_path: Path) -> None:
@@ -282,7 +343,7 @@ def test_more_processes_than_samples_are_refused(tmp_path: Path) -> None:
 def test_auto_precision_asks_once_whether_the_cpu_has_bf16(
     monkeypatch: pytest.MonkeyPatch, fast: bool, precision: str
 ) -> None:
-    monkeypatch.setattr(trainer, "cpu_computes_bf16", lambda: fast)
+    monkeypatch.setattr(runtimes, "cpu_computes_bf16", lambda: fast)
     assert make_runtime("cpu").precision == precision
     assert make_runtime("cpu", "fp32").precision == "fp32"
 

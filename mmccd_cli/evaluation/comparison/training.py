@@ -28,9 +28,10 @@ from mmccd_cli.evaluation.comparison.networks import (
 from mmccd_cli.evaluation.thresholds import DiceCurve, choose_constants, dice_curve
 from mmccd_cli.progress import silent
 from mmccd_cli.template import Quantisation
+from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset, draw_sample, load_dataset
 from mmccd_cli.training.slices import read_index, read_template, read_volumes
-from mmccd_cli.training.trainer import Report, Runtime, checkpoint_path, fit, squared_error
+from mmccd_cli.training.trainer import Report, checkpoint_path, fit, squared_error
 from mmccd_cli.translation.masking import hide
 from mmccd_cli.translation.schedule import Schedule
 
