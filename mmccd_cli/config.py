@@ -290,6 +290,9 @@ class ScoreConfig:
         otsu_weight: Share of Otsu's threshold in the rule "otsu".
         edge_low: Lowest threshold that the rule "edge" considers, in score units.
         edge_high: Highest threshold that the rule "edge" considers.
+        edge_compactness: The rule "edge" considers no threshold whose mask is less compact than
+            this; 1 is a ball, thin sheets of ordinary tissue are near 0. Where no threshold is
+            left, the highest is taken.
         seed_threshold: A component counts only where the score exceeds this, in score units,
         min_seed_mm3: over at least this volume; 0 turns seeds off.
         map_scale: Score units over which the logit of the map rises by 1.
@@ -319,6 +322,7 @@ class ScoreConfig:
     otsu_weight: NotNegative = 0.5
     edge_low: Number = 0.8
     edge_high: Number = 2.0
+    edge_compactness: Share = 0.0
     seed_threshold: Number = 2.4
     min_seed_mm3: NotNegative = 80.0
     map_scale: Positive = 0.5

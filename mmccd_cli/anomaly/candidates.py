@@ -16,6 +16,7 @@ from scipy import ndimage
 from mmccd_cli.anomaly.components import (
     BoolArray,
     FloatArray,
+    JudgedComponents,
     erode,
     fill_holes,
     grow_into_rim,
@@ -28,6 +29,10 @@ from mmccd_cli.template import bounding_box
 EDGE_STEP = 0.2
 EDGE_SIGMA_VOXELS = 0.5
 EDGE_RIM_MM = 6.0
+CORE_MM = 4.0
+"""What lies deeper than this inside a mask is its core."""
+COMPACTNESS_TOLERANCE = 0.1
+"""Between it and the least compactness a mask loses weight by and by, not at once."""
 EDGE_TOLERANCE = 0.02
 """Share of the strongest contour's strength by which another is still about as strong."""
 
@@ -69,14 +74,22 @@ def find_threshold(smoothed: SmoothedScore, config: ScoreConfig) -> float:
         inside = smoothed.values[smoothed.region]
         return adaptive_threshold(inside, config.threshold_offset, otsu_weight=config.otsu_weight)
     candidates = edge_candidates(config.edge_low, config.edge_high)
-    masks = candidate_masks(smoothed, candidates, config)
-    return strongest_edge(candidates, edge_profile(masks, smoothed))
+    judged = judged_candidates(smoothed, candidates, config)
+    profile = edge_profile(judged, smoothed, least_compactness=config.edge_compactness)
+    return strongest_edge(candidates, profile)
 
 
 def candidate_masks(
     smoothed: SmoothedScore, thresholds: Sequence[float], config: ScoreConfig
 ) -> list[BoolArray]:
     """The mask at each threshold: inside the region, the components that count, holes left."""
+    return [judged.mask for judged in judged_candidates(smoothed, thresholds, config)]
+
+
+def judged_candidates(
+    smoothed: SmoothedScore, thresholds: Sequence[float], config: ScoreConfig
+) -> list[JudgedComponents]:
+    """The components above each threshold inside the region, and which of them count."""
     seeds = None
     if config.min_seed_mm3 > 0:
         seeds = (smoothed.values > config.seed_threshold) & smoothed.region
@@ -87,7 +100,7 @@ def candidate_masks(
             seeds=seeds,
             min_seed_mm3=config.min_seed_mm3,
             min_fraction_of_largest=config.min_fraction_of_largest,
-        ).mask
+        )
         for threshold in thresholds
     ]
 
@@ -180,23 +193,61 @@ def edge_candidates(low: float, high: float) -> list[float]:
     return np.linspace(low, high, max(2, round((high - low) / EDGE_STEP) + 1)).tolist()
 
 
-def edge_profile(masks: Sequence[BoolArray], smoothed: SmoothedScore) -> NDArray[np.float64]:
-    """Mean edge strength along the contour of each mask.
+def edge_profile(
+    judged: Sequence[JudgedComponents], smoothed: SmoothedScore, *, least_compactness: float = 0.0
+) -> NDArray[np.float64]:
+    """Mean edge strength along the contour of the mask of each threshold.
 
     Contours count away from the brain's edge, which they would otherwise follow, and edges are
     those of the score before its median.
 
     Args:
-        masks: (I, J, K) bool each, as `candidate_masks` gives them.
+        judged: Components of each threshold, as `judged_candidates` gives them.
         smoothed: The score that they were made of.
+        least_compactness: Masks that are less compact count less, and not at all
+            `COMPACTNESS_TOLERANCE` below it.
 
     Returns:
-        (len(masks),), for `strongest_edge`; 0 where no contour lies in the interior.
+        (len(judged),), for `strongest_edge`; 0 where no contour lies in the interior, or the mask
+        does not count.
     """
     inside = np.where(smoothed.brain, smoothed.raw, 0).astype(np.float32)
     edges = ndimage.gaussian_gradient_magnitude(inside, EDGE_SIGMA_VOXELS).astype(np.float32)
     interior = erode(smoothed.brain, EDGE_RIM_MM, smoothed.spacing_mm)
-    return np.array([_contour_strength(mask, edges, interior) for mask in masks])
+    strengths = []
+    for found in judged:
+        mask = found.mask
+        volumes_mm3 = found.voxels[found.kept] * float(np.prod(smoothed.spacing_mm))
+        short = max(0.0, least_compactness - compactness(mask, volumes_mm3, smoothed.spacing_mm))
+        worth = 1.0 - short if short < COMPACTNESS_TOLERANCE else 0.0
+        strengths.append(worth * _contour_strength(mask, edges, interior) if worth else 0.0)
+    return np.array(strengths)
+
+
+def compactness(
+    mask: BoolArray, volumes_mm3: NDArray[np.float64], spacing_mm: Sequence[float]
+) -> float:
+    """Volume of the core of a mask, against the cores of balls as large as its components.
+
+    Lesions of all sizes are nearly as compact as balls; healthy tissue that a low threshold lets
+    run together is a net of thin sheets, however large it is.
+
+    Args:
+        mask: (I, J, K) bool.
+        volumes_mm3: (N,) volume of each of its components.
+        spacing_mm: Voxel size; the core's depth, `CORE_MM`, is taken in whole voxels.
+
+    Returns:
+        0 where there is no core, 1 for balls; 1, too, where not even balls would have a core.
+    """
+    radii = np.cbrt(3 * volumes_mm3 / (4 * np.pi))
+    balls = float((volumes_mm3 * np.clip(1 - CORE_MM / radii, 0, None) ** 3).sum())
+    if balls == 0:
+        return 1.0
+    core = mask[bounding_box(mask, margin=1)]
+    for _ in range(max(1, round(CORE_MM / float(np.mean(spacing_mm))))):
+        core = _eroded_once(core)
+    return float(core.sum() * np.prod(np.asarray(spacing_mm, dtype=float))) / balls
 
 
 def _contour_strength(mask: BoolArray, edges: FloatArray, interior: BoolArray) -> float:

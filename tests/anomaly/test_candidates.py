@@ -14,10 +14,14 @@ from scores import LESION, PLAIN, SHAPE, SPACING, brain, signal
 from mmccd_cli.anomaly.candidates import (
     ScanScore,
     adaptive_threshold,
+    compactness,
+    find_threshold,
     otsu_threshold,
     score_scan,
     strongest_edge,
 )
+from mmccd_cli.anomaly.components import label_components
+from mmccd_cli.anomaly.score import SmoothedScore
 from mmccd_cli.config import ScoreConfig
 
 
@@ -160,3 +164,44 @@ def test_a_small_change_never_moves_the_threshold_from_one_edge_to_another() -> 
     assert strongest_edge(candidates, hair) == pytest.approx(2.0, abs=0.06)
     assert strongest_edge(candidates, even * [1.2, 1, 1]) == pytest.approx(1.0, abs=1e-3)
     assert strongest_edge(candidates, np.zeros(3)) == 3.0
+
+
+def ball(shape: tuple[int, int, int], radius: float) -> np.ndarray:
+    axes = np.indices(shape) - np.array(shape).reshape(3, 1, 1, 1) // 2
+    return (axes**2).sum(axis=0) <= radius**2
+
+
+def compactness_of(mask: np.ndarray) -> float:
+    _, voxels, _ = label_components(mask)
+    return compactness(mask, voxels * 8.0, (2.0, 2.0, 2.0))
+
+
+@pytest.mark.parametrize("radius", [6, 10, 15])
+def test_balls_are_compact_whatever_their_size(radius: int) -> None:
+    assert compactness_of(ball((40, 40, 40), radius)) == pytest.approx(1.0, abs=0.2)
+
+
+def test_a_sheet_is_not_compact_and_a_small_spot_need_not_be() -> None:
+    sheet = ball((40, 40, 40), 18) & ~ball((40, 40, 40), 16)
+    assert compactness_of(sheet) == 0.0
+    assert compactness_of(ball((40, 40, 40), 1)) == 1.0
+    assert compactness_of(np.zeros((9, 9, 9), bool)) == 1.0
+
+
+def test_the_edge_rule_passes_by_thresholds_at_which_healthy_tissue_runs_together() -> None:
+    """A shell with a steep edge around a brighter lesion with a soft one."""
+    brain = ball((48, 48, 48), 22)
+    shell = ball((48, 48, 48), 17) & ~ball((48, 48, 48), 14)
+    distance = np.sqrt(((np.indices((48, 48, 48)) - 24) ** 2).sum(axis=0))
+    values = np.where(shell, 1.5, 0.0) + np.clip(4.0 - 0.4 * distance, 0, None)
+    smoothed = SmoothedScore(
+        raw=values.astype(np.float32),
+        values=values.astype(np.float32),
+        brain=brain,
+        region=brain,
+        spacing_mm=(2.0, 2.0, 2.0),
+    )
+    config = replace(PLAIN, threshold_rule="edge", edge_low=0.8, edge_high=1.8)
+    assert find_threshold(smoothed, config) < 1.45
+    careful = replace(config, edge_compactness=0.45)
+    assert find_threshold(smoothed, careful) > 1.5

@@ -148,3 +148,13 @@ def test_many_subjects_are_thinned_evenly(trained: Trained) -> None:
     assert [len(fold.subjects) for fold in fewer] == [17, 1]
     assert fewer[0].subjects[:2] == ["a0", "a3"]
     assert [fold.subjects for fold in _at_most(53, folds)] == [fold.subjects for fold in folds]
+
+
+def test_a_small_ridge_must_be_clearly_better() -> None:
+    score = ScoreConfig(modalities=("FLAIR",), weights={"cycle:FLAIR": 1.0})
+    everyone = np.array([True, True])
+    even = Trial(1e-2, [score], np.array([[0.80], [0.80]]))
+    hardly = Trial(1e-4, [score], np.array([[0.803], [0.803]]))
+    clearly = Trial(1e-4, [score], np.array([[0.81], [0.81]]))
+    assert choose_trial([hardly, even], everyone)[0] is even
+    assert choose_trial([clearly, even], everyone)[0] is clearly
