@@ -224,9 +224,7 @@ def edge_profile(
     return np.array(strengths)
 
 
-def compactness(
-    mask: BoolArray, volumes_mm3: NDArray[np.float64], spacing_mm: Sequence[float]
-) -> float:
+def compactness(mask: BoolArray, volumes_mm3: FloatArray, spacing_mm: Sequence[float]) -> float:
     """Volume of the core of a mask, against the cores of balls as large as its components.
 
     Lesions of all sizes are nearly as compact as balls; healthy tissue that a low threshold lets

@@ -34,6 +34,8 @@ _BRIGHT_LEFT_OUT = "Left out of the mask: "
 _BRIGHT = 0.82  # mean of the map from which a candidate is about as bright as lesions are
 _DOUBTFUL = 0.25  # confidence from which a candidate might be a lesion
 _SOME_ML = 0.1
+_MUCH_OF_BRAIN = "The mask holds "
+_MUCH = 0.2  # share of the brain; the largest of 26 labelled gliomas has 0.17
 
 
 def describe_mask(
@@ -61,25 +63,22 @@ def describe_mask(
 
 
 def mask_warnings(
-    lesions: Sequence[Lesion], left_out: Sequence[LeftOut], left_out_small: LeftOutSmall
+    lesions: Sequence[Lesion],
+    left_out: Sequence[LeftOut],
+    left_out_small: LeftOutSmall,
+    *,
+    brain_ml: float | None = None,
 ) -> list[str]:
-    """Say what should be looked at: an empty mask, and what is left out though bright as a lesion.
+    """Say what should be looked at: a mask that is empty, too large, or without something bright.
 
     Args:
         lesions: See `describe_mask`, like all others.
         left_out: See `describe_mask`.
         left_out_small: See `describe_mask`.
+        brain_ml: Volume of the brain, where it is known.
     """
     if lesions:
-        bright = [found for found in left_out if _is_bright(found)]
-        if not bright:
-            return []
-        kept_ml = sum(lesion.volume_ml for lesion in lesions)
-        found = _counted(len(bright), sum(candidate.volume_ml for candidate in bright))
-        return [
-            f"{_BRIGHT_LEFT_OUT}{found} that may be lesions, beside {_ml(kept_ml)} in it"
-            f"{_strongest(bright)}."
-        ]
+        return _warnings_of_found(lesions, left_out, brain_ml)
     number = len(left_out) + left_out_small.count
     if number == 0:
         return [_NOTHING_SHOWN]
@@ -88,9 +87,29 @@ def mask_warnings(
     return [f"{_NOTHING_KEPT}{found} in all{_strongest(left_out)}."]
 
 
+def _warnings_of_found(
+    lesions: Sequence[Lesion], left_out: Sequence[LeftOut], brain_ml: float | None
+) -> list[str]:
+    kept_ml = sum(lesion.volume_ml for lesion in lesions)
+    said = []
+    if brain_ml and kept_ml > _MUCH * brain_ml:
+        said.append(
+            f"{_MUCH_OF_BRAIN}{100 * kept_ml / brain_ml:.0f}% of the brain, more than tumours do: "
+            "the scans may differ much from those of the training. Look at it before use."
+        )
+    bright = [found for found in left_out if _is_bright(found)]
+    if bright:
+        found = _counted(len(bright), sum(candidate.volume_ml for candidate in bright))
+        said.append(
+            f"{_BRIGHT_LEFT_OUT}{found} that may be lesions, beside {_ml(kept_ml)} in it"
+            f"{_strongest(bright)}."
+        )
+    return said
+
+
 def is_mask_warning(text: str) -> bool:
     """Tell whether a sentence is one of `mask_warnings`, which a new mask renews."""
-    return text.startswith((_NOTHING_KEPT, _NOTHING_SHOWN, _BRIGHT_LEFT_OUT))
+    return text.startswith((_NOTHING_KEPT, _NOTHING_SHOWN, _BRIGHT_LEFT_OUT, _MUCH_OF_BRAIN))
 
 
 def lesion_table(

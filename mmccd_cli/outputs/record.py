@@ -114,6 +114,7 @@ def describe_result(
         "requested": requested,
     }
     brain_mm3 = np.count_nonzero(result.brain) * voxel_volume_mm3(result.shown.affine)
+    brain_ml = round(brain_mm3 / 1000, 3)
     return {
         "record_version": RECORD_VERSION,
         "subject": subject.id,
@@ -134,9 +135,9 @@ def describe_result(
             stage: round(value, 3) for stage, value in {**seconds, **result.seconds}.items()
         },
         "peak_memory_mib": peak_memory_mib(),
-        "warnings": [*warnings, *mask_warnings(*of_mask)],
+        "warnings": [*warnings, *mask_warnings(*of_mask, brain_ml=brain_ml)],
         "notes": said,
-        "brain_volume_ml": round(brain_mm3 / 1000, 3),
+        "brain_volume_ml": brain_ml,
         "suspicion": None,
     }
 

@@ -118,7 +118,7 @@ def remask(
         },
         "warnings": [
             *(text for text in record["warnings"] if not _is_renewed(text)),
-            *mask_warnings(*of_mask),
+            *mask_warnings(*of_mask, brain_ml=record.get("brain_volume_ml")),
         ],
         "notes": _notes(record),
     }

@@ -72,3 +72,11 @@ def test_an_empty_mask_is_told_in_words() -> None:
     )
     assert is_mask_warning(said)
     assert not is_mask_warning("T2w was mended.")
+
+
+def test_a_mask_of_much_of_the_brain_is_doubted() -> None:
+    plenty = replace(LESION, volume_ml=300.0)
+    (said,) = mask_warnings([plenty], [], NONE, brain_ml=1200.0)
+    assert said.startswith("The mask holds 25% of the brain")
+    assert is_mask_warning(said)
+    assert mask_warnings([plenty], [], NONE, brain_ml=2000.0) == []
