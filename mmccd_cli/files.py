@@ -140,6 +140,23 @@ def write_all_atomically(contents: Mapping[Path, bytes]) -> None:
         _flush_folder(folder)
 
 
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes and threads that call this for the folder waiting until the block ends.
+
+    For what looks at files and then writes them. Where the system has no locks, nothing waits.
+    """
+    descriptor = None
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        _lock(descriptor, wait=True)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)  # which ends the lock
+
+
 def remove_leftovers(*paths: Path) -> None:
     """Remove temporary files that a killed process left for targets of this module's writers.
 
@@ -381,7 +398,7 @@ def _is_abandoned(temporary: Path) -> bool:
     return False
 
 
-def _lock(stream: BinaryIO, *, wait: bool) -> bool:
+def _lock(stream: BinaryIO | int, *, wait: bool) -> bool:
     """Lock a file until it is closed; False where another process holds it."""
     if _fcntl is None:
         return True

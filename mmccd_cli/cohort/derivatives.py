@@ -14,7 +14,7 @@ from mmccd_cli import __version__
 from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.cohort.summary import Summary
 from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.files import read_json, write_atomically
+from mmccd_cli.files import only_writer, read_json, write_atomically
 from mmccd_cli.inputs.bids import DESCRIPTION, bids_root
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.outputs.bids import DESCRIPTIONS, outputs_of_bids
@@ -195,6 +195,11 @@ def write_root(out: Path, subjects: Iterable[Subject]) -> None:
     found = find_sources(subjects, out)
     sources = list({source.name: source for source in found.values()}.values())
     out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out):
+        _write_root(out, sources)
+
+
+def _write_root(out: Path, sources: Sequence[Source]) -> None:
     old = _read_description(out)
     links = {source.name: _location(source.root, out) for source in sources}
     links = {**(old.get("DatasetLinks") or {}), **links}

@@ -85,7 +85,9 @@ class Runner:
             return failure(job, error)
 
     def _finish(self, job: Job, ready: PreparedJob | PreviousResult) -> Outcome:
-        name, force = job.subject.id, _may_replace(job, self.policy)
+        name, force = job.subject.id, partial(_may_replace, job, self.policy)
+        if self.policy.resume and isinstance(ready, PreparedJob) and job.exists:
+            ready = self.steps.find_previous(job) or ready  # another run may have been faster
         if isinstance(ready, PreparedJob):
             segmented = self.steps.finish(ready, force=force, advance=self.advance)
             return Outcome(name, "done", segmented.record)

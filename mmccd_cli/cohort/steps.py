@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from mmccd_cli.outputs.record import (
     jsonable,
 )
 from mmccd_cli.outputs.remask import remask
-from mmccd_cli.outputs.report.checks import check_subject, suspicion
+from mmccd_cli.outputs.report.checks import suspicion
 from mmccd_cli.outputs.segmented import SegmentedSubject
 from mmccd_cli.progress import Progress, Stopwatch, silent
 
@@ -147,13 +147,17 @@ class JobSteps:
         return self._segmented(ready.job, result, grid=grid, record=record, volumes=scans.volumes)
 
     def finish(
-        self, ready: PreparedJob, *, force: bool, advance: Progress = silent
+        self,
+        ready: PreparedJob,
+        *,
+        force: bool | Callable[[], bool],
+        advance: Progress = silent,
     ) -> SegmentedSubject:
         """Segment a prepared subject and write its files, all or none.
 
         Args:
             ready: What `prepare` returned.
-            force: Whether existing outputs may be overwritten.
+            force: Whether existing outputs may be overwritten; see `write_outputs`.
             advance: Called with passes done and their number.
         """
         segmented, clock = self.infer(ready, advance=advance), Stopwatch()
@@ -174,7 +178,9 @@ class JobSteps:
                 )
         return _write(ready.job, segmented, contents, clock=clock, force=force)
 
-    def redo_mask(self, job: Job, previous: PreviousResult, *, force: bool) -> SegmentedSubject:
+    def redo_mask(
+        self, job: Job, previous: PreviousResult, *, force: bool | Callable[[], bool]
+    ) -> SegmentedSubject:
         """Make a new mask from the map that is there, and write all that follows from it."""
         from mmccd_cli.pipeline import SegmentationResult
 
@@ -234,7 +240,7 @@ def _write(
     contents: dict[str, bytes],
     *,
     clock: Stopwatch,
-    force: bool,
+    force: bool | Callable[[], bool],
 ) -> SegmentedSubject:
     """Make the kinds of output that are not among the contents, and write all files of a job."""
     record = segmented.record
@@ -246,8 +252,7 @@ def _write(
     record["output_sha256"] = {**record["output_sha256"], **hashes}
     if "report" in job.extras:
         with clock.stage("report"):
-            checks = check_subject(segmented.report_data, record["warnings"])
-            record["suspicion"] = suspicion(checks)
+            record["suspicion"] = suspicion(segmented.report_checks)
     for kind in job.extras:
         if kind not in contents:
             with clock.stage(kind):

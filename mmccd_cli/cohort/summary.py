@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmccd_cli.cohort.shards import Shard
 from mmccd_cli.errors import UsageError, unwritable
-from mmccd_cli.files import open_regular, write_atomically
+from mmccd_cli.files import only_writer, open_regular, write_atomically
 from mmccd_cli.inputs.scans import BRAIN_MASK
 from mmccd_cli.outputs.record import Outcome
 
@@ -78,14 +78,15 @@ class Summary:
             StorageError: The disk is full.
         """
         self._rows |= {_cell(outcome.name): _row(outcome) for outcome in outcomes}
-        kept = [
-            row
-            for name, row in self._earlier().items()
-            if name not in self._rows and (self.path.parent / row["map"]).is_file()
-        ]
         # In the order of the subjects, whichever is done first.
         ordered = sorted(self._rows, key=lambda name: self._places.get(name, len(self._places)))
-        self._write([*kept, *(self._rows[name] for name in ordered)])
+        with self._writing():
+            kept = [
+                row
+                for name, row in self._earlier().items()
+                if name not in self._rows and (self.path.parent / row["map"]).is_file()
+            ]
+            write_atomically(self.path, _table([*kept, *(self._rows[name] for name in ordered)]))
 
     def replace(self, outcome: Outcome) -> None:
         """Write the row of a subject anew where the table has one, and leave all others.
@@ -93,10 +94,11 @@ class Summary:
         Raises:
             UsageError: The table cannot be written, or is somebody else's.
         """
-        rows = self._earlier()
-        if _cell(outcome.name) in rows:
-            rows[_cell(outcome.name)] = _row(outcome)
-            self._write(rows.values())
+        with self._writing():
+            rows = self._earlier()
+            if _cell(outcome.name) in rows:
+                rows[_cell(outcome.name)] = _row(outcome)
+                write_atomically(self.path, _table(rows.values()))
 
     def unite(self) -> Path | None:
         """Write `summary.tsv` if the tables of all shares tell of everyone by now.
@@ -125,10 +127,13 @@ class Summary:
             whole._rows = written = found
             whole.add()
 
-    def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let no other run write between the look at the table and the writing of it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path, _table(rows))
+            with only_writer(self.path.parent):
+                yield
         except OSError as error:
             raise unwritable(f"The table {self.path} could not be written.", error) from error
 

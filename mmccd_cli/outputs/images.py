@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from mmccd_cli.errors import unwritable
-from mmccd_cli.files import refuse_to_overwrite, write_all_atomically
+from mmccd_cli.files import only_writer, refuse_to_overwrite, write_all_atomically
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti, is_compressed_name
 
 MAP_DESCRIPTION = "mmccd anomaly map"
@@ -75,24 +75,33 @@ def encode_mask(path: Path, mask: ArrayLike, grid: NiftiGrid) -> bytes:
 
 
 def write_outputs(
-    contents: Mapping[Path, bytes], *, inputs: Iterable[Path] = (), force: bool = False
+    contents: Mapping[Path, bytes],
+    *,
+    inputs: Iterable[Path] = (),
+    force: bool | Callable[[], bool] = False,
 ) -> None:
     """Write all files of a result so that none of them appears unless all could be written.
+
+    Of two processes that write one result at the same time, one waits for the other.
 
     Args:
         contents: Path to bytes; the sidecar last, so that it never speaks of a file to come.
         inputs: Files that must not be overwritten.
-        force: Whether existing outputs may be overwritten.
+        force: Whether existing outputs may be overwritten; a function is asked when no other
+            process writes them any more.
 
     Raises:
         UsageError: See `refuse_to_overwrite`.
         StorageError: The disk is full.
     """
-    refuse_to_overwrite(contents, inputs, force=force)
+    folder = list(contents)[-1].parent
     try:
-        write_all_atomically(contents)
+        with only_writer(folder):
+            allowed = force if isinstance(force, bool) else force()
+            refuse_to_overwrite(contents, inputs, force=allowed)
+            write_all_atomically(contents)
     except OSError as error:
-        message = f"The outputs could not be written to {next(iter(contents)).parent}."
+        message = f"The outputs could not be written to {folder}."
         raise unwritable(message, error, and_now="; nothing was written") from error
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,7 +54,7 @@ def test_the_table_keeps_results_of_other_runs(tmp_path: Path) -> None:
     assert _subjects(tmp_path / "summary.tsv") == ["earlier", *EVERYONE]
 
 
-def test_a_row_that_changes_while_the_table_is_written_is_in_it(
+def test_a_row_that_changes_while_the_table_is_written_is_in_it_even_without_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for index, names in ((1, EVERYONE[:2]), (2, EVERYONE[2:])):
@@ -64,6 +67,7 @@ def test_a_row_that_changes_while_the_table_is_written_is_in_it(
             Summary(tmp_path, Shard(2, 2)).add(outcome, _failed("b"))
         write(path, content)
 
+    monkeypatch.setattr(module, "only_writer", lambda folder: contextlib.nullcontext())
     monkeypatch.setattr(module, "write_atomically", slow)
     _unite(tmp_path)
     assert "another reason" in (tmp_path / "summary.tsv").read_text()
@@ -86,6 +90,31 @@ def test_of_shares_that_end_together_one_writes_the_table(tmp_path: Path) -> Non
         thread.join()
     assert any(written)
     assert _subjects(tmp_path / "summary.tsv") == names
+
+
+def test_runs_of_different_subjects_into_one_folder_keep_each_other_s_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"lesion_volume_ml": 0.0, "lesions": [], "threshold": 0.5, "inputs": {}}
+    record |= {"reference": "FLAIR", "warnings": [], "seconds": {}}
+    look = Summary._earlier
+
+    def slow(table: Summary) -> dict[str, dict[str, str]]:
+        rows = look(table)
+        time.sleep(0.01)  # in which another run would write, were it not kept waiting
+        return rows
+
+    monkeypatch.setattr(Summary, "_earlier", slow)
+
+    def run(names: str) -> None:
+        table = Summary(tmp_path)
+        for name in names:
+            (tmp_path / name).touch()
+            table.add(Outcome(name, "done", {**record, "outputs": {"map": name, "mask": "m"}}))
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(run, ("abc", "def", "ghi")))
+    assert sorted(_subjects(tmp_path / "summary.tsv")) == list("abcdefghi")
 
 
 def test_rows_have_the_order_of_the_subjects_whichever_is_done_first(tmp_path: Path) -> None:
