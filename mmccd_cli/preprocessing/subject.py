@@ -112,7 +112,7 @@ def prepare_subject(
         Images on the template's grid and what is needed to go back.
 
     Raises:
-        DataError: No known modality, no brain, or no contrast.
+        DataError: No known modality, no brain, no contrast, or no overlap with the template.
     """
     volumes = _known_modalities(volumes)
     reference = next(iter(volumes))
@@ -298,6 +298,13 @@ class _Sampler:
 
 
 def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:
+    if template.images and not brain.any():
+        raise DataError(
+            "The template of these weights and the brain do not overlap.",
+            cause="The weights register no scan, so they fit scans in the space of their template "
+            "alone; or the template was moved.",
+            next_step="Use other --weights, or bring the scans to that space.",
+        )
     dice = overlap(brain, template.mask).dice
     # A bare grid, of a template that is yet to be made, has no brain to compare.
     if not template.images or dice >= _MIN_OVERLAP:

@@ -48,7 +48,7 @@ from mmccd_cli.config import (
 )
 from mmccd_cli.errors import DataError, UsageError, WeightsError
 from mmccd_cli.files import write_all_atomically
-from mmccd_cli.template import NormalRange, Quantisation, Template
+from mmccd_cli.template import NormalRange, Quantisation, Template, transform_points
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.translators import Cycle, MaskedTranslator, network_name
 from mmccd_cli.translation.unet import UNet
@@ -70,6 +70,8 @@ SPREADS = Quantisation(minimum=0.0, step=4.0 / 255)
 
 
 _MIN_BRAIN_LITRES, _MAX_BRAIN_LITRES = 0.01, 10.0
+_MAX_FROM_ORIGIN_MM = 1000.0
+"""The origin of every common space lies in or near the head."""
 
 RESTORATION = "restoration"
 """Name of the restoration network."""
@@ -458,6 +460,11 @@ def _load_template(index: BundleIndex, config: TemplateConfig) -> Template:
     litres = float(mask.sum() * spacing.prod()) / 1e6
     if not _MIN_BRAIN_LITRES <= litres <= _MAX_BRAIN_LITRES:
         raise not_a_bundle(folder, f"the brain of its template has {litres:.3g} litres")
+    away = float(np.linalg.norm(transform_points(affine, np.argwhere(mask).mean(axis=0))))
+    if away > _MAX_FROM_ORIGIN_MM:
+        raise not_a_bundle(
+            folder, f"the brain of its template lies {away:.3g} mm from the origin of its space"
+        )
     # A file gives its arrays in any order, another each time; what takes the first must not differ.
     images = {name: Quantisation().decode(arrays[name]) for name in sorted(arrays)}
     normal = {}

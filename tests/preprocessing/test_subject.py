@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,14 @@ def test_given_mask(template: Template) -> None:
     assert result.brain_method == "given"
     assert result.reference == "T2w"
     assert (result.reference_brain == head.brain).all()
+
+
+def test_a_template_that_was_moved_is_no_fault_of_the_scans(template: Template) -> None:
+    affine = template.affine.copy()
+    affine[0, 3] += 500
+    with pytest.raises(DataError, match="template of these weights") as caught:
+        prepare_subject(_subject().volumes, replace(template, affine=affine), TRUST)
+    assert "register no scan" in str(caught.value.cause)
 
 
 def test_no_known_modality_is_an_error(template: Template) -> None:

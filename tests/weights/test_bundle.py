@@ -97,6 +97,8 @@ def test_rewriting_keeps_networks_and_replaces_the_card(folder: Path) -> None:
         lambda d: d["bundle"]["denoiser"].update(time_conditioned=False),
         lambda d: d["bundle"]["template"].update(shape=[1024, 1024, 1024]),
         lambda d: d["bundle"]["template"].update(affine=[0.0] * 16),
+        lambda d: d["bundle"]["template"]["affine"].__setitem__(3, 1e6),
+        lambda d: d["bundle"]["template"]["affine"].__setitem__(11, -2e3),
         lambda d: d["bundle"]["cycles"].clear(),
         lambda d: d["bundle"].update(name=7),
         lambda d: d["files"].pop(TEMPLATE),
