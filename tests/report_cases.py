@@ -12,6 +12,8 @@ import numpy as np
 
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.outputs.report.checks import check_subject
+from mmccd_cli.outputs.report.data import report_data
 from mmccd_cli.outputs.report.page import subject_report
 from mmccd_cli.outputs.report.render import read_data_block
 from mmccd_cli.pipeline import Pipeline, SegmentationResult
@@ -31,11 +33,13 @@ class Case:
     record: dict[str, Any]
 
     def report(self, index: str = "") -> str:
+        data = report_data(self.result, self.volumes, self.template)
         return subject_report(
             self.result,
             self.volumes,
-            template=self.template,
             record=self.record,
+            data=data,
+            checks=check_subject(data, self.record["warnings"]),
             index=index,
         ).decode()
 

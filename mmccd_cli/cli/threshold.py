@@ -70,8 +70,8 @@ def threshold(
             f"{record['subject']}: {lesions_of(record)} above {record['threshold']:g}, "
             f"written to {job.files['mask']}{left_out_of(record)}"
         )
-        for name in stale:
-            console.note(f"{name} still shows the mask of before")
+        for sentence in stale:
+            console.warning(sentence)
     if failed:
         console.table(failed)
         raise typer.Exit(SomeSubjectsFailed.exit_code)

@@ -85,7 +85,7 @@ def make_mask(
         force: Whether existing files may be replaced.
 
     Returns:
-        The record, and the names of files beside the map that show its mask of before.
+        The record, and a sentence on each file beside the map that shows its mask of before.
 
     Raises:
         DataError: There is no map, no record, or they do not belong together.
@@ -106,4 +106,11 @@ def make_mask(
         update_summaries(map_file.parent, Outcome(new.record["subject"], "done", new.record))
         if sidecar.fields and (root := bids_root(map_file.parent)):
             update_summaries(root, row_of_result(new.record))
-    return new.record, [name for kind, name in others.items() if kind not in files]
+    stale = {kind: name for kind, name in others.items() if kind not in files}
+    stale.pop("dicom_map", None)  # it has no mask
+    before, now = sidecar.record["threshold"], new.record["threshold"]
+    return new.record, [
+        f"{name} still shows the mask of before, above {before:g}: it is drawn from the scans, by "
+        f"mmccd segment ... --threshold {now:g} --force"
+        for name in stale.values()
+    ]

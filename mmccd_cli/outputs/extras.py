@@ -49,9 +49,9 @@ def _report(segmented: SegmentedSubject) -> bytes:
     return subject_report(
         segmented.result,
         segmented.volumes,
-        template=segmented.bundle.template,
         record=segmented.record,
         data=segmented.report_data,
+        checks=segmented.report_checks,
         index="" if index is None else Path(os.path.relpath(index, folder)).as_posix(),
     )
 

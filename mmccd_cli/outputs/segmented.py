@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mmccd_cli.inputs.nifti import NiftiGrid
     from mmccd_cli.inputs.subjects import Subject
     from mmccd_cli.inputs.volume import Volume
+    from mmccd_cli.outputs.report.checks import Check
     from mmccd_cli.outputs.report.data import ReportData
     from mmccd_cli.pipeline import SegmentationResult
     from mmccd_cli.weights.bundle import Bundle
@@ -52,3 +53,10 @@ class SegmentedSubject:
         from mmccd_cli.outputs.report.data import report_data
 
         return report_data(self.result, self.volumes, self.bundle.template)
+
+    @cached_property
+    def report_checks(self) -> list[Check]:
+        """What a report judges the result by; see `report_data`."""
+        from mmccd_cli.outputs.report.checks import check_subject
+
+        return check_subject(self.report_data, self.record["warnings"])

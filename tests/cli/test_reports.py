@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ from typer.testing import CliRunner, Result
 
 from mmccd_cli.cli.app import app
 from mmccd_cli.inputs.phantom import Phantom
+from mmccd_cli.outputs.report import checks
 from mmccd_cli.outputs.report.cohort import report_path
+from mmccd_cli.outputs.report.data import ReportData
 
 Mmccd = Callable[..., Result]
 
@@ -22,6 +24,29 @@ Mmccd = Callable[..., Result]
 def rows(text: str) -> list[str]:
     """Subjects in the order of the table."""
     return re.findall(r'<a href="[^"]*">([^<]*)</a>', text)
+
+
+def test_signs_of_failure_are_measured_once(
+    mmccd: Mmccd,
+    tmp_path: Path,
+    write_subject: Callable[..., Path],
+    tiny_phantom: Phantom,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured, measure = list[object](), checks._brain_checks
+
+    def counted(data: ReportData) -> Iterator[checks.Check]:
+        measured.append(data)
+        return measure(data)
+
+    monkeypatch.setattr(checks, "_brain_checks", counted)
+    subject, page = write_subject(tmp_path, tiny_phantom), tmp_path / "report.html"
+    done = mmccd("segment", subject, "--out", tmp_path / "map.nii.gz", "--report", page, "--json")
+    assert done.exit_code == 0, done.output
+    assert len(measured) == 1
+    shown = re.search(r"<dt>Suspicion of failure</dt><dd>([0-9.]+)<", page.read_text("utf-8"))
+    assert shown
+    assert float(shown[1]) == pytest.approx(json.loads(done.stdout)["suspicion"], abs=0.0051)
 
 
 def test_a_cohort_with_a_broken_subject_resumed(
@@ -75,7 +100,7 @@ def test_the_line_of_a_report_makes_the_mask_that_it_shows(
     assert 'id="neighbours"' not in text  # one report is no cohort
     facts = facts_of(text)
     record = json.loads(Path("a map.json").read_text())
-    own = facts["steps"][facts["own"]]
+    own, said = facts["steps"][facts["own"]], list[str]()
     assert own["volume_ml"] == pytest.approx(record["lesion_volume_ml"])
     for step in (facts["steps"][2], facts["steps"][-2]):
         program, *words = shlex.split(step["command"])
@@ -86,6 +111,9 @@ def test_the_line_of_a_report_makes_the_mask_that_it_shows(
         assert made["lesion_volume_ml"] == pytest.approx(step["volume_ml"])
         assert len(made["lesions"]) == step["lesions"]
         assert made["settings"]["requested"]["min_lesion_mm3"] == 100
+        said.append(done.stderr)
+    assert f"r.html still shows the mask of before, above {own['threshold']:g}" in said[0]
+    assert f"--threshold {facts['steps'][2]['threshold']:g} --force" in said[0]
 
 
 def test_report_options_that_cannot_be(mmccd: Mmccd, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from mmccd_cli import __version__
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.outputs.lesions import lesion_table, mask_warnings
+from mmccd_cli.outputs.lesions import lesion_table, mask_warnings, place_cells
 from mmccd_cli.outputs.pictures import MAP_OPACITY, palette
 from mmccd_cli.outputs.record import jsonable
-from mmccd_cli.outputs.report.checks import Check, check_subject, suspicion
-from mmccd_cli.outputs.report.data import ReportData, report_data
+from mmccd_cli.outputs.report.checks import Check, suspicion
+from mmccd_cli.outputs.report.data import ReportData
 from mmccd_cli.outputs.report.facts import (
     describe_inputs,
     describe_settings,
@@ -26,7 +26,6 @@ from mmccd_cli.outputs.report.panels import Panels
 from mmccd_cli.outputs.report.render import base64_of, render
 from mmccd_cli.outputs.report.thresholds import sweep_thresholds
 from mmccd_cli.outputs.report.viewer import viewer_data
-from mmccd_cli.template import Template
 
 if TYPE_CHECKING:
     from mmccd_cli.pipeline import SegmentationResult
@@ -45,9 +44,9 @@ def subject_report(
     result: SegmentationResult,
     volumes: Mapping[str, Volume],
     *,
-    template: Template,
     record: Mapping[str, Any],
-    data: ReportData | None = None,
+    data: ReportData,
+    checks: Sequence[Check],
     index: str = "",
 ) -> bytes:
     """Return a subject's report.
@@ -55,24 +54,21 @@ def subject_report(
     Args:
         result: What the pipeline returned, with its prepared subject.
         volumes: Modality -> scan, as it was read.
-        template: The bundle's template.
         record: What the sidecar says; see `mmccd_cli.outputs.record`.
-        data: What `report_data` gives for these; None to make it.
+        data: What `report_data` gives for these.
+        checks: What `check_subject` gives for these.
         index: Where the page over all reports is, seen from this one; empty for nowhere.
 
     Returns:
         An HTML file with everything in it.
-
-    Raises:
-        ValueError: The result has no prepared subject.
     """
     record = jsonable(record)
     of_mask = (result.lesions, result.left_out, result.left_out_small)
-    data = data or report_data(result, volumes, template)
-    checks = check_subject(data, record["warnings"])
     panels = Panels(data)
     sweep = sweep_thresholds(data, record)
-    viewer = viewer_data(data, sweep)
+    viewer = viewer_data(data, sweep, record["settings"]["score"])
+    found = (*data.lesions, *data.left_out)
+    sides = [side for side, _ in (place_cells(each, record["settings"]) for each in found)]
     return render(
         "report.html",
         scripts=SCRIPTS,
@@ -80,6 +76,7 @@ def subject_report(
         summary=_summary(record, data, checks=checks, thumbnail=panels.thumbnail()),
         viewer_facts=jsonable(viewer.facts),
         viewer_packed=viewer.packed,
+        sides=sides,
         sweep=sweep,
         palette=palette(),
         map_opacity=MAP_OPACITY,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from mmccd_cli.anomaly.mask import LeftOut, Lesion
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.pictures import MAP_OPACITY, FloatArray, palette, window_limits
 from mmccd_cli.outputs.report.data import ReportData
@@ -45,12 +46,13 @@ class ViewerData:
     packed: dict[str, str]
 
 
-def viewer_data(data: ReportData, sweep: Sweep) -> ViewerData:
+def viewer_data(data: ReportData, sweep: Sweep, score: Mapping[str, Any]) -> ViewerData:
     """Return what the viewer's script reads of a subject.
 
     Args:
         data: The subject.
         sweep: Its masks at other thresholds.
+        score: The record's settings of the score.
     """
     crop = _not_empty(data)
     affine, spacing_mm = data.affine.copy(), np.array(data.spacing_mm)
@@ -86,18 +88,31 @@ def viewer_data(data: ReportData, sweep: Sweep) -> ViewerData:
         "steps": sweep.steps,
         "own": sweep.own,
         "patterns": sweep.patterns,
-        "findings": [
-            {
-                "id": found.id,
-                "confidence": found.confidence,
-                "reason": getattr(found, "reason", ""),
-            }
-            for found in (*data.lesions, *data.left_out)
-        ],
+        "findings": [_finding(found, score) for found in (*data.lesions, *data.left_out)],
+        "least_confidence": score["min_confidence"] if score.get("confidence") else None,
         "palette": palette(),
         "opacity": MAP_OPACITY,
     }
     return ViewerData(facts=facts, packed=packed)
+
+
+def _finding(found: Lesion | LeftOut, score: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the script reads of a lesion or candidate: "judged" if its confidence decides."""
+    reason = getattr(found, "reason", "")
+    decides = found.confidence is not None and (
+        not reason
+        or (
+            found.confidence < score["min_confidence"]
+            and 1000 * found.volume_ml >= score["min_lesion_mm3"]
+        )
+    )
+    return {
+        "id": found.id,
+        "ml": found.volume_ml,
+        "confidence": found.confidence,
+        "judged": decides,
+        "reason": reason,
+    }
 
 
 def slices_jpeg(grey: FloatArray) -> bytes:

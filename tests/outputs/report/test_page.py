@@ -20,6 +20,7 @@ from report_cases import HOSTILE, Case, facts_of, in_mask, packed, unpacked
 
 from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall
 from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.outputs.anatomy import MIDLINE
 from mmccd_cli.outputs.lesions import COLUMNS, PLACE
 from mmccd_cli.outputs.numbers import number_lesions
 from mmccd_cli.outputs.report.data import report_data
@@ -184,6 +185,19 @@ def test_confidence_has_a_column_where_it_is_known(case):
     text = without_data(replace(case, result=result).report())
     assert ">Confidence<" in text
     assert text.count('<td class="number">0.88</td>') >= len(sure)
+
+
+def test_sides_have_a_column_where_the_midline_is_known(case):
+    assert ">Side<" not in without_data(case.report())
+    lesion = case.result.lesions[0]
+    there = case.record["settings"]["reference_to_template"]
+    x = nib.affines.apply_affine(np.array(there), lesion.centroid_ras_mm)[0]
+    for midline, side in ((x + 20, "left"), (x - 20, "right")):
+        settings = {**case.record["settings"], MIDLINE: float(midline)}
+        record = {**case.record, "settings": settings}
+        text = without_data(replace(case, record=record).report())
+        assert ">Side<" in text
+        assert f"<td>{side}</td>" in text
 
 
 @pytest.mark.parametrize("spacing", [(0.5, 0.5, 0.5), (0.5, 0.6, 5.0), (2.0, 2.0, 2.0)])

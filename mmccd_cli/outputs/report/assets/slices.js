@@ -60,9 +60,9 @@ const slices = {
           image.data[4 * pixel + c] = (1 - opacity) * grey + opacity * view.palette[value][c];
         }
         image.data[4 * pixel + 3] = 255;
-        mask[pixel] = (view.patterns[view.codes[index]] >>> view.step) & 1;
-        leftOut[pixel] = !mask[pixel] && value > limit;
         const number = view.numbers[index];
+        mask[pixel] = view.kept.get(number) ?? (view.patterns[view.codes[index]] >>> view.step) & 1;
+        leftOut[pixel] = !mask[pixel] && value > limit;
         if (number && (mask[pixel] ? view.show.mask : leftOut[pixel] && view.show.leftOut)) {
           const place = places.get(number);
           if (place?.y === y) place.x = x;

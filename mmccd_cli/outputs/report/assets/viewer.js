@@ -17,6 +17,7 @@ async function startViewer(panel) {
     step: facts.own,
     threshold: facts.steps[facts.own].threshold,
     mirrored: false,
+    kept: new Map(),  // candidate -> whether the mask holds it, where another confidence is chosen
     show: { mask: true, leftOut: true, numbers: true },
     toWorld: (at) => [0, 1, 2].map((row) =>
       facts.affine[row].reduce((sum, value, axis) => sum + value * (axis < 3 ? at[axis] : 1), 0)),
@@ -25,12 +26,15 @@ async function startViewer(panel) {
   const scanNow = () => facts.scans.find((scan) => scan.name === control("scan").value);
 
   // --- drawing ---
-  let waiting = false;
+  const busy = (is) => control("stage").setAttribute("aria-busy", is);
+  let [waiting, loading] = [false, 0];
   function redraw() {
     if (waiting) return;
     waiting = true;
+    busy(true);
     requestAnimationFrame(() => {
       waiting = false;
+      busy(loading > 0);
       canvases.forEach((canvas, name) => canvas.hidden || slices.draw(canvas, name, view));
       control("position").textContent = describe();
     });
@@ -43,11 +47,12 @@ async function startViewer(panel) {
     const value = low + (view.scan[index] / 255) * (high - low);
     const [x, y, z] = view.toWorld(view.position).map((mm) => mm.toFixed(0));
     const found = facts.findings.find((each) => each.id === numbers[index]);
-    const inMask = (facts.patterns[codes[index]] >>> view.step) & 1;
+    const inMask = view.kept.get(numbers[index]) ?? (facts.patterns[codes[index]] >>> view.step) & 1;
     const words = [`x ${x}, y ${y}, z ${z} mm`, `${name} ${value.toPrecision(3)}`, `map ${(map[index] / 100).toFixed(2)}`];
     const sure = found?.confidence == null ? "" : `, confidence ${found.confidence.toFixed(2)}`;
-    if (found && !found.reason) words.push(`lesion ${found.id}${sure}`);
-    if (found && found.reason) words.push(`${found.id}${sure}, left out: ${found.reason}`);
+    const reason = view.kept.get(found?.id) ?? !found?.reason ? "" : found.reason || "its confidence is lower";
+    if (found && !reason) words.push(`lesion ${found.id}${sure}`);
+    if (found && reason) words.push(`${found.id}${sure}, left out: ${reason}`);
     if (!found && inMask) words.push("in the mask");
     return words.join("; ");
   }
@@ -126,16 +131,34 @@ async function startViewer(panel) {
     view.step = Number(control("threshold").value);
     const { threshold, volume_ml: ml, lesions, left_out_ml: leftOut, command } = facts.steps[view.step];
     view.threshold = threshold;
-    const own = view.step === facts.own;
-    const text = `${ml.toFixed(2)} ml in ${lesions} ${lesions === 1 ? "lesion" : "lesions"}, `
-      + `${leftOut.toFixed(2)} ml left out`;
+    const least = chooseConfidence();
+    const own = view.step === facts.own && least === null;
+    const moved = facts.findings.filter((each) => view.kept.get(each.id) === Boolean(each.reason));
+    const sum = (value) => moved.reduce((total, each) => total + (each.reason ? 1 : -1) * value(each), 0);
+    const [more, number] = [sum((each) => each.ml), lesions + sum(() => 1)];
+    const text = `${Math.max(0, ml + more).toFixed(2)} ml in ${number} ${number === 1 ? "lesion" : "lesions"}, `
+      + `${Math.max(0, leftOut - more).toFixed(2)} ml left out`;
     control("threshold-value").textContent = threshold.toFixed(2);
     control("volume").textContent = own ? `${text} (this result)` : text;
     control("threshold").setAttribute("aria-valuetext", `${threshold.toFixed(2)}: ${text}`);
-    control("command").textContent = command;
+    control("command").textContent = least === null ? command : command
+      .replace(/ --min-confidence \S+/, "").replace(/ --force$/, ` --min-confidence ${least} --force`);
     control("copied").textContent = "";
     moveTick(control("colors"), threshold);
     redraw();
+  }
+
+  // Candidates are those of the result's threshold, so with another one there is nothing to choose.
+  function chooseConfidence() {
+    const field = control("confidence");
+    view.kept = new Map();
+    if (!field) return null;
+    field.disabled = view.step !== facts.own;
+    if (field.disabled || !field.checkValidity() || field.value === "") return null;
+    const least = Number(field.value);
+    if (least === facts.least_confidence) return null;
+    facts.findings.forEach((each) => each.judged && view.kept.set(each.id, each.confidence >= least));
+    return least;
   }
 
   function moveTick(bar, threshold) {
@@ -151,8 +174,11 @@ async function startViewer(panel) {
 
   async function chooseScan() {
     const { name } = scanNow();
+    loading++;
+    busy(true);
     if (!scans.has(name)) scans.set(name, await volumes.scan(name, facts.shape, facts.probe));
-    view.scan = scans.get(name);
+    loading--;
+    view.scan = scans.get(scanNow().name) ?? scans.get(name);  // another may be chosen by now
     showWindow();
   }
 
@@ -188,8 +214,10 @@ async function startViewer(panel) {
     showWindow();
   });
   on("threshold", "input", chooseThreshold);
+  control("confidence")?.addEventListener("input", chooseThreshold);
   on("threshold-reset", "click", () => {
     control("threshold").value = facts.own;
+    if (control("confidence")) control("confidence").value = facts.least_confidence;
     chooseThreshold();
   });
   on("copy", "click", () => copyText(control("command")));
@@ -220,6 +248,7 @@ async function startViewer(panel) {
   canvases.forEach(follow);
   await chooseScan();
   panel.hidden = false;
+  layout();
   chooseThreshold();
   new ResizeObserver(layout).observe(control("stage"));
   panel.dataset.state = "drawn";
