@@ -214,6 +214,35 @@ def mask_from_map(
     return fill_holes(judged.components.mask, config.fill_holes)
 
 
+def number_candidates(
+    anomaly_map: NDArray[np.float32],
+    config: ScoreConfig,
+    *,
+    spacing_mm: Sequence[float],
+    scan_threshold: float,
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.float64] | None]:
+    """Number all that the mask could hold, whatever confidence it asks for.
+
+    Args:
+        anomaly_map: See `mask_from_map`, like all others.
+        config: See `mask_from_map`.
+        spacing_mm: See `mask_from_map`.
+        scan_threshold: See `mask_from_map`.
+
+    Returns:
+        (I, J, K) integers, the candidate at each voxel, 0 where there is none; and the confidence
+        of each, number 1 first, (N,); None where the score does not know.
+    """
+    judged = _judge(
+        anomaly_map,
+        replace(config, min_confidence=0.0),
+        spacing_mm=spacing_mm,
+        scan_threshold=scan_threshold,
+    )
+    labels = judged.components.labels
+    return np.where(judged.components.mask, labels, labels.dtype.type(0)), judged.confidence
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Judged:
     """Components of a map above its threshold, and why they count.

@@ -135,7 +135,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="CSV with one line a method and subject; means and intervals go to "
-            "OUT.summary.json.",
+            "OUT.summary.json, lesions found by confidence to OUT.froc.tsv.",
             show_default=False,
         ),
     ] = None,
@@ -165,7 +165,10 @@ def evaluate(
       mmccd evaluate DATA --split split.json --constants-from train --out val.csv
     """
     if out is not None:
-        refuse_to_overwrite([out, out.with_suffix(".summary.json")], force=force)
+        from mmccd_cli.evaluation.free_response import curves_path
+        from mmccd_cli.evaluation.tables import summary_path
+
+        refuse_to_overwrite([out, summary_path(out), curves_path(out)], force=force)
     named = model.weights is not None or compared.constants_from != "shipped"
     if chosen.folds and (chosen.split or chosen.healthy or compared.comparison or named):
         raise UsageError(
@@ -213,12 +216,14 @@ def evaluate(
 
 def _show(result: Evaluation, console: Console) -> None:
     """Write the tables to stdout, and what a reader must know to stderr."""
-    from mmccd_cli.evaluation.tables import CONVENTIONS, WIDE, text_tables
+    from mmccd_cli.evaluation.tables import CONVENTIONS, WIDE, free_response_table, text_tables
 
     # Wide where there is no terminal, so that nothing is cut.
     width = shutil.get_terminal_size((WIDE, 24)).columns
     for table in text_tables(result.rows, width=width, details=console.verbosity > 0):
         console.result(table)
+    if curves := result.about["free_response"]:
+        console.result(free_response_table(curves, width=width))
     console.info(f"Constants of thresholds: {result.about['constants_source']}.")
     console.info(f"Cleaning of {result.about['cleaning']}.")
     console.detail(CONVENTIONS)

@@ -9,10 +9,12 @@ In the order in which data passes through:
 5. `methods`: bundles, baselines and comparison models -> predictions.
 6. `thresholds`, `folds`: constants, chosen on subjects that are not scored with them.
 7. `published_protocol`: the way in which the literature scores, by an oracle.
-8. `plan`: who is scored by what, and the whole run.
-9. `tables`: rows -> CSV, summary and text.
+8. `free_response`: lesions found against false positives, by confidence.
+9. `plan`: who is scored by what, and the whole run.
+10. `tables`: rows -> CSV, summary and text.
 
-`benchmark` measures seconds, memory and Dice of the presets.
+`benchmark` measures seconds, memory and Dice of the presets; `painted`, with the `second_painter`,
+which lesions are found, by size, contrast and set of scans.
 
 Example:
     >>> subjects = EvaluationSubjects(data_dir=folder)
@@ -31,6 +33,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "baselines": ["BASELINES", "plain_score"],
         "methods": ["BundleMethod", "ComparisonScorer", "IntensityScorer", "RuleMethod"],
         "folds": ["read_folds"],
+        "free_response": ["FreeResponse"],
         "plan": [
             "Comparison",
             "EvaluationPlan",
@@ -40,6 +43,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
             "run_evaluation",
         ],
         "tables": ["text_tables", "write_rows", "write_summary"],
+        "painted": ["PaintedPlan", "measure_painted", "painted_table"],
         "benchmark": ["BenchmarkSetup", "run_benchmark"],
     },
 )

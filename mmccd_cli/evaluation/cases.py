@@ -71,6 +71,23 @@ class Case:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Candidates:
+    """All that a mask could hold, whatever confidence it asks for.
+
+    Attributes:
+        labels: (I, J, K) integers, the candidate at each voxel; 0 is none.
+        confidence: (N,) how sure each is, number 1 first.
+        min_confidence: What the mask asks for.
+        modalities: What they were found in.
+    """
+
+    labels: NDArray[np.integer[Any]]
+    confidence: NDArray[np.float64]
+    min_confidence: float
+    modalities: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Prediction:
     """What one row of the table says about one subject.
 
@@ -84,6 +101,7 @@ class Prediction:
         spacing_mm: Voxel size of their grid.
         seconds: From volumes in memory to the mask.
         passes: Slices that went through a network, each time counted.
+        candidates: On the same grid; None where the method does not know how sure it is.
     """
 
     method: str
@@ -95,6 +113,7 @@ class Prediction:
     spacing_mm: tuple[float, float, float]
     seconds: float
     passes: int
+    candidates: Candidates | None = None
 
 
 class Method(Protocol):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mmccd_cli.anomaly.candidates import find_threshold, mask_at
+from mmccd_cli.anomaly.mask import number_candidates
 from mmccd_cli.anomaly.score import SmoothedScore, smooth
 from mmccd_cli.config import ScoreConfig
 from mmccd_cli.evaluation.baselines import (
@@ -21,11 +22,11 @@ from mmccd_cli.evaluation.baselines import (
     plain_score,
     threshold_rules,
 )
-from mmccd_cli.evaluation.cases import Case, Prediction
+from mmccd_cli.evaluation.cases import Candidates, Case, Prediction
 from mmccd_cli.evaluation.comparison.files import ComparisonModel
 from mmccd_cli.evaluation.comparison.networks import ComparisonResidual, residual_of_volume
 from mmccd_cli.evaluation.passes import counting_passes
-from mmccd_cli.pipeline import Pipeline
+from mmccd_cli.pipeline import Pipeline, SegmentationResult
 from mmccd_cli.preprocessing.brain import find_brain
 from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.subject import prepare_subject, to_reference_grid
@@ -65,6 +66,7 @@ class BundleMethod:
         began = time.perf_counter()
         with counting_passes() as count:
             result = self.pipeline.segment(chosen)
+        seconds = time.perf_counter() - began
         yield Prediction(
             method=self.name,
             score=self.name,
@@ -73,9 +75,36 @@ class BundleMethod:
             values=result.anomaly_map,
             brain=result.brain,
             spacing_mm=chosen[result.reference].spacing_mm,
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
             passes=count.passes,
+            candidates=find_candidates(self.pipeline, result),
         )
+
+
+def find_candidates(pipeline: Pipeline, result: SegmentationResult) -> Candidates | None:
+    """All that the mask of a result could hold; None where the bundle knows no confidence.
+
+    Args:
+        pipeline: What made the result, with the mask as calibrated.
+        result: The result.
+    """
+    assert result.prepared is not None
+    given = tuple(result.prepared.images)
+    config = pipeline.bundle.choose_score(pipeline.sampling.method, given)
+    labels, confidence = number_candidates(
+        result.anomaly_map,
+        config,
+        spacing_mm=result.shown.spacing_mm,
+        scan_threshold=result.settings["score_threshold_of_this_scan"],
+    )
+    if confidence is None:
+        return None
+    return Candidates(
+        labels=labels,
+        confidence=confidence,
+        min_confidence=config.min_confidence,
+        modalities=given,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,15 @@ import torch
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.evaluation.baselines import BASELINES, describe_cleaning
-from mmccd_cli.evaluation.cases import CaseRow, Method, PlannedCase, Report, evaluate_cases
+from mmccd_cli.evaluation.cases import (
+    Case,
+    CaseRow,
+    Method,
+    PlannedCase,
+    Prediction,
+    Report,
+    evaluate_cases,
+)
 from mmccd_cli.evaluation.comparison.files import find_comparison_models, load_comparison_model
 from mmccd_cli.evaluation.comparison.networks import ComparisonResidual
 from mmccd_cli.evaluation.folds import (
@@ -25,6 +33,7 @@ from mmccd_cli.evaluation.folds import (
     read_folds,
     shipped_constants,
 )
+from mmccd_cli.evaluation.free_response import FreeResponse, curves_path, write_curves
 from mmccd_cli.evaluation.methods import BundleMethod, ComparisonScorer, IntensityScorer, Scorer
 from mmccd_cli.evaluation.published_protocol import PublishedProtocol
 from mmccd_cli.evaluation.tables import summary_path, write_rows, write_summary
@@ -290,14 +299,22 @@ def run_evaluation(
     Args:
         plan: Who is scored by what.
         protocol: "deployed", "published" or "both".
-        out: CSV, which is written after every subject; the summary lies beside it.
+        out: CSV, which is written after every subject; summary and free-response curves lie
+            beside it.
         report: Told of each subject.
 
     Raises:
         DataError: A subject cannot be scored.
     """
     published = PublishedProtocol()
-    observe = silent if protocol == "deployed" else published
+    responses = FreeResponse()
+
+    def observe(case: Case, prediction: Prediction, row: CaseRow) -> None:
+        if protocol != "published":
+            responses(case, prediction, row)
+        if protocol != "deployed":
+            published(case, prediction, row)
+
     rows: list[CaseRow] = []
     for new in evaluate_cases(plan.cases, observe=observe, report=report):
         rows += new
@@ -308,8 +325,10 @@ def run_evaluation(
         **plan.about,
         "cleaning": f"comparison models and thresholds: {describe_cleaning()}; ours: as calibrated",
         "published_without_tumour": sorted(published.without_tumour),
+        "free_response": [curve.describe() for curve in responses.curves()],
     }
     if out is not None:
         write_rows(out, rows)
         write_summary(summary_path(out), rows, about)
+        write_curves(curves_path(out), list(responses.curves()))
     return Evaluation(rows, about)

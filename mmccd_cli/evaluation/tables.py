@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,17 @@ SHOWN = (
 )
 SHOWN_OF_HEALTHY = (("false_positive_ml", "FP ml", "{:.2f}"), *SHOWN[-2:])
 """Score, heading and format of the columns of a table."""
+DETECTION = (
+    ("min_confidence", "asked"),
+    ("sensitivity", "found"),
+    ("precision", "right"),
+    ("f1", "F1"),
+    ("false_positives_per_scan", "FP a scan"),
+    ("sensitivity_at_1_fp", "found at 1 FP"),
+    ("sensitivity_at_2_fp", "at 2"),
+    ("sensitivity_at_4_fp", "at 4"),
+)
+"""Number and heading of the table of lesions; the first ones at the confidence of the masks."""
 WIDE = 190
 SHOWN_IF_NARROW = ("precision", "recall", "auprc", "false_positive_ml", "passes", "seconds")
 """What a terminal under `WIDE` columns shows; the summary has the rest."""
@@ -186,6 +197,25 @@ def text_tables(rows: Sequence[CaseRow], *, width: int, details: bool = False) -
             yield text_table(heading, ["method", "mean", "95 % interval", "n"], cells, width=width)
         if details:
             yield text_table(f"{title}: every score", *_details(chosen), width=width, left=2)
+
+
+def free_response_table(curves: Sequence[Mapping[str, Any]], *, width: int) -> str:
+    """Lay out what lesions are found, at how many false positives a scan.
+
+    Args:
+        curves: As a summary holds them.
+        width: Characters of a line.
+    """
+    cells = [
+        [
+            curve["method"] + (", healthy" if curve["healthy"] else ""),
+            *(str(curve[name]) for name in ("scans", "lesions")),
+            *("-" if curve.get(n) is None else f"{curve[n]:.2f}" for n, _ in DETECTION),
+        ]
+        for curve in curves
+    ]
+    header = ["method", "scans", "lesions", *(heading for _, heading in DETECTION)]
+    return text_table("lesions found, by confidence", header, cells, width=width)
 
 
 def text_table(

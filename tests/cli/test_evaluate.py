@@ -15,6 +15,7 @@ from bundles import write_tiny_bundle
 from typer.testing import CliRunner, Result
 
 from mmccd_cli.cli.app import app
+from mmccd_cli.config import ConfidenceConfig
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.weights.bundle import load_bundle, rewrite_bundle
 
@@ -193,3 +194,35 @@ def test_misuse_is_explained(
     result = evaluate(data, "--method", "none", *(word.format(**places) for word in words))
     assert result.exit_code == code, result.stderr
     assert said in " ".join(result.stderr.split())
+
+
+def test_lesions_found_by_confidence_are_told_and_written(
+    data: Path, bundle: Path, tmp_path: Path
+) -> None:
+    """Of a bundle that knows how sure it is; one that does not has no curve."""
+    only = [data, "--method", "cyclic-unet", "--modalities", "all", "--no-thresholds"]
+    plain = evaluate(*only, "--weights", bundle)
+    assert plain.exit_code == 0, plain.stderr
+    assert "lesions found" not in plain.stdout
+    sure = ConfidenceConfig(weights=(1.0, 0.0, 1.0), bias=-2.0)
+    config = load_bundle(bundle).config
+    scores = {
+        method: tuple(replace(score, confidence=sure) for score in own)
+        for method, own in config.scores.items()
+    }
+    known = tmp_path / "known"
+    rewrite_bundle(load_bundle(bundle), replace(config, scores=scores), "# Known\n", out=known)
+    out = tmp_path / "rows.csv"
+    result = evaluate(*only, "--weights", known, "--out", out, "--healthy", tmp_path / "calm")
+    assert result.exit_code == 0, result.stderr
+    assert "lesions found" in result.stdout
+    told = json.loads((tmp_path / "rows.summary.json").read_text())["free_response"]
+    assert [(curve["healthy"], curve["scans"]) for curve in told] == [(False, 3), (True, 1)]
+    with (tmp_path / "rows.froc.tsv").open(newline="") as file:
+        points = [row for row in csv.DictReader(file, delimiter="\t") if row["healthy"] == "0"]
+    assert {row["modalities"] for row in points} == {"FLAIR+T2w+T1w"}
+    found = [float(row["sensitivity"]) for row in points]
+    assert found == sorted(found)
+    assert found[-1] > found[0] == 0
+    again = evaluate(*only, "--weights", known, "--out", tmp_path / "rows.csv")
+    assert again.exit_code == 2
