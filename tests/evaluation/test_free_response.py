@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accuracy_by_kind import table_by_kind
 
 from mmccd_cli.anomaly.metrics import CaseMetrics, lesion_overlap
 from mmccd_cli.evaluation.cases import Candidates, Case, CaseRow, Prediction
@@ -22,6 +23,7 @@ from mmccd_cli.evaluation.free_response import (
     sensitivity_at,
     write_curves,
 )
+from mmccd_cli.evaluation.tables import write_rows, write_summary
 from mmccd_cli.inputs.volume import Volume
 
 SHAPE = (40, 12, 4)
@@ -131,7 +133,9 @@ def test_a_healthy_scan_has_false_positives_and_no_sensitivity() -> None:
     assert math.isnan(point.f1)
 
 
-def observed(response: FreeResponse, scan: Scan, *, healthy: bool = False, **changes: Any) -> None:
+def observed(
+    response: FreeResponse, scan: Scan, *, healthy: bool = False, **changes: Any
+) -> CaseRow:
     volume = Volume(np.zeros(SHAPE, np.float32), np.eye(4))
     case = Case("a", {"FLAIR": volume}, None if healthy else scan.reference)
     candidates = Candidates(
@@ -149,7 +153,10 @@ def observed(response: FreeResponse, scan: Scan, *, healthy: bool = False, **cha
         passes=0,
         candidates=candidates,
     )
-    scores = CaseMetrics(**dict.fromkeys(CaseMetrics.__dataclass_fields__, 0.0))
+    scores = CaseMetrics(
+        **dict.fromkeys(CaseMetrics.__dataclass_fields__, 0.5)
+        | {"predicted_ml": 2.0, "reference_ml": 3.0}
+    )
     row = CaseRow(
         protocol="deployed",
         method="ours",
@@ -163,6 +170,7 @@ def observed(response: FreeResponse, scan: Scan, *, healthy: bool = False, **cha
         scores=scores,
     )
     response(case, replace(prediction, **changes), row)
+    return row
 
 
 def test_the_table_has_a_line_a_point_and_healthy_scans_apart(tmp_path: Path) -> None:
@@ -183,3 +191,15 @@ def test_the_table_has_a_line_a_point_and_healthy_scans_apart(tmp_path: Path) ->
     assert {row["modalities"] for row in rows} == {"FLAIR"}
     assert [row["min_confidence"] for row in rows if row["healthy"] == "1"][-1] == "0"
     assert {row["sensitivity"] for row in rows if row["healthy"] == "1"} == {"n/a"}
+
+
+def test_runs_on_several_kinds_of_lesions_become_one_table(tmp_path: Path) -> None:
+    response, rows = FreeResponse(), []
+    for healthy in (False, True):
+        rows.append(observed(response, SCAN, healthy=healthy))
+    about = {"free_response": [curve.describe() for curve in response.curves()]}
+    write_rows(tmp_path / "a.csv", rows)
+    write_summary(tmp_path / "a.summary.json", rows, about)
+    sick, well = table_by_kind({"MS": tmp_path / "a.csv"}).splitlines()[2:]
+    assert sick == "| MS | FLAIR | 1 | 0.50 | 3 | 0.67 | 1.0 | 1.5 | 2.0 | 3.0 |"
+    assert well == "| MS | FLAIR | 1 | - | - | - | 3.0 | - | 2.0 | - |"
