@@ -135,7 +135,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="CSV with one line a method and subject; means and intervals go to "
-            "OUT.summary.json, lesions found by confidence to OUT.froc.tsv.",
+            "OUT.summary.json, lesions found by confidence to OUT.froc.tsv and .svg.",
             show_default=False,
         ),
     ] = None,
@@ -168,7 +168,9 @@ def evaluate(
         from mmccd_cli.evaluation.free_response import curves_path
         from mmccd_cli.evaluation.tables import summary_path
 
-        refuse_to_overwrite([out, summary_path(out), curves_path(out)], force=force)
+        curves = curves_path(out)
+        written = [out, summary_path(out), curves, curves.with_suffix(".svg")]
+        refuse_to_overwrite(written, force=force)
     named = model.weights is not None or compared.constants_from != "shipped"
     if chosen.folds and (chosen.split or chosen.healthy or compared.comparison or named):
         raise UsageError(

@@ -34,9 +34,11 @@ from mmccd_cli.evaluation.folds import (
     shipped_constants,
 )
 from mmccd_cli.evaluation.free_response import FreeResponse, curves_path, write_curves
+from mmccd_cli.evaluation.free_response_picture import draw_curves
 from mmccd_cli.evaluation.methods import BundleMethod, ComparisonScorer, IntensityScorer, Scorer
 from mmccd_cli.evaluation.published_protocol import PublishedProtocol
 from mmccd_cli.evaluation.tables import summary_path, write_rows, write_summary
+from mmccd_cli.files import write_atomically
 from mmccd_cli.inputs.subjects import Subject, find_subject, find_subjects
 from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.progress import silent
@@ -330,5 +332,8 @@ def run_evaluation(
     if out is not None:
         write_rows(out, rows)
         write_summary(summary_path(out), rows, about)
-        write_curves(curves_path(out), list(responses.curves()))
+        curves = list(responses.curves())
+        write_curves(curves_path(out), curves)
+        picture = curves_path(out).with_suffix(".svg")
+        write_atomically(picture, draw_curves(curves).encode())
     return Evaluation(rows, about)

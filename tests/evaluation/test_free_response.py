@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from mmccd_cli.evaluation.free_response import (
     sensitivity_at,
     write_curves,
 )
+from mmccd_cli.evaluation.free_response_picture import draw_curves
 from mmccd_cli.evaluation.tables import write_rows, write_summary
 from mmccd_cli.inputs.volume import Volume
 
@@ -191,6 +194,21 @@ def test_the_table_has_a_line_a_point_and_healthy_scans_apart(tmp_path: Path) ->
     assert {row["modalities"] for row in rows} == {"FLAIR"}
     assert [row["min_confidence"] for row in rows if row["healthy"] == "1"][-1] == "0"
     assert {row["sensitivity"] for row in rows if row["healthy"] == "1"} == {"n/a"}
+
+
+def test_the_picture_steps_up_and_to_the_right() -> None:
+    response = FreeResponse()
+    observed(response, SCAN)
+    observed(response, SCAN, healthy=True)
+    svg = ElementTree.fromstring(draw_curves(list(response.curves())))
+    (path,) = [e.get("d", "") for e in svg.iter() if e.get("stroke-width") == "2"]
+    right = [float(x) for x in re.findall(r"[MH]([\d.]+)", path)]
+    down = [float(y) for y in re.findall(r"(?:V|M[\d.]+ )([\d.]+)", path)]
+    assert right == sorted(right)
+    assert down == sorted(down, reverse=True)
+    (dot,) = [e for e in svg.iter() if e.tag.endswith("circle")]
+    assert float(dot.get("cx", "")) == pytest.approx(48 + 420 / 8)  # one false positive
+    assert float(dot.get("cy", "")) == pytest.approx(16 + 300 / 3, abs=0.1)  # two thirds found
 
 
 def test_runs_on_several_kinds_of_lesions_become_one_table(tmp_path: Path) -> None:
