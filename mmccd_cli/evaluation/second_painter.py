@@ -119,7 +119,13 @@ def paint_lesions(
     ordinary = np.all([np.abs(i) < ORDINARY * canvas.scale for i in painted.values()], axis=0)
     for volume_ml in sorted(volumes_ml, reverse=True):
         kind = str(generator.choice(list(KINDS), p=[often for often, _ in KINDS.values()]))
-        placed = _place(free, ordinary, 1000 * volume_ml, canvas.spacing_mm, generator)
+        placed = _place(
+            free & ordinary,
+            free,
+            volume_mm3=1000 * volume_ml,
+            spacing_mm=canvas.spacing_mm,
+            generator=generator,
+        )
         if placed is None:
             continue
         box, share = placed
@@ -140,14 +146,15 @@ def paint_lesions(
 
 
 def _place(
+    middles: BoolArray,
     free: BoolArray,
-    ordinary: BoolArray,
+    *,
     volume_mm3: float,
     spacing_mm: Sequence[float],
     generator: np.random.Generator,
 ) -> tuple[tuple[slice, ...], FloatImage] | None:
     """A box with room for a lesion, and how much of each voxel it fills; None without room."""
-    places = np.argwhere(free & ordinary)
+    places = np.argwhere(middles)
     whole = _shape(volume_mm3, np.asarray(spacing_mm, dtype=float), generator)
     reach = np.array(whole.shape) // 2
     for _ in range(ATTEMPTS if len(places) else 0):
