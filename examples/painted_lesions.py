@@ -57,7 +57,7 @@ def main() -> int:
             write_painted(options.out, rows)
     header, cells = painted_table(rows)
     title = "share of lesions in the mask (among the candidates), median Dice, number"
-    print(text_table(title, header, cells, width=150, left=2))
+    print(text_table(title, header, cells, width=200, left=2))
     return 0 if rows else 1
 
 
