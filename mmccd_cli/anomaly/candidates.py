@@ -32,7 +32,7 @@ EDGE_RIM_MM = 6.0
 CORE_MM = 4.0
 """What lies deeper than this inside a mask is its core."""
 COMPACTNESS_TOLERANCE = 0.1
-"""Between it and the least compactness a mask loses weight by and by, not at once."""
+"""So much above the least compactness a mask begins to lose weight, by and by and not at once."""
 EDGE_TOLERANCE = 0.02
 """Share of the strongest contour's strength by which another is still about as strong."""
 
@@ -204,8 +204,8 @@ def edge_profile(
     Args:
         judged: Components of each threshold, as `judged_candidates` gives them.
         smoothed: The score that they were made of.
-        least_compactness: Masks that are less compact count less, and not at all
-            `COMPACTNESS_TOLERANCE` below it.
+        least_compactness: Masks that are less compact do not count, and those that are hardly more
+            compact count less; 0 lets all count.
 
     Returns:
         (len(judged),), for `strongest_edge`; 0 where no contour lies in the interior, or the mask
@@ -218,10 +218,15 @@ def edge_profile(
     for found in judged:
         mask = found.mask
         volumes_mm3 = found.voxels[found.kept] * float(np.prod(smoothed.spacing_mm))
-        short = max(0.0, least_compactness - compactness(mask, volumes_mm3, smoothed.spacing_mm))
-        worth = 1.0 - short if short < COMPACTNESS_TOLERANCE else 0.0
+        beyond = compactness(mask, volumes_mm3, smoothed.spacing_mm) - least_compactness
+        worth = _worth(beyond) if least_compactness > 0 else 1.0
         strengths.append(worth * _contour_strength(mask, edges, interior) if worth else 0.0)
     return np.array(strengths)
+
+
+def _worth(beyond: float) -> float:
+    """Weight of a mask that is so much more compact than it must be."""
+    return 0.0 if beyond < 0 else 1.0 - max(0.0, COMPACTNESS_TOLERANCE - beyond)
 
 
 def compactness(mask: BoolArray, volumes_mm3: FloatArray, spacing_mm: Sequence[float]) -> float:
