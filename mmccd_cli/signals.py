@@ -23,6 +23,7 @@ from mmccd_cli.translation.engine import (
     Execution,
     Residual,
     band_work,
+    explaining_device,
     masked_residual,
     plain_residual,
     release_memory,
@@ -168,7 +169,8 @@ class SignalModel:
     ) -> dict[str, NDArray[np.float32]]:
         """Signals of one pass over the scans of a score, signed so that anomalies are positive."""
         if self._restoration is None:
-            self._restoration = self.bundle.restoration(self.device)
+            with explaining_device(self.device, "a network"):
+                self._restoration = self.bundle.restoration(self.device)
         network = self._restoration
         scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
         nothing = np.zeros(brain.shape, np.float32)
@@ -221,7 +223,8 @@ class SignalModel:
         """(I, J, K) in robust standard deviations, positive where anomalous."""
         bundle, method = self.bundle.config, self.sampling.method
         if source not in self._cycles:
-            self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
+            with explaining_device(self.device, "a network"):
+                self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
         cycle, intensity = self._cycles[source], bundle.preprocessing.intensity
         sign = self._sign(source)
         # A sign that is not known cannot be kept.

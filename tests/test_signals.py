@@ -289,3 +289,23 @@ def test_half_precision_that_overflows_is_given_up(monkeypatch: pytest.MonkeyPat
     assert seen == [torch.float16, None]
     assert np.isfinite(values["cycle:FLAIR"]).all()
     assert "fp16 overflowed" in model.notes[0]
+
+
+def test_a_device_too_full_for_the_networks_is_left_for_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others may fill a device between its choice and the first network that goes there."""
+    tried = full_device(monkeypatch, fits=4)
+    cycle = HandMadeBundle.cycle
+
+    def loaded(self: HandMadeBundle, source: str, sampling: SamplingConfig, device: Any) -> Any:
+        if device.type == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return cycle(self, source, sampling, device)
+
+    monkeypatch.setattr(HandMadeBundle, "cycle", loaded)
+    model = plain_model(may_use_cpu=True)
+    assert model.signals(*subject(), FLAIR)["cycle:FLAIR"].any()
+    assert tried == ["cpu 4"]
+    with pytest.raises(DeviceMemoryError, match="a network"):
+        plain_model().signals(*subject(), FLAIR)

@@ -207,14 +207,13 @@ def _device(name: str) -> Finding:
         exact = torch.nn.functional.conv2d(x.double(), kernel.double(), padding=1)
         found = torch.nn.functional.conv2d(x.to(device), kernel.to(device), padding=1)
         error = float((found.double().cpu() - exact).abs().max() / exact.abs().max())
+        text = f"{describe_device(device)}: convolution right to {error:.0e}"
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            text += f", {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     except (ComputeError, RuntimeError) as failure:
         reason = getattr(failure, "cause", None) or str(failure).splitlines()[0]
         return _fail("device", f"{name} does not compute: {reason}", "--device cpu", exit_code=5)
-    memory = ""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        memory = f", {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    text = f"{describe_device(device)}: convolution right to {error:.0e}{memory}"
     if error > 1e-2:  # TF32 keeps three digits
         return _fail("device", text, "--device cpu", exit_code=5)
     return _ok("device", text)

@@ -101,7 +101,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Map (N, in, H, W) to (N, out, H', W'), H' and W' changed by `resample` only."""
-        h = F.silu(self.norm1(x))
+        # Values are overwritten where no gradient needs them: memory that is new costs as much as
+        # the arithmetic.
+        overwrites = not torch.is_grad_enabled()
+        h = F.silu(self.norm1(x), inplace=overwrites)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv1(h)
@@ -110,8 +113,9 @@ class ResidualBlock(nn.Module):
         else:
             change = self.modulation(F.silu(embedding))[:, :, None, None]
             scale, shift = change.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        h = self.conv2(self.dropout(F.silu(h, inplace=overwrites)))
+        return h.add_(self.skip(x)) if overwrites else self.skip(x) + h
 
 
 class SelfAttention(nn.Module):

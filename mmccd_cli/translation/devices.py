@@ -151,7 +151,10 @@ def choose_batch_size(device: torch.device, pixels: int, channels: int) -> int:
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a device has left, None where nobody says."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        try:
+            return int(torch.cuda.mem_get_info(device)[0])
+        except RuntimeError:
+            return None
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     limits = [_available_memory(), _cgroup_memory()]

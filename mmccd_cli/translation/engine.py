@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmccd_cli.config import SamplingConfig
-from mmccd_cli.errors import DeviceMemoryError
+from mmccd_cli.errors import ComputeError, DeviceMemoryError
 from mmccd_cli.progress import silent
 from mmccd_cli.translation.masking import band_masks
 from mmccd_cli.translation.translators import Cycle
@@ -179,6 +179,7 @@ def run_within_memory(compute: Callable[[Execution], Result], execution: Executi
 
     Raises:
         DeviceMemoryError: Not even one slice at a time fits.
+        ComputeError: The device stopped computing.
     """
     size, reported = execution.batch_size, 0
     while True:
@@ -194,16 +195,47 @@ def run_within_memory(compute: Callable[[Execution], Result], execution: Executi
         try:
             return compute(replace(execution, batch_size=size, advance=advance))
         except (RuntimeError, MemoryError) as error:
-            if not is_memory_exhausted(error):
-                raise
-            if size == 1:
-                raise DeviceMemoryError(
-                    f"The memory of {execution.device} does not suffice for a single slice.",
-                    cause="Other programs occupy the device.",
-                    next_step="Free it, or use --device cpu.",
-                ) from error
+            if size == 1 or not is_memory_exhausted(error):
+                with explaining_device(execution.device, "a single slice"):
+                    raise
             size //= 2
         release_memory(execution.device)
+
+
+@contextmanager
+def explaining_device(device: torch.device, what: str) -> Iterator[None]:
+    """Say plainly that a device's memory is full, or that it has stopped computing.
+
+    Args:
+        device: The device.
+        what: What its memory should hold.
+
+    Raises:
+        DeviceMemoryError: Memory ran out in the block.
+        ComputeError: The device failed there.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_memory_exhausted(error):
+            raise DeviceMemoryError(
+                f"The memory of {device} does not suffice for {what}.",
+                cause="Other programs occupy the device.",
+                next_step="Free it, or use --device cpu.",
+            ) from error
+        if device.type == "cpu" or not _is_device_failure(error):
+            raise
+        raise ComputeError(
+            f"The device {device} stopped computing.",
+            cause=str(error).splitlines()[0],
+            next_step="Look at `nvidia-smi` and `mmccd doctor`, or use --device cpu.",
+        ) from error
+
+
+def _is_device_failure(error: BaseException) -> bool:
+    """Whether a driver or its libraries failed: not all have a type of their own."""
+    words = ("CUDA error", "CUDA driver error", "cuDNN", "CUDNN", "CUBLAS", "MPS backend")
+    return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in words)
 
 
 def release_memory(device: torch.device) -> None:

@@ -103,7 +103,7 @@ class UNet(nn.Module):
             h = stage(h, embedding)
         for stage in self.up:
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
-        h = self.head(F.silu(self.head_norm(h)))
+        h = self.head(F.silu(self.head_norm(h), inplace=not torch.is_grad_enabled()))
         if self.config.pixel_unshuffle > 1:
             h = F.pixel_shuffle(h, self.config.pixel_unshuffle)
         return h

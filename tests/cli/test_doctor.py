@@ -54,6 +54,61 @@ def test_a_device_that_does_not_compute_ends_with_5(monkeypatch: pytest.MonkeyPa
     assert "no kernel image" in found["device"][0]["text"]
 
 
+def _fake_cuda(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """So many devices that compute, as the CPU does, and a driver that knows their memory."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr("mmccd_cli.translation.devices.choose_device", lambda name: Cuda())
+    monkeypatch.setattr("mmccd_cli.translation.devices.describe_device", lambda d: "cuda (H200)")
+    monkeypatch.setattr("torch.Tensor.to", lambda self, device: self)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (3 << 30, 8 << 30))
+
+
+class Cuda:
+    """Stands for a device."""
+
+    type = "cuda"
+
+
+def test_every_cuda_device_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_cuda(monkeypatch, 2)
+    code, found = _said("--offline")
+    assert code == 0
+    assert len(found["device"]) == 3
+    assert "3.0 of 8.0 GiB free" in found["device"][2]["text"]
+
+
+@pytest.mark.parametrize("broken", ["mem_get_info", "device", "wrong"])
+def test_cuda_that_is_there_but_broken_ends_with_5(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that fails after the first operation, a device that is lost, wrong results."""
+    _fake_cuda(monkeypatch, 1)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure\nCompile with more")
+
+    if broken == "mem_get_info":
+        monkeypatch.setattr("torch.cuda.mem_get_info", fail)
+    elif broken == "device":
+        monkeypatch.setattr("torch.Tensor.to", fail)
+    else:
+        monkeypatch.setattr("torch.Tensor.to", lambda self, device: 1.1 * self)
+    code, found = _said("--offline")
+    assert code == 5
+    said = found["device"][1]
+    assert said["status"] == "fail"
+    assert said["next_step"] == "--device cpu"
+    assert ("right to" if broken == "wrong" else "unspecified launch failure") in said["text"]
+    assert "Compile" not in said["text"]
+
+
+def test_a_benchmark_on_a_device_that_is_not_there_ends_with_5() -> None:
+    ended = CliRunner().invoke(app, ["benchmark", "--device", "cuda:77"])
+    assert ended.exit_code == 5, ended.stderr
+    assert "cuda:77" in ended.stderr
+    assert "--device cpu" in ended.stderr
+
+
 def test_a_damaged_bundle_ends_with_4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = embedded_root()
     if root is None or not any(root.glob("*/bundle.json")):

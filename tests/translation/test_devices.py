@@ -149,3 +149,43 @@ def test_native_bf16_is_told_from_emulated(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_cpu_is_described_with_its_threads() -> None:
     text = devices.describe_device(torch.device("cpu"))
     assert text == f"cpu ({torch.get_num_threads()} threads)"
+
+
+# CUDA that is there, but not as it should be
+
+
+def test_cuda_is_described_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"H200 of {device}")
+    assert devices.describe_device(torch.device("cuda:1")) == "cuda:1 (H200 of cuda:1)"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_cuda_has_halves_but_not_always_both(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: there)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "V100")
+    assert devices.choose_precision("fp16", CUDA) == "fp16"
+    if there:
+        assert devices.choose_precision("bf16", CUDA) == "bf16"
+        return
+    with pytest.raises(ComputeError, match=r"V100.* does not compute with bf16"):
+        devices.choose_precision("bf16", CUDA)
+
+
+def test_a_driver_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest batch is tried; it is halved where memory does not suffice."""
+
+    def broken(device: torch.device) -> tuple[int, int]:
+        raise RuntimeError("CUDA driver error: operation not supported")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", broken)
+    assert devices.choose_batch_size(CUDA, 128 * 128, 32) == devices.ACCELERATOR_BATCH_MAX
+
+
+def test_a_full_device_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+
+    monkeypatch.setattr(devices.torch, "ones", full)
+    with pytest.raises(ComputeError, match="cuda:3 cannot be used") as caught:
+        devices.choose_device("cuda:3")
+    assert "out of memory" in (caught.value.cause or "")

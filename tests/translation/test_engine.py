@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -358,6 +360,113 @@ def test_other_errors_are_not_taken_for_memory() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         run_within_memory(compute, CPU)
+
+
+# A device that is not there
+
+
+def test_memory_is_given_back_once_nothing_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error keeps the tensors of its frames alive; emptied before it is gone, nothing is won."""
+    held, alive = [], []
+
+    def empty_cache() -> None:
+        gc.collect()
+        alive.append(held[-1]() is not None)
+
+    def compute(execution: Execution) -> int:
+        large = torch.zeros(execution.batch_size)
+        held.append(weakref.ref(large))
+        if execution.batch_size > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return execution.batch_size
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    assert run_within_memory(compute, Execution(torch.device("cuda:1"), 5)) == 1
+    assert alive == [False, False], "once after each failed attempt"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nand more"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling cublasCreate"),
+    ],
+)
+def test_a_device_that_stops_is_no_bug(error: RuntimeError) -> None:
+    tried = []
+
+    def compute(execution: Execution) -> None:
+        tried.append(execution.batch_size)
+        raise error
+
+    with pytest.raises(ComputeError, match="cuda:1 stopped computing") as caught:
+        run_within_memory(compute, Execution(torch.device("cuda:1"), 8))
+    assert tried == [8], "it is not asked again"
+    assert caught.value.exit_code == 5
+    assert "and more" not in (caught.value.cause or "")
+    assert "--device cpu" in (caught.value.next_step or "")
+    with pytest.raises(type(error)):
+        run_within_memory(compute, CPU)
+
+
+def test_memory_that_ends_in_the_middle_changes_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the n-th batch, whatever n is: what was added before must not be added again."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    x, work, cycle = slices(), band_work(some_brain(), SAMPLING), trained_like_cycle()
+    expected, count = residual(x, work, cycle)
+    for fatal in range(1, 5):
+        calls = itertools.count(1)
+
+        def imagine(*given: Tensor, fatal: int = fatal, calls: Any = calls) -> Tensor:
+            if next(calls) == fatal:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return cycle.imagine(*given)  # type: ignore[misc]
+
+        found, counted = run_within_memory(
+            lambda e, imagine=imagine: residual(x, work, replace(cycle, imagine=imagine), e), CPU
+        )
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+        assert torch.equal(counted, count)
+
+
+class Pinned:
+    """Stands for a tensor on the CPU, and notes what is done with it."""
+
+    def __init__(self) -> None:
+        self.done: list[object] = []
+
+    def pin_memory(self) -> Pinned:
+        self.done.append("pinned")
+        return self
+
+    def to(self, device: torch.device, **how: object) -> Pinned:
+        self.done.append((str(device), how))
+        return self
+
+
+def test_copies_are_pinned_and_do_not_wait_for_cuda_alone() -> None:
+    there, here = Pinned(), Pinned()
+    Execution(torch.device("cuda:2")).take(there)  # type: ignore[arg-type]
+    Execution(torch.device("cpu")).take(here)  # type: ignore[arg-type]
+    assert there.done == ["pinned", ("cuda:2", {"non_blocking": True})]
+    assert here.done == [("cpu", {})]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_pass_in_halves_asks_cuda_for_them(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, autocast = [], torch.autocast
+
+    def noting(device: str, *, dtype: torch.dtype) -> torch.autocast:
+        asked.append((device, dtype))
+        return autocast("cpu", dtype=torch.bfloat16)
+
+    monkeypatch.setattr(torch, "autocast", noting)
+    with Execution(torch.device("cuda:1"), autocast=dtype).passing():
+        assert torch.is_inference_mode_enabled()
+    assert asked == [("cuda", dtype)]
 
 
 # CUDA
