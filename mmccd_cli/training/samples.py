@@ -90,7 +90,8 @@ def load_dataset(
             next_step="Check the splits in its `dataset.json`.",
         )
     return SliceDataset(
-        images={modality: torch.cat(stack) for modality, stack in images.items()},
+        # Taken away one by one, so that not everything is there twice.
+        images={modality: torch.cat(images.pop(modality)) for modality in list(images)},
         healthy=torch.cat(healthy),
         hidden=torch.cat(hidden),
         subjects=ids,
