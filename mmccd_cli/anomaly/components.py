@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmccd_cli.template import bounding_box
+from mmccd_cli.template import Box, bounding_box
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating[Any]]
@@ -97,10 +97,25 @@ def label_components(mask: BoolArray) -> tuple[NDArray[np.integer[Any]], NDArray
         labels (I, J, K), 0 for the background; voxels of each component (N,), label 1 first;
         and one box of slices for each component (N).
     """
-    labels = cc3d.connected_components(
-        np.ascontiguousarray(mask, dtype=np.uint8), connectivity=LESION_CONNECTIVITY
+    box = bounding_box(mask)  # whose rows have the same order, and so the same numbers
+    if mask[box].size == 0:
+        return np.zeros(mask.shape, np.uint16), np.zeros(0, np.int64), []
+    part = cc3d.connected_components(
+        np.ascontiguousarray(mask[box], dtype=np.uint8), connectivity=LESION_CONNECTIVITY
     )
-    return labels, *component_sizes(labels)
+    voxels, boxes = component_sizes(part)
+    labels = np.zeros(mask.shape, part.dtype)
+    labels[box] = part
+    return labels, voxels, [_shifted(found, box) for found in boxes]
+
+
+def _shifted(box: Box, origin: Box) -> Box:
+    """A box of voxels of a part, as one of the whole."""
+    i, j, k = (
+        slice(side.start + first.start, side.stop + first.start)
+        for side, first in zip(box, origin, strict=True)
+    )
+    return i, j, k
 
 
 def component_sizes(labels: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], Any]:

@@ -8,6 +8,7 @@ import math
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -22,12 +23,13 @@ from mmccd_cli.template import spacing_of
 
 Intent = Literal["none", "label", "estimate"]
 
-# Measured on a 240x240x155 map: level 1 is as slow and 3 % larger, level 9 slower and no smaller.
-_GZIP_LEVEL = 6
+# Measured on a 240x240x155 map: only runs of equal bytes take 0.08 s, zlib's own search for what
+# was there before 0.19 s, for a file that is 5 % smaller. Level 1 of the latter takes 0.14 s.
+_GZIP = {"level": 6, "wbits": 31, "strategy": zlib.Z_RLE}
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_OF_SIZE = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MAX_HEADER_BYTES = 2**28  # with its extensions
-_BLOCK_BYTES = 2**26  # of stored voxels that are held at a time
+_PLANES = 16  # of voxels that are held at a time: of four bytes each, they fill a line of the cache
 _TAIL_BYTES = 2**20  # that are looked at after the last voxel
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI codes: metre, millimetre, micrometre
 # fmt: off
@@ -152,6 +154,11 @@ def finite_values(
     Raises:
         DataError: No number at all, or a constant.
     """
+    low, high = data.min(), data.max()  # neither is a number where any voxel is none
+    if np.isfinite(low) and np.isfinite(high):
+        if low == high and not allow_constant:
+            raise _constant(source, low)
+        return data
     finite = np.isfinite(data)
     n_finite = int(np.count_nonzero(finite))
     if n_finite == 0:
@@ -160,21 +167,22 @@ def finite_values(
             cause="A processing step before this one has failed.",
             next_step="Go back to the scan as it was before that step.",
         )
-    if n_finite < data.size:
-        name = source.name if isinstance(source, Path) else source
-        notes.append(
-            Caution(
-                f"{name}: {data.size - n_finite} voxels were NaN or infinite as float32; now 0."
-            )
-        )
-        data = np.where(finite, data, np.float32(0))
-    if not allow_constant and data.min() == data.max():
-        raise DataError(
-            f"{source} is constant: as float32, every finite voxel is {data[finite][0]:g}.",
-            cause="The image is empty or was masked with the wrong mask.",
-            next_step="Look at it in a viewer and give the scan itself.",
-        )
-    return data
+    name = source.name if isinstance(source, Path) else source
+    notes.append(
+        Caution(f"{name}: {data.size - n_finite} voxels were NaN or infinite as float32; now 0.")
+    )
+    mended = np.where(finite, data, np.float32(0))
+    if not allow_constant and mended.min() == mended.max():
+        raise _constant(source, data[finite][0])
+    return mended
+
+
+def _constant(source: Path | str, value: np.floating) -> DataError:
+    return DataError(
+        f"{source} is constant: as float32, every finite voxel is {value:g}.",
+        cause="The image is empty or was masked with the wrong mask.",
+        next_step="Look at it in a viewer and give the scan itself.",
+    )
 
 
 def encode_nifti(
@@ -215,9 +223,18 @@ def encode_nifti(
         header.set_intent(intent)
     if display_range is not None:
         header["cal_min"], header["cal_max"] = display_range
-    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    content = header.as_byteswapped("<").binaryblock + bytes(4) + little_endian.tobytes(order="F")
-    return gzip.compress(content, compresslevel=_GZIP_LEVEL, mtime=0) if compress else content
+    parts = chain([header.as_byteswapped("<").binaryblock + bytes(4)], _bytes_of_planes(array))
+    if not compress:
+        return b"".join(parts)
+    compressor = zlib.compressobj(**_GZIP)  # its header holds no time
+    return b"".join([*map(compressor.compress, parts), compressor.flush()])
+
+
+def _bytes_of_planes(array: NDArray) -> Iterator[bytes]:
+    """The values as a file holds them, the first index first, a few planes at a time."""
+    stored = array.dtype.newbyteorder("<")
+    for first in range(0, array.shape[2], _PLANES):
+        yield array[:, :, first : first + _PLANES].astype(stored, copy=False).tobytes(order="F")
 
 
 def write_nifti(
@@ -424,10 +441,9 @@ def _stored_values(path: Path, stream: BinaryIO, header: nib.Nifti1Header) -> ND
     # The standard: a slope of 0 means no scaling.
     scaled = np.isfinite(slope) and slope != 0 and np.isfinite(inter) and (slope, inter) != (1, 0)
     bytes_per_slice = data[:, :, 0].size * dtype.itemsize
-    step = max(1, _BLOCK_BYTES // bytes_per_slice)
     stream.seek(offset)
-    for first in range(0, data.shape[2], step):
-        block = data[:, :, first : first + step]
+    for first in range(0, data.shape[2], _PLANES):
+        block = data[:, :, first : first + _PLANES]
         raw = stream.read(block.size * dtype.itemsize)
         if len(raw) < block.size * dtype.itemsize:
             there = first * bytes_per_slice + len(raw)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import cc3d
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
+from mmccd_cli.anomaly.components import fill_holes
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import Caution, DataError, UsageError
 from mmccd_cli.inputs.volume import Volume
@@ -173,9 +173,7 @@ def _nonzero_brain(
     for name, volume in volumes.items():
         if name != reference:
             occupied |= _onto(grid, volume, matrices[name], mask=volume.data != 0)
-    filled, box = np.zeros_like(occupied), bounding_box(occupied)
-    filled[box] = ndimage.binary_fill_holes(_largest_component(occupied[box]))
-    return filled
+    return fill_holes(_largest_component(occupied))
 
 
 def _onto(
@@ -226,7 +224,11 @@ def _litres(mask: NDArray[np.bool_], grid: Volume) -> float:
 
 
 def _largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return cc3d.largest_k(mask, k=1, connectivity=6) > 0
+    box = bounding_box(mask)
+    largest = np.zeros(mask.shape, dtype=bool)
+    if mask[box].size:
+        largest[box] = cc3d.largest_k(mask[box], k=1, connectivity=6) > 0
+    return largest
 
 
 def _border_fraction(mask: NDArray[np.bool_]) -> float:

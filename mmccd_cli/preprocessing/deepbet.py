@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from mmccd_cli.anomaly.components import fill_holes
 
 WEIGHTS = Path(__file__).with_name("assets") / "deepbet.safetensors"
 _COARSE = (128, 128, 128)
@@ -46,12 +47,12 @@ def find_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
     low, high = small.quantile(0.005), small.quantile(0.995)
     if not high > low:
         raise ValueError("the image is constant")
-    coarse = _chance(weights["coarse"], _normalised(small, low, high))
-    box = _box_around(_largest_piece(coarse.numpy() > 0.5), head.shape)
-    fine = _chance(weights["fine"], _normalised(_intensities(head[box], _FINE), low, high))
+    coarse = _brain(weights["coarse"], _normalised(small, low, high))
+    box = _box_around(_largest_piece(coarse.numpy()), head.shape)
+    fine = _brain(weights["fine"], _normalised(_intensities(head[box], _FINE), low, high))
     brain = np.zeros(head.shape, dtype=bool)
-    inside = _largest_piece(_sampled(fine.numpy() > 0.5, brain[box].shape))
-    brain[box] = ndimage.binary_fill_holes(inside)
+    inside = _largest_piece(_sampled(fine.numpy(), brain[box].shape))
+    brain[box] = fill_holes(inside)
     return brain
 
 
@@ -80,8 +81,9 @@ def _intensities(image: NDArray[np.float32], shape: tuple[int, ...]) -> torch.Te
 
 
 def _normalised(image: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    image = ((image - low) / (high - low)).clamp(0, 1)
-    return 0.226 * (image - image.mean()) / image.std() + 0.449
+    image.sub_(low).div_(high - low).clamp_(0, 1)
+    mean, deviation = image.mean(), image.std()
+    return image.sub_(mean).mul_(0.226).div_(deviation).add_(0.449)
 
 
 def _largest_piece(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -107,19 +109,24 @@ def _box_around(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> Box:
 
 
 @torch.inference_mode()
-def _chance(weights: Weights, image: torch.Tensor) -> torch.Tensor:
-    """Apply a network: (I, J, K) intensities -> (I, J, K) probability of brain, sides of 2^5."""
+def _brain(weights: Weights, image: torch.Tensor) -> torch.Tensor:
+    """Apply a network: (I, J, K) intensities -> (I, J, K) bool, sides of 2^5.
+
+    All that can be is written in place: to get and return memory took longer than to compute.
+    """
     skips = [F.max_pool3d(_convolved(weights, image[None, None], "init", stride=2), 3, 2, 1)]
     for level in range(4):
         skips.append(_down(weights, skips[-1], f"down{level}", stride=min(level + 1, 2)))
     x = skips.pop()
     for level in range(4):
         x = _up(weights, x, f"up{level}", stride=2 if level < 3 else 1)
-        x = x + skips.pop() if level < 3 else x + skips[0]
+        x.add_(skips.pop() if level < 3 else skips[0])
     x = _widened(weights, x, "tp_conv1", stride=2)
     x = _convolved(weights, x, "conv")
-    logits = F.conv_transpose3d(x, weights["tp_conv2.weight"], weights["tp_conv2.bias"], stride=2)
-    return logits.softmax(1)[0, 1]
+    # What matters of both classes is which one is likelier.
+    (kernel, bias) = (weights[f"tp_conv2.{part}"] for part in ("weight", "bias"))
+    likelier = F.conv_transpose3d(x, kernel[:, 1:] - kernel[:, :1], bias[1:] - bias[:1], stride=2)
+    return likelier[0, 0] > 0
 
 
 def _convolved(
@@ -129,13 +136,13 @@ def _convolved(
     kernel = weights[f"{name}.weight"]
     bias = weights.get(f"{name}.bias")
     x = F.instance_norm(F.conv3d(x, kernel, bias, stride, padding=kernel.shape[-1] // 2))
-    return F.relu(x) if act else x
+    return x.relu_() if act else x
 
 
 def _widened(weights: Weights, x: torch.Tensor, name: str, *, stride: int) -> torch.Tensor:
     kernel, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
     x = F.conv_transpose3d(x, kernel, bias, stride, padding=1, output_padding=stride - 1)
-    return F.relu(F.instance_norm(x))
+    return F.instance_norm(x).relu_()
 
 
 def _down(weights: Weights, x: torch.Tensor, name: str, *, stride: int) -> torch.Tensor:
@@ -145,7 +152,7 @@ def _down(weights: Weights, x: torch.Tensor, name: str, *, stride: int) -> torch
         if f"{block}.downsample.weight" in weights:
             shortcut = _convolved(weights, x, f"{block}.downsample", stride=stride, act=False)
         x = _convolved(weights, x, f"{block}.conv1", stride=stride)
-        x = F.relu(_convolved(weights, x, f"{block}.conv2", act=False) + shortcut)
+        x = _convolved(weights, x, f"{block}.conv2", act=False).add_(shortcut).relu_()
         stride = 1
     return x
 

@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from scipy.special import ive
 
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume
@@ -35,6 +37,8 @@ _RADIUS_MM = 60.0
 _UNIT_FROM_RAS = np.diag([1 / _RADIUS_MM] * 3 + [1.0]) @ _LPS_FROM_RAS
 _RAS_FROM_UNIT = np.linalg.inv(_UNIT_FROM_RAS)
 
+_REVERSED = np.eye(4)[[2, 1, 0, 3]]  # exchanges the first index and the third
+
 _COARSE_MM = 8.0
 _START_DEGREES = (-20.0, 0.0, 20.0)
 _STARTS_KEPT = 2
@@ -46,6 +50,9 @@ _DECIMALS = 6  # of affines in mm; rounding of headers is smaller by far
 LARGE = 2**25
 """Voxels of a scan beyond which memory counts: a head in voxels of 0.6 mm."""
 _GAUSSIAN_FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
+_LEAST_SIGMA = 0.1  # in voxels; less than this changes nothing
+_KEPT_WEIGHT = 0.99  # of a Gaussian
+_MOST_WEIGHTS = 64  # on each side
 
 
 def same_grid(a: Volume, b: Volume) -> bool:
@@ -93,17 +100,18 @@ def resample(
         volume = _thinned(volume, _sample_spacing(volume.affine, matrix @ affine))
     index_from_index = np.linalg.inv(volume.affine) @ matrix @ affine
     resampler = sitk.ResampleImageFilter()
-    resampler.SetSize([int(n) for n in shape])
-    resampler.SetTransform(_affine_transform(index_from_index))
+    resampler.SetSize([int(n) for n in reversed(shape)])
+    # SimpleITK's first axis is numpy's last; indices in its order spare two transpositions.
+    resampler.SetTransform(_affine_transform(_REVERSED @ index_from_index @ _REVERSED))
     resampler.SetInterpolator(_INTERPOLATORS[interpolation])
     resampler.SetDefaultPixelValue(float(fill))
     resampler.SetNumberOfThreads(threads)
-    image = sitk.GetImageFromArray(volume.data.T)
+    data = volume.data
     if smooth:
         ratio = _sample_spacing(volume.affine, matrix @ affine) / np.asarray(volume.spacing_mm)
-        image = _smoothed(image, ratio, threads)
-    image = resampler.Execute(image)  # a name keeps it alive while its view is copied
-    return Volume(sitk.GetArrayViewFromImage(image).T, affine)
+        data = _smoothed(data, ratio)
+    image = resampler.Execute(sitk.GetImageFromArray(data))
+    return Volume(sitk.GetArrayFromImage(image), affine)
 
 
 def _thinned(volume: Volume, spacing_mm: NDArray[np.float64]) -> Volume:
@@ -120,17 +128,28 @@ def _thinned(volume: Volume, spacing_mm: NDArray[np.float64]) -> Volume:
     return Volume(data, volume.affine @ change)
 
 
-def _smoothed(image: sitk.Image, ratio: NDArray[np.float64], threads: int) -> sitk.Image:
+def _smoothed(data: NDArray[np.float32], ratio: NDArray[np.float64]) -> NDArray[np.float32]:
     """Blur an image for samples that lie `ratio` of its voxels apart along each of its axes."""
-    sigma = np.sqrt(np.maximum(ratio**2 - 1, 0)) / _GAUSSIAN_FWHM
-    if sigma.max() < 0.1:
-        return image
-    gaussian = sitk.DiscreteGaussianImageFilter()
-    gaussian.SetVariance([float(s) ** 2 for s in sigma])
-    gaussian.SetMaximumKernelWidth(64)
-    gaussian.SetUseImageSpacing(False)
-    gaussian.SetNumberOfThreads(threads)
-    return gaussian.Execute(image)
+    sigmas = np.sqrt(np.maximum(ratio**2 - 1, 0)) / _GAUSSIAN_FWHM
+    if sigmas.max() < _LEAST_SIGMA:
+        return data
+    for axis, sigma in enumerate(sigmas):
+        if sigma > 0:
+            data = ndimage.correlate1d(data, _gaussian(float(sigma) ** 2), axis, mode="nearest")
+    return data
+
+
+def _gaussian(variance: float) -> NDArray[np.float64]:
+    """Weights of a Gaussian between whole voxels, up to a hundredth of their sum.
+
+    Source: Lindeberg, "Scale-space for discrete signals", IEEE Trans. PAMI 12 (1990) 234, eq. 2;
+        SimpleITK's DiscreteGaussian has the same weights and takes twice the time.
+    """
+    half = ive(np.arange(_MOST_WEIGHTS), variance)
+    sums = 2 * np.cumsum(half) - half[0]
+    half = half[: max(2, 1 + int(np.searchsorted(sums, _KEPT_WEIGHT)))]
+    weights = np.concatenate([half[:0:-1], half])
+    return weights / weights.sum()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

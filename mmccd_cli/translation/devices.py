@@ -11,8 +11,8 @@ import torch
 
 from mmccd_cli.errors import ComputeError, UsageError
 
-CPU_BATCH = 16
-"""Slices a pass on the CPU: the rate is the same from 8 to 32, and smaller takes less memory."""
+CPU_BATCH = 8
+"""Slices a pass on the CPU: the rate is the same from 4 to 32, and smaller takes less memory."""
 ACCELERATOR_BATCH_MAX = 1024
 FEATURE_MAPS = 16
 """Full-resolution feature maps of four bytes that a pass keeps at a time, about."""

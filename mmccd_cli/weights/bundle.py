@@ -14,9 +14,11 @@ Nothing in a bundle is ever executed, and nothing that is not listed is read.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -395,9 +397,14 @@ def _check_architectures(config: BundleConfig) -> None:
 
 def _shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every weight of an architecture, without allocating any."""
+    return {name: tuple(value.shape) for name, value in _blueprint(config).state_dict().items()}
+
+
+@lru_cache(maxsize=8)
+def _blueprint(config: UNetConfig) -> UNet:
+    """A network without the memory of its weights; nobody may change it."""
     with torch.device("meta"):
-        network = UNet(config)
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        return UNet(config)
 
 
 def _load_strictly(config: UNetConfig, raw: bytes, path: Path) -> UNet:
@@ -423,8 +430,10 @@ def _load_strictly(config: UNetConfig, raw: bytes, path: Path) -> UNet:
         raise WeightsError(f"{path} holds weights that are neither float16 nor float32.")
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise WeightsError(f"{path} holds weights that are not finite numbers.")
-    network = UNet(config)
-    network.load_state_dict({name: value.float() for name, value in tensors.items()})
+    # Random weights take longer to draw than these to read; a file lacks the steps' frequencies.
+    network = UNet(config) if config.time_conditioned else copy.deepcopy(_blueprint(config))
+    weights = {name: value.to(torch.float32, copy=True) for name, value in tensors.items()}
+    network.load_state_dict(weights, assign=True)
     return network
 
 
