@@ -22,6 +22,8 @@ CORE_MM = 1.0
 """How far from the contour a voxel is sure to be inside, or outside."""
 MIN_VOXELS = 200
 """Voxels that either histogram needs."""
+LAYER_VOXELS = 2**22
+"""Voxels of a mask whose distances are found at a time."""
 BINS = 48
 LOWEST, HIGHEST = -4.0, 8.0
 """Range of the histograms, in robust standard deviations of the brain."""
@@ -58,7 +60,7 @@ def refine_contour(
         return anomaly_map
     margin = [int(np.ceil((SHELL_MM + 2) / s)) for s in spacing_mm]
     box = bounding_box(mask, margin=margin)
-    distance = _signed_distance(mask[box], spacing_mm)
+    distance = _signed_distance(mask[box], spacing_mm, max(SHELL_MM, reach_mm))
     inside = mask[box] & (distance <= -CORE_MM)
     outside = brain[box] & (distance >= CORE_MM) & (distance <= SHELL_MM)
     if min(np.count_nonzero(inside), np.count_nonzero(outside)) < MIN_VOXELS:
@@ -72,21 +74,39 @@ def refine_contour(
     return refined
 
 
-def _signed_distance(mask: BoolArray, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Distance in mm to the nearest voxel on the other side of the contour; negative inside."""
-    sampling = tuple(spacing_mm)
-    return np.asarray(
-        ndimage.distance_transform_edt(~mask, sampling=sampling)
-        - ndimage.distance_transform_edt(mask, sampling=sampling)
-    )
+def _signed_distance(
+    mask: BoolArray, spacing_mm: Sequence[float], most_mm: float
+) -> NDArray[np.float32]:
+    """Distance in mm to the nearest voxel on the other side of the contour; negative inside.
+
+    Exact up to `most_mm`, and larger than that beyond. scipy takes 60 bytes a voxel for it, so a
+    large mask is done in layers, each with as much around it as is near enough to matter.
+    """
+    sampling, distance = tuple(spacing_mm), np.empty(mask.shape, np.float32)
+    around = int(np.ceil(most_mm / sampling[0])) + 1
+    thickness = max(around, LAYER_VOXELS // mask[0].size)
+    for first in range(0, len(mask), thickness):
+        start, stop = max(0, first - around), first + thickness + around
+        layer, inner = mask[start:stop], slice(first - start, first - start + thickness)
+        if layer.all() or not layer.any():  # scipy's distance to nothing means nothing
+            distance[first : first + thickness] = -np.inf if layer.all() else np.inf
+            continue
+        outside = ndimage.distance_transform_edt(~layer, sampling=sampling)[inner]
+        inside = ndimage.distance_transform_edt(layer, sampling=sampling)[inner]
+        distance[first : first + thickness] = outside - inside
+    return distance
 
 
-def _levels(image: FloatArray, brain: BoolArray, box: tuple[slice, ...]) -> NDArray[np.intp]:
+def _levels(image: FloatArray, brain: BoolArray, box: tuple[slice, ...]) -> NDArray[np.uint8]:
     """Histogram bins of the image in a box, a little smoothed."""
     center, deviation = median_and_deviation(image[brain])
-    smooth = ndimage.gaussian_filter((image[box] - center) / max(deviation, 1e-6), 0.5)
-    share = (smooth - LOWEST) / (HIGHEST - LOWEST)
-    return np.clip(share * BINS, 0, BINS - 1).astype(np.intp)
+    share = image[box] - center
+    share /= max(deviation, 1e-6)
+    share = ndimage.gaussian_filter(share, 0.5)
+    share -= LOWEST
+    share /= HIGHEST - LOWEST
+    share *= BINS
+    return np.clip(share, 0, BINS - 1, out=share).astype(np.uint8)
 
 
 def _density(levels: NDArray[np.intp]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,15 @@ from mmccd_cli.anomaly.confidence import confidences, describe_candidates
 from mmccd_cli.anomaly.score import map_from_score, score_from_map
 from mmccd_cli.config import ScoreConfig, to_dict
 from mmccd_cli.errors import UsageError
-from mmccd_cli.template import spacing_of, voxel_volume_mm3
+from mmccd_cli.template import (
+    Box,
+    affine_of_box,
+    bounding_box,
+    spacing_of,
+    voxel_volume_mm3,
+)
+
+L = TypeVar("L", bound="Lesion")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +178,39 @@ def mask_and_lesions(
         affine: (4, 4), voxel index to RAS+ mm.
         scan_threshold: The scan's threshold in score units, which the map was made with.
     """
+    whole = np.zeros(anomaly_map.shape, dtype=bool)
+    box = bounding_box(anomaly_map > config.threshold)  # a small part of a head, and of memory
+    if whole[box].size == 0:
+        return MaskFindings(mask=whole, lesions=[], left_out=[], left_out_small=LeftOutSmall())
+    found = _findings(
+        anomaly_map[box], config, affine=affine_of_box(affine, box), scan_threshold=scan_threshold
+    )
+    whole[box] = found.mask
+    return replace(
+        found,
+        mask=whole,
+        lesions=[_moved(lesion, box) for lesion in found.lesions],
+        left_out=[_moved(lesion, box) for lesion in found.left_out],
+    )
+
+
+def _moved(lesion: L, origin: Box) -> L:
+    """A lesion of a part of a grid, as one of the whole."""
+    i, j, k = (
+        (low + part.start, high + part.start)
+        for (low, high), part in zip(lesion.box, origin, strict=True)
+    )
+    return replace(lesion, box=(i, j, k))
+
+
+def _findings(
+    anomaly_map: NDArray[np.float32],
+    config: ScoreConfig,
+    *,
+    affine: NDArray[np.float64],
+    scan_threshold: float,
+) -> MaskFindings:
+    """`mask_and_lesions` of a part of a map."""
     judged = _judge(
         anomaly_map, config, spacing_mm=spacing_of(affine), scan_threshold=scan_threshold
     )

@@ -17,6 +17,7 @@ from mmccd_cli.cli.group import show_group
 from mmccd_cli.cli.help import PlainCommand
 from mmccd_cli.cli.options import OUTPUT, method_option
 from mmccd_cli.cli.outcomes import choose_shard, run_cohort
+from mmccd_cli.cli.start import begin_imports
 from mmccd_cli.errors import DataError, UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -177,6 +178,7 @@ def bids(
         except (DataError, WeightsError) as error:  # the table is what the level is for
             console.warning(f"There are no maps of the group. {error}")
         return
+    begin_imports()
     from mmccd_cli.cohort.jobs import RunSettings
     from mmccd_cli.cohort.plan import plan_bids_cohort, session_folder
     from mmccd_cli.inputs.subjects import find_sessions

@@ -14,6 +14,7 @@ from mmccd_cli.cli.console import JsonConsole, switch
 from mmccd_cli.cli.lists import read_list
 from mmccd_cli.cli.options import INPUT, input_option, method_option, output_option
 from mmccd_cli.cli.outcomes import choose_shard, recorded, run_cohort
+from mmccd_cli.cli.start import begin_imports
 from mmccd_cli.errors import UsageError
 
 
@@ -183,6 +184,7 @@ def segment(
       mmccd segment data/*/ --out-dir out --resume
       mmccd segment SUBJECT --out map.nii.gz --dry-run
     """
+    begin_imports()
     from mmccd_cli.cohort.jobs import RunSettings
     from mmccd_cli.cohort.plan import SubjectSelection
 

@@ -107,7 +107,8 @@ def write_outputs(
 
 def _checked_map(anomaly_map: ArrayLike) -> np.ndarray:
     values = np.asarray(anomaly_map, dtype=np.float32)
-    if not np.all(np.isfinite(values)) or values.min() < 0 or values.max() > 1:
+    # Neither is a number where any value is none.
+    if not (values.min() >= 0 and values.max() <= 1):
         raise ValueError("the anomaly map must be finite and in [0, 1]")
     return values
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import cc3d
@@ -94,7 +94,7 @@ def find_brain(
     *,
     method: str = "auto",
     given: Volume | None = None,
-    matrices: Mapping[str, NDArray[np.float64]] | None = None,
+    align: Callable[[], Mapping[str, NDArray[np.float64]]] = dict,
     threads: int = 1,
 ) -> BrainMask:
     """Find the brain on the grid of the reference modality.
@@ -104,8 +104,9 @@ def find_brain(
         method: "auto" (stripped scans are left alone, raw heads stripped), "never", or the name
             of a skull stripper (see `STRIPPERS`).
         given: A mask in the reference's world, on any grid; it wins over `method`.
-        matrices: Modality -> (4, 4) reference world to that modality's world, RAS+ mm; missing
-            ones are the identity.
+        align: Returns modality -> (4, 4) reference world to that modality's world, RAS+ mm;
+            missing ones are the identity. Called when a skull stripper is through, so that scans
+            may be registered beside it.
         threads: Number of threads.
 
     Returns:
@@ -117,7 +118,6 @@ def find_brain(
     """
     reference = next(name for name in MODALITIES if name in volumes)
     grid = volumes[reference]
-    matrices = {name: np.eye(4) for name in volumes} | dict(matrices or {})
     if given is not None:
         _check_given(given)
         mask = _onto(grid, given, np.eye(4), mask=given.data > 0.5)
@@ -127,13 +127,14 @@ def find_brain(
         raise UsageError(f"There is no skull stripper named {method!r}; known are: {known}.")
     stripped, reason = (True, "") if method == "never" else is_skull_stripped(volumes)
     if method == "never" or (method == "auto" and stripped):
+        matrices = align()
         mask = _nonzero_brain(volumes, reference, matrices)
         return BrainMask(_checked(mask, grid, "The scan"), "stripped")
     name = _DEFAULT_STRIPPER if method == "auto" else method
     stripper = STRIPPERS[name]
     source = next(modality for modality in stripper.preferred if modality in volumes)
     mask = stripper.find(volumes[source], threads)
-    mask = _onto(grid, volumes[source], matrices[source], mask=mask)
+    mask = _onto(grid, volumes[source], align().get(source, np.eye(4)), mask=mask)
     notes = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
     if not stripped and source in stripper.doubtful:
         notes.append(
@@ -172,7 +173,8 @@ def _nonzero_brain(
     occupied = grid.data != 0
     for name, volume in volumes.items():
         if name != reference:
-            occupied |= _onto(grid, volume, matrices[name], mask=volume.data != 0)
+            matrix = matrices.get(name, np.eye(4))
+            occupied |= _onto(grid, volume, matrix, mask=volume.data != 0)
     return fill_holes(_largest_component(occupied))
 
 

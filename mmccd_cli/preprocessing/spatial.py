@@ -369,8 +369,9 @@ def _search_starts(fixed: _Scan, moving: _Scan, seed: int) -> RegistrationResult
     for degrees in itertools.product(_START_DEGREES, repeat=3):
         starts.append(_rotation_about(fixed.centre, moving.centre, np.radians(degrees)))
     ranked = sorted(range(len(starts)), key=lambda n: (task.evaluate(starts[n]), n))
-    # The headers as they are always get their chance: scans of one session mostly agree.
-    kept = list(dict.fromkeys([0, 14, *ranked[:_STARTS_KEPT]]))
+    # The headers as they are always get their chance: scans of one session mostly agree, and where
+    # no other start is better, none needs to be tried.
+    kept = [0] if ranked[0] == 0 else list(dict.fromkeys([0, 14, *ranked[:_STARTS_KEPT]]))
     return min((task.optimise(starts[n]) for n in kept), key=lambda ended: ended.metric)
 
 

@@ -6,7 +6,9 @@ Every image is interpolated once: all matrices are composed before.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,7 @@ from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.preprocessing.brain import find_brain, imaged, zero_background
+from mmccd_cli.preprocessing.brain import BrainMask, find_brain, imaged, zero_background
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
 from mmccd_cli.preprocessing.spatial import register, resample, same_grid
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
@@ -119,14 +121,11 @@ def prepare_subject(
     grid = volumes[reference]
     notes: list[str] = []
     watch = Stopwatch()
-    with watch.stage("modality_registration"):
-        matrices = {name: _align_modality(volume, grid, seed) for name, volume in volumes.items()}
-        notes += _describe_motion(volumes, matrices, reference)
+    found, matrices = _find_brain_and_align(
+        volumes, given=brain_mask, method=skull_strip, seed=seed, threads=threads, watch=watch
+    )
+    notes += [*_describe_motion(volumes, matrices, reference), *found.notes]
     with watch.stage("brain_mask"):
-        found = find_brain(
-            volumes, method=skull_strip, given=brain_mask, matrices=matrices, threads=threads
-        )
-        notes += found.notes
         head = AlignedScan(volume=grid, brain=found.mask, matrix=np.eye(4))
         scans = {name: _find_in(v, head, matrices[name]) for name, v in volumes.items()}
         if hidden := [name for name, scan in scans.items() if not scan.brain.any()]:
@@ -207,11 +206,43 @@ def _known_modalities(volumes: Mapping[str, Volume]) -> dict[str, Volume]:
     return known
 
 
-def _align_modality(volume: Volume, reference: Volume, seed: int) -> Matrix:
-    """Matrix from the reference's world to a scan's; one grid means the identity."""
-    if same_grid(reference, volume):
-        return np.eye(4)
-    return register(reference, volume, seed=seed).matrix
+def _find_brain_and_align(
+    volumes: Mapping[str, Volume],
+    *,
+    given: Volume | None,
+    method: str,
+    seed: int,
+    threads: int,
+    watch: Stopwatch,
+) -> tuple[BrainMask, dict[str, Matrix]]:
+    """Register the scans with the reference, and beside that, if there are threads, find the brain.
+
+    A registration takes one thread, and so is the same beside others.
+    """
+    grid = next(iter(volumes.values()))
+    moved = [name for name, volume in volumes.items() if not same_grid(grid, volume)]
+    matrices = {name: np.eye(4) for name in volumes}
+    if threads == 1 or not moved:
+        with watch.stage("modality_registration"):
+            matrices |= {name: register(grid, volumes[name], seed=seed).matrix for name in moved}
+        with watch.stage("brain_mask"):
+            align = partial(dict, matrices)
+            found = find_brain(volumes, method=method, given=given, align=align, threads=threads)
+        return found, matrices
+    with ThreadPoolExecutor(len(moved) + 1) as pool:
+        running = {name: pool.submit(register, grid, volumes[name], seed=seed) for name in moved}
+
+        def wait() -> dict[str, Matrix]:
+            return matrices | {name: one.result().matrix for name, one in running.items()}
+
+        free = max(1, threads - len(moved))
+        finding = pool.submit(
+            find_brain, volumes, method=method, given=given, align=wait, threads=free
+        )
+        with watch.stage("modality_registration"):
+            matrices = wait()
+        with watch.stage("brain_mask"):
+            return finding.result(), matrices
 
 
 def _describe_motion(
