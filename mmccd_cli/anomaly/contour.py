@@ -109,7 +109,7 @@ def _levels(image: FloatArray, brain: BoolArray, box: tuple[slice, ...]) -> NDAr
     return np.clip(share, 0, BINS - 1, out=share).astype(np.uint8)
 
 
-def _density(levels: NDArray[np.intp]) -> NDArray[np.float64]:
+def _density(levels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Share of each bin, smoothed and never zero."""
     counts = ndimage.gaussian_filter1d(np.bincount(levels, minlength=BINS).astype(float), 1.5)
     return (counts + 1e-3 * counts.sum()) / counts.sum()

@@ -25,7 +25,8 @@ Intent = Literal["none", "label", "estimate"]
 
 # Measured on a 240x240x155 map: only runs of equal bytes take 0.08 s, zlib's own search for what
 # was there before 0.19 s, for a file that is 5 % smaller. Level 1 of the latter takes 0.14 s.
-_GZIP = {"level": 6, "wbits": 31, "strategy": zlib.Z_RLE}
+_GZIP_LEVEL, _GZIP_STRATEGY = 6, zlib.Z_RLE
+_GZIP_WINDOW = 31  # the greatest, in the format of gzip
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_OF_SIZE = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MAX_HEADER_BYTES = 2**28  # with its extensions
@@ -226,7 +227,7 @@ def encode_nifti(
     parts = chain([header.as_byteswapped("<").binaryblock + bytes(4)], _bytes_of_planes(array))
     if not compress:
         return b"".join(parts)
-    compressor = zlib.compressobj(**_GZIP)  # its header holds no time
+    compressor = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW, strategy=_GZIP_STRATEGY)
     return b"".join([*map(compressor.compress, parts), compressor.flush()])
 
 
