@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,8 +225,9 @@ def _find_brain_and_align(
         with watch.stage("modality_registration"):
             matrices |= {name: register(grid, volumes[name], seed=seed).matrix for name in moved}
         with watch.stage("brain_mask"):
-            align = partial(dict, matrices)
-            found = find_brain(volumes, method=method, given=given, align=align, threads=threads)
+            found = find_brain(
+                volumes, method=method, given=given, align=lambda: matrices, threads=threads
+            )
         return found, matrices
     with ThreadPoolExecutor(len(moved) + 1) as pool:
         running = {name: pool.submit(register, grid, volumes[name], seed=seed) for name in moved}
