@@ -244,15 +244,17 @@ class Pipeline:
         with watch.stage("output_grid"):
             output = self._on_output_grid(prepared, score, space)
             anomaly_map = _calibrated_map(output, score.threshold, calibrated)
+            brain, shown = output.brain, output.shown
+            del output  # a score on the grid of a fine scan is large
             found = mask_and_lesions(
-                anomaly_map, chosen, affine=output.shown.affine, scan_threshold=score.threshold
+                anomaly_map, chosen, affine=shown.affine, scan_threshold=score.threshold
             )
         return SegmentationResult(
             anomaly_map=anomaly_map,
             mask=found.mask,
-            brain=output.brain,
+            brain=brain,
             reference=prepared.reference,
-            shown=output.shown,
+            shown=shown,
             lesions=found.lesions,
             left_out=found.left_out,
             left_out_small=found.left_out_small,
@@ -316,7 +318,9 @@ def _calibrated_map(
     # There is nothing outside the brain's box, which is a small part of a raw head.
     box, spacing = bounding_box(output.brain, margin=3), spacing_of(output.shown.affine)
     brain, whole = output.brain[box], np.zeros(output.brain.shape, np.float32)
-    anomaly_map = map_from_score(output.values[box], scan_threshold, calibrated)
+    anomaly_map = np.empty(brain.shape, np.float32)
+    for plane, scores in zip(anomaly_map, output.values[box], strict=True):
+        plane[...] = map_from_score(scores, scan_threshold, calibrated)
     anomaly_map[~brain] = 0.0
     if calibrated.refine_mm > 0:
         anomaly_map = refine_contour(

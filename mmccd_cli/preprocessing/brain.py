@@ -160,8 +160,10 @@ def imaged(volume: Volume, brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
     min_voxels = _MIN_HOLE_LITRES * _MM3_PER_LITRE / volume.voxel_volume_mm3
     if zeros.sum() < min_voxels:
         return brain
+    part = bounding_box(zeros)
+    holes = cc3d.dust(zeros[part], threshold=min_voxels, connectivity=6, binary_image=True)
     seen = brain.copy()
-    seen[box] &= ~cc3d.dust(zeros, threshold=min_voxels, connectivity=6, binary_image=True)
+    seen[box][part] &= ~holes
     return seen
 
 

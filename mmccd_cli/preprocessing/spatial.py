@@ -122,8 +122,9 @@ def _thinned(volume: Volume, spacing_mm: NDArray[np.float64]) -> Volume:
         block = min(max(1, int(ratio / 2)), data.shape[axis])
         starts = np.arange(0, data.shape[axis], block)
         counts = np.diff(starts, append=data.shape[axis]).astype(np.float32)
-        sums = np.add.reduceat(data, starts, axis=axis) if block > 1 else data
-        data = sums / counts.reshape([-1 if n == axis else 1 for n in range(3)])
+        if block > 1:
+            data = np.add.reduceat(data, starts, axis=axis)
+            data /= counts.reshape([-1 if n == axis else 1 for n in range(3)])
         change[axis, axis], change[axis, 3] = block, (block - 1) / 2
     return Volume(data, volume.affine @ change)
 
