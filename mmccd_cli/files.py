@@ -363,7 +363,7 @@ def _check_folder(folder: Path, make: bool) -> None:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UsageError(
             f"The output folder {folder} cannot be written.",
-            cause=f"The permissions of {existing} do not allow it.",
+            cause=f"The permissions of {existing} do not allow it, or it can only be read.",
             next_step="Give a folder of your own.",
         )
 

@@ -96,10 +96,9 @@ def find_members(out: Path) -> list[Member]:
     records = sorted(p for place in _BIDS_PLACES for p in out.glob(f"{place}/*_probseg.json"))
     found = []
     for path in records or sorted(out.glob("*.json")):
-        map_file = path.with_suffix(".nii.gz")
-        if not map_file.is_file():
-            map_file = path.with_suffix(".nii")
-        if map_file.is_file() and (record := read_record(path)) is not None:
+        maps = [path.with_suffix(end) for end in (".nii.gz", ".nii")]
+        map_file = next((each for each in maps if each.is_file()), maps[0])
+        if (record := read_record(path)) is not None:  # without its map it is left out, and named
             name = path.stem.partition("_space-")[0]
             found.append(Member(name=name, map=map_file, record=record))
     if not found:

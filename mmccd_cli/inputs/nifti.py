@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import math
 import zlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from mmccd_cli.errors import Caution, DataError, GeometryError, UsageError, unreadable
 from mmccd_cli.files import check_regular_file, sha256_of_stream, write_atomically
 from mmccd_cli.inputs.volume import Volume, is_too_large, problem_of_affine
-from mmccd_cli.template import spacing_of
+from mmccd_cli.template import spacing_of, transform_points
 
 Intent = Literal["none", "label", "estimate"]
 
@@ -400,6 +401,7 @@ def _affine_in_mm(path: Path, header: nib.Nifti1Header, notes: list[str]) -> NDA
                 "axes are taken as left, anterior, superior. Left and right may be exchanged."
             )
         )
+    notes += _contradiction(path, header)
     factor = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     extent_mm = factor * float(np.max(np.array(spacing_of(affine)) * header.get_data_shape()))
     if factor != 1.0 and not 20 <= extent_mm <= 2000:
@@ -408,6 +410,34 @@ def _affine_in_mm(path: Path, header: nib.Nifti1Header, notes: list[str]) -> NDA
     elif factor != 1.0:
         affine[:3] *= factor
     return affine
+
+
+def _contradiction(path: Path, header: nib.Nifti1Header) -> list[str]:
+    """Say where sform and qform cannot both be right.
+
+    They may speak of two spaces, which their codes tell, but no space exchanges left and right.
+    """
+    if not (header["sform_code"] > 0 and header["qform_code"] > 0):
+        return []
+    alone = header.copy()
+    alone["sform_code"] = 0
+    sform = _stated_affine(header)
+    try:
+        qform = _stated_affine(alone)
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        return []  # what is not used may be damaged
+    if problem_of_affine(qform):
+        return []
+    start = f"{path.name}: sform and qform of its header"
+    if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+        return [Caution(f"{start} say the opposite of left and right; the sform is taken.")]
+    last = np.array(header.get_data_shape()) - 1
+    corners = last * np.array(list(itertools.product((0, 1), repeat=3)))
+    apart = transform_points(sform, corners) - transform_points(qform, corners)
+    most = float(np.linalg.norm(apart, axis=1).max())
+    if header["sform_code"] != header["qform_code"] or most <= max(spacing_of(sform)):
+        return []
+    return [Caution(f"{start} are up to {most:.0f} units of length apart; the sform is taken.")]
 
 
 def _stated_affine(header: nib.Nifti1Header) -> NDArray[np.float64]:

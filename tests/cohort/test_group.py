@@ -104,6 +104,7 @@ def test_results_of_other_weights_are_left_out_with_the_reason(
     results: Path, bundle: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(results, tmp_path / "out"))
+    (out / "case-a.json").with_name("half.json").write_bytes((out / "case-a.json").read_bytes())
     for name, change in (("case-a", {"bundle": "0" * 64}), ("case-b", {"map": "1" * 64})):
         record = json.loads((out / f"{name}.json").read_text())
         if "bundle" in change:
@@ -114,7 +115,8 @@ def test_results_of_other_weights_are_left_out_with_the_reason(
     code, stdout, stderr = _group(out, bundle, "--json")
     assert code == 0, stderr
     reasons = {it["subject"]: it["reason"] for it in json.loads(stdout)["left_out"]}
-    assert reasons.keys() == {"case-a", "case-b"}
+    assert reasons.keys() == {"case-a", "case-b", "half"}
+    assert "no map" in reasons["half"]
     assert "other weights" in reasons["case-a"]
     assert "is not the map" in reasons["case-b"]
     assert "case-a is left out" in stderr

@@ -15,7 +15,7 @@ from grids import AFFINES, RAMP, SHAPE, SHEARED, SINGULAR
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mmccd_cli.errors import DataError, GeometryError, UsageError
+from mmccd_cli.errors import Caution, DataError, GeometryError, UsageError
 from mmccd_cli.inputs import nifti
 from mmccd_cli.inputs.nifti import encode_nifti, make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_affine
@@ -164,6 +164,34 @@ def test_a_file_without_orientation_is_read_with_a_note(tmp_path):
     np.testing.assert_array_equal(volume.affine, nib.load(path).affine)
     assert volume.spacing_mm == (2, 3, 4)
     assert "no orientation" in notes[0]
+
+
+MOVED = np.eye(4)
+MOVED[1, 3] = 30
+
+
+@pytest.mark.parametrize(
+    ("change", "codes", "said"),
+    [
+        (np.eye(4), (1, 1), ""),
+        (np.diag([-1, 1, 1, 1]), (1, 4), "opposite of left and right"),
+        (MOVED, (1, 1), "up to 30 units"),
+        (MOVED, (1, 4), ""),
+        (np.diag([0, 1, 1, 1]), (1, 1), ""),
+    ],
+)
+def test_a_header_that_contradicts_itself_has_a_warning(tmp_path, change, codes, said):
+    image = nib.Nifti1Image(RAMP, AFFINES["RAS"])
+    image.set_sform(AFFINES["RAS"], codes[1])
+    image.set_qform(change @ AFFINES["RAS"] if change[0, 0] else AFFINES["RAS"], codes[0])
+    if not change[0, 0]:
+        image.header["quatern_b"] = 3  # damaged, but not used
+    nib.save(image, tmp_path / "a.nii")
+    notes: list[str] = []
+    volume, _ = read_nifti(tmp_path / "a.nii", notes=notes)
+    np.testing.assert_allclose(volume.affine, AFFINES["RAS"])
+    assert [type(note) for note in notes] == [Caution] * bool(said)
+    assert said in "".join(notes)
 
 
 def test_metres_become_millimetres_and_the_output_keeps_its_unit(tmp_path):
