@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mmccd_cli.anomaly import contour
 from mmccd_cli.anomaly.contour import refine_contour
 from mmccd_cli.anomaly.metrics import overlap
 
@@ -82,3 +83,12 @@ def test_the_threshold_stays_where_both_sides_are_equally_likely() -> None:
         for t in (0.5, 0.8)
     )
     np.testing.assert_array_equal(half, high)
+
+
+def test_a_large_mask_is_done_in_layers_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = ball(6, (12, 24, 20)) | ball(7, (36, 20, 18))
+    image = scan(ball(8, (12, 24, 20)) | ball(6, (36, 20, 18)))
+    whole = refined_mask(mask, image)
+    monkeypatch.setattr(contour, "LAYER_VOXELS", 1)
+    np.testing.assert_array_equal(refined_mask(mask, image), whole)
+    assert (whole != mask).any()

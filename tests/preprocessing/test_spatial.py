@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.preprocessing import spatial
 from mmccd_cli.preprocessing.spatial import register, resample, same_grid
 
 _YARDSTICKS = runpy.run_path(
@@ -162,3 +164,13 @@ def _coarse(step: float, first: float) -> np.ndarray:
     coarse = np.diag([step, step, step, 1.0])
     coarse[:3, 3] = first
     return coarse
+
+
+@pytest.mark.parametrize("ratio", [1.2, 2.0, 5.0])
+def test_an_image_is_blurred_as_simpleitk_would(ratio: float) -> None:
+    data = np.random.default_rng(0).random((16, 17, 18), np.float32)
+    gaussian = sitk.DiscreteGaussianImageFilter()
+    gaussian.SetVariance((ratio**2 - 1) / 2.3548**2)
+    gaussian.SetUseImageSpacing(False)
+    expected = sitk.GetArrayFromImage(gaussian.Execute(sitk.GetImageFromArray(data)))
+    np.testing.assert_allclose(spatial._smoothed(data, np.full(3, ratio)), expected, atol=2e-6)

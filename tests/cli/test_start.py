@@ -1,0 +1,23 @@
+"""What a command imports first."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+from mmccd_cli.cli.start import begin_imports
+begin_imports()
+import nibabel
+assert "pydicom" not in sys.modules
+import pydicom
+assert pydicom.Dataset is not None
+import torch
+assert torch.ones(2).sum() == 2
+"""
+
+
+def test_nibabel_comes_alone_and_dicom_can_be_read_later() -> None:
+    ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
