@@ -317,7 +317,9 @@ def test_the_index_sorts_and_filters(browser: Any, folder: Path):
     assert shown() == ["b & c"]
     assert opened.text("#shown") == "1 of 3 shown, 0 of 1 failed"
     page.click("#filters [type=reset]")
-    page.wait_for_function("document.querySelectorAll('#subjects tbody tr[hidden]').length === 0")
+    page.wait_for_function(
+        "() => document.querySelectorAll('#subjects tbody tr[hidden]').length === 0"
+    )
     page.select_option("#filters [name=status]", "failed")
     assert shown() == []
     assert page.is_visible("#failed")
@@ -347,7 +349,7 @@ def test_ratings_go_from_page_to_page_and_through_a_table(
     table.write_text(text.replace("doubtful\tn/a", "good\twhole") + "x\ty\tbad\tn/a\n")
     page.set_input_files("#ratings-load", table)
     page.wait_for_function(
-        "document.getElementById('ratings-status').textContent.includes('added')"
+        "() => document.getElementById('ratings-status').textContent.includes('added')"
     )
     assert "3 added, 1 of other subjects" in opened.text("#ratings-status")
     assert opened.text("#rated") == "1 good"
@@ -357,7 +359,7 @@ def test_ratings_go_from_page_to_page_and_through_a_table(
     assert page.input_value("#rating [name=comment]") == "whole"
     page.check("#rating [value=bad]")
     page.click("#neighbours a >> nth=0")
-    page.wait_for_function("document.getElementById('rated')?.textContent === '1 bad'")
+    page.wait_for_function("() => document.getElementById('rated')?.textContent === '1 bad'")
     assert opened.said == []
 
 
@@ -371,11 +373,11 @@ def test_neighbours_are_those_of_the_index_as_it_was_sorted(browser: Any, folder
     page.reload()
     opened.wait()
     page.click("#next")
-    page.wait_for_function("document.title.startsWith('a ')")
+    page.wait_for_function("() => document.title.startsWith('a ')")
     opened.wait()
     assert not page.is_visible("#next")
     page.click("#previous")
-    page.wait_for_function("document.title.startsWith('b & c')")
+    page.wait_for_function("() => document.title.startsWith('b & c')")
     assert set(opened.asked) <= {path.as_uri() for path in folder.iterdir()}
     assert opened.said == []
 
