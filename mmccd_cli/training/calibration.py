@@ -53,7 +53,7 @@ EDGE_WINDOW = (0.6, 2.2)
 several for each set of scans, it differs by chance: with FLAIR 0.807 left out instead of 0.834."""
 EDGE_COMPACTNESS = 0.45
 """Of 17 patients left out no mask changes up to 0.5; of what is left of their brains without the
-tumour, the edge rule marks 10 ml at most instead of 82."""
+tumour, the edge rule marks 9 ml at most instead of 86 (all scans)."""
 RIDGES = (1e-2, 1e-4)
 """Weights that are nearly even hold better on other scanners; others must be clearly better."""
 LEAST_SLOPE, OFFSET_RANGE = (0.1, None), (-4.0, 4.0)
