@@ -73,8 +73,10 @@ class Console:
             self._say(text, prefix=typer.style("  warning:", fg="yellow") + " ")
 
     def remarks(self, record: Mapping[str, Any]) -> None:
-        """Say a record's warnings, then its notes."""
-        for text in record["warnings"]:
+        """Say a record's warnings, which files show another mask, and its notes."""
+        from mmccd_cli.outputs.remask import describe_stale
+
+        for text in [*record["warnings"], *describe_stale(record)]:
             self.warning(text)
         for text in record.get("notes", ()):
             self.note(text)

@@ -53,11 +53,12 @@ def threshold(
     del like  # its settings are the defaults of all others
     from mmccd_cli.anomaly.mask import MaskOptions
     from mmccd_cli.cohort.threshold import make_mask, plan_masks
+    from mmccd_cli.outputs.remask import describe_stale
 
     failed: list[tuple[str, str]] = []
     for job in plan_masks(maps, out, force=force):
         try:
-            record, stale = make_mask(job, MaskOptions(**asdict(mask)), force=force)
+            record = make_mask(job, MaskOptions(**asdict(mask)), force=force)
         except (MmccdError, OSError) as error:
             if len(maps) == 1:
                 raise
@@ -70,7 +71,7 @@ def threshold(
             f"{record['subject']}: {lesions_of(record)} above {record['threshold']:g}, "
             f"written to {job.files['mask']}{left_out_of(record)}"
         )
-        for sentence in stale:
+        for sentence in describe_stale(record):
             console.warning(sentence)
     if failed:
         console.table(failed)

@@ -74,9 +74,7 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
     return jobs
 
 
-def make_mask(
-    job: MaskJob, options: MaskOptions, *, force: bool = False
-) -> tuple[dict[str, Any], list[str]]:
+def make_mask(job: MaskJob, options: MaskOptions, *, force: bool = False) -> dict[str, Any]:
     """Make a new mask and write it with its record and table; all or none.
 
     Args:
@@ -85,7 +83,7 @@ def make_mask(
         force: Whether existing files may be replaced.
 
     Returns:
-        The record, and a sentence on each file beside the map that shows its mask of before.
+        The record.
 
     Raises:
         DataError: There is no map, no record, or they do not belong together.
@@ -94,11 +92,12 @@ def make_mask(
     """
     map_file = job.files["map"]
     sidecar = sidecar_of(map_file, job.record)
-    others = sidecar.record["outputs"] if job.in_place else {}
+    # Beside another mask nothing is replaced, so nothing is out of date.
+    old = sidecar.record if job.in_place else {**sidecar.record, "outputs": {}, "stale_outputs": {}}
     files = outputs_beside(map_file)
-    files = {kind: path for kind, path in files.items() if kind in others} | job.files
+    files = {kind: path for kind, path in files.items() if kind in old["outputs"]} | job.files
     reference = sidecar.fields.get("SpatialReference")
-    new = remask(files, sidecar.record, options, spatial_reference=reference)
+    new = remask(files, old, options, spatial_reference=reference)
     contents = {files[kind]: made for kind, made in new.contents.items()}
     contents[files["sidecar"]] = encode_sidecar(new.record, sidecar.fields)
     write_outputs(contents, inputs=job.inputs, force=force)
@@ -106,11 +105,4 @@ def make_mask(
         update_summaries(map_file.parent, Outcome(new.record["subject"], "done", new.record))
         if sidecar.fields and (root := bids_root(map_file.parent)):
             update_summaries(root, row_of_result(new.record))
-    stale = {kind: name for kind, name in others.items() if kind not in files}
-    stale.pop("dicom_map", None)  # it has no mask
-    before, now = sidecar.record["threshold"], new.record["threshold"]
-    return new.record, [
-        f"{name} still shows the mask of before, above {before:g}: it is drawn from the scans, by "
-        f"mmccd segment ... --threshold {now:g} --force"
-        for name in stale.values()
-    ]
+    return new.record

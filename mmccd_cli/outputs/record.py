@@ -123,6 +123,7 @@ def describe_result(
         "reference": result.reference,
         "outputs": outputs,
         "output_sha256": {},
+        "stale_outputs": {},
         "inputs": inputs,
         "ignored": describe_ignored(subject),
         "bundle": describe_bundle(bundle),

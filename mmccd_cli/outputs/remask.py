@@ -35,6 +35,7 @@ from mmccd_cli.outputs.lesions import (
 from mmccd_cli.outputs.record import jsonable
 
 _OLDER_MAP = "The map was made by mmccd"
+_WITHOUT_MASK = "dicom_map"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,6 +122,7 @@ def remask(
             *mask_warnings(*of_mask, brain_ml=record.get("brain_volume_ml")),
         ],
         "notes": _notes(record),
+        "stale_outputs": _stale(record, outputs),
     }
     return NewMask(
         volume=volume,
@@ -129,6 +131,26 @@ def remask(
         contents=contents,
         record=jsonable(changed),
     )
+
+
+def describe_stale(record: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on each file of a result that shows a mask from before the record's."""
+    return [
+        f"{old['file']} still shows the mask of before, above {old['threshold']:g}: it is drawn "
+        f"from the scans, by mmccd segment ... --threshold {record['threshold']:g} --force"
+        for old in record.get("stale_outputs", {}).values()
+    ]
+
+
+def _stale(record: Mapping[str, Any], made: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Return the files that show this record's mask, or one before it, and are not made anew."""
+    before = {
+        kind: {"file": name, "threshold": record["threshold"]}
+        for kind, name in record.get("outputs", {}).items()
+        if kind != _WITHOUT_MASK
+    }
+    known = before | record.get("stale_outputs", {})
+    return {kind: old for kind, old in known.items() if kind not in made}
 
 
 def _is_renewed(text: str) -> bool:

@@ -111,6 +111,13 @@ class Outputs(_Checked):
     sidecar: PlainName = Field(description="The file with this record.")
 
 
+class StaleFile(_Checked):
+    """A file of the result that shows a mask from before the record's."""
+
+    file: PlainName = Field(description="Its name.")
+    threshold: Share = Field(description="The threshold of the mask that it shows.")
+
+
 class BundleRecord(_Checked):
     """The weights."""
 
@@ -161,6 +168,10 @@ class DoneRecord(_Record):
     reference: str = Field(description="Modality whose grid map and mask have.")
     outputs: Outputs
     output_sha256: dict[str, Sha256] = Field(description="SHA-256 of map and mask.")
+    stale_outputs: dict[str, StaleFile] = Field(
+        default={},
+        description="Kind of output to a file that was not made anew with the mask.",
+    )
     inputs: dict[str, InputFile] = Field(description="Modality, or brain_mask, to its file.")
     ignored: list[IgnoredFile] = Field(description="Files that were left out.")
     bundle: BundleRecord

@@ -114,6 +114,14 @@ def test_the_line_of_a_report_makes_the_mask_that_it_shows(
         said.append(done.stderr)
     assert f"r.html still shows the mask of before, above {own['threshold']:g}" in said[0]
     assert f"--threshold {facts['steps'][2]['threshold']:g} --force" in said[0]
+    assert f"r.html still shows the mask of before, above {own['threshold']:g}" in said[1]
+    again = mmccd("segment", subject, "--out", "a map.nii.gz", "--min-lesion", "1ml", "--resume")
+    assert "new mask" in again.stderr
+    assert "r.html still shows the mask of before" in again.stderr
+    anew = mmccd("segment", subject, *files, "--resume")
+    assert anew.exit_code == 0, anew.stderr
+    assert "still shows" not in anew.stderr
+    assert not json.loads(Path("a map.json").read_text()).get("stale_outputs")
 
 
 def test_report_options_that_cannot_be(mmccd: Mmccd, tmp_path: Path) -> None:
