@@ -13,7 +13,7 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole, switch
-from mmccd_cli.cli.group import show_group
+from mmccd_cli.cli.group import end_partial, show_group
 from mmccd_cli.cli.help import PlainCommand
 from mmccd_cli.cli.options import OUTPUT, method_option
 from mmccd_cli.cli.outcomes import choose_shard, run_cohort
@@ -167,7 +167,7 @@ def bids(
         path, number = summarise_derivatives(out)
         console.info(f"{number} results: {path}")
         try:
-            files, _, _ = show_group(
+            files, left_out, _ = show_group(
                 out,
                 console,
                 weights=model.weights,
@@ -177,6 +177,8 @@ def bids(
             console.info(f"Maps of the group: {files[-1]}")
         except (DataError, WeightsError) as error:  # the table is what the level is for
             console.warning(f"There are no maps of the group. {error}")
+            return
+        end_partial(left_out)
         return
     begin_imports()
     from mmccd_cli.cohort.jobs import RunSettings

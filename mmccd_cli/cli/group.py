@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +12,11 @@ from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import Console, JsonConsole
 from mmccd_cli.cli.options import weights_option
+from mmccd_cli.errors import SomeSubjectsFailed
 from mmccd_cli.files import refuse_to_overwrite
+
+if TYPE_CHECKING:
+    from mmccd_cli.cohort.group import LeftOut
 
 
 @command
@@ -52,9 +57,20 @@ def group(
     data = {
         "subjects": number,
         "files": [str(path.relative_to(out)) for path in files],
-        "left_out": [{"subject": name, "reason": reason} for name, reason in left_out],
+        "left_out": [each._asdict() for each in left_out],
     }
     console.answer(data, f"{number} subjects: {page}")
+    end_partial(left_out)
+
+
+def end_partial(left_out: Sequence[LeftOut]) -> None:
+    """End the command where a result is damaged, and the others were done.
+
+    Raises:
+        typer.Exit: One is.
+    """
+    if any(each.failed for each in left_out):
+        raise typer.Exit(SomeSubjectsFailed.exit_code)
 
 
 def show_group(
@@ -64,11 +80,11 @@ def show_group(
     weights: str | None = None,
     offline: bool = False,
     cache_dir: Path | None = None,
-) -> tuple[list[Path], list[tuple[str, str]], int]:
+) -> tuple[list[Path], list[LeftOut], int]:
     """Write what a group has in common, and say who is left out.
 
     Returns:
-        The files, name and reason of each result that is left out, and the number of the others.
+        The files, the results that are left out, and the number of the others.
 
     Raises:
         DataError: No result can be used.
@@ -76,13 +92,18 @@ def show_group(
     """
     from mmccd_cli.cohort.group import find_members, template_of, write_group
 
-    members = find_members(out)
+    members, damaged = find_members(out)
     template, sha256 = template_of(members, weights=weights, offline=offline, cache_dir=cache_dir)
     with console.progress() as progress:
         progress.begin("adding up the group", told=False)
         files, left_out = write_group(
-            out, template, sha256, members=members, advance=progress.advance
+            out,
+            template,
+            sha256,
+            members=members,
+            damaged=damaged,
+            advance=progress.advance,
         )
-    for name, reason in left_out:
-        console.warning(f"{name} is left out: {reason}")
-    return files, left_out, len(members) - len(left_out)
+    for each in left_out:
+        console.warning(f"{each.subject} is left out: {each.reason}")
+    return files, left_out, len(members) + len(damaged) - len(left_out)

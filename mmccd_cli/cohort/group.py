@@ -6,20 +6,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.cohort.results import read_result
 from mmccd_cli.cohort.steps import TEMPLATE_CODE
-from mmccd_cli.errors import DataError, MmccdError, WeightsError
+from mmccd_cli.errors import DataError, MmccdError, WeightsError, as_mmccd_error
 from mmccd_cli.files import write_atomically
 from mmccd_cli.inputs.nifti import encode_nifti, make_grid
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.anatomy import MIDLINE, midline_of, place_of
+from mmccd_cli.outputs.bids import outputs_beside, sidecars_in
 from mmccd_cli.outputs.lesions import EMPTY, encode_tsv
-from mmccd_cli.outputs.record import read_record
+from mmccd_cli.outputs.record import read_sidecar
 from mmccd_cli.preprocessing.spatial import resample
 from mmccd_cli.progress import Progress, silent
 from mmccd_cli.template import Template
@@ -27,8 +28,8 @@ from mmccd_cli.template import Template
 FOLDER = "group"
 """Where, in the folder of the results, all that is said of the group lies."""
 _LEAST_SEEN = 0.5  # share of the subjects that a voxel must be seen in
-_BIDS_PLACES = ("sub-*/anat", "sub-*/ses-*/anat")
 _IGNORE = ".bidsignore"
+_OTHER_WEIGHTS = "It was made with other weights, whose template is another."
 
 SUBJECT_COLUMNS = (
     "subject",
@@ -71,6 +72,20 @@ class Member:
     record: Mapping[str, Any]
 
 
+class LeftOut(NamedTuple):
+    """A result that is not in the maps of its group.
+
+    Attributes:
+        subject: Its name.
+        reason: Sentences that say why.
+        failed: Whether it is damaged; else it was made with other weights, and is as it should be.
+    """
+
+    subject: str
+    reason: str
+    failed: bool = True
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GroupMaps:
     """What a group has in common, on the grid of the template.
@@ -87,26 +102,34 @@ class GroupMaps:
     number: int
 
 
-def find_members(out: Path) -> list[Member]:
+def find_members(out: Path) -> tuple[list[Member], list[LeftOut]]:
     """Find all results of a folder, or of a derivative data set of BIDS.
 
+    Returns:
+        Those with a record, also where their maps are gone; and those whose record is damaged.
+
     Raises:
-        DataError: There is none.
+        DataError: There is none with a record.
     """
-    records = sorted(p for place in _BIDS_PLACES for p in out.glob(f"{place}/*_probseg.json"))
-    found = []
-    for path in records or sorted(out.glob("*.json")):
+    found, damaged = list[Member](), list[LeftOut]()
+    for path in sidecars_in(out) or sorted(out.glob("*.json")):
+        name = path.stem.partition("_space-")[0]
         maps = [path.with_suffix(end) for end in (".nii.gz", ".nii")]
         map_file = next((each for each in maps if each.is_file()), maps[0])
-        if (record := read_record(path)) is not None:  # without its map it is left out, and named
-            name = path.stem.partition("_space-")[0]
+        try:
+            record = read_sidecar(path).record
+        except (OSError, ValueError) as error:
+            if outputs_beside(map_file)["mask"].is_file():  # else it is somebody else's
+                damaged.append(LeftOut(name, f"{path.name} holds no record: {error}."))
+        else:
             found.append(Member(name=name, map=map_file, record=record))
     if not found:
         raise DataError(
-            f"{out} holds no result of mmccd.",
+            f"{out} holds no result of mmccd{' that can be read' if damaged else ''}.",
+            cause=damaged[0].reason if damaged else None,
             next_step="Segment subjects first: mmccd segment SUBJECT... --out-dir DIR",
         )
-    return found
+    return found, damaged
 
 
 def template_of(
@@ -133,23 +156,26 @@ def template_of(
 
     hashes = Counter(member.record["bundle"]["sha256"] for member in members)
     ((most, _),) = hashes.most_common(1)
-    named = next(m.record["bundle"] for m in members if m.record["bundle"]["sha256"] == most)
-    problem: WeightsError | None = None
-    for spec in [weights] if weights else [named.get("hub") or named["name"], None]:
+    made_by = next(m.record["bundle"] for m in members if m.record["bundle"]["sha256"] == most)
+    cause: str | None = None
+    for spec in [weights] if weights else [made_by.get("hub") or made_by["name"], None]:
         try:
             bundle = load_bundle(resolve_weights(spec, offline=offline, cache_dir=cache_dir))
         except WeightsError as error:
-            problem = problem or error
+            if weights:
+                raise
+            cause = cause or error.message
             continue
         if bundle.sha256 in hashes:
             return bundle.template, bundle.sha256
-        problem = problem or WeightsError(
-            f"{spec} is not the bundle that the results were made with: its files differ.",
-            cause="It was trained or calibrated anew since then.",
-            next_step="Give the one that made them with --weights, or segment anew.",
-        )
-    assert problem is not None
-    raise problem
+        own = bundle.config
+        cause = cause or f"{spec} is {own.name} {own.version}, a bundle with other files."
+    raise WeightsError(
+        f"The weights that made the results, {made_by['name']} {made_by['version']}, are needed "
+        "for their template.",
+        cause=cause,
+        next_step="Give the folder of that bundle: --weights FOLDER; or segment the subjects anew.",
+    )
 
 
 def combine(
@@ -158,7 +184,7 @@ def combine(
     bundle_sha256: str,
     *,
     advance: Progress = silent,
-) -> tuple[GroupMaps, list[Member], list[tuple[str, str]]]:
+) -> tuple[GroupMaps, list[Member], list[LeftOut]]:
     """Add up all results that lie in the space of one template.
 
     Args:
@@ -168,30 +194,34 @@ def combine(
         advance: Called with how many subjects are through, and their number.
 
     Returns:
-        The maps, the members that are in them, and name and reason of each that is not.
+        The maps, the members that are in them, and those that are not.
 
     Raises:
         DataError: None of them can be used.
     """
     lesion, total, seen = (np.zeros(template.shape, np.float32) for _ in range(3))
     used: list[Member] = []
-    left_out: list[tuple[str, str]] = []
+    left_out: list[LeftOut] = []
     for number, member in enumerate(members, start=1):
+        if member.record["bundle"]["sha256"] != bundle_sha256:
+            left_out.append(LeftOut(member.name, _OTHER_WEIGHTS, failed=False))
+            continue
         try:
-            parts = _in_template(member, template, bundle_sha256)
+            parts = _in_template(member, template)
         except (MmccdError, OSError) as error:
-            left_out.append((member.name, str(error)))
+            told = as_mmccd_error(error).without_folders([str(member.map)])
+            left_out.append(LeftOut(member.name, told.message))
         else:
             for whole, part in zip((lesion, total, seen), parts, strict=True):
                 whole += part
             used.append(member)
         advance(number, len(members))
     if not used:
-        name, reason = left_out[0]
+        first = left_out[0]
         raise DataError(
             "None of the results can be brought to the template.",
-            cause=f"{name}: {reason}",
-            next_step="Give results of one version of the weights.",
+            cause=f"{first.subject}: {first.reason}",
+            next_step="Segment the subjects anew: mmccd segment ... --force",
         )
     often = seen >= max(1.0, _LEAST_SEEN * len(used))
     shares = [
@@ -202,11 +232,9 @@ def combine(
 
 
 def _in_template(
-    member: Member, template: Template, bundle_sha256: str
+    member: Member, template: Template
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
     """Lesions, map and brain of a subject on the grid of the template."""
-    if member.record["bundle"]["sha256"] != bundle_sha256:
-        raise DataError("It was made with other weights, whose template is another.")
     result = read_result(member.map)
     to_template = result.to_template
     if to_template is None:
@@ -230,8 +258,9 @@ def write_group(
     bundle_sha256: str,
     *,
     members: Sequence[Member],
+    damaged: Sequence[LeftOut] = (),
     advance: Progress = silent,
-) -> tuple[list[Path], list[tuple[str, str]]]:
+) -> tuple[list[Path], list[LeftOut]]:
     """Write what a group has in common: two maps, two tables and a page.
 
     Args:
@@ -239,14 +268,16 @@ def write_group(
         template: See `combine`.
         bundle_sha256: See `combine`.
         members: See `find_members`.
+        damaged: See `find_members`.
         advance: See `combine`.
 
     Returns:
-        The files, and name and reason of each result that is not in them.
+        The files, and the results that are not in them.
     """
     from mmccd_cli.outputs.report.group import group_page
 
     maps, used, left_out = combine(members, template, bundle_sha256, advance=advance)
+    left_out = [*damaged, *left_out]
     grid = make_grid(template.shape, template.affine, code=TEMPLATE_CODE)
     placed = {member.name: lesion_rows(member, template) for member in used}
     subjects = [subject_row(member, placed[member.name]) for member in used]
@@ -270,7 +301,7 @@ def write_group(
         mean=maps.mean,
         subjects=subjects,
         lesions=lesions,
-        left_out=left_out,
+        left_out=[(each.subject, each.reason) for each in left_out],
     )
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():

@@ -87,6 +87,13 @@ def outputs_of_bids(folder: Path, stem: str) -> dict[str, Path]:
     return {kind: folder / f"{stem}{end}" for kind, end in names.items()}
 
 
+def sidecars_in(root: Path) -> list[Path]:
+    """Find the sidecars of all anomaly maps in a derivative data set."""
+    end = _END_OF_MAP.replace(".nii.gz", ".json")
+    places = ("sub-*/anat", "sub-*/ses-*/anat")
+    return sorted(path for place in places for path in root.glob(f"{place}/*{end}"))
+
+
 def outputs_beside(map: Path) -> dict[str, Path]:
     """Name the files that go with a map, in BIDS or not, from the map's own name and nothing else.
 

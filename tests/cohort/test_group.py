@@ -86,7 +86,7 @@ def test_a_group_has_maps_tables_and_a_page(
 
 
 def test_a_lesion_lies_where_it_lay_in_the_scan(results: Path, segmenter: Segmenter) -> None:
-    member = find_members(results)[0]
+    member = find_members(results)[0][0]
     bundle = segmenter.bundle
     maps, used, left_out = combine([member], bundle.template, bundle.sha256)
     assert (len(used), left_out, maps.number) == (1, [], 1)
@@ -112,11 +112,22 @@ def test_results_of_other_weights_are_left_out_with_the_reason(
         else:
             record["output_sha256"]["map"] = change["map"]
         (out / f"{name}.json").write_text(json.dumps(record))
+    (out / "torn.json").write_bytes((out / "case-c.json").read_bytes()[:300])
+    shutil.copy(out / "case-c_mask.nii.gz", out / "torn_mask.nii.gz")
+    (out / "split.json").write_text('{"val": []}')  # somebody else's
     code, stdout, stderr = _group(out, bundle, "--json")
-    assert code == 0, stderr
-    reasons = {it["subject"]: it["reason"] for it in json.loads(stdout)["left_out"]}
-    assert reasons.keys() == {"case-a", "case-b", "half"}
+    assert code == 6, stderr
+    said = json.loads(stdout)
+    reasons = {it["subject"]: it["reason"] for it in said["left_out"]}
+    assert said["subjects"] == 1
+    assert reasons.keys() == {"case-a", "case-b", "half", "torn"}
+    assert [it["subject"] for it in said["left_out"] if not it["failed"]] == ["case-a"]
     assert "no map" in reasons["half"]
+    assert "torn.json holds no record: it is not JSON" in reasons["torn"]
+    assert "torn is left out" in stderr
+    page = (out / "group" / "index.html").read_text()
+    assert "torn.json holds no record" in page
+    assert str(tmp_path) not in page + stdout, "a page may be passed on"
     assert "other weights" in reasons["case-a"]
     assert "is not the map" in reasons["case-b"]
     assert "case-a is left out" in stderr
@@ -129,4 +140,12 @@ def test_a_folder_without_results_or_with_unknown_weights_is_refused(
         find_members(tmp_path)
     done = CliRunner().invoke(app, ["group", str(results)])  # no weights are called so
     assert done.exit_code == 4
+    assert "tiny 0.0.1" in done.stderr
+    assert "--weights FOLDER" in done.stderr
+    only_damaged = tmp_path / "case-a.json"
+    only_damaged.write_bytes(b"{")
+    shutil.copy(results / "case-a_mask.nii.gz", tmp_path)
+    with pytest.raises(DataError, match="can be read") as caught:
+        find_members(tmp_path)
+    assert "case-a.json" in (caught.value.cause or "")
     assert not (results / "group").exists()
