@@ -13,11 +13,11 @@ import typer
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import Console
-from mmccd_cli.errors import UsageError
+from mmccd_cli.errors import SomeSubjectsFailed, UsageError
 from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
-    from mmccd_cli.evaluation.plan import Comparison, Evaluation
+    from mmccd_cli.evaluation.plan import Comparison, Evaluation, EvaluationSubjects
 
 _of_subjects = partial(typer.Option, rich_help_panel="Subjects", show_default=False)
 _of_comparison = partial(typer.Option, rich_help_panel="What is compared", show_default=False)
@@ -50,6 +50,17 @@ class SubjectChoice:
             "bundle that has not seen it, with thresholds chosen on the other folds' subjects."
         ),
     ] = None
+
+    def subjects(self) -> EvaluationSubjects:
+        """The subjects that the options name."""
+        from mmccd_cli.evaluation.plan import EvaluationSubjects
+
+        return EvaluationSubjects(
+            data_dir=self.data_dir,
+            split_file=self.split,
+            on=self.on,
+            healthy_dir=self.healthy,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +169,8 @@ def evaluate(
     The masks are those that `mmccd segment` writes.
 
     Both masks empty counts as perfect, one of them empty as a complete miss (overlaps 0, distances
-    the diagonal of the volume). Intervals are bootstrapped over subjects.
+    the diagonal of the volume). Intervals are bootstrapped over subjects. Whoever lacks a scan that
+    a row needs is left out of it and named; where --modalities asked for it, the exit code is 6.
 
     Examples:
       mmccd evaluate DATA --out scores.csv
@@ -179,19 +191,9 @@ def evaluate(
         )
     comparison = compared.load_with(model)
     with console.progress() as progress:
-        from mmccd_cli.evaluation.plan import (
-            EvaluationSubjects,
-            plan_evaluation,
-            plan_folds,
-            run_evaluation,
-        )
+        from mmccd_cli.evaluation.plan import plan_evaluation, plan_folds, run_evaluation
 
-        subjects = EvaluationSubjects(
-            data_dir=chosen.data_dir,
-            split_file=chosen.split,
-            on=chosen.on,
-            healthy_dir=chosen.healthy,
-        )
+        subjects = chosen.subjects()
 
         def report(step: str, number: int, total: int) -> None:
             progress.begin(step)
@@ -213,7 +215,11 @@ def evaluate(
                 f"{known} was trained or calibrated on {len(ids)} of these subjects: its rows "
                 "flatter (column `seen`)"
             )
-        _show(run_evaluation(plan, protocol=protocol, out=out, report=report), console)
+        result = run_evaluation(plan, protocol=protocol, out=out, report=report)
+        _show(result, console)
+    ours = tuple(comparison.methods) if compared.modalities else ()
+    if any(name.startswith(ours) for name in result.about["lacking_scans"]):
+        raise typer.Exit(SomeSubjectsFailed.exit_code)
 
 
 def _show(result: Evaluation, console: Console) -> None:
@@ -229,6 +235,8 @@ def _show(result: Evaluation, console: Console) -> None:
     console.info(f"Constants of thresholds: {result.about['constants_source']}.")
     console.info(f"Cleaning of {result.about['cleaning']}.")
     console.detail(CONVENTIONS)
+    for name, lacking in result.about["lacking_scans"].items():
+        console.note(f"{name}: {', '.join(lacking)} left out, without a scan that it needs")
     if left_out := result.about["published_without_tumour"]:
         console.note(
             f"{', '.join(left_out)}: no tumour in the slices 70-89, left out of the published "

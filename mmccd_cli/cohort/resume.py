@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mmccd_cli.anomaly.mask import AS_CALIBRATED, MASK_SETTINGS
 from mmccd_cli.cohort.jobs import Job
@@ -16,11 +16,13 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.files import open_regular, sha256_of_file
 from mmccd_cli.inputs.scans import describe_inputs
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
-from mmccd_cli.outputs.images import MAP_DESCRIPTION
-from mmccd_cli.outputs.record import jsonable, read_record, read_sidecar
+from mmccd_cli.outputs.images import MAP_DESCRIPTION, MASK_DESCRIPTION
+from mmccd_cli.outputs.record import encode_sidecar, jsonable, read_record, read_sidecar
 from mmccd_cli.outputs.remask import score_of_record
+from mmccd_cli.outputs.schema import RECORD_VERSION
 
 _NIFTI_DESCRIPTION = slice(148, 228)
+_BEGINNING = len('{\n  "record_version"')
 
 
 @dataclass(frozen=True)
@@ -86,24 +88,36 @@ def find_previous(
 
 
 def is_ours(job: Job) -> bool:
-    """Tell whether what lies at the outputs' places was made by mmccd, so may be replaced."""
-    if read_record(job.targets["sidecar"]) is not None:
-        return True
+    """Tell whether what lies at the outputs' places was made by mmccd, so may be replaced.
+
+    A damaged result is known by how its record begins, or by the headers of its images.
+    """
     if [kind for kind, path in job.targets.items() if path.exists()] == ["report"]:
         from mmccd_cli.outputs.report.cohort import is_report
 
         return is_report(job.targets["report"])
-    path = job.targets["map"]
+    sidecar, images = job.targets["sidecar"], {"map": MAP_DESCRIPTION, "mask": MASK_DESCRIPTION}
+    own = encode_sidecar({"record_version": RECORD_VERSION}, job.sidecar_fields)[:_BEGINNING]
+    return (
+        read_record(sidecar) is not None
+        or (sidecar.is_file() and own.startswith(_first_bytes(sidecar, _BEGINNING)))
+        or any(
+            _first_bytes(job.targets[kind], _NIFTI_DESCRIPTION.stop)[_NIFTI_DESCRIPTION].startswith(
+                description.encode()
+            )
+            for kind, description in images.items()
+        )
+    )
+
+
+def _first_bytes(path: Path, number: int) -> bytes:
+    """Return how a file begins, unpacked; nothing where it cannot be read."""
     try:
-        with open_regular(path) as raw, _unpacked(path, raw) as stream:
-            header = stream.read(_NIFTI_DESCRIPTION.stop)
+        with open_regular(path) as raw:
+            stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            return stream.read(number)
     except (OSError, EOFError, zlib.error):
-        return False
-    return header[_NIFTI_DESCRIPTION].startswith(MAP_DESCRIPTION.encode())
-
-
-def _unpacked(path: Path, stream: BinaryIO) -> BinaryIO | gzip.GzipFile:
-    return gzip.GzipFile(fileobj=stream) if path.suffix == ".gz" else stream
+        return b""
 
 
 def _requested(record: Mapping[str, Any]) -> dict[str, Any]:

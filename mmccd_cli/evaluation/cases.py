@@ -120,6 +120,10 @@ class Method(Protocol):
     """Something that can be evaluated."""
 
     @property
+    def name(self) -> str:
+        """What a reader knows it by, also where it has several rows."""
+
+    @property
     def weights(self) -> str:
         """Name of its weights; empty where nothing is learned."""
 
@@ -167,6 +171,9 @@ class CaseRow:
 Observer = Callable[[Case, Prediction, CaseRow], None]
 """Looks at every prediction and its row while they are in memory."""
 
+LeaveOut = Callable[[Method, Subject], None]
+"""Told of each subject that lacks a scan which a method needs."""
+
 
 def load_case(subject: Subject, *, healthy: bool = False) -> Case:
     """Read a subject's scans and, unless it is healthy, its reference.
@@ -194,7 +201,11 @@ def load_case(subject: Subject, *, healthy: bool = False) -> Case:
 
 
 def evaluate_cases(
-    cases: Sequence[PlannedCase], *, observe: Observer = silent, report: Report = silent
+    cases: Sequence[PlannedCase],
+    *,
+    observe: Observer = silent,
+    leave_out: LeaveOut = silent,
+    report: Report = silent,
 ) -> Iterator[list[CaseRow]]:
     """Score every method on every subject, as deployed.
 
@@ -203,17 +214,21 @@ def evaluate_cases(
 
     Raises:
         DataError: A subject has no reference, or a result does not lie on its grid. Nobody is left
-            out silently: what cannot be scored stops the evaluation.
+            out silently: what cannot be scored stops the evaluation, but for scans that a subject
+            does not have.
     """
     for number, (subject, healthy, methods) in enumerate(cases, start=1):
         report("evaluating", number, len(cases))
         case = load_case(subject, healthy=healthy)
         rows = []
         for method in methods:
+            before = len(rows)
             for prediction in method.predict(case):
                 row = _score(case, method, prediction)
                 observe(case, prediction, row)
                 rows.append(row)
+            if len(rows) == before:
+                leave_out(method, subject)
         yield rows
 
 

@@ -60,8 +60,10 @@ class BundleMethod:
         return frozenset([*trained, *config.calibration.get("subjects", ())])
 
     def predict(self, case: Case) -> Iterator[Prediction]:
-        """Segment the case."""
+        """Segment the case; nothing where it lacks one of the modalities."""
         wanted = self.modalities or tuple(case.volumes)
+        if not set(wanted) <= set(case.volumes):
+            return
         chosen = {m: v for m, v in case.volumes.items() if m in wanted}
         began = time.perf_counter()
         with counting_passes() as count:
@@ -245,6 +247,11 @@ class RuleMethod:
     scorer: Scorer
     constants: Mapping[str, float]
     chosen_on: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """Name of the score."""
+        return self.scorer.name
 
     @property
     def weights(self) -> str:

@@ -306,7 +306,7 @@ def run_evaluation(
         report: Told of each subject.
 
     Raises:
-        DataError: A subject cannot be scored.
+        DataError: A subject cannot be scored, or nobody has the scans that are compared.
     """
     published = PublishedProtocol()
     responses = FreeResponse()
@@ -317,15 +317,26 @@ def run_evaluation(
         if protocol != "deployed":
             published(case, prediction, row)
 
+    left_out: dict[str, list[str]] = {}
+
+    def leave_out(method: Method, subject: Subject) -> None:
+        left_out.setdefault(method.name, []).append(subject.id)
+
     rows: list[CaseRow] = []
-    for new in evaluate_cases(plan.cases, observe=observe, report=report):
+    for new in evaluate_cases(plan.cases, observe=observe, leave_out=leave_out, report=report):
         rows += new
         if out is not None:
             write_rows(out, rows)
+    if not rows:
+        raise DataError(
+            "None of the subjects has the scans that are asked for.",
+            next_step="Give others by --modalities, or leave it out.",
+        )
     rows = [*(rows if protocol != "published" else []), *published.rows()]
     about = {
         **plan.about,
         "cleaning": f"comparison models and thresholds: {describe_cleaning()}; ours: as calibrated",
+        "lacking_scans": left_out,
         "published_without_tumour": sorted(published.without_tumour),
         "free_response": [curve.describe() for curve in responses.curves()],
     }

@@ -164,6 +164,26 @@ def test_subjects_without_a_segmentation_are_left_out_and_named(data: Path) -> N
     assert "1 without a segmentation are left out (a)" in result.stderr
 
 
+def test_who_lacks_a_scan_is_left_out_and_named(data: Path, bundle: Path, tmp_path: Path) -> None:
+    next((data / "b").glob("*_t2.*")).unlink()
+    out = tmp_path / "rows.csv"
+    only = ["--method", "cyclic-unet", "--weights", bundle, "--no-thresholds"]
+    asked = evaluate(data, *only, "--modalities", "T2w", "--out", out)
+    assert asked.exit_code == 6, asked.stderr
+    assert "cyclic-unet (T2w): b left out, without a scan that it needs" in asked.stderr
+    assert [row["subject"] for row in read(out)] == ["a", "c"]
+    summary = json.loads((tmp_path / "rows.summary.json").read_text())
+    assert summary["lacking_scans"] == {"cyclic-unet (T2w)": ["b"]}
+    not_asked = evaluate(data, "--method", "none")
+    assert not_asked.exit_code == 0, not_asked.stderr
+    assert "  note: t2w-z: b left out" in not_asked.stderr
+    for file in data.glob("[ac]/*_t2.*"):
+        file.unlink()
+    nobody = evaluate(data, *only, "--modalities", "T2w")
+    assert nobody.exit_code == 3
+    assert "None of the subjects has the scans" in nobody.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -23,6 +23,7 @@ Write = Callable[..., Path]
 class Bright:
     """Marks what is brighter than a threshold."""
 
+    name: str = "bright"
     weights: str = "none"
     seen: frozenset[str] = frozenset()
 
