@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +27,7 @@ from mmccd_cli.template import Template
 from mmccd_cli.translation.translators import network_name
 from mmccd_cli.translation.unet import UNet
 from mmccd_cli.weights.bundle import BundleConfig, TemplateConfig, save_bundle
+from mmccd_cli.weights.index import INDEX
 
 CYCLES = (CycleConfig("FLAIR", "T2w"), CycleConfig("T2w", "FLAIR"))
 SPACING_MM = 4.0
@@ -74,6 +79,20 @@ def write_tiny_bundle(folder: Path, *, name: str = "tiny", seed: int = 0) -> Pat
     card = "# Tiny\n\nUntrained, for tests.\n"
     save_bundle(folder, config, template=template, networks=networks, card=card)
     return folder
+
+
+def edit_index(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change a bundle's index."""
+    document = json.loads((folder / INDEX).read_text())
+    edit(document)
+    (folder / INDEX).write_text(json.dumps(document))
+
+
+def replace_file(folder: Path, name: str, raw: bytes) -> None:
+    """Replace a file of a bundle and its hash, as somebody would who means harm."""
+    (folder / name).write_bytes(raw)
+    entry = {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+    edit_index(folder, lambda d: d["files"].__setitem__(name, entry))
 
 
 def choose_few_bands(default: SamplingConfig, preset: str) -> SamplingConfig:

@@ -217,10 +217,6 @@ class Progress:
 
     A step may be one of several, such as the subjects of a cohort, and may have stages; how far it
     is itself is told by `advance`.
-
-    Args:
-        bar: The bar, or None.
-        say: Where lines go without a bar.
     """
 
     SECONDS_BETWEEN_LINES = 30.0

@@ -16,11 +16,7 @@ PATIENCE_S = 10.0
 
 
 def read_list(path: Path | None, *, null: bool) -> list[Path]:
-    """Read a list of folders.
-
-    Args:
-        path: The file or pipe; None for stdin.
-        null: Whether the folders end with NUL, instead of with their lines.
+    """Read a list of folders from a file, a pipe or, where there is none, stdin.
 
     Raises:
         DataError: It cannot be read.

@@ -226,11 +226,7 @@ class ModelOptions:
         return replace(self, weights=named, cache_dir=cache)
 
     def load(self, **sampling: Any) -> Segmenter:
-        """Find and load the weights, and choose the device; see `Segmenter.from_pretrained`.
-
-        Args:
-            **sampling: The preset, the method, and what replaces the preset's settings.
-        """
+        """Find and load the weights, and choose the device; see `Segmenter.from_pretrained`."""
         check_address_space()
         from mmccd_cli.api import Segmenter
 

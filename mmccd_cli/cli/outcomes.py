@@ -50,13 +50,7 @@ def run_cohort(
 ) -> None:
     """Segment a cohort, or say what would be done, and report on each subject as it finishes.
 
-    Args:
-        cohort: What is to be done.
-        load: Loads the weights.
-        settings: What was asked for that changes a number.
-        run: What is overwritten or kept, and whether this is a dry run.
-        console: Where messages and records go.
-        many: Whether a subject that fails is reported, instead of ending the command.
+    Where there are not `many`, a subject that fails ends the command.
 
     Raises:
         MmccdError: What concerns all subjects; or the only one, where there are not many.
@@ -100,12 +94,7 @@ def run_cohort(
 
 @contextlib.contextmanager
 def recorded(paths: Sequence[Path], console: JsonConsole) -> Iterator[None]:
-    """Print the record of the only subject where its data cannot be used, and raise what was.
-
-    Args:
-        paths: Its folder or files.
-        console: Where the record goes.
-    """
+    """Print the record of the only subject where its data cannot be used, and raise what was."""
     from mmccd_cli.outputs.record import Outcome, describe_failure
 
     try:
@@ -117,14 +106,7 @@ def recorded(paths: Sequence[Path], console: JsonConsole) -> Iterator[None]:
 
 
 class _View:
-    """A cohort as a user sees it: its subjects in turn, what became of each, and all at the end.
-
-    Args:
-        cohort: What is done.
-        console: Where messages and records go.
-        progress: The bar.
-        many: Whether a subject that fails is reported, instead of ending the command.
-    """
+    """A cohort as a user sees it: its subjects in turn, what became of each, and all at the end."""
 
     def __init__(
         self, cohort: Cohort, console: JsonConsole, progress: Progress, *, many: bool

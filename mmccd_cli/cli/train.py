@@ -277,12 +277,7 @@ def _check_networks(wanted: Sequence[str], recipe: Recipe) -> None:
 def training_reporter(
     progress: Progress, networks: Sequence[str] = ()
 ) -> Callable[[TrainingProgress], None]:
-    """Return what shows how a training goes.
-
-    Args:
-        progress: Where.
-        networks: Names of all, in the order in which they are trained, to say which one this is.
-    """
+    """Return what shows how a training goes, and which of all networks it is at."""
 
     def report(state: TrainingProgress) -> None:
         name = state.network

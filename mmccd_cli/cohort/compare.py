@@ -106,11 +106,8 @@ class Comparison:
 def find_position(a: Result, b: Result, scans: tuple[Path, Path] | None = None) -> Position:
     """Find how two results lie to each other.
 
-    Args:
-        a: The first result.
-        b: The second result.
-        scans: The reference scans of both, of which the second is registered rigidly to the first;
-            None where both are of one scan, or where their way over the template shall do.
+    With both reference scans the second is registered rigidly to the first; without, the way is
+    that over the template.
 
     Raises:
         DataError: A scan cannot be read, or is not the one that a result was made from.
@@ -131,13 +128,7 @@ def find_position(a: Result, b: Result, scans: tuple[Path, Path] | None = None) 
 
 
 def compare(a: Result, b: Result, position: Position) -> Comparison:
-    """Compare two results on the grid of the first.
-
-    Args:
-        a: The first result.
-        b: The second result.
-        position: See `find_position`.
-    """
+    """Compare two results on the grid of the first."""
     moved = _moved_to(a, b, position)
     both = (a.map.data > 0) & (moved.map.data > 0)
     difference = np.where(both, moved.map.data - a.map.data, np.float32(0)).astype(np.float32)

@@ -43,14 +43,7 @@ def segment_jobs(
     policy: RunPolicy,
     observer: Observer,
 ) -> Generator[Outcome, None, None]:
-    """Segment subjects on workers, and yield an outcome of each as it is done.
-
-    Args:
-        jobs: One for each subject.
-        load: Loads the weights on a worker; it must be possible to pickle it.
-        settings: What was asked for that changes a number.
-        policy: What is overwritten or kept, and which `scheduler` the workers belong to.
-        observer: Hears of each subject when it is done.
+    """Segment subjects on workers, and yield an outcome of each as it is done; `load` is pickled.
 
     Raises:
         WeightsError: The weights cannot be loaded or used, which concerns every subject.

@@ -42,11 +42,7 @@ class DemoFiles:
 
 
 def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
-    """Name the files of a demonstration.
-
-    Args:
-        folder: Where they go; it need not exist.
-        force: Whether existing ones may be overwritten.
+    """Name the files of a demonstration in a folder that need not exist.
 
     Raises:
         UsageError: A result exists already, or the folder cannot be written.

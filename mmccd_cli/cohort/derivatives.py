@@ -42,12 +42,7 @@ Everything lies on the grid of the session's reference scan (FLAIR, else T2w, el
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that results are made from.
-
-    Attributes:
-        root: Its folder.
-        name: What it is called in BIDS URIs.
-    """
+    """A data set that results are made from, and what it is called in BIDS URIs."""
 
     root: Path
     name: str
@@ -169,10 +164,6 @@ def find_sources(subjects: Iterable[Subject], out: Path) -> dict[str, Source]:
 
     A subject of BIDS belongs to the data set around it, any other to the folder above its own.
     Names that an earlier run gave are kept.
-
-    Args:
-        subjects: All subjects.
-        out: Root of the derivative data set; it need not exist.
 
     Returns:
         Subject's id -> its data set.

@@ -59,13 +59,7 @@ LESION_COLUMNS = (
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Member:
-    """A subject of the group.
-
-    Attributes:
-        name: Its name, which tells sessions and runs apart.
-        map: Its anomaly map.
-        record: What its sidecar says.
-    """
+    """A subject of the group; its name tells sessions and runs apart."""
 
     name: str
     map: Path
@@ -141,12 +135,7 @@ def template_of(
 ) -> tuple[Template, str]:
     """Return the template that most of the results lie on, and the hash of its bundle.
 
-    Args:
-        members: The results.
-        weights: The bundle, see `resolve_weights`; None for the one that their records name, or
-            else the default one.
-        offline: Whether the network must not be used.
-        cache_dir: Where downloads are kept.
+    The bundle is the given one, else the one that their records name, else the default one.
 
     Raises:
         WeightsError: The bundle is not there, or is another by now.
@@ -186,12 +175,6 @@ def combine(
     advance: Progress = silent,
 ) -> tuple[GroupMaps, list[Member], list[LeftOut]]:
     """Add up all results that lie in the space of one template.
-
-    Args:
-        members: The results.
-        template: The template of the bundle.
-        bundle_sha256: Its hash: results of other bundles lie in other spaces.
-        advance: Called with how many subjects are through, and their number.
 
     Returns:
         The maps, the members that are in them, and those that are not.
@@ -263,14 +246,6 @@ def write_group(
 ) -> tuple[list[Path], list[LeftOut]]:
     """Write what a group has in common: two maps, two tables and a page.
 
-    Args:
-        out: The folder of the results.
-        template: See `combine`.
-        bundle_sha256: See `combine`.
-        members: See `find_members`.
-        damaged: See `find_members`.
-        advance: See `combine`.
-
     Returns:
         The files, and the results that are not in them.
     """
@@ -311,11 +286,9 @@ def write_group(
 
 
 def subject_row(member: Member, lesions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what the table of subjects says of one; None where its record does not.
+    """Return what the table of subjects says of one, whose rows in the other table are given.
 
-    Args:
-        member: The subject.
-        lesions: Its rows in the table of lesions.
+    What its record does not say is None.
     """
     record = member.record
     left, right = (
@@ -337,12 +310,7 @@ def subject_row(member: Member, lesions: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def lesion_rows(member: Member, template: Template) -> list[dict[str, Any]]:
-    """Return what the table of lesions says of a subject's, also of those that older records have.
-
-    Args:
-        member: The subject.
-        template: The template that its result lies on.
-    """
+    """Return the rows of a subject's lesions, also of those that older records have."""
     settings = {**member.record["settings"], MIDLINE: midline_of(template)}
     rows = []
     for lesion in member.record["lesions"]:

@@ -187,10 +187,6 @@ def plan_jobs(
 ) -> tuple[list[Job], list[Outcome]]:
     """Plan a job for each subject; one whose results cannot be named stops none of the others.
 
-    Args:
-        subjects: The subjects.
-        plan: Names the outputs of one.
-
     Returns:
         The jobs, and what became of the subjects that have none.
     """
@@ -214,14 +210,7 @@ def plan_job(
     extras: Mapping[str, str] | None = None,
     brain_mask: Path | None = None,
 ) -> Job:
-    """Name the outputs of a subject: ID.nii.gz, ID_mask.nii.gz, ID.json and ID_NAME of extras.
-
-    Args:
-        subject: The subject.
-        out_dir: Folder of the outputs; made where it is missing.
-        extras: Kind -> name, such as {"picture": "look.png"}.
-        brain_mask: A brain mask that was given.
-    """
+    """Name the outputs of a subject: ID.nii.gz, ID_mask.nii.gz, ID.json and ID_NAME of extras."""
     named = {kind: out_dir / f"{subject.id}_{name}" for kind, name in (extras or {}).items()}
     return Job(
         subject=subject,

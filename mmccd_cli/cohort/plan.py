@@ -279,15 +279,8 @@ def plan_bids_cohort(
 ) -> Cohort:
     """Plan the sessions of a BIDS data set, whose results become BIDS derivatives.
 
-    Args:
-        subjects: The sessions; see `mmccd_cli.inputs.subjects.find_sessions`.
-        missing: Name and error of each session that cannot be used.
-        out: Root of the derivatives.
-        run: See `derivatives_planner`.
-        extras: See `derivatives_planner`.
-        shard: The share of the sessions that is wanted; None for all. The first share reports what
-            is missing.
-        source: Root of the data set, as errors of what is missing may name it.
+    Run and extras are those of `derivatives_planner`. Of several shares the first reports what is
+    missing; its errors may name the `source`, the root of the data set.
 
     Raises:
         UsageError: The folder is the data set itself, or another one's root.

@@ -57,10 +57,7 @@ class Result:
 
 
 def read_result(map_file: Path) -> Result:
-    """Read a map, its mask and its record.
-
-    Args:
-        map_file: The map; the others lie beside it.
+    """Read a map, and the mask and the record beside it.
 
     Raises:
         DataError: One of them is missing, cannot be read, or does not belong to the others.

@@ -43,11 +43,6 @@ def find_previous(
 ) -> PreviousResult | None:
     """Compare what lies at a job's outputs with what is asked for.
 
-    Args:
-        job: The job.
-        bundle_sha256: Hash of the weights.
-        requested: The settings, as `RunSettings.describe` returns them.
-
     Returns:
         The previous result; None where its map has other inputs, weights or settings, is not the
         one that its sidecar speaks of, or cannot give all that is asked for.

@@ -113,13 +113,10 @@ def refuse_to_replace(job: Job, policy: RunPolicy) -> None:
 
 
 def choose_workers(others: int) -> int:
-    """Return how many subjects are prepared ahead.
+    """Return how many subjects are prepared ahead, where there are so many beside the first.
 
     As many as there are processor cores, because registration takes one thread and most of the
     time; at most what half of the free memory holds; and none on a single core.
-
-    Args:
-        others: How many subjects there are beside the first.
     """
     import torch
 

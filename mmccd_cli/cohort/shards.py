@@ -15,13 +15,7 @@ _SLURM = "SLURM_ARRAY_TASK_"
 
 @dataclass(frozen=True)
 class Shard:
-    """One of several shares.
-
-    Attributes:
-        index: Number of the share, from 1.
-        count: Number of shares.
-        origin: Where that was said, for people.
-    """
+    """One of several shares, numbered from 1, and where that was said, for people."""
 
     index: int
     count: int

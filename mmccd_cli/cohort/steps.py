@@ -57,10 +57,6 @@ class JobSteps:
     """The steps of a job, with the weights and with what was asked for.
 
     Every step may raise any `MmccdError` that a user can meet.
-
-    Attributes:
-        pipeline: The loaded weights.
-        settings: What was asked for that changes a number.
     """
 
     pipeline: Pipeline
@@ -102,10 +98,7 @@ class JobSteps:
     ) -> PreparedJob:
         """Do all of a job that comes before the device; safe in a thread beside `finish`.
 
-        Args:
-            job: The job.
-            scans: What was read of the subject; None to read it.
-            threads: Threads of the CPU; None for all.
+        Scans that are given are not read again; without a number of threads all are taken.
         """
         scans = scans or read_scans(job.subject, job.brain_mask)
         prepared = self.pipeline.prepare(
@@ -119,12 +112,7 @@ class JobSteps:
         return PreparedJob(job=job, scans=kept, prepared=prepared)
 
     def infer(self, ready: PreparedJob, *, advance: Progress = silent) -> SegmentedSubject:
-        """Segment a prepared subject; nothing is written.
-
-        Args:
-            ready: What `prepare` returned.
-            advance: Called with passes done and their number.
-        """
+        """Segment a prepared subject; nothing is written."""
         settings, scans = self.settings, ready.scans
         result = self.pipeline.infer(
             ready.prepared, options=settings.mask_options, space=settings.space, advance=advance
@@ -153,12 +141,8 @@ class JobSteps:
         force: bool | Callable[[], bool],
         advance: Progress = silent,
     ) -> SegmentedSubject:
-        """Segment a prepared subject and write its files, all or none.
-
-        Args:
-            ready: What `prepare` returned.
-            force: Whether existing outputs may be overwritten; see `write_outputs`.
-            advance: Called with passes done and their number.
+        """Segment a prepared subject and write its files, all or none; `force` as in
+        `write_outputs`.
         """
         segmented, clock = self.infer(ready, advance=advance), Stopwatch()
         result = segmented.result

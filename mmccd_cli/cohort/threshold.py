@@ -75,15 +75,7 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
 
 
 def make_mask(job: MaskJob, options: MaskOptions, *, force: bool = False) -> dict[str, Any]:
-    """Make a new mask and write it with its record and table; all or none.
-
-    Args:
-        job: See `plan_masks`.
-        options: Threshold and cleaning; what is None is as calibrated.
-        force: Whether existing files may be replaced.
-
-    Returns:
-        The record.
+    """Make a new mask and write it with its record and table, all or none; return the record.
 
     Raises:
         DataError: There is no map, no record, or they do not belong together.

@@ -86,11 +86,7 @@ class PresetCost:
 
 
 def benchmark_presets(setup: BenchmarkSetup, *, budget_s: float) -> Iterator[PresetCost]:
-    """Measure preset after preset; the first is always run.
-
-    Args:
-        setup: What and where.
-        budget_s: Seconds above which the networks of a further preset are estimated.
+    """Measure preset after preset; the first is always run, and none beyond the budget.
 
     Yields:
         One for each of `BENCHMARKED`, as soon as it is known.
@@ -112,10 +108,6 @@ def benchmark_presets(setup: BenchmarkSetup, *, budget_s: float) -> Iterator[Pre
 
 def expected_passes(bundle: Bundle, modalities: tuple[str, ...]) -> dict[str, int]:
     """Tell how many slices each preset would send through networks for a brain like the template's.
-
-    Args:
-        bundle: The weights.
-        modalities: Those of the subject.
 
     Returns:
         Preset -> slices over all cycles, each time counted.

@@ -220,7 +220,7 @@ def evaluate_cases(
     for number, (subject, healthy, methods) in enumerate(cases, start=1):
         report("evaluating", number, len(cases))
         case = load_case(subject, healthy=healthy)
-        rows = []
+        rows: list[CaseRow] = []
         for method in methods:
             before = len(rows)
             for prediction in method.predict(case):

@@ -18,8 +18,6 @@ more of candidates than what is said above; the challenge also limits what of th
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field, fields
@@ -33,6 +31,7 @@ from mmccd_cli.anomaly.components import BoolArray, label_components
 from mmccd_cli.anomaly.metrics import MIN_OVERLAP
 from mmccd_cli.evaluation.cases import Case, CaseRow, Prediction
 from mmccd_cli.files import write_atomically
+from mmccd_cli.outputs.lesions import EMPTY, encode_tsv
 
 LEAST_LESION_MM3 = 3.0
 FALSE_POSITIVE_RATES = (1, 2, 4)
@@ -196,15 +195,7 @@ class FreeResponse:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The free response of one method.
-
-    Attributes:
-        method: Name of its row.
-        healthy: Whether it was given healthy subjects.
-        modalities: What it was given.
-        points: From confidence 1 down to 0.
-        default: At the least confidence of the masks.
-    """
+    """The free response of one method, from confidence 1 down to 0, and what its masks have."""
 
     method: str
     healthy: bool
@@ -234,11 +225,11 @@ def curves_path(out: Path) -> Path:
 
 def write_curves(path: Path, curves: Sequence[Curve]) -> None:
     """Write one line an operating point, all or nothing; what is undefined is n/a."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
-    writer.writerow(["method", "healthy", "modalities", *(f.name for f in fields(OperatingPoint))])
-    for curve in curves:
-        for point in curve.points:
-            numbers = ("n/a" if math.isnan(n) else f"{n:.6g}" for n in astuple(point))
-            writer.writerow([curve.method, int(curve.healthy), curve.modalities, *numbers])
-    write_atomically(path, stream.getvalue().encode())
+    header = ["method", "healthy", "modalities", *(f.name for f in fields(OperatingPoint))]
+    rows = (
+        [curve.method, int(curve.healthy), curve.modalities]
+        + [EMPTY if math.isnan(n) else f"{n:.6g}" for n in astuple(point)]
+        for curve in curves
+        for point in curve.points
+    )
+    write_atomically(path, encode_tsv(header, rows))

@@ -34,13 +34,7 @@ from mmccd_cli.preprocessing.subject import prepare_subject, to_reference_grid
 
 @dataclass(frozen=True)
 class BundleMethod:
-    """A bundle on some of the modalities, exactly as `mmccd segment` runs it.
-
-    Attributes:
-        name: Name of the row.
-        pipeline: The loaded bundle.
-        modalities: Given to it; None for all that a subject has.
-    """
+    """A bundle on some or all modalities, exactly as `mmccd segment` runs it."""
 
     name: str
     pipeline: Pipeline
@@ -84,12 +78,7 @@ class BundleMethod:
 
 
 def find_candidates(pipeline: Pipeline, result: SegmentationResult) -> Candidates | None:
-    """All that the mask of a result could hold; None where the bundle knows no confidence.
-
-    Args:
-        pipeline: What made the result, with the mask as calibrated.
-        result: The result.
-    """
+    """All that the mask of a result could hold; None where the bundle knows no confidence."""
     assert result.prepared is not None
     given = tuple(result.prepared.images)
     config = pipeline.bundle.choose_score(pipeline.sampling.method, given)
@@ -111,13 +100,7 @@ def find_candidates(pipeline: Pipeline, result: SegmentationResult) -> Candidate
 
 @dataclass(frozen=True, eq=False)
 class RawScore:
-    """A smoothed score before any threshold, and what it cost.
-
-    Attributes:
-        smoothed: The score.
-        seconds: From volumes in memory to the score.
-        passes: Slices through a network.
-    """
+    """A smoothed score before any threshold, its seconds from volumes in memory, and its passes."""
 
     smoothed: SmoothedScore
     seconds: float
@@ -147,11 +130,7 @@ class Scorer(ABC):
 
 
 class IntensityScorer(Scorer):
-    """A weighted sum of z-scores; nothing is learned.
-
-    Args:
-        name: A key of `BASELINES`.
-    """
+    """A weighted sum of z-scores, named as in `BASELINES`; nothing is learned."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -236,13 +215,7 @@ class ComparisonScorer(Scorer):
 
 @dataclass(frozen=True)
 class RuleMethod:
-    """A score with a row for each threshold rule.
-
-    Attributes:
-        scorer: Makes the score.
-        constants: Rule -> constant, see `threshold_rules`.
-        chosen_on: Subjects that the constants were chosen on.
-    """
+    """A score with a row for each threshold rule, whose constants were chosen on some subjects."""
 
     scorer: Scorer
     constants: Mapping[str, float]

@@ -8,10 +8,8 @@ those of the scan without lesions, and all sets of scans share them.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import astuple, dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from mmccd_cli.evaluation.methods import find_candidates
 from mmccd_cli.evaluation.second_painter import Canvas, paint_lesions
 from mmccd_cli.files import write_atomically
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.outputs.lesions import encode_tsv
 from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.spatial import resample
@@ -133,14 +132,9 @@ def measure_painted(
     reference: Volume | None = None,
     plan: PaintedPlan,
 ) -> Iterator[PaintedRow]:
-    """Paint lesions into a subject and tell which are found.
+    """Paint lesions into a prepared subject and tell which are found.
 
-    Args:
-        pipeline: The loaded bundle.
-        subject: Id.
-        prepared: The subject, from `pipeline.prepare`.
-        reference: Its own lesions, more than 0 where they are; None where it has none.
-        plan: What is painted.
+    The reference is more than 0 where it has lesions of its own, if there are any.
 
     Yields:
         One row for each lesion and set of scans.
@@ -220,21 +214,12 @@ def _covers(mask: BoolArray, lesion: BoolArray) -> bool:
 
 def write_painted(path: Path, rows: Sequence[PaintedRow]) -> None:
     """Write one line a lesion and set of scans as TSV, all or nothing."""
-    stream = io.StringIO()
-    names = [field.name for field in fields(PaintedRow)]
-    writer = csv.DictWriter(stream, names, delimiter="\t", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        values = asdict(row).items()
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in values})
-    write_atomically(path, stream.getvalue().encode())
+    cells = ([f"{v:.4g}" if isinstance(v, float) else v for v in astuple(row)] for row in rows)
+    write_atomically(path, encode_tsv([field.name for field in fields(PaintedRow)], cells))
 
 
 def painted_table(rows: Sequence[PaintedRow]) -> tuple[list[str], list[list[str]]]:
     """Lay out how many lesions are found and kept, by set of scans, volume and contrast.
-
-    Args:
-        rows: All rows.
 
     Returns:
         Header and lines. A cell holds the shares of lesions that the mask keeps and, in brackets,

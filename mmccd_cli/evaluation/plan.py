@@ -172,12 +172,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Who is scored by what, and what a reader must know about it.
-
-    Attributes:
-        cases: Subjects, each with whether it is healthy and what scores it.
-        about: Part of the summary.
-    """
+    """Who is scored by what, and what a reader must know about it."""
 
     cases: Sequence[PlannedCase]
     about: dict[str, Any]
@@ -245,11 +240,7 @@ def plan_folds(
 ) -> EvaluationPlan:
     """Plan an evaluation of each fold's subjects by its bundle, with the other folds' thresholds.
 
-    Args:
-        path: The folds, see `read_folds`.
-        subjects: Where they are.
-        comparison: What is compared; its weights do not count.
-        report: Told of each subject that constants are chosen on.
+    The weights of the comparison do not count.
 
     Raises:
         DataError: A bundle has seen a subject that it would score, or a file cannot be used.
@@ -278,12 +269,7 @@ def plan_folds(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of a plan.
-
-    Attributes:
-        rows: All rows.
-        about: What else a reader must know; part of the summary.
-    """
+    """What came of a plan: all rows, and what else a reader of the summary must know."""
 
     rows: list[CaseRow]
     about: dict[str, Any]

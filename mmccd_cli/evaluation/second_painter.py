@@ -104,11 +104,6 @@ def paint_lesions(
 ) -> tuple[dict[str, FloatImage], NDArray[np.int32], list[PaintedLesion]]:
     """Paint one lesion of each volume, the largest first, as far as there is room.
 
-    Args:
-        canvas: The healthy tissue.
-        volumes_ml: Volumes.
-        generator: Source of all randomness.
-
     Returns:
         The images with lesions; (I, J, K) int32, number of the lesion that fills a voxel by half or
         more; and the lesions, number 1 first. Those without room are missing.

@@ -110,10 +110,6 @@ def dice_above_unlearned(
 
     The best is chosen by the very rows that are compared, which is in its favour.
 
-    Args:
-        rows: All rows.
-        protocol: Whose rows of labelled subjects are compared.
-
     Returns:
         The best row's name, and the difference of Dice of each learned row on the subjects of
         both; nothing where there is no such row.
@@ -200,12 +196,7 @@ def text_tables(rows: Sequence[CaseRow], *, width: int, details: bool = False) -
 
 
 def free_response_table(curves: Sequence[Mapping[str, Any]], *, width: int) -> str:
-    """Lay out what lesions are found, at how many false positives a scan.
-
-    Args:
-        curves: As a summary holds them.
-        width: Characters of a line.
-    """
+    """Lay out what lesions are found, at how many false positives a scan, by a summary's curves."""
     cells = [
         [
             curve["method"] + (", healthy" if curve["healthy"] else ""),

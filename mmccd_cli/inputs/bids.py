@@ -99,11 +99,7 @@ class _Name:
 
 
 def bids_root(folder: Path) -> Path | None:
-    """Return the root of the BIDS data set that a folder lies in, or None.
-
-    Args:
-        folder: A subject's folder, or one inside it.
-    """
+    """Return the root of the BIDS data set that a folder lies in, or None."""
     for place in (folder, *folder.parents):
         if place.name.startswith("sub-"):
             return place.parent
@@ -117,10 +113,6 @@ def read_bids_names(files: Sequence[Path], wanted: BidsFilter) -> list[NameReadi
     left out. Of several runs the first is taken, unless `wanted` says otherwise. Several images
     of one modality that differ in anything else all keep it: nobody but the user knows which
     acquisition is meant.
-
-    Args:
-        files: All images of one folder `anat`.
-        wanted: The run and the entities that are asked for.
 
     Returns:
         One reading a file, in the given order.

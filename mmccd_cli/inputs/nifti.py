@@ -57,12 +57,7 @@ class NiftiGrid:
 
     @classmethod
     def of_header(cls, header: nib.Nifti1Header, affine: NDArray[np.float64]) -> NiftiGrid:
-        """Take the geometry out of a header of three dimensions.
-
-        Args:
-            header: Of a file, in any byte order; it is not changed.
-            affine: What its geometry means in mm.
-        """
+        """Take the geometry, and what it means in mm, out of a header of three dimensions."""
         blank = type(header)()
         blank.set_data_shape(header.get_data_shape())
         blank["pixdim"][:4] = header["pixdim"][:4]  # the sign of the third axis, then the spacing
@@ -249,12 +244,7 @@ def write_nifti(
 ) -> None:
     """Write values on exactly this grid, whole or not at all; see `encode_nifti`.
 
-    Args:
-        path: Ends in .nii or .nii.gz, which decides on compression; an existing file is replaced.
-        data: (I, J, K) values.
-        grid: The grid of the input that the values belong to.
-        intent: "label" for masks, "estimate" for maps.
-        description: At most 79 ASCII characters for the header.
+    The ending of the name, .nii or .nii.gz, decides on compression.
 
     Raises:
         UsageError: The name ends in neither .nii nor .nii.gz.

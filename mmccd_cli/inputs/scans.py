@@ -29,16 +29,7 @@ _MIN_CORRELATION = 0.1  # of neighbouring voxels; heads have 0.7 to 0.99, noise 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Scans:
-    """What was read of one subject.
-
-    Attributes:
-        volumes: Modality to image.
-        grids: Modality to the grid of its file.
-        brain_mask: The mask that was given, or None.
-        inputs: Names and hashes of what was read; see `describe_inputs`.
-        notes: What was found and mended.
-        seconds: How long it took.
-    """
+    """What was read of one subject, what was found and mended, and the seconds that took."""
 
     volumes: Mapping[str, Volume]
     grids: Mapping[str, NiftiGrid]
@@ -50,10 +41,6 @@ class Scans:
 
 def read_scans(subject: Subject, brain_mask: Path | None = None) -> Scans:
     """Read all images of a subject.
-
-    Args:
-        subject: Its files.
-        brain_mask: The file of a brain mask, or None.
 
     Raises:
         DataError: One of them cannot be used.
@@ -106,10 +93,6 @@ def read_image(
 
 def check_head(source: str, volume: Volume) -> None:
     """Refuse an image that cannot be a head; what is in doubt passes.
-
-    Args:
-        source: How to call the image.
-        volume: A scan, raw or skull-stripped, whole or in part.
 
     Raises:
         GeometryError: Its field of view is far too small or too large, or its voxels are.

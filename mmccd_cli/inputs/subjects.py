@@ -215,10 +215,6 @@ def find_sessions(
 ) -> tuple[list[Subject], list[tuple[str, DataError]]]:
     """Find what can be segmented in a BIDS data set; see `read_bids_names` for the choice.
 
-    Args:
-        dataset: Folder that holds `sub-...`.
-        wanted: What to take.
-
     Returns:
         One subject for each session (or participant, where there are no sessions) in the order of
         their names, and what cannot be segmented, each with the reason.

@@ -53,11 +53,7 @@ def midline_of(template: Template) -> float | None:
 
 
 def matrix_to_template(settings: Mapping[str, Any]) -> NDArray[np.float64] | None:
-    """Return (4, 4) from the world of a map to that of the template, RAS+ mm; None if not known.
-
-    Args:
-        settings: Of the map's record.
-    """
+    """Return (4, 4) from the world of a record's map to that of the template, RAS+ mm, if known."""
     if settings.get("space", "native") != "native":
         return np.eye(4)
     try:
@@ -69,11 +65,8 @@ def matrix_to_template(settings: Mapping[str, Any]) -> NDArray[np.float64] | Non
 
 
 def place_of(point_ras_mm: Sequence[float], settings: Mapping[str, Any]) -> Place | None:
-    """Return where a point of a map's world lies; None where the record does not tell.
-
-    Args:
-        point_ras_mm: The point, such as the centre of a lesion.
-        settings: Of the map's record.
+    """Return where a point of the world of a record's map lies; None where the record does not
+    tell.
     """
     matrix, midline = matrix_to_template(settings), settings.get(MIDLINE)
     if matrix is None or not isinstance(midline, int | float):
@@ -89,12 +82,7 @@ def place_of(point_ras_mm: Sequence[float], settings: Mapping[str, Any]) -> Plac
 
 
 def with_places(described: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record that speaks of the mask, with the place of each lesion.
-
-    Args:
-        described: See `mmccd_cli.outputs.lesions.describe_mask`.
-        settings: Of the same record.
-    """
+    """Return the part of a record that speaks of the mask, with the place of each lesion."""
     placed: dict[str, Any] = {}
     for kind in ("lesions", "left_out"):
         placed[kind] = []

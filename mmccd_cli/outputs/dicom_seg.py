@@ -41,14 +41,7 @@ _MAY_BE_EMPTY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What made a segmentation.
-
-    Attributes:
-        name: Name of the weights.
-        version: Version of the weights.
-        sha256: Hash of the weights.
-        parameters: Settings that changed it, by name.
-    """
+    """What made a segmentation: the weights, and by name the settings that changed it."""
 
     name: str
     version: str

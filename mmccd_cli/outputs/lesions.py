@@ -71,11 +71,7 @@ def mask_warnings(
 ) -> list[str]:
     """Say what should be looked at: a mask that is empty, too large, or without something bright.
 
-    Args:
-        lesions: See `describe_mask`, like all others.
-        left_out: See `describe_mask`.
-        left_out_small: See `describe_mask`.
-        brain_ml: Volume of the brain, where it is known.
+    Too large is known where the volume of the brain is. See `describe_mask` for what is given.
     """
     if lesions:
         return _warnings_of_found(lesions, left_out, brain_ml)
@@ -121,13 +117,8 @@ def lesion_table(
 ) -> bytes:
     """Return the table of all that the map shows above its threshold, a row each.
 
-    What is only counted has the last row, where there is any.
-
-    Args:
-        lesions: See `describe_mask`, like all others.
-        left_out: See `describe_mask`.
-        left_out_small: See `describe_mask`.
-        settings: Of the record, which tells how the map lies to the template.
+    What is only counted has the last row, where there is any. See `describe_mask` for what is
+    given; the record's settings tell how the map lies to the template.
     """
     rows = [_row(lesion, "yes", EMPTY) for lesion in lesions]
     rows += [_row(candidate, "no", candidate.reason) for candidate in left_out]

@@ -78,13 +78,7 @@ PLANES = (
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """The part of a RAS grid that panels show, and their scale.
-
-    Args:
-        box: Voxels along each axis.
-        spacing_mm: Their size.
-        pixels_per_mm: Scale of the panels.
-    """
+    """The part of a RAS grid that panels show, and their scale."""
 
     box: tuple[slice, ...]
     spacing_mm: tuple[float, float, float]
@@ -93,13 +87,9 @@ class Frame:
     def cut(
         self, data: NDArray[Any], plane: Plane, center: Sequence[int], *, smooth: bool = True
     ) -> FloatArray:
-        """Return a cut through (I, J, K) data as a panel's (H, W) pixels.
+        """Return a cut through a voxel of (I, J, K) data as a panel's (H, W) pixels.
 
-        Args:
-            data: The data.
-            plane: Which way to cut.
-            center: Voxel that the cut goes through.
-            smooth: Whether to interpolate; no for numbers that stand for things.
+        Numbers that stand for things must not be smooth.
         """
         index = list(self.box)
         index[plane.across] = slice(center[plane.across], center[plane.across] + 1)
@@ -291,12 +281,7 @@ def to_ras(background: Volume, values: ArrayLike) -> FloatArray:
 
 
 def largest_cuts(mask: BoolArray, box: Box) -> tuple[int, int, int]:
-    """Return the indices of three cuts, one across each axis, that show most of a mask in a box.
-
-    Args:
-        mask: (I, J, K) bool.
-        box: Where to look, such as the box of a lesion; not empty.
-    """
+    """Return the indices of three cuts, one across each axis, that show most of a mask in a box."""
     inside = mask[box]
     counts = (inside.sum(axis=axes) for axes in ((1, 2), (0, 2), (0, 1)))
     i, j, k = (int(n.argmax()) + part.start for n, part in zip(counts, box, strict=True))

@@ -95,16 +95,7 @@ def describe_result(
 ) -> dict[str, Any]:
     """Return the record of a finished subject.
 
-    Args:
-        subject: Whose files were read.
-        result: What the pipeline returned.
-        bundle: The weights.
-        inputs: Name and SHA-256 of each file that was read.
-        requested: The settings that were asked for, which --resume compares.
-        outputs: Kind -> name of the files that are written with this record.
-        notes: Sentences from reading the files.
-        seconds: Seconds of stages outside the pipeline.
-        threads: Threads of the CPU that were used.
+    Notes and seconds are those from outside of the pipeline; `requested` is what --resume compares.
     """
     of_mask = (result.lesions, result.left_out, result.left_out_small)
     said, warnings = notes_and_warnings([*notes, *result.notes])

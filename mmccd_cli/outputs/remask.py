@@ -42,12 +42,7 @@ _WITHOUT_MASK = "dicom_map"
 class NewMask:
     """A mask that was made from a map that is there.
 
-    Attributes:
-        volume: The map.
-        grid: Its grid.
-        found: Mask, lesions and what was left out.
-        contents: Kind of output -> bytes, of mask and table and of the files of BIDS that show it.
-        record: The new record, with the hash of the mask.
+    Contents are the bytes of mask, table and files of BIDS; the record has the hash of the mask.
     """
 
     volume: Volume
@@ -78,10 +73,8 @@ def remask(
         DataError: The map cannot be read, or the record lacks what is needed.
     """
     volume, grid = read_nifti(outputs["map"], allow_constant=True)
-    scan_threshold, score = score_of_record(record, options)
-    found = mask_and_lesions(
-        volume.data, score, affine=volume.affine, scan_threshold=scan_threshold
-    )
+    of_scan, score = score_of_record(record, options)
+    found = mask_and_lesions(volume.data, score, affine=volume.affine, scan_threshold=of_scan)
     of_mask = (found.lesions, found.left_out, found.left_out_small)
     contents = {"mask": encode_mask(outputs["mask"], found.mask, grid)}
     if "table" in outputs:
@@ -104,14 +97,14 @@ def remask(
             settings=record["settings"],
         )
         contents |= {kind: BIDS_OUTPUTS[kind](shown) for kind in of_bids}
-    hashes = {"mask": hashlib.sha256(contents["mask"]).hexdigest()}
-    asked = record["settings"]["requested"]
-    kept = {name: value for name, value in asked.items() if name not in MASK_SETTINGS}
+    sha256 = hashlib.sha256(contents["mask"]).hexdigest()
+    asked = record["settings"]["requested"].items()
+    kept = {name: value for name, value in asked if name not in MASK_SETTINGS}
     changed = {
         **record,
         **with_places(describe_mask(*of_mask, threshold=score.threshold), record["settings"]),
         "outputs": {kind: path.name for kind, path in outputs.items()},
-        "output_sha256": {**record["output_sha256"], **hashes},
+        "output_sha256": {**record["output_sha256"], "mask": sha256},
         "settings": {
             **record["settings"],
             "score": to_dict(score),

@@ -210,11 +210,6 @@ class Bundle:
     def cycle(self, source: str, sampling: SamplingConfig, device: torch.device) -> Cycle:
         """Load the networks of one source's cycle that a method needs.
 
-        Args:
-            source: The source modality.
-            sampling: Method and number of steps.
-            device: Where the networks go.
-
         Raises:
             WeightsError: The bundle has no such cycle or network, or a file is damaged.
             UsageError: More steps than its schedule has.
@@ -243,9 +238,6 @@ class Bundle:
 
     def restoration(self, device: torch.device) -> UNet:
         """Load the restoration network.
-
-        Args:
-            device: Where it goes.
 
         Raises:
             WeightsError: The bundle has none, or its file is damaged.
@@ -331,14 +323,8 @@ def save_bundle(
     networks: dict[str, dict[str, Tensor]],
     card: str,
 ) -> None:
-    """Write a bundle, all of it or nothing; weights are stored as float16.
-
-    Args:
-        folder: Where to write; created where missing.
-        config: The configuration.
-        template: The template.
-        networks: Network name -> weights.
-        card: The model card, Markdown.
+    """Write a bundle, all of it or nothing; weights, by the names of networks, are stored as
+    float16.
     """
     contents: dict[str, bytes] = {
         f"{name}.safetensors": save_tensors(
@@ -367,13 +353,8 @@ def write_index(folder: Path, config: BundleConfig, contents: dict[str, bytes]) 
 def rewrite_bundle(
     bundle: Bundle, config: BundleConfig, card: str, *, out: Path | None = None
 ) -> None:
-    """Replace configuration and model card of a bundle, keeping networks and template.
-
-    Args:
-        bundle: The bundle.
-        config: Its new configuration.
-        card: Its new model card, Markdown.
-        out: Folder of the new bundle; None for the bundle's own.
+    """Replace configuration and model card of a bundle, or copy it so, keeping networks and
+    template.
     """
     kept = [name for name in bundle.files if name != CARD]
     contents = {name: read_checked(bundle.folder, name, bundle.files[name]) for name in kept}

@@ -22,11 +22,7 @@ _SETTINGS = (
 
 
 def model_card(config: BundleConfig) -> str:
-    """Write a model card with the front matter that the Hugging Face Hub reads.
-
-    Args:
-        config: The bundle's configuration, calibrated or not.
-    """
+    """Write a model card with the front matter that the Hugging Face Hub reads."""
     from jinja2 import Environment
 
     environment = Environment(trim_blocks=True, keep_trailing_newline=True)

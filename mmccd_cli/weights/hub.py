@@ -52,12 +52,7 @@ _SPEC = re.compile(
 
 @dataclass(frozen=True)
 class HubId:
-    """A repository of the Hub at a branch, tag or commit.
-
-    Attributes:
-        repo: Such as "org/repo".
-        revision: Branch, tag or commit.
-    """
+    """A repository of the Hub at a branch, tag or commit."""
 
     repo: str
     revision: str = "main"
@@ -139,10 +134,7 @@ def list_cached(cache: Path) -> list[HubId]:
 
 
 def remove_cached(hub_id: HubId, folder: Path, cache: Path) -> int:
-    """Remove the snapshot of a revision and the files that no other snapshot uses.
-
-    Returns:
-        The number of bytes that this freed.
+    """Remove a snapshot and the files that no other one uses; return how many bytes that freed.
 
     Raises:
         WeightsError: The cache cannot be changed.
@@ -314,10 +306,7 @@ class PublishedBundle:
 def push(folder: Path, repo: str, *, private: bool = True) -> PublishedBundle:
     """Upload a bundle as one commit: the files that it lists, its index, and nothing else.
 
-    Args:
-        folder: The bundle's folder.
-        repo: Repository on the Hub, created where missing.
-        private: Whether a new repository is private.
+    A repository that is not there is created, private or not.
 
     Raises:
         WeightsError: The folder is no whole bundle, or the Hub refuses.

@@ -43,13 +43,7 @@ class WeightsSource:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalBundle:
-    """A bundle on this computer, every file of it compared with its index.
-
-    Attributes:
-        index: What its `bundle.json` says.
-        origin: Where it was found.
-        source: What was asked for.
-    """
+    """A bundle on this computer, every file compared with its index, and what was asked for."""
 
     index: BundleIndex
     origin: WeightsOrigin
@@ -145,9 +139,6 @@ def find_source(spec: str | None) -> WeightsSource:
 
 def list_bundles(cache_dir: Path | None = None) -> list[tuple[WeightsSource, BundleIndex | None]]:
     """List what can be used by name: embedded, known and cached bundles, with their index.
-
-    Args:
-        cache_dir: Where downloads are kept; None for the default.
 
     Returns:
         What each name stands for, and its index where it is on this computer and readable.

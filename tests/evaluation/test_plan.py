@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from mmccd_cli.evaluation import Comparison, EvaluationSubjects, plan_evaluation, run_evaluation
+from mmccd_cli.evaluation.plan import (
+    Comparison,
+    EvaluationSubjects,
+    plan_evaluation,
+    run_evaluation,
+)
 from mmccd_cli.inputs.phantom import Phantom
 
 

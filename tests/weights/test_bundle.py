@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import write_tiny_bundle
+from bundles import edit_index, replace_file, write_tiny_bundle
 from safetensors.torch import load_file, save
 
 from mmccd_cli.config import SamplingConfig
@@ -33,19 +32,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(pristine: Path, tmp_path: Path) -> Path:
     return shutil.copytree(pristine, tmp_path / "tiny")
-
-
-def edit_index(folder: Path, edit: Edit) -> None:
-    document = json.loads((folder / INDEX).read_text())
-    edit(document)
-    (folder / INDEX).write_text(json.dumps(document))
-
-
-def replace_file(folder: Path, name: str, raw: bytes) -> None:
-    """Replace a file and its hash, as somebody would who means harm."""
-    (folder / name).write_bytes(raw)
-    entry = {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
-    edit_index(folder, lambda d: d["files"].__setitem__(name, entry))
 
 
 def test_what_is_written_comes_back(folder: Path) -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from bundles import write_tiny_bundle
+from bundles import edit_index, replace_file, write_tiny_bundle
 from safetensors.torch import load_file, save
 from typer.testing import CliRunner
 
 from mmccd_cli.cli.app import app
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.weights.bundle import TEMPLATE
-from mmccd_cli.weights.index import INDEX
 
 NETWORK = "FLAIR-T2w.unet.safetensors"
 Edit = Callable[[Path], None]
@@ -38,18 +34,6 @@ def subject(
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
-
-
-def edit_index(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    document = json.loads((folder / INDEX).read_text())
-    edit(document)
-    (folder / INDEX).write_text(json.dumps(document))
-
-
-def replace_file(folder: Path, name: str, raw: bytes) -> None:
-    (folder / name).write_bytes(raw)
-    entry = {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
-    edit_index(folder, lambda d: d["files"].__setitem__(name, entry))
 
 
 def without_a_network(folder: Path) -> None:

@@ -52,16 +52,7 @@ def make_comparison_model(
 ) -> None:
     """Train one model on prepared slices, choose its thresholds, and write its folder.
 
-    Args:
-        config: The model.
-        prepared: What `prepare` wrote.
-        folder: Where the model goes, and its checkpoint as long as it is being trained.
-        training: Steps, batch, rates, augmentation and seed.
-        split: Split of the subjects that it is trained on.
-        runtime: Device, precision and processes.
-        report: Called on progress of the training.
-        report_subject: Called with each subject's id that thresholds are chosen on, its number and
-            the number of all.
+    Its checkpoint lies there, too, as long as it is being trained.
 
     Raises:
         DataError: There are no such slices.

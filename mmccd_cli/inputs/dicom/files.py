@@ -36,12 +36,7 @@ _BROKEN_MEMBER = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError,
 
 @dataclass(frozen=True, order=True)
 class DicomFile:
-    """One file, or one member of an archive.
-
-    Args:
-        path: The file, or the archive.
-        member: Name within the archive, empty for a file.
-    """
+    """One file, or one member, by its name, of an archive."""
 
     path: Path
     member: str = ""

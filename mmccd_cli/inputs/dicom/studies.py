@@ -50,10 +50,7 @@ class _Candidate:
 
 
 def read_study(source: Path) -> Study:
-    """Find the series of a subject and choose one for each modality.
-
-    Args:
-        source: A folder, searched to any depth, or a zip archive.
+    """Find the series of a subject in a folder or archive and choose one for each modality.
 
     Raises:
         DataError: No DICOM, several studies, or no modality in them.

@@ -36,14 +36,7 @@ _MAX_SAMPLES = 150_000
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One measured sign.
-
-    Args:
-        name: What was measured.
-        value: Its value in words.
-        expected: What is usual, in words.
-        suspicion: 0 as expected to 1 clearly not.
-    """
+    """One measured sign: its value and what is usual in words, and how suspicious it is, 0 to 1."""
 
     name: str
     value: str

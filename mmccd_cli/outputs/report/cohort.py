@@ -55,13 +55,7 @@ class ReportSummary(BaseModel):
 
 
 class Failure(NamedTuple):
-    """A subject that failed.
-
-    Attributes:
-        name: Its name, without folders.
-        reason: What happened, and the likely cause.
-        next_step: What helps; empty where nothing is known.
-    """
+    """A subject that failed: what happened and its likely cause, and what helps if known."""
 
     name: str
     reason: str
@@ -135,13 +129,7 @@ def write_cohort_page(
 
 
 def cohort_page(summaries: Sequence[Mapping[str, Any]], failures: Sequence[Failure]) -> bytes:
-    """Return the page.
-
-    Args:
-        summaries: The data block of each report; under "file" where the report is, seen from the
-            page.
-        failures: The subjects that failed.
-    """
+    """Return the page over reports' data blocks, each with its file, and over failures."""
     ordered = sorted(summaries, key=lambda summary: -summary["lesion_volume_ml"])
     volumes_ml = [summary["lesion_volume_ml"] for summary in ordered]
     return render(

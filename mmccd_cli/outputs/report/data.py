@@ -108,11 +108,6 @@ def report_data(
 ) -> ReportData:
     """Bring a result, its scans and the template to the grid of the map.
 
-    Args:
-        result: With its prepared subject.
-        volumes: Modality -> scan, as it was read.
-        template: The bundle's template.
-
     Raises:
         ValueError: The result has no prepared subject.
     """

@@ -18,15 +18,7 @@ _BINS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """How often values occur.
-
-    Attributes:
-        title: What is counted.
-        heights: One for each bin, 0 and more.
-        low: Left end of the first bin, in words.
-        high: Right end of the last bin, in words.
-        marker: Where a line is drawn, as a share of the width; None for none.
-    """
+    """How often values occur, and where, as a share of the width, a line is drawn."""
 
     title: str
     heights: list[float]

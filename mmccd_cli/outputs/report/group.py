@@ -38,16 +38,7 @@ def group_page(
     lesions: Sequence[Mapping[str, Any]],
     left_out: Sequence[tuple[str, str]],
 ) -> bytes:
-    """Return the page.
-
-    Args:
-        template: Whose brain is drawn, and on whose grid the maps are.
-        frequency: (I, J, K) share of the subjects with a lesion.
-        mean: (I, J, K) mean of the maps.
-        subjects: Rows of the table of subjects.
-        lesions: Rows of the table of lesions.
-        left_out: Name and reason of each result that is not in the maps.
-    """
+    """Return the page over a group, whose maps (I, J, K) lie on the grid of the template."""
     volumes = np.array([row["lesion_volume_ml"] for row in subjects])
     most = [
         {"title": title, "highest": float(values.max()), "panels": _panels(template, values, title)}

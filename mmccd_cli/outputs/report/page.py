@@ -49,18 +49,9 @@ def subject_report(
     checks: Sequence[Check],
     index: str = "",
 ) -> bytes:
-    """Return a subject's report.
+    """Return the report of one subject, an HTML file with everything in it.
 
-    Args:
-        result: What the pipeline returned, with its prepared subject.
-        volumes: Modality -> scan, as it was read.
-        record: What the sidecar says; see `mmccd_cli.outputs.record`.
-        data: What `report_data` gives for these.
-        checks: What `check_subject` gives for these.
-        index: Where the page over all reports is, seen from this one; empty for nowhere.
-
-    Returns:
-        An HTML file with everything in it.
+    `index` is where the page over all reports is, seen from this one; empty for nowhere.
     """
     record = jsonable(record)
     of_mask = (result.lesions, result.left_out, result.left_out_small)

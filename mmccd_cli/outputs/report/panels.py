@@ -50,13 +50,7 @@ _LEVELS = (0.12, 0.26, 0.40, 0.54, 0.68, 0.82)  # of the brain's height
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One picture of a plane.
-
-    Args:
-        image: The picture.
-        caption: Plane and position.
-        alt: What it shows, for those who do not see it.
-    """
+    """One picture of a plane, its caption, and what it shows for those who do not see it."""
 
     image: Image.Image
     caption: str
@@ -69,11 +63,7 @@ class Panel:
 
 
 class Panels:
-    """All pictures of one subject, each made when it is asked for.
-
-    Args:
-        data: The subject.
-    """
+    """All pictures of one subject, each made when it is asked for."""
 
     def __init__(self, data: ReportData) -> None:
         self._data = data

@@ -21,15 +21,7 @@ _STEPS = tuple(round(0.05 * n, 2) for n in range(1, 20))
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one threshold gives.
-
-    Attributes:
-        threshold: Value of the map.
-        volume_ml: Volume of the mask.
-        lesions: Number of its components.
-        left_out_ml: Volume above the threshold that the mask does not hold.
-        command: What makes this mask of the map's file.
-    """
+    """What one threshold gives, what it leaves out of the mask, and the line that makes it."""
 
     threshold: float
     volume_ml: float
@@ -59,12 +51,7 @@ class Sweep:
 
 
 def sweep_thresholds(data: ReportData, record: Mapping[str, Any]) -> Sweep:
-    """Make the masks of some thresholds between 0 and 1, the result's own among them.
-
-    Args:
-        data: The subject.
-        record: Its record, which tells the other settings of the mask.
-    """
+    """Make the masks of some thresholds between 0 and 1, the result's own among them."""
     thresholds = sorted({*_STEPS, data.threshold})
     own = thresholds.index(data.threshold)
     box = bounding_box(data.anomaly_map > 0, margin=2) if data.anomaly_map.any() else ...

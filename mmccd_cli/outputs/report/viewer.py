@@ -47,13 +47,7 @@ class ViewerData:
 
 
 def viewer_data(data: ReportData, sweep: Sweep, score: Mapping[str, Any]) -> ViewerData:
-    """Return what the viewer's script reads of a subject.
-
-    Args:
-        data: The subject.
-        sweep: Its masks at other thresholds.
-        score: The record's settings of the score.
-    """
+    """Return what the viewer's script reads of a subject."""
     crop = _not_empty(data)
     affine, spacing_mm = data.affine.copy(), np.array(data.spacing_mm)
     affine[:3, 3] = transform_points(affine, [part.start for part in crop])
