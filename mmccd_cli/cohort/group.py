@@ -67,12 +67,9 @@ class Member:
 
 
 class LeftOut(NamedTuple):
-    """A result that is not in the maps of its group.
+    """A result that is not in the maps of its group, and why.
 
-    Attributes:
-        subject: Its name.
-        reason: Sentences that say why.
-        failed: Whether it is damaged; else it was made with other weights, and is as it should be.
+    It has failed where it is damaged; else it was made with other weights, and is as it should be.
     """
 
     subject: str

@@ -11,12 +11,7 @@ from mmccd_cli.outputs.record import read_sidecar
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """What a record says of how its result was made.
-
-    Attributes:
-        options: Name of each setting, as `mmccd segment` calls it in Python, to its value as text.
-        weights_sha256: Hash of the weights.
-    """
+    """How a result was made: options, as `mmccd segment` calls them in Python, and weights."""
 
     options: dict[str, str]
     weights_sha256: str

@@ -27,12 +27,7 @@ _BEGINNING = len('{\n  "record_version"')
 
 @dataclass(frozen=True)
 class PreviousResult:
-    """A result of an earlier run whose map is the one that is asked for.
-
-    Attributes:
-        record: What its sidecar says.
-        is_current: Whether mask and all else are as asked for, too.
-    """
+    """A result of an earlier run whose map, or all that there is, is the one that is asked for."""
 
     record: dict[str, Any]
     is_current: bool

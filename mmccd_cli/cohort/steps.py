@@ -39,13 +39,7 @@ TEMPLATE_CODE = 5
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PreparedJob:
-    """A job whose subject only needs the device.
-
-    Attributes:
-        job: The job.
-        scans: What was read, without the images where no extra output looks at them.
-        prepared: The subject in template space.
-    """
+    """A job whose subject only needs the device; scans are kept where extra outputs need them."""
 
     job: Job
     scans: Scans
@@ -154,12 +148,8 @@ class JobSteps:
                 grid=segmented.grid,
             )
             if "table" in ready.job.targets:
-                contents["table"] = lesion_table(
-                    result.lesions,
-                    result.left_out,
-                    result.left_out_small,
-                    settings=segmented.record["settings"],
-                )
+                settings = segmented.record["settings"]
+                contents["table"] = lesion_table(result, settings=settings)
         return _write(ready.job, segmented, contents, clock=clock, force=force)
 
     def redo_mask(

@@ -8,7 +8,7 @@ twenty brains shows of ventricles says little about a brain that a tumour has di
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -79,15 +79,3 @@ def place_of(point_ras_mm: Sequence[float], settings: Mapping[str, Any]) -> Plac
         midline_mm=away,
         template_ras_mm=(x, y, z),
     )
-
-
-def with_places(described: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record that speaks of the mask, with the place of each lesion."""
-    placed: dict[str, Any] = {}
-    for kind in ("lesions", "left_out"):
-        placed[kind] = []
-        for lesion in described[kind]:
-            place = place_of(lesion.centroid_ras_mm, settings)
-            nowhere = dict.fromkeys(Place.__dataclass_fields__)
-            placed[kind].append({**asdict(lesion), **(asdict(place) if place else nowhere)})
-    return {**described, **placed}

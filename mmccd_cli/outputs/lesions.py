@@ -5,10 +5,17 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
 
-from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion
-from mmccd_cli.outputs.anatomy import place_of
+from mmccd_cli.anomaly.mask import LeftOut, Lesion
+from mmccd_cli.outputs.anatomy import Place, place_of
+
+if TYPE_CHECKING:
+    from mmccd_cli.anomaly.mask import MaskFindings
+    from mmccd_cli.pipeline import SegmentationResult
+
+    Findings = MaskFindings | SegmentationResult
 
 COLUMNS = (
     "index",
@@ -26,6 +33,7 @@ COLUMNS = (
 """All but the last ones."""
 PLACE = ("side", "midline_mm")
 """The last columns, see `mmccd_cli.outputs.anatomy`."""
+PLACE_FIELDS = tuple(field.name for field in fields(Place))
 EMPTY = "n/a"
 
 _NOTHING_KEPT = "Nothing was kept, but the map shows "
@@ -39,48 +47,42 @@ _MUCH = 0.2  # share of the brain; the largest of 26 labelled gliomas has 0.17
 
 
 def describe_mask(
-    lesions: Sequence[Lesion],
-    left_out: Sequence[LeftOut],
-    left_out_small: LeftOutSmall,
-    *,
-    threshold: float,
+    found: Findings, *, threshold: float, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the part of a record that speaks of the mask.
+    """Return the part of a record that speaks of the mask, with the place of each lesion.
 
     Args:
-        lesions: Components of the mask, the largest first.
-        left_out: Candidates that are not in it, the largest first.
-        left_out_small: Those that are only counted.
+        found: What the map shows above its threshold.
         threshold: Value of the map above which a voxel belongs to the mask.
+        settings: Of the record, which tell how the map lies to the template.
     """
+
+    def placed(lesion: Lesion) -> dict[str, Any]:
+        place = place_of(lesion.centroid_ras_mm, settings)
+        return asdict(lesion) | (asdict(place) if place else dict.fromkeys(PLACE_FIELDS))
+
     return {
-        "lesion_volume_ml": round(sum(lesion.volume_ml for lesion in lesions), 6),
+        "lesion_volume_ml": round(sum(lesion.volume_ml for lesion in found.lesions), 6),
         "threshold": threshold,
-        "lesions": lesions,
-        "left_out": left_out,
-        "left_out_small": left_out_small,
+        "lesions": [placed(lesion) for lesion in found.lesions],
+        "left_out": [placed(candidate) for candidate in found.left_out],
+        "left_out_small": found.left_out_small,
     }
 
 
-def mask_warnings(
-    lesions: Sequence[Lesion],
-    left_out: Sequence[LeftOut],
-    left_out_small: LeftOutSmall,
-    *,
-    brain_ml: float | None = None,
-) -> list[str]:
+def mask_warnings(found: Findings, *, brain_ml: float | None = None) -> list[str]:
     """Say what should be looked at: a mask that is empty, too large, or without something bright.
 
-    Too large is known where the volume of the brain is. See `describe_mask` for what is given.
+    That it is too large shows where the volume of the brain is known.
     """
-    if lesions:
-        return _warnings_of_found(lesions, left_out, brain_ml)
-    number = len(left_out) + left_out_small.count
+    left_out, small = found.left_out, found.left_out_small
+    if found.lesions:
+        return _warnings_of_found(found.lesions, left_out, brain_ml)
+    number = len(left_out) + small.count
     if number == 0:
         return [_NOTHING_SHOWN]
-    listed_ml = sum(candidate.volume_ml for candidate in left_out)
-    found = _counted(number, listed_ml + left_out_small.volume_ml)
-    return [f"{_NOTHING_KEPT}{found} in all{_strongest(left_out)}."]
+    volume_ml = sum(candidate.volume_ml for candidate in left_out) + small.volume_ml
+    return [f"{_NOTHING_KEPT}{_counted(number, volume_ml)} in all{_strongest(left_out)}."]
 
 
 def _warnings_of_found(
@@ -108,28 +110,20 @@ def is_mask_warning(text: str) -> bool:
     return text.startswith((_NOTHING_KEPT, _NOTHING_SHOWN, _BRIGHT_LEFT_OUT, _MUCH_OF_BRAIN))
 
 
-def lesion_table(
-    lesions: Sequence[Lesion],
-    left_out: Sequence[LeftOut],
-    left_out_small: LeftOutSmall,
-    *,
-    settings: Mapping[str, Any],
-) -> bytes:
+def lesion_table(found: Findings, *, settings: Mapping[str, Any]) -> bytes:
     """Return the table of all that the map shows above its threshold, a row each.
 
-    What is only counted has the last row, where there is any. See `describe_mask` for what is
-    given; the record's settings tell how the map lies to the template.
+    What is only counted has the last row, where there is any. The record's settings tell how the
+    map lies to the template.
     """
-    rows = [_row(lesion, "yes", EMPTY) for lesion in lesions]
-    rows += [_row(candidate, "no", candidate.reason) for candidate in left_out]
-    if left_out_small.count:
-        volume = f"{left_out_small.volume_ml:.6g}"
-        reason = f"{left_out_small.count} more that are too small or too many to be listed"
-        rows.append([EMPTY, "no", volume, *[EMPTY] * (len(COLUMNS) - 5), reason, EMPTY])
-    places = [place_cells(found, settings) for found in (*lesions, *left_out)]
-    places += [[EMPTY] * len(PLACE)] * (len(rows) - len(places))
-    placed = ([*row, *place] for row, place in zip(rows, places, strict=True))
-    return encode_tsv([*COLUMNS, *PLACE], placed)
+    rows = [
+        [*_row(each), *place_cells(each, settings)] for each in (*found.lesions, *found.left_out)
+    ]
+    if (small := found.left_out_small).count:
+        reason = f"{small.count} more that are too small or too many to be listed"
+        known = {"kept": "no", "volume_ml": f"{small.volume_ml:.6g}", "reason": reason}
+        rows.append([known.get(name, EMPTY) for name in (*COLUMNS, *PLACE)])
+    return encode_tsv([*COLUMNS, *PLACE], rows)
 
 
 def encode_tsv(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> bytes:
@@ -151,7 +145,8 @@ def numbers_of(lesion: Lesion) -> list[str]:
     return [f"{number:.6g}" for number in numbers]
 
 
-def _row(lesion: Lesion, kept: str, reason: str) -> list[Any]:
+def _row(lesion: Lesion) -> list[Any]:
+    kept, reason = ("no", lesion.reason) if isinstance(lesion, LeftOut) else ("yes", EMPTY)
     box = ",".join(f"{first}:{end}" for first, end in lesion.box)
     confidence = EMPTY if lesion.confidence is None else f"{lesion.confidence:g}"
     return [lesion.id, kept, *numbers_of(lesion), box, reason, confidence]

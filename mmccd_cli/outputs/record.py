@@ -24,7 +24,7 @@ import numpy as np
 from mmccd_cli import __version__
 from mmccd_cli.errors import MmccdError, as_mmccd_error, notes_and_warnings
 from mmccd_cli.files import check_json, read_json
-from mmccd_cli.outputs.anatomy import MIDLINE, midline_of, with_places
+from mmccd_cli.outputs.anatomy import MIDLINE, midline_of
 from mmccd_cli.outputs.lesions import describe_mask, mask_warnings
 from mmccd_cli.outputs.schema import RECORD_VERSION, DoneRecord
 from mmccd_cli.template import voxel_volume_mm3
@@ -97,7 +97,6 @@ def describe_result(
 
     Notes and seconds are those from outside of the pipeline; `requested` is what --resume compares.
     """
-    of_mask = (result.lesions, result.left_out, result.left_out_small)
     said, warnings = notes_and_warnings([*notes, *result.notes])
     settings = {
         **result.settings,
@@ -110,7 +109,7 @@ def describe_result(
         "record_version": RECORD_VERSION,
         "subject": subject.id,
         "status": "done",
-        **with_places(describe_mask(*of_mask, threshold=result.threshold), settings),
+        **describe_mask(result, threshold=result.threshold, settings=settings),
         "reference": result.reference,
         "outputs": outputs,
         "output_sha256": {},
@@ -127,7 +126,7 @@ def describe_result(
             stage: round(value, 3) for stage, value in {**seconds, **result.seconds}.items()
         },
         "peak_memory_mib": peak_memory_mib(),
-        "warnings": [*warnings, *mask_warnings(*of_mask, brain_ml=brain_ml)],
+        "warnings": [*warnings, *mask_warnings(result, brain_ml=brain_ml)],
         "notes": said,
         "brain_volume_ml": brain_ml,
         "suspicion": None,
@@ -195,13 +194,7 @@ def peak_memory_mib() -> float | None:
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a sidecar holds.
-
-    Attributes:
-        record: The record, checked; see `mmccd_cli.outputs.schema.DoneRecord`.
-        fields: What it says beside the record, for BIDS; else empty.
-        is_nested: Whether the record has a key of its own, as BIDS wants it.
-    """
+    """What a sidecar holds: the checked record and, for BIDS, other fields, beside or around it."""
 
     record: dict[str, Any]
     fields: dict[str, Any]

@@ -23,7 +23,6 @@ from mmccd_cli.config import ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.outputs.anatomy import with_places
 from mmccd_cli.outputs.bids import BIDS_OUTPUTS, BidsMask
 from mmccd_cli.outputs.images import encode_mask
 from mmccd_cli.outputs.lesions import (
@@ -75,10 +74,9 @@ def remask(
     volume, grid = read_nifti(outputs["map"], allow_constant=True)
     of_scan, score = score_of_record(record, options)
     found = mask_and_lesions(volume.data, score, affine=volume.affine, scan_threshold=of_scan)
-    of_mask = (found.lesions, found.left_out, found.left_out_small)
     contents = {"mask": encode_mask(outputs["mask"], found.mask, grid)}
     if "table" in outputs:
-        contents["table"] = lesion_table(*of_mask, settings=record["settings"])
+        contents["table"] = lesion_table(found, settings=record["settings"])
     if of_bids := [kind for kind in outputs if kind in BIDS_OUTPUTS]:
         if not isinstance(spatial_reference, str):
             raise DataError(
@@ -102,7 +100,7 @@ def remask(
     kept = {name: value for name, value in asked if name not in MASK_SETTINGS}
     changed = {
         **record,
-        **with_places(describe_mask(*of_mask, threshold=score.threshold), record["settings"]),
+        **describe_mask(found, threshold=score.threshold, settings=record["settings"]),
         "outputs": {kind: path.name for kind, path in outputs.items()},
         "output_sha256": {**record["output_sha256"], "mask": sha256},
         "settings": {
@@ -112,7 +110,7 @@ def remask(
         },
         "warnings": [
             *(text for text in record["warnings"] if not _is_renewed(text)),
-            *mask_warnings(*of_mask, brain_ml=record.get("brain_volume_ml")),
+            *mask_warnings(found, brain_ml=record.get("brain_volume_ml")),
         ],
         "notes": _notes(record),
         "stale_outputs": _stale(record, outputs),

@@ -290,13 +290,7 @@ def _drop(path: Path, cache: Path) -> None:
 
 @dataclass(frozen=True)
 class PublishedBundle:
-    """What an upload made.
-
-    Attributes:
-        hub_id: The repository at the commit that holds the bundle.
-        private: Whether only its owners can see it; an older repository keeps its visibility.
-        sha256: Hash of the bundle's index as it was uploaded.
-    """
+    """What an upload made: a commit, the hash of its index, and whether only owners can see it."""
 
     hub_id: HubId
     private: bool

@@ -23,6 +23,13 @@ def _failed(name: str) -> Outcome:
     return Outcome(name, "failed", error=DataError(f"{name} is broken"))
 
 
+def _done(folder: Path, name: str) -> Outcome:
+    (folder / name).touch()
+    record = {"lesion_volume_ml": 0.0, "lesions": [], "threshold": 0.5, "inputs": {}}
+    record |= {"reference": "FLAIR", "warnings": [], "seconds": {}}
+    return Outcome(name, "done", record | {"outputs": {"map": name, "mask": "m"}})
+
+
 def _subjects(path: Path) -> list[str]:
     return [line.split("\t")[0] for line in path.read_text().splitlines()[1:]]
 
@@ -43,11 +50,7 @@ def test_the_share_that_is_through_last_writes_the_table_of_all(tmp_path: Path) 
 
 
 def test_the_table_keeps_results_of_other_runs(tmp_path: Path) -> None:
-    record = {"lesion_volume_ml": 0.0, "lesions": [], "threshold": 0.5, "inputs": {}}
-    record |= {"reference": "FLAIR", "warnings": [], "seconds": {}}
-    record |= {"outputs": {"map": "n", "mask": "m"}}
-    (tmp_path / "n").touch()
-    Summary(tmp_path).add(Outcome("earlier", "done", record))
+    Summary(tmp_path).add(_done(tmp_path, "earlier"))
     for index, names in ((1, EVERYONE[:2]), (2, EVERYONE[2:])):
         Summary(tmp_path, Shard(index, 2)).add(*map(_failed, names))
     _unite(tmp_path)
@@ -95,8 +98,6 @@ def test_of_shares_that_end_together_one_writes_the_table(tmp_path: Path) -> Non
 def test_runs_of_different_subjects_into_one_folder_keep_each_other_s_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = {"lesion_volume_ml": 0.0, "lesions": [], "threshold": 0.5, "inputs": {}}
-    record |= {"reference": "FLAIR", "warnings": [], "seconds": {}}
     look = Summary._earlier
 
     def slow(table: Summary) -> dict[str, dict[str, str]]:
@@ -109,8 +110,7 @@ def test_runs_of_different_subjects_into_one_folder_keep_each_other_s_rows(
     def run(names: str) -> None:
         table = Summary(tmp_path)
         for name in names:
-            (tmp_path / name).touch()
-            table.add(Outcome(name, "done", {**record, "outputs": {"map": name, "mask": "m"}}))
+            table.add(_done(tmp_path, name))
 
     with ThreadPoolExecutor() as threads:
         list(threads.map(run, ("abc", "def", "ghi")))

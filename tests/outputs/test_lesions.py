@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion
+from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion, MaskFindings
 from mmccd_cli.outputs.anatomy import MIDLINE
 from mmccd_cli.outputs.lesions import is_mask_warning, lesion_table, mask_warnings
 
@@ -29,9 +29,20 @@ HEAD = (
 SETTINGS = {"space": "native", "reference_to_template": np.eye(4).tolist(), MIDLINE: 20.0}
 
 
+def found(
+    lesions: list[Lesion], left_out: list[LeftOut], left_out_small: LeftOutSmall
+) -> MaskFindings:
+    return MaskFindings(
+        mask=np.zeros((1, 1, 1), bool),
+        lesions=lesions,
+        left_out=left_out,
+        left_out_small=left_out_small,
+    )
+
+
 def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None:
-    assert lesion_table([], [], NONE, settings={}) == HEAD
-    assert lesion_table([LESION], [WEAK], SMALL, settings=SETTINGS) == HEAD + (
+    assert lesion_table(found([], [], NONE), settings={}) == HEAD
+    assert lesion_table(found([LESION], [WEAK], SMALL), settings=SETTINGS) == HEAD + (
         b"1\tyes\t12.3457\t0.99\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\tn/a\tn/a\tleft\t21.25\n"
         b'2\tno\t1.2\t0.9\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\t"a\treason"\tn/a\tleft\t21.25\n'
         b"n/a\tno\t0.012\tn/a\tn/a\tn/a\tn/a\tn/a\tn/a\t"
@@ -53,19 +64,21 @@ def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None
 def test_only_what_is_as_bright_as_a_lesion_is_warned_of(
     change: dict[str, float], due: bool
 ) -> None:
-    said = mask_warnings([LESION], [replace(WEAK, **change)], LeftOutSmall(count=99, volume_ml=9.0))
+    said = mask_warnings(
+        found([LESION], [replace(WEAK, **change)], LeftOutSmall(count=99, volume_ml=9.0))
+    )
     assert len(said) == due
     assert all(map(is_mask_warning, said))
-    assert mask_warnings([LESION], [], NONE) == []
+    assert mask_warnings(found([LESION], [], NONE)) == []
 
 
 def test_an_empty_mask_is_told_in_words() -> None:
-    assert mask_warnings([], [], NONE) == ["The map stays below its threshold everywhere."]
-    assert mask_warnings([], [], SMALL) == [
+    assert mask_warnings(found([], [], NONE)) == ["The map stays below its threshold everywhere."]
+    assert mask_warnings(found([], [], SMALL)) == [
         "Nothing was kept, but the map shows 3 candidates of 0.012 ml in all."
     ]
     bright = replace(WEAK, id=3, volume_ml=0.1, peak=0.98, reason="it is small")
-    (said,) = mask_warnings([], [WEAK, bright], SMALL)
+    (said,) = mask_warnings(found([], [WEAK, bright], SMALL))
     assert said == (
         "Nothing was kept, but the map shows 5 candidates of 1.3 ml in all; the strongest has "
         "0.1 ml and a peak of 0.98, at (-1, 20, 4) mm: it is small."
@@ -76,7 +89,7 @@ def test_an_empty_mask_is_told_in_words() -> None:
 
 def test_a_mask_of_much_of_the_brain_is_doubted() -> None:
     plenty = replace(LESION, volume_ml=300.0)
-    (said,) = mask_warnings([plenty], [], NONE, brain_ml=1200.0)
+    (said,) = mask_warnings(found([plenty], [], NONE), brain_ml=1200.0)
     assert said.startswith("The mask holds 25% of the brain")
     assert is_mask_warning(said)
-    assert mask_warnings([plenty], [], NONE, brain_ml=2000.0) == []
+    assert mask_warnings(found([plenty], [], NONE), brain_ml=2000.0) == []

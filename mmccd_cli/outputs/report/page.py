@@ -54,7 +54,6 @@ def subject_report(
     `index` is where the page over all reports is, seen from this one; empty for nowhere.
     """
     record = jsonable(record)
-    of_mask = (result.lesions, result.left_out, result.left_out_small)
     panels = Panels(data)
     sweep = sweep_thresholds(data, record)
     viewer = viewer_data(data, sweep, record["settings"]["score"])
@@ -72,12 +71,12 @@ def subject_report(
         palette=palette(),
         map_opacity=MAP_OPACITY,
         index=index,
-        table=base64_of(_as_csv(lesion_table(*of_mask, settings=record["settings"]))),
+        table=base64_of(_as_csv(lesion_table(result, settings=record["settings"]))),
         version=__version__,
         record=record,
         data=data,
         panels=panels,
-        mask_warnings=mask_warnings(*of_mask),
+        mask_warnings=mask_warnings(result),
         pictured=min(len(data.lesions), _MAX_PICTURED),
         checks=checks,
         suspicion=suspicion(checks),

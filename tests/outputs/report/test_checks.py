@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmccd_cli.anomaly.mask import LeftOutSmall
+from mmccd_cli.anomaly.mask import LeftOutSmall, MaskFindings
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.outputs.lesions import mask_warnings
 from mmccd_cli.outputs.report.checks import Check, check_subject, suspicion, verdict
 from mmccd_cli.outputs.report.data import ReportData
 from mmccd_cli.template import Template
 
+NOTHING_KEPT = MaskFindings(
+    mask=np.zeros((1, 1, 1), bool), lesions=[], left_out=[], left_out_small=LeftOutSmall(count=2)
+)
 Change = Callable[[ReportData], ReportData]
 
 
@@ -102,7 +105,7 @@ def test_each_fault_raises_its_sign(data: ReportData, change: Change, sign: str)
 
 def test_only_warnings_count_of_what_a_run_says(data):
     assert "Warnings" in loud(data, "One.", "Another.")
-    assert "Warnings" not in loud(data, *mask_warnings([], [], LeftOutSmall(count=2)))
+    assert "Warnings" not in loud(data, *mask_warnings(NOTHING_KEPT))
 
 
 def test_one_clear_sign_is_enough_and_weak_ones_add_up():
