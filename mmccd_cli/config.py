@@ -180,6 +180,27 @@ class RestorationConfig:
             raise ValueError(f"noise_amplitude must rise, got {self.noise_amplitude}")
 
 
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
+class FociConfig:
+    """A network that marks small lesions, taught by painted ones.
+
+    Attributes:
+        unet: Its architecture; each slice of the scans of `MODALITIES` with its two neighbours, the
+            other side of the brain, and which scans are there go in, log odds come out.
+        shown_fraction: How often each scan is shown in training, so that any of them may be absent.
+    """
+
+    unet: UNetConfig
+    shown_fraction: Annotated[float, Gt(0), Le(1)] = 0.6
+
+    def __post_init__(self) -> None:
+        channels, unet = 5 * len(MODALITIES), self.unet
+        if (unet.in_channels, unet.out_channels, unet.time_conditioned) != (channels, 1, False):
+            raise ValueError(
+                f"a network of foci has {channels} channels in, one out and no time steps"
+            )
+
+
 @dataclass(frozen=True, config=CHECKED)
 class DiffusionConfig:
     """The noise schedule of training.
@@ -304,6 +325,9 @@ class ScoreConfig:
             share of the largest one. Where it is known, these two serve to find the scan's
             threshold only.
         min_confidence: Confidence that components of the mask need.
+        foci_weight: Factor of the log odds that the network of small foci gives, where they are
+            above 0, as log odds of the map; 0 leaves the network out.
+        foci_bias: Added to them. The map is what the score or the foci make it, whichever is more.
         rim_mm: How near to a lesion the rim that `erosion_mm` left out is given back.
         refine_mm: How far the map's contour may move to where the reference scan itself changes;
             0 leaves it.
@@ -332,6 +356,8 @@ class ScoreConfig:
     min_lesion_mm3: NotNegative = 0.0
     confidence: ConfidenceConfig | None = None
     min_confidence: Share = 0.5
+    foci_weight: NotNegative = 0.0
+    foci_bias: Annotated[float, Ge(-10), Le(10)] = 0.0
     rim_mm: NotNegative = 4.5
     refine_mm: NotNegative = 0.0
     fill_holes: Literal["none", "volume", "planes"] = "planes"
@@ -366,6 +392,11 @@ class ScoreConfig:
     def compared(self) -> tuple[str, ...]:
         """Modalities that are compared with the atlas, in order of preference."""
         return self._counting("atlas")
+
+    @property
+    def foci_signal(self) -> str:
+        """Name of the signal of the network of small foci."""
+        return f"foci:{self.modalities[0]}"
 
     @property
     def rule_in_words(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmccd_cli.anomaly.atlas import deviation
+from mmccd_cli.anomaly.symmetry import middle_of_template, other_side
 from mmccd_cli.config import MODALITIES, SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DeviceMemoryError
 from mmccd_cli.progress import Progress, silent
@@ -29,8 +31,9 @@ from mmccd_cli.translation.engine import (
     release_memory,
     run_within_memory,
 )
+from mmccd_cli.translation.foci import foci_log_odds
 from mmccd_cli.translation.restoration import restoration_residual
-from mmccd_cli.translation.slices import from_slices, to_slices
+from mmccd_cli.translation.slices import SliceStack, from_slices, to_slices
 from mmccd_cli.translation.translators import Cycle
 from mmccd_cli.translation.unet import UNet
 from mmccd_cli.weights.bundle import Bundle
@@ -69,7 +72,7 @@ class SignalModel:
         self.may_use_cpu = may_use_cpu
         self.notes: list[str] = []
         self._cycles: dict[str, Cycle] = {}
-        self._restoration: UNet | None = None
+        self._networks: dict[str, UNet] = {}
 
     def signals(
         self,
@@ -90,7 +93,8 @@ class SignalModel:
         Returns:
             "intensity:M" for every modality of the score, "atlas:M" where it is compared with the
             atlas, "restoration:M" where it is restored and "cycle:S" for every source: (I, J, K)
-            float32 in robust standard deviations, 0 outside the brain.
+            float32 in robust standard deviations, 0 outside the brain; and, where the score counts
+            small foci, `ScoreConfig.foci_signal`: their log odds where above 0.
 
         Raises:
             WeightsError: The networks overflow.
@@ -117,7 +121,7 @@ class SignalModel:
             "slice; the CPU was used, which takes longer."
         )
         self._cycles.clear()
-        self._restoration = None
+        self._networks.clear()
         release_memory(self.device)
         self.device, self.precision = torch.device("cpu"), "fp32"
 
@@ -131,19 +135,21 @@ class SignalModel:
     ) -> dict[str, NDArray[np.float32]]:
         """One attempt at `signals`."""
         scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
-        values = {
-            f"intensity:{modality}": np.where(brain, images[modality] / scale, np.float32(0))
-            for modality in config.modalities
-        }
+        standardised = self._standardised(images, brain, config)
+        values = {f"intensity:{modality}": image for modality, image in standardised.items()}
         for modality in config.compared:
             beyond = deviation(
                 images[modality], self.bundle.template.normal[modality], self._sign(modality)
             )
             values[f"atlas:{modality}"] = np.where(brain, beyond / scale, np.float32(0))
-        parts = len(config.sources) + bool(config.restored)
+        cycles = len(config.sources)
+        parts = cycles + bool(config.restored) + (config.foci_weight > 0)
         if config.restored:
-            done = _part_of(advance, len(config.sources), parts)
+            done = _part_of(advance, cycles, parts)
             values |= self._restoration_signals(images, brain, config, advance=done)
+        if config.foci_weight > 0:
+            done = _part_of(advance, parts - 1, parts)
+            values[config.foci_signal] = self._foci_signal(images, brain, config, advance=done)
         for number, source in enumerate(config.sources):
             values[f"cycle:{source}"] = self._cycle_signal(
                 source,
@@ -168,20 +174,10 @@ class SignalModel:
         advance: Progress,
     ) -> dict[str, NDArray[np.float32]]:
         """Signals of one pass over the scans of a score, signed so that anomalies are positive."""
-        if self._restoration is None:
-            with explaining_device(self.device, "a network"):
-                self._restoration = self.bundle.restoration(self.device)
-        network = self._restoration
-        scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
-        nothing = np.zeros(brain.shape, np.float32)
-        inside = {m: np.where(brain, images[m] / scale, nothing) for m in config.modalities}
-        stacks = [
-            to_slices(inside.get(modality, nothing), brain, multiple=network.config.stride)
-            for modality in MODALITIES
-        ]
-        stack, together = stacks[0], np.concatenate([stack.data for stack in stacks], axis=1)
-        scans = torch.from_numpy(together)
-        shown = torch.tensor([float(modality in inside) for modality in MODALITIES])
+        network = self._network("restoration")
+        inside = self._standardised(images, brain, config)
+        stack, scans = _together(inside, brain, multiple=network.config.stride)
+        shown = _shown(inside)
 
         def compute(execution: Execution) -> Tensor:
             return restoration_residual(network, scans, shown, execution=execution)
@@ -195,6 +191,58 @@ class SignalModel:
             found = np.where(stack.brain, signed, np.float32(0))
             values[f"restoration:{modality}"] = from_slices(found, stack)
         return values
+
+    def _foci_signal(
+        self,
+        images: Mapping[str, NDArray[np.float32]],
+        brain: NDArray[np.bool_],
+        config: ScoreConfig,
+        *,
+        advance: Progress,
+    ) -> NDArray[np.float32]:
+        """(I, J, K) log odds of small foci, 0 where they are below."""
+        network = self._network("foci")
+        inside = self._standardised(images, brain, config)
+        others = {
+            modality: other_side(
+                image, brain, centre=self._middle, spacing_mm=self.bundle.template.spacing_mm
+            )
+            for modality, image in inside.items()
+        }
+        stack, scans = _together(inside, brain, multiple=network.config.stride)
+        _, mirrored = _together(others, brain, multiple=network.config.stride)
+        shown = _shown(inside)
+
+        def compute(execution: Execution) -> Tensor:
+            return foci_log_odds(
+                network, scans, mirrored=mirrored, shown=shown, execution=execution
+            )
+
+        execution = self._execution(len(stack), scans.shape[-2:], advance=advance)
+        found = run_within_memory(compute, execution).clamp_min(0).numpy()
+        return from_slices(np.where(stack.brain, found, np.float32(0)), stack)
+
+    @cached_property
+    def _middle(self) -> float:
+        """The plane between the sides of the template, and so of a subject that lies on it."""
+        return middle_of_template(self.bundle.template)
+
+    def _network(self, name: str) -> UNet:
+        """A network that sees all scans at once, loaded when first needed."""
+        if name not in self._networks:
+            with explaining_device(self.device, "a network"):
+                self._networks[name] = self.bundle.network(name, self.device)
+        return self._networks[name]
+
+    def _standardised(
+        self,
+        images: Mapping[str, NDArray[np.float32]],
+        brain: NDArray[np.bool_],
+        config: ScoreConfig,
+    ) -> dict[str, NDArray[np.float32]]:
+        """The scans of a score in robust standard deviations, 0 outside the brain."""
+        scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
+        return {m: np.where(brain, images[m] / scale, np.float32(0)) for m in config.modalities}
 
     def _execution(self, steps: int, size: Sequence[int], *, advance: Progress) -> Execution:
         """Where networks run on slices of this size, and how their progress becomes a share."""
@@ -255,3 +303,17 @@ class SignalModel:
 def _part_of(advance: Progress, number: int, parts: int) -> Progress:
     """Progress of one of several parts of the same size, as progress of the whole."""
     return lambda done, total: advance(number * total + done, parts * total)
+
+
+def _together(
+    images: Mapping[str, NDArray[np.float32]], brain: NDArray[np.bool_], *, multiple: int
+) -> tuple[SliceStack, Tensor]:
+    """One scan's stack of slices, and (N, M, H, W): those of all, 0 where there is none."""
+    nothing = np.zeros(brain.shape, np.float32)
+    stacks = [to_slices(images.get(m, nothing), brain, multiple=multiple) for m in MODALITIES]
+    return stacks[0], torch.from_numpy(np.concatenate([stack.data for stack in stacks], axis=1))
+
+
+def _shown(images: Mapping[str, NDArray[np.float32]]) -> Tensor:
+    """(M,), 1 for each scan that is there."""
+    return torch.tensor([float(modality in images) for modality in MODALITIES])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmccd_cli.config import MODALITIES, RestorationConfig, UNetConfig, to_dict
+from mmccd_cli.config import MODALITIES, FociConfig, RestorationConfig, UNetConfig, to_dict
 from mmccd_cli.template import Quantisation, Template
 from mmccd_cli.training.recipes import RECIPES, Recipe
 from mmccd_cli.training.samples import SliceDataset
@@ -21,6 +21,7 @@ LESION_LEVEL = 3.5
 SMALL = UNetConfig(base_channels=4, channel_multipliers=(1, 2), norm_groups=2)
 SMALL_DENOISER = replace(SMALL, in_channels=2, time_conditioned=True)
 SMALL_RESTORATION = RestorationConfig(unet=replace(SMALL, in_channels=6, out_channels=3))
+SMALL_FOCI = FociConfig(unet=replace(SMALL, in_channels=15))
 
 
 def tiny_recipe(**changes: Any) -> Recipe:
@@ -34,6 +35,8 @@ def tiny_recipe(**changes: Any) -> Recipe:
         restoration=SMALL_RESTORATION,
         training=training,
         restoration_training=training,
+        foci=SMALL_FOCI,
+        foci_training=training,
     )
     return replace(small, **changes)
 

@@ -22,7 +22,7 @@ from mmccd_cli.anomaly.components import (
     grow_into_rim,
     judge_components,
 )
-from mmccd_cli.anomaly.score import SmoothedScore, smooth
+from mmccd_cli.anomaly.score import SmoothedScore, score_of_foci, smooth
 from mmccd_cli.config import ScoreConfig
 from mmccd_cli.template import bounding_box
 
@@ -58,12 +58,20 @@ def score_scan(
     spacing_mm: tuple[float, float, float],
     config: ScoreConfig,
 ) -> ScanScore:
-    """Combine signals, smooth them and find the scan's threshold without labels; see `smooth`."""
+    """Combine signals, smooth them and find the scan's threshold without labels; see `smooth`.
+
+    The threshold is that of the smoothed score alone; small foci join it afterwards.
+    """
     smoothed = smooth(signals, brain, spacing_mm=spacing_mm, config=config)
     threshold = find_threshold(smoothed, config)
     (mask,) = candidate_masks(smoothed, [threshold], config)
     kept = smoothed.region | with_rim(mask, smoothed, threshold=threshold, rim_mm=config.rim_mm)
-    return ScanScore(np.where(kept, smoothed.values, np.float32(0)), threshold)
+    values = np.where(kept, smoothed.values, np.float32(0))
+    if config.foci_weight > 0:
+        foci = signals[config.foci_signal]
+        with_foci = np.maximum(values, score_of_foci(foci, threshold, config))
+        values = np.where(smoothed.region & (foci > 0), with_foci, values)
+    return ScanScore(values, threshold)
 
 
 def find_threshold(smoothed: SmoothedScore, config: ScoreConfig) -> float:

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.components import BoolArray, FloatArray, erode
-from mmccd_cli.anomaly.symmetry import asymmetry, middle_plane, smooth_inside
+from mmccd_cli.anomaly.symmetry import (
+    SIDES_SIGMA_MM,
+    asymmetry,
+    middle_plane,
+    smooth_inside,
+)
 from mmccd_cli.config import ScoreConfig
 from mmccd_cli.template import bounding_box
-
-SIDES_SIGMA_MM = 4.0
-"""Blur under which the two sides of a brain are compared to find its middle plane."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -168,3 +170,18 @@ def score_from_map(
     inside = np.clip(anomaly_map.astype(np.float32), 1e-7, 1 - 1e-7)
     logit = np.log(inside) - np.log1p(-inside) - np.float32(config.map_offset)
     return (np.float32(threshold) + np.float32(config.map_scale) * logit).astype(np.float32)
+
+
+def score_of_foci(
+    log_odds: FloatArray, threshold: float, config: ScoreConfig
+) -> NDArray[np.float32]:
+    """The score at which the map says of small foci what their network says.
+
+    Args:
+        log_odds: Values of any shape, of the network of small foci.
+        threshold: The scan's threshold.
+        config: Its `foci_weight`, `foci_bias`, `map_scale` and `map_offset`.
+    """
+    logit = np.float32(config.foci_weight) * log_odds + np.float32(config.foci_bias)
+    beyond = np.float32(config.map_scale) * (logit - np.float32(config.map_offset))
+    return (np.float32(threshold) + beyond).astype(np.float32)

@@ -10,9 +10,14 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.anomaly.components import BoolArray, FloatArray
-from mmccd_cli.template import bounding_box
+from mmccd_cli.template import Template, bounding_box
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+SIDES_SIGMA_MM = 4.0
+"""Blur under which the two sides of a brain are compared to find its middle plane."""
+OTHER_SIDE_SIGMA_MM = 2.4
+"""Blur of the other side's image, for no brain is its own mirror image to the millimetre."""
 
 
 def smooth_inside(
@@ -122,3 +127,34 @@ def asymmetry(
     blurred = smooth_inside(score, brain, sigma_mm=sigma_mm, spacing_mm=spacing_mm)
     other = mirror(blurred, axis, centre)
     return np.where(brain, score - weight * other, 0).astype(np.float32)
+
+
+def middle_of_template(template: Template) -> float:
+    """The plane between the sides of a template whose first axis runs from left to right.
+
+    Returns:
+        Its index along that axis, a multiple of a half.
+    """
+    first = next(iter(template.images.values()), template.mask.astype(np.float32))
+    image = smooth_inside(
+        first, template.mask, sigma_mm=SIDES_SIGMA_MM, spacing_mm=template.spacing_mm
+    )
+    return middle_plane(image, template.mask, axis=0)
+
+
+def other_side(
+    image: FloatArray, brain: BoolArray, *, centre: float, spacing_mm: Sequence[float]
+) -> NDArray[np.float32]:
+    """What lies on the other side of the brain, slightly blurred.
+
+    Args:
+        image: (I, J, K) float; the first axis runs from left to right.
+        brain: (I, J, K) bool.
+        centre: Index of the middle plane along the first axis.
+        spacing_mm: Voxel size, mm.
+
+    Returns:
+        (I, J, K) float32, 0 where there is no brain on the other side.
+    """
+    blurred = smooth_inside(image, brain, sigma_mm=OTHER_SIDE_SIGMA_MM, spacing_mm=spacing_mm)
+    return mirror(blurred, 0, centre)

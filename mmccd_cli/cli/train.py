@@ -221,6 +221,7 @@ def train(
         recipe,
         training=changes.change(recipe.training),
         restoration_training=changes.change(recipe.restoration_training),
+        foci_training=changes.change(recipe.foci_training),
     )
     check_address_space()
     _check_networks(network or (), recipe)

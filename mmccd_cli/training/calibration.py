@@ -38,7 +38,7 @@ from mmccd_cli.training.calibration_data import (
     sets_of,
 )
 from mmccd_cli.training.confidence import learn_confidence
-from mmccd_cli.training.fusion import EVERY, Fusion, fit_logistic
+from mmccd_cli.training.fusion import EVERY, Fusion, fit_foci, fit_logistic
 from mmccd_cli.training.painting import Painter
 from mmccd_cli.training.reliability import Reliability
 from mmccd_cli.training.slices import read_index, subjects_of
@@ -294,7 +294,10 @@ class Search:
         own = [replace(config, weights=weights) for weights in options.of_folds]
         probability = self._as_probability([*own, replace(config, weights=options.of_all)])
         reference = next(m for m in MODALITIES if m in config.modalities)
-        finish = partial(replace, **probability, refine_mm=REFINE_MM.get(reference, 0.0))
+        foci = fit_foci(
+            self.subjects, self.painted, config, spacing_mm=self.bundle.template.spacing_mm
+        )
+        finish = partial(replace, **probability, **foci, refine_mm=REFINE_MM.get(reference, 0.0))
         of_folds, reliability = [], Reliability()
         for number, fold in enumerate(self.folds):
             rows = np.array([subject not in fold.subjects for subject in self.ids])

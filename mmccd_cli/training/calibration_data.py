@@ -46,21 +46,19 @@ class CalibrationSubject:
         id: Its id.
         brain: (I, J, K) bool.
         lesion: (I, J, K) bool.
-        signals: Name -> (I, J, K) float32, see `SignalModel.signals`; all but restorations.
-        restorations: Set of modalities -> signals of the restoration that sees just these.
+        signals: Name -> (I, J, K) float32, see `SignalModel.signals`; all but those of `of_sets`.
+        of_sets: Set of modalities -> signals of the networks that see just these.
     """
 
     id: str
     brain: NDArray[np.bool_]
     lesion: NDArray[np.bool_]
     signals: dict[str, NDArray[np.float32]]
-    restorations: dict[tuple[str, ...], dict[str, NDArray[np.float32]]] = field(
-        default_factory=dict
-    )
+    of_sets: dict[tuple[str, ...], dict[str, NDArray[np.float32]]] = field(default_factory=dict)
 
     def signals_for(self, config: ScoreConfig) -> dict[str, NDArray[np.float32]]:
         """All signals that a score may combine."""
-        return {**self.signals, **self.restorations.get(config.modalities, {})}
+        return {**self.signals, **self.of_sets.get(config.modalities, {})}
 
 
 def load_subjects(
@@ -95,10 +93,9 @@ def load_subjects(
                     brain=volumes.brain,
                     lesion=volumes.lesion,
                     signals=compute(_everything(fold.bundle)),
-                    restorations={
-                        modalities: compute(_restorations(modalities))
+                    of_sets={
+                        modalities: compute(_of_set(fold.bundle, modalities))
                         for modalities in sets_of(fold.bundle)
-                        if fold.bundle.config.restoration is not None
                     },
                 )
             )
@@ -128,10 +125,13 @@ def sets_of(bundle: Bundle) -> list[tuple[str, ...]]:
     return [modalities for modalities in MODALITY_SETS if set(modalities) <= set(bundle.sources)]
 
 
-def _restorations(modalities: tuple[str, ...]) -> ScoreConfig:
-    """A score that asks for the restoration of all modalities of a set."""
+def _of_set(bundle: Bundle, modalities: tuple[str, ...]) -> ScoreConfig:
+    """A score that asks for what the networks say that see all modalities of a set."""
+    kind = "intensity" if bundle.config.restoration is None else "restoration"
     return ScoreConfig(
-        modalities=modalities, weights={f"restoration:{modality}": 1.0 for modality in modalities}
+        modalities=modalities,
+        weights={f"{kind}:{modality}": 1.0 for modality in modalities},
+        foci_weight=0.0 if bundle.config.foci is None else 1.0,
     )
 
 

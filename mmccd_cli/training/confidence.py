@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.candidates import find_threshold
+from mmccd_cli.anomaly.candidates import score_scan
 from mmccd_cli.anomaly.components import label_components
 from mmccd_cli.anomaly.confidence import describe_candidates
-from mmccd_cli.anomaly.score import smooth
 from mmccd_cli.config import ConfidenceConfig, ScoreConfig
 from mmccd_cli.training.calibration_data import CalibrationSubject
 from mmccd_cli.training.fusion import fit_logistic
@@ -56,9 +55,9 @@ def _candidates(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Features (N, 3) of a subject's candidates, and which of them are lesions."""
     signals = subject.signals_for(config)
-    smoothed = smooth(signals, subject.brain, spacing_mm=spacing_mm, config=config)
-    above = (smoothed.values > find_threshold(smoothed, config)) & smoothed.region
+    scored = score_scan(signals, subject.brain, spacing_mm=spacing_mm, config=config)
+    above = scored.values > scored.threshold
     labels, voxels, _ = label_components(above)
-    features = describe_candidates(labels, voxels, smoothed.values, spacing_mm=spacing_mm)
+    features = describe_candidates(labels, voxels, scored.values, spacing_mm=spacing_mm)
     held = np.bincount(labels[above & subject.lesion], minlength=len(voxels) + 1)[1:]
     return features, held >= LEAST_OVERLAP * voxels

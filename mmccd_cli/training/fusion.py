@@ -12,12 +12,13 @@ from scipy import optimize
 from mmccd_cli.anomaly.components import erode
 from mmccd_cli.anomaly.score import median_filter
 from mmccd_cli.config import SIGNALS, ScoreConfig
-from mmccd_cli.training.calibration_data import CalibrationSubject
+from mmccd_cli.training.calibration_data import FROM_LESIONS_MM, CalibrationSubject
 
 EVERY = 4
 """Of the voxels of the brain, one in so many is looked at."""
 RANGE = 8.0
 """Signals beyond this many robust standard deviations count as this many."""
+BIAS_RANGE = (-10.0, 10.0)
 SCORE_AT_EVEN_ODDS = 2.0
 """Weights are scaled so that this score means even odds of a lesion."""
 
@@ -73,7 +74,7 @@ class Fusion:
         return {name: weight for name, weight in weights.items() if weight}
 
     def _names(self, subject: CalibrationSubject, modalities: tuple[str, ...]) -> list[str]:
-        known = {**subject.signals, **subject.restorations.get(modalities, {})}
+        known = {**subject.signals, **subject.of_sets.get(modalities, {})}
         wanted = [f"{kind}:{modality}" for kind in SIGNALS for modality in modalities]
         return [name for name in wanted if name in known]
 
@@ -81,7 +82,7 @@ class Fusion:
         self, subject: CalibrationSubject, modalities: tuple[str, ...], names: Sequence[str]
     ) -> NDArray[np.float32]:
         """(voxels, signals), sampled."""
-        seen = subject.restorations.get(modalities, {})
+        seen = subject.of_sets.get(modalities, {})
         columns = []
         for name in names:
             key = (subject.id, modalities if name in seen else (), name)
@@ -102,6 +103,51 @@ class Fusion:
         """The sampled voxels of a subject's brain without its rim."""
         region = erode(subject.brain, self.smoothing.erosion_mm, self.spacing_mm)
         return values[region][::EVERY]
+
+
+def fit_foci(
+    subjects: Sequence[CalibrationSubject],
+    painted: Sequence[CalibrationSubject],
+    config: ScoreConfig,
+    *,
+    spacing_mm: tuple[float, float, float],
+) -> dict[str, float]:
+    """Find what the log odds of the network of small foci are worth, on painted lesions.
+
+    Args:
+        subjects: As they are; their own lesions are left out.
+        painted: The same ones with painted lesions.
+        config: The score.
+        spacing_mm: Voxel size.
+
+    Returns:
+        `foci_weight` and `foci_bias` of the score; nothing where the network says nothing.
+    """
+    columns, truth = [], []
+    for subject, other in zip(subjects, painted, strict=True):
+        signal = other.signals_for(config).get(config.foci_signal)
+        if signal is None:
+            return {}
+        region = erode(other.brain, config.erosion_mm, spacing_mm)
+        region &= erode(~subject.lesion, FROM_LESIONS_MM, spacing_mm)
+        region &= signal > 0
+        columns.append(signal[region].astype(np.float64))
+        truth.append(other.lesion[region])
+    share = [np.full(len(y), 1 / (len(y) * len(truth))) for y in truth]
+    inside = np.concatenate(truth)
+    if not inside.any() or inside.all():
+        return {}
+    (weight,), bias = fit_logistic(
+        np.concatenate(columns)[:, None],
+        inside,
+        np.concatenate(share),
+        bounds=[(0.0, None)],
+        ridge=0.0,
+    )
+    return {
+        "foci_weight": round(float(weight), 4),
+        "foci_bias": round(float(np.clip(bias, *BIAS_RANGE)), 4),
+    }
 
 
 def fit_logistic(

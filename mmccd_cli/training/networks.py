@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from mmccd_cli.config import TrainingConfig, UNetConfig, to_dict
 from mmccd_cli.progress import silent
+from mmccd_cli.training.foci import FociDataset, FociLoss, FociSpec
 from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.restoration import RestorationLoss, RestorationSpec
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset, draw_sample
-from mmccd_cli.training.trainer import Report, fit, squared_error
+from mmccd_cli.training.trainer import LossOfBatch, Report, fit, squared_error
 from mmccd_cli.translation.masking import hide, random_band_masks, random_blob_masks
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.translators import network_name
@@ -45,12 +46,18 @@ class NetworkSpec:
         return network_name(self.kind, self.source, self.target)
 
 
-def network_specs(recipe: Recipe) -> list[NetworkSpec | RestorationSpec]:
+Spec = NetworkSpec | RestorationSpec | FociSpec
+
+
+def network_specs(recipe: Recipe) -> list[Spec]:
     """Networks of a recipe in the order of training; what two cycles share is trained once."""
-    specs: dict[str, NetworkSpec | RestorationSpec] = {}
+    specs: dict[str, Spec] = {}
     if recipe.restoration is not None:
         restoration = RestorationSpec(recipe.restoration)
         specs[restoration.name] = restoration
+    if recipe.foci is not None:
+        foci = FociSpec(recipe.foci)
+        specs[foci.name] = foci
     for cycle in recipe.cycles:
         there, back = (cycle.source, cycle.target), (cycle.target, cycle.source)
         for kind, (source, target) in (("diffusion", there), ("unet", back), ("unet", there)):
@@ -60,25 +67,32 @@ def network_specs(recipe: Recipe) -> list[NetworkSpec | RestorationSpec]:
     return list(specs.values())
 
 
+def training_of(spec: Spec, recipe: Recipe) -> TrainingConfig:
+    """How a recipe trains one of its networks."""
+    if isinstance(spec, FociSpec):
+        return recipe.foci_training
+    return recipe.restoration_training if isinstance(spec, RestorationSpec) else recipe.training
+
+
 def train_network(
-    spec: NetworkSpec | RestorationSpec,
-    dataset: SliceDataset,
+    spec: Spec,
+    dataset: SliceDataset | FociDataset,
     recipe: Recipe,
     *,
     runtime: Runtime,
     folder: Path,
-    validation: SliceDataset | None = None,
+    validation: SliceDataset | FociDataset | None = None,
     report: Report = silent,
 ) -> dict[str, Tensor]:
     """Train one network of a recipe, continuing from its checkpoint where there is one.
 
     Args:
         spec: The network.
-        dataset: Slices with healthy tissue.
+        dataset: Healthy tissue: whole subjects for the network of small foci, slices for others.
         recipe: How it is trained, and the noise schedule.
         runtime: Device, precision and processes.
         folder: Where its checkpoint and log are kept.
-        validation: Slices on which the loss is watched.
+        validation: Healthy tissue on which the loss is watched.
         report: Called on progress.
 
     Returns:
@@ -87,15 +101,14 @@ def train_network(
     Raises:
         UsageError, ComputeError, WeightsError: As `fit` does.
     """
-    restores = isinstance(spec, RestorationSpec)
-    config = recipe.restoration_training if restores else recipe.training
+    config = training_of(spec, recipe)
     torch.manual_seed(config.seed)
-    network = UNet(spec.config.unet if isinstance(spec, RestorationSpec) else spec.unet)
+    network = UNet(spec.unet if isinstance(spec, NetworkSpec) else spec.config.unet)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
     loss = _loss_of(spec, dataset, recipe, runtime=runtime)
     watched = None
     if validation is not None:
-        watched = replace(loss, dataset=validation, config=replace(config, augment=False))
+        watched = _loss_of(spec, validation, recipe, runtime=runtime, augment=False)
     return fit(
         network,
         loss,
@@ -115,26 +128,26 @@ def train_network(
 
 
 def _loss_of(
-    spec: NetworkSpec | RestorationSpec,
-    dataset: SliceDataset,
+    spec: Spec,
+    dataset: SliceDataset | FociDataset,
     recipe: Recipe,
     *,
     runtime: Runtime,
-) -> TranslationLoss | RestorationLoss:
+    augment: bool = True,
+) -> LossOfBatch:
+    config, scale = training_of(spec, recipe), recipe.preprocessing.intensity.scale
+    config = replace(config, augment=config.augment and augment)
+    if isinstance(spec, FociSpec):
+        assert isinstance(dataset, FociDataset)  # whoever asks for the one has the other
+        return FociLoss(spec=spec, dataset=dataset, scale=scale, config=config, runtime=runtime)
+    assert isinstance(dataset, SliceDataset)
     if isinstance(spec, RestorationSpec):
         return RestorationLoss(
-            spec=spec,
-            dataset=dataset,
-            scale=recipe.preprocessing.intensity.scale,
-            config=recipe.restoration_training,
-            runtime=runtime,
+            spec=spec, dataset=dataset, scale=scale, config=config, runtime=runtime
         )
+    schedule = Schedule.from_config(recipe.diffusion)
     return TranslationLoss(
-        spec=spec,
-        dataset=dataset,
-        schedule=Schedule.from_config(recipe.diffusion),
-        config=recipe.training,
-        runtime=runtime,
+        spec=spec, dataset=dataset, schedule=schedule, config=config, runtime=runtime
     )
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.anomaly.components import BoolArray
+from mmccd_cli.template import Box
 
 CONTRASTS = {"FLAIR": (1.5, 6.0), "T2w": (1.0, 5.0), "T1w": (-3.0, -0.5)}
 """Range of each modality's change in the middle of a lesion, in robust standard deviations."""
@@ -67,12 +69,12 @@ def paint(
     low, high = np.log(painter.volumes_ml)
     for number in range(1, painter.count + 1):
         volume_mm3 = 1000 * float(np.exp(generator.uniform(low, high)))
-        profile = _blob(free, volume_mm3, spacing_mm=spacing_mm, generator=generator)
+        blob = draw_blob(free, volume_mm3, spacing_mm=spacing_mm, generator=generator)
         sign = -1.0 if generator.random() < painter.dark_fraction else 1.0
         changes = {m: sign * scale * generator.uniform(*CONTRASTS[m]) for m in painted}
-        if profile is None:
+        if blob is None:
             continue
-        box, values = profile
+        box, values = blob
         for modality, change in changes.items():
             painted[modality][box] += np.float32(change) * values
         numbers[box][values >= 0.5] = number
@@ -80,22 +82,44 @@ def paint(
     return painted, numbers
 
 
-def _blob(
+class Blob(NamedTuple):
+    """A soft shape in a volume.
+
+    Attributes:
+        box: Where in the volume.
+        profile: Values in [0, 1] in that box, float32.
+    """
+
+    box: Box
+    profile: NDArray[np.float32]
+
+
+def draw_blob(
     free: BoolArray,
     volume_mm3: float,
     *,
     spacing_mm: Sequence[float],
     generator: np.random.Generator,
-) -> tuple[tuple[slice, slice, slice], NDArray[np.float32]] | None:
-    """A blob of about the volume around a random free place: its box, and values in [0, 1].
+    places: BoolArray | None = None,
+) -> Blob | None:
+    """Draw a blob of about the volume around a random place; it is cut where there is no room.
 
-    None where no place is found at which most of the blob would be free.
+    Args:
+        free: (I, J, K) bool, where there is room.
+        volume_mm3: Its volume, at least one voxel.
+        spacing_mm: Voxel size.
+        generator: Source of all randomness.
+        places: (I, J, K) bool, where its centre may lie; None: wherever there is room.
+
+    Returns:
+        The blob; None where no place is found at which most of it has room.
     """
-    places, spacing = np.argwhere(free), np.asarray(spacing_mm, dtype=float)
+    centres = np.argwhere(free if places is None else places)
+    spacing = np.asarray(spacing_mm, dtype=float)
     radius_mm = (3 * volume_mm3 / (4 * np.pi)) ** (1 / 3)
     reach = np.ceil((2 * radius_mm + 4 * EDGE_MM) / spacing).astype(int)
-    for _ in range(ATTEMPTS if len(places) else 0):
-        centre = places[generator.integers(len(places))]
+    for _ in range(ATTEMPTS if len(centres) else 0):
+        centre = centres[generator.integers(len(centres))]
         start = np.maximum(centre - reach, 0)
         stop = np.minimum(centre + reach + 1, free.shape)
         box = (slice(start[0], stop[0]), slice(start[1], stop[1]), slice(start[2], stop[2]))
@@ -111,7 +135,7 @@ def _blob(
             continue
         soft = ndimage.gaussian_filter(inside.astype(np.float32), EDGE_MM / spacing)
         soft /= max(float(soft.max()), 1e-6)
-        return box, np.where(free[box], soft, np.float32(0)).astype(np.float32)
+        return Blob(box, np.where(free[box], soft, np.float32(0)).astype(np.float32))
     return None
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from mmccd_cli.config import (
     CycleConfig,
     DiffusionConfig,
+    FociConfig,
     IntensityConfig,
     PreprocessingConfig,
     RestorationConfig,
@@ -43,6 +44,8 @@ class Recipe:
         cycles: Which cycles are trained.
         restoration: The restoration network; None trains none.
         restoration_training: How it is trained.
+        foci: The network of small foci; None trains none.
+        foci_training: How it is trained.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Recipe:
     cycles: tuple[CycleConfig, ...] = CYCLES
     restoration: RestorationConfig | None = None
     restoration_training: TrainingConfig = field(default_factory=TrainingConfig)
+    foci: FociConfig | None = None
+    foci_training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 def _compact() -> Recipe:
@@ -91,6 +96,12 @@ def _compact() -> Recipe:
         ),
         restoration_training=TrainingConfig(
             iterations=1500, batch_size=16, learning_rate=1.5e-3, ema_decay=0.995
+        ),
+        foci=FociConfig(
+            unet=UNetConfig(in_channels=15, base_channels=16, channel_multipliers=(1, 2, 3))
+        ),
+        foci_training=TrainingConfig(
+            iterations=1500, batch_size=8, learning_rate=2e-3, ema_decay=0.995
         ),
     )
 

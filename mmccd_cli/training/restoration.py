@@ -93,7 +93,7 @@ class RestorationLoss:
             images = _vary(images, generator)
             if torch.rand((), generator=generator) < 0.5:
                 images, healthy = images.flip(2), healthy.flip(2)
-        shown = _draw_shown(self.spec.config.shown_fraction, generator)
+        shown = draw_shown(self.spec.config.shown_fraction, generator)
         height, width = images.shape[-2:]
         noise = coarse_noise(self.spec.config, height, width, generator=generator)
         inputs = restoration_input((images + noise) * healthy, shown)
@@ -128,7 +128,7 @@ def _vary(images: Tensor, generator: torch.Generator) -> Tensor:
     return images * gain + offset
 
 
-def _draw_shown(fraction: float, generator: torch.Generator) -> Tensor:
+def draw_shown(fraction: float, generator: torch.Generator) -> Tensor:
     """(1, M), 1 for each scan that is shown; at least one is."""
     shown = (torch.rand(1, len(MODALITIES), generator=generator) < fraction).float()
     any_one = int(torch.randint(len(MODALITIES), (), generator=generator))

@@ -19,10 +19,11 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.progress import silent
 from mmccd_cli.template import NormalRange, Quantisation
 from mmccd_cli.training.calibration import Calibration, Fold, calibrate
+from mmccd_cli.training.foci import FociDataset, FociSpec, load_foci_dataset
 from mmccd_cli.training.networks import network_specs, train_network
 from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.runtime import Runtime
-from mmccd_cli.training.samples import load_dataset
+from mmccd_cli.training.samples import SliceDataset, load_dataset
 from mmccd_cli.training.slices import read_index, read_template, read_volumes, subjects_of
 from mmccd_cli.training.trainer import Report
 from mmccd_cli.weights.bundle import (
@@ -138,24 +139,35 @@ class Training:
 
     def _train_networks(self, folder: Path, subjects: list[str]) -> dict[str, dict[str, Tensor]]:
         folder.mkdir(parents=True, exist_ok=True)
-        dataset = load_dataset(self.shards, self.recipe.training, subjects=subjects)
-        try:
-            validation = load_dataset(self.shards, self.recipe.training, split="val")
-        except DataError:
-            validation = None
-        return {
-            spec.name: train_network(
-                spec,
-                dataset,
-                self.recipe,
-                runtime=self.runtime,
-                folder=folder,
-                validation=validation,
-                report=self.report,
-            )
-            for spec in network_specs(self.recipe)
-            if self.only is None or spec.name in self.only
-        }
+        specs = [s for s in network_specs(self.recipe) if self.only is None or s.name in self.only]
+        networks = {}
+        for whole, load in ((False, self._slices), (True, self._heads)):
+            wanted = [spec for spec in specs if isinstance(spec, FociSpec) is whole]
+            if not wanted:
+                continue
+            dataset = load(subjects=subjects)
+            try:
+                validation = load(split="val")
+            except DataError:
+                validation = None
+            for spec in wanted:
+                networks[spec.name] = train_network(
+                    spec,
+                    dataset,
+                    self.recipe,
+                    runtime=self.runtime,
+                    folder=folder,
+                    validation=validation,
+                    report=self.report,
+                )
+        return networks
+
+    def _slices(self, **whom: Any) -> SliceDataset:
+        return load_dataset(self.shards, self.recipe.training, **whom)
+
+    def _heads(self, **whom: Any) -> FociDataset:
+        scale = self.recipe.preprocessing.intensity.scale
+        return load_foci_dataset(self.shards, self.recipe.foci_training, scale=scale, **whom)
 
     def _write_bundle(
         self, out: Path, networks: dict[str, dict[str, Tensor]], subjects: list[str]
@@ -171,6 +183,7 @@ class Training:
             unet=recipe.unet,
             denoiser=recipe.denoiser,
             restoration=recipe.restoration,
+            foci=recipe.foci,
             diffusion=recipe.diffusion,
             preprocessing=from_dict(PreprocessingConfig, index["preprocessing"]),
             sampling=recipe.sampling,
@@ -194,6 +207,9 @@ class Training:
             "settings": to_dict(self.recipe.training),
             "restoration_settings": to_dict(self.recipe.restoration_training)
             if self.recipe.restoration is not None
+            else {},
+            "foci_settings": to_dict(self.recipe.foci_training)
+            if self.recipe.foci is not None
             else {},
             "data": self.text.data,
             "subjects": [{"id": e["id"], "files": e["files"]} for e in train],
@@ -220,7 +236,7 @@ class Training:
     def _check_shards(self) -> None:
         index, recipe = self._index, self.recipe
         needed = {m for cycle in recipe.cycles for m in (cycle.source, cycle.target)}
-        if recipe.restoration is not None:
+        if recipe.restoration is not None or recipe.foci is not None:
             needed |= set(MODALITIES)
         missing = sorted(needed - set(index["modalities"]))
         if missing:

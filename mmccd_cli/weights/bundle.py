@@ -5,6 +5,7 @@
 | `bundle.json`               | `BundleConfig`, and size and SHA-256 of every other file       |
 | `SOURCE-TARGET.KIND.safetensors` | one translator's weights (float16 or float32)             |
 | `restoration.safetensors`   | the restoration network's weights                              |
+| `foci.safetensors`          | the weights of the network of small foci                       |
 | `template.safetensors`      | brain mask; mean image, and `normal.mean.M` and                |
 |                             | `normal.spread.M`, a modality; all (I, J, K) uint8             |
 | `README.md`                 | the model card                                                 |
@@ -39,6 +40,7 @@ from mmccd_cli.config import (
     METHODS,
     CycleConfig,
     DiffusionConfig,
+    FociConfig,
     Number,
     PreprocessingConfig,
     RestorationConfig,
@@ -75,9 +77,14 @@ _MIN_BRAIN_LITRES, _MAX_BRAIN_LITRES = 0.01, 10.0
 _MAX_FROM_ORIGIN_MM = 1000.0
 """The origin of every common space lies in or near the head."""
 
-RESTORATION = "restoration"
-"""Name of the restoration network."""
-NETWORK_FILES = (".unet.safetensors", ".diffusion.safetensors", f"{RESTORATION}.safetensors")
+RESTORATION, FOCI = "restoration", "foci"
+"""Names of the networks that see all scans at once."""
+NETWORK_FILES = (
+    ".unet.safetensors",
+    ".diffusion.safetensors",
+    f"{RESTORATION}.safetensors",
+    f"{FOCI}.safetensors",
+)
 """How the names of networks' files end."""
 
 Length = Annotated[int, Field(ge=1, le=1024)]
@@ -110,6 +117,7 @@ class BundleConfig:
         denoiser: Architecture of the masked conditional diffusion networks.
         diffusion: Their noise schedule.
         restoration: The restoration network; None where the bundle has none.
+        foci: The network of small foci; None where the bundle has none.
         preprocessing: How scans become slices.
         sampling: Default sampling.
         scores: Calibrated score of each set of modalities and method, the preferred first.
@@ -131,6 +139,7 @@ class BundleConfig:
     scores: dict[str, tuple[ScoreConfig, ...]]
     template: TemplateConfig
     restoration: RestorationConfig | None = None
+    foci: FociConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     licence: str = "unknown"
@@ -139,8 +148,8 @@ class BundleConfig:
     @property
     def architectures(self) -> tuple[UNetConfig, ...]:
         """Architectures of all its networks."""
-        restoration = () if self.restoration is None else (self.restoration.unet,)
-        return (self.unet, self.denoiser, *restoration)
+        others = [part.unet for part in (self.restoration, self.foci) if part is not None]
+        return (self.unet, self.denoiser, *others)
 
     def __post_init__(self) -> None:
         sources = [cycle.source for cycle in self.cycles]
@@ -159,6 +168,8 @@ class BundleConfig:
                     raise ValueError(f"a score needs the cycle of {missing}, which is not there")
                 if score.restored and self.restoration is None:
                     raise ValueError("a score needs a restoration network, which is not there")
+                if score.foci_weight > 0 and self.foci is None:
+                    raise ValueError("a score needs a network of small foci, which is not there")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,24 +238,25 @@ class Bundle:
                 f"The bundle {self.config.name} has no cycle for {source}.",
                 cause=f"It has cycles for {', '.join(self.sources)}.",
             )
-        backward = self._network(network_name("unet", config.target, source), device)
+        backward = self.network(network_name("unet", config.target, source), device)
         if sampling.method == "cyclic-unet":
-            forward = self._network(network_name("unet", source, config.target), device)
+            forward = self.network(network_name("unet", source, config.target), device)
             return Cycle(backward, forward=forward)
-        denoiser = self._network(network_name("diffusion", source, config.target), device)
+        denoiser = self.network(network_name("diffusion", source, config.target), device)
         schedule = Schedule.from_config(self.config.diffusion)
         translator = MaskedTranslator(denoiser, schedule, sampling.num_inference_steps)
         return Cycle(backward, imagine=translator)
 
-    def restoration(self, device: torch.device) -> UNet:
-        """Load the restoration network.
+    def network(self, name: str, device: torch.device) -> UNet:
+        """Load one network.
+
+        Args:
+            name: `RESTORATION`, `FOCI` or what `network_name` returns.
+            device: Where it goes.
 
         Raises:
-            WeightsError: The bundle has none, or its file is damaged.
+            WeightsError: The bundle has none of this name, or its file is damaged.
         """
-        return self._network(RESTORATION, device)
-
-    def _network(self, name: str, device: torch.device) -> UNet:
         file = f"{name}.safetensors"
         if file not in self.files:
             raise WeightsError(f"The bundle {self.config.name} has no network {name}.")
@@ -263,8 +275,10 @@ class Bundle:
         return _load_strictly(self._architecture(file), raw, self.folder / file)
 
     def _architecture(self, file: str) -> UNetConfig:
-        if file == f"{RESTORATION}.safetensors" and self.config.restoration is not None:
-            return self.config.restoration.unet
+        of_all = {RESTORATION: self.config.restoration, FOCI: self.config.foci}
+        found = of_all.get(file.removesuffix(".safetensors"))
+        if found is not None:
+            return found.unet
         return self.config.denoiser if file.split(".")[-2] == "diffusion" else self.config.unet
 
 

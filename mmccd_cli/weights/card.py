@@ -46,6 +46,7 @@ def model_card(config: BundleConfig) -> str:
         config=config,
         cycles=", ".join(f"{c.source} -> {c.target} -> {c.source}" for c in config.cycles),
         restoration_settings=_shown(config.training.get("restoration_settings", {})),
+        foci_settings=_shown(config.training.get("foci_settings", {})),
         settings=_shown(config.training.get("settings", {})),
         chosen=[
             (score, row_of[method, score.modalities])

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import WeightsError
+from mmccd_cli.translation.foci import foci_input, with_neighbours
 from mmccd_cli.translation.restoration import restoration_input
 from mmccd_cli.translation.slices import to_slices
 from mmccd_cli.translation.translators import Cycle
-from mmccd_cli.weights.bundle import Bundle
+from mmccd_cli.weights.bundle import FOCI, RESTORATION, Bundle
 
 LARGEST = 1e6
 """Values of an imagined slice, and of a signal, lie far below: they are standard deviations."""
@@ -37,12 +38,19 @@ def rehearse(bundle: Bundle) -> None:
                 imagined = _translate(cycle, _middle_slice(bundle, source))
             if not float(imagined.abs().max()) < LARGEST:
                 raise overflown(bundle, source)
-    if any(score.restored for scores in config.scores.values() for score in scores):
-        scans = torch.cat([_middle_slice(bundle, modality) for modality in MODALITIES], dim=1)
-        network = bundle.restoration(torch.device("cpu"))
+    everything = [score for scores in config.scores.values() for score in scores]
+    scans = torch.cat([_middle_slice(bundle, modality) for modality in MODALITIES], dim=1)
+    all_shown = torch.ones(1, len(MODALITIES))
+    inputs = {}
+    if any(score.restored for score in everything):
+        inputs[RESTORATION] = restoration_input(scans, all_shown)
+    if any(score.foci_weight > 0 for score in everything):
+        inputs[FOCI] = foci_input(with_neighbours(scans), scans.flip(2), all_shown)
+    for name, given in inputs.items():
+        network = bundle.network(name, torch.device("cpu"))
         with torch.inference_mode():
-            restored = network(restoration_input(scans, torch.ones(1, len(MODALITIES))))
-        if not float(restored.abs().max()) < LARGEST:
+            found = network(given)
+        if not float(found.abs().max()) < LARGEST:
             raise overflown(bundle, ", ".join(MODALITIES))
 
 
