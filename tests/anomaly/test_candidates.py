@@ -21,7 +21,7 @@ from mmccd_cli.anomaly.candidates import (
     strongest_edge,
 )
 from mmccd_cli.anomaly.components import label_components
-from mmccd_cli.anomaly.score import SmoothedScore
+from mmccd_cli.anomaly.score import SmoothedScore, map_from_score
 from mmccd_cli.config import ScoreConfig
 
 
@@ -114,6 +114,25 @@ def test_the_rim_comes_back_next_to_a_lesion_and_nowhere_else() -> None:
     assert not found.values[:, 21].any(), "a rim without a lesion"
     without = scored(values, replace(config, rim_mm=0.0))
     assert not without.values[2].any()
+
+
+def test_the_map_says_of_small_foci_what_their_network_says() -> None:
+    """One in the tissue, one in the rim, one inside a lesion that is surer; the threshold stays."""
+    config = replace(PLAIN, erosion_mm=3.0, foci_weight=1.5, foci_bias=-2.0, map_offset=-0.5)
+    values = signal()
+    foci = np.zeros(SHAPE, dtype=np.float32)
+    lesion = tuple(int(n) for n in np.argwhere(values > 3).mean(axis=0))
+    foci[18, 5, 8], foci[2, 12, 10], foci[lesion] = 4.0, 4.0, 0.1
+    signals = {"cycle:FLAIR": values, "foci:FLAIR": foci}
+    found = score_scan(signals, brain(), spacing_mm=SPACING, config=config)
+    plain = score_scan(
+        signals, brain(), spacing_mm=SPACING, config=replace(config, foci_weight=0.0)
+    )
+    assert found.threshold == plain.threshold
+    shown = map_from_score(found.values, found.threshold, config)
+    assert shown[18, 5, 8] == pytest.approx(1 / (1 + np.exp(-(1.5 * 4.0 - 2.0))), rel=1e-4)
+    changed = np.argwhere(found.values != plain.values)
+    np.testing.assert_array_equal(changed, [[18, 5, 8]])
 
 
 @pytest.mark.parametrize("rule", ["otsu", "edge"])

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from grids import block
 
-from mmccd_cli.anomaly.symmetry import asymmetry, middle_plane, mirror, smooth_inside
+from mmccd_cli.anomaly.symmetry import (
+    asymmetry,
+    middle_of_template,
+    middle_plane,
+    mirror,
+    other_side,
+    smooth_inside,
+)
+from mmccd_cli.template import Template
 
 ONE_MM = (1.0, 1.0, 1.0)
 
@@ -47,3 +55,15 @@ def test_asymmetry_keeps_the_side_that_is_alone(axis: int) -> None:
 def test_middle_plane_of_a_uniform_brain_is_its_middle() -> None:
     brain = block((20, 10, 10), (4, 15), (2, 8), (2, 8))
     assert middle_plane(np.ones(brain.shape), brain, 0) == 9.0
+
+
+def test_the_other_side_shows_a_spot_where_its_mirror_image_would_be() -> None:
+    brain = block((20, 12, 12), (4, 15), (2, 10), (2, 10))
+    template = Template({}, brain, np.eye(4))
+    assert middle_of_template(template) == 9.0
+    spot = np.zeros(brain.shape, dtype=np.float32)
+    spot[7, 5, 5] = 100.0
+    opposite = other_side(spot, brain, centre=9.0, spacing_mm=ONE_MM)
+    assert np.unravel_index(int(opposite.argmax()), brain.shape) == (11, 5, 5)
+    assert opposite.max() < 20, "it is blurred"
+    assert not opposite[~mirror(brain, 0, 9.0)].any()

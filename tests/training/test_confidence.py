@@ -11,7 +11,7 @@ from mmccd_cli.anomaly.confidence import confidences, describe_candidates
 from mmccd_cli.config import ConfidenceConfig, ScoreConfig
 from mmccd_cli.training.calibration_data import CalibrationSubject
 from mmccd_cli.training.confidence import learn_confidence
-from mmccd_cli.training.fusion import Fusion
+from mmccd_cli.training.fusion import Fusion, fit_foci
 
 SHAPE, SPACING = (40, 40, 24), (2.0, 2.0, 2.0)
 SCORE = ScoreConfig(
@@ -88,3 +88,27 @@ def test_confidence_lies_between_zero_and_one() -> None:
     config = ConfidenceConfig(weights=(0.0, 1e6, 0.0), bias=0.0)
     found = confidences(np.array([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 0.0]]), config)
     assert found == pytest.approx([1.0, 0.0, 0.5])
+
+
+def with_foci(plain: CalibrationSubject) -> CalibrationSubject:
+    """The subject with a small painted lesion, and log odds there, elsewhere, and in its own."""
+    painted = plain.lesion.copy()
+    painted[30:33, 10:13, 10:13] = painted[20:22, 30:32, 8:12] = True
+    log_odds = np.zeros(SHAPE, np.float32)
+    log_odds[30:33, 10:13, 10:13] = 4.0
+    log_odds[20:30, 30:34, 8:16] = 1.0
+    log_odds[30:33, 20, 10] = 4.0
+    log_odds[plain.lesion] = 9.0
+    return replace(plain, lesion=painted, of_sets={("FLAIR",): {"foci:FLAIR": log_odds}})
+
+
+def test_foci_are_worth_what_painted_lesions_say() -> None:
+    """Of 30 voxels at 4 27 are in a lesion, of 320 at 1 there are 16; its own lesion is left out."""
+    found = fit_foci(SUBJECTS, [with_foci(s) for s in SUBJECTS], SCORE, spacing_mm=SPACING)
+    weight, bias = found["foci_weight"], found["foci_bias"]
+    assert 1 / (1 + np.exp(-(4 * weight + bias))) == pytest.approx(0.9, abs=0.02)
+    assert 1 / (1 + np.exp(-(weight + bias))) == pytest.approx(0.05, abs=0.01)
+
+
+def test_without_their_network_foci_are_worth_nothing() -> None:
+    assert fit_foci(SUBJECTS, SUBJECTS, SCORE, spacing_mm=SPACING) == {}

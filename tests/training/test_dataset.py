@@ -295,7 +295,7 @@ def test_from_shards_to_bundle_to_signals(prepared: Prepared, tmp_path: Path) ->
     )
     networks = training.train()
     assert set(networks) == set(lines)
-    assert len(networks) == 5, "the restoration network, and those of two cycles"
+    assert len(networks) == 6, "restoration, foci, and the networks of two cycles"
     bundle = training.write(tmp_path / "bundle", networks)
     verify_bundle(bundle)
     assert bundle.sources == ("FLAIR", "T2w")
