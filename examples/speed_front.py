@@ -30,7 +30,7 @@ from mmccd_cli.inputs.scans import read_scans
 from mmccd_cli.inputs.subjects import Subject, find_subjects
 from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.training.dataset import read_split
-from mmccd_cli.translation.devices import available_threads
+from mmccd_cli.translation.host import available_threads
 from mmccd_cli.weights.bundle import Bundle, load_bundle
 from mmccd_cli.weights.resolve import resolve_weights
 

@@ -40,13 +40,13 @@ from mmccd_cli.training.dataset import lesion_on_template
 from mmccd_cli.training.recipes import RECIPES
 from mmccd_cli.translation.devices import (
     PRECISIONS,
-    available_threads,
     choose_batch_size,
     choose_device,
     choose_precision,
     describe_device,
 )
 from mmccd_cli.translation.engine import Execution, band_work
+from mmccd_cli.translation.host import available_threads
 from mmccd_cli.translation.slices import SliceStack, to_slices
 from mmccd_cli.translation.unet import UNet
 from mmccd_cli.weights.bundle import Bundle, load_bundle

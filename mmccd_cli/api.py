@@ -55,6 +55,8 @@ class Segmenter(Pipeline):
         method: str | None = None,
         batch_size: int | None = None,
         precision: str = "auto",
+        threads: int | None = None,
+        begin: bool = True,
         offline: bool = False,
         cache_dir: AnyPath | None = None,
         **sampling: Any,
@@ -69,6 +71,9 @@ class Segmenter(Pipeline):
             method: "mmccd" or "cyclic-unet" instead of the preset's.
             batch_size: Slices a pass; None chooses by free memory. Does not change the result.
             precision: "auto", "fp32", "bf16" or "fp16": arithmetic of the networks.
+            threads: Threads of the CPU; None leaves torch's number, 0 takes all that there are.
+            begin: Whether torch is imported and the device tried now, and not when they are first
+                needed; see `Pipeline.begin`.
             offline: Whether the network must not be used.
             cache_dir: Folder of downloaded weights; None for the default.
             **sampling: Further fields of `mmccd_cli.config.SamplingConfig`, such as `seed`.
@@ -83,11 +88,20 @@ class Segmenter(Pipeline):
                 raise UsageError(f"There is no {name} {value!r}; there are {', '.join(known)}.")
         spec = None if weights is None else str(weights)
         cache = None if cache_dir is None else Path(cache_dir)
-        bundle = load_bundle(resolve_weights(spec, offline=offline, cache_dir=cache))
+        folder = resolve_weights(spec, offline=offline, cache_dir=cache)
+        bundle = load_bundle(folder, unchecked=True)
         chosen = choose_sampling(bundle.config.sampling, preset, method=method, **sampling)
-        return cls(
-            bundle, device=device, sampling=chosen, batch_size=batch_size, precision=precision
+        segmenter = cls(
+            bundle,
+            device=device,
+            sampling=chosen,
+            batch_size=batch_size,
+            precision=precision,
+            threads=threads,
         )
+        if begin:
+            segmenter.begin()
+        return segmenter
 
     def segment(self, volumes: Mapping[str, Volume], **options: Any) -> SegmentationResult:
         """Segment volumes in memory; see `Pipeline.segment`.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.candidates import ScanScore, score_scan
@@ -24,6 +25,7 @@ from mmccd_cli.anomaly.mask import (
 )
 from mmccd_cli.anomaly.score import map_from_score
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
+from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.subject import (
@@ -32,10 +34,14 @@ from mmccd_cli.preprocessing.subject import (
     to_reference_grid,
 )
 from mmccd_cli.progress import Progress, Stopwatch, silent
-from mmccd_cli.signals import SignalModel
 from mmccd_cli.template import bounding_box, spacing_of
-from mmccd_cli.translation.devices import choose_device, describe_device
+from mmccd_cli.translation.host import available_threads
 from mmccd_cli.weights.bundle import Bundle
+
+if TYPE_CHECKING:
+    import torch
+
+    from mmccd_cli.signals import SignalModel
 
 Space = Literal["native", "template"]
 
@@ -95,12 +101,15 @@ class _ShownScore:
 class Pipeline:
     """A loaded bundle on a device, ready for any number of subjects.
 
+    torch, which takes as long to import as a subject to prepare, is imported by `begin`.
+
     Args:
         bundle: The weights.
         device: "auto", "cpu", "cuda[:N]" or "mps".
         sampling: Sampling instead of the bundle's.
         batch_size: Slices a pass; None chooses by free memory.
         precision: "auto", "fp32", "bf16" or "fp16"; see `choose_precision`.
+        threads: Threads of the CPU; None leaves torch's number, 0 takes all that there are.
 
     Attributes:
         bundle: The weights.
@@ -120,23 +129,70 @@ class Pipeline:
         sampling: SamplingConfig | None = None,
         batch_size: int | None = None,
         precision: str = "auto",
+        threads: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.sampling = sampling or bundle.config.sampling
         self.asked_precision = precision
-        self._model = SignalModel(
-            bundle,
+        self._asked_device, self._batch_size = device, batch_size
+        self._threads = available_threads() if threads == 0 else threads
+
+    @cached_property
+    def _model(self) -> SignalModel:
+        import torch
+
+        from mmccd_cli.signals import SignalModel
+        from mmccd_cli.translation.devices import choose_device
+
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        self.bundle.check_networks()
+        return SignalModel(
+            self.bundle,
             self.sampling,
-            choose_device(device),
-            batch_size=batch_size,
-            precision=precision,
-            may_use_cpu=device == "auto",
+            choose_device(self._asked_device),
+            batch_size=self._batch_size,
+            precision=self.asked_precision,
+            may_use_cpu=self._asked_device == "auto",
         )
+
+    def begin(self, modalities: Sequence[str] = ()) -> None:
+        """Try the device, and read the networks that a subject needs.
+
+        What is not done here is done when it is first needed.
+
+        Args:
+            modalities: Those of the subject; none reads no network.
+
+        Raises:
+            WeightsError: The networks cannot be built, or the file of one is damaged.
+            ComputeError: The device cannot be used.
+            UsageError: There is no such device or precision.
+        """
+        model = self._model
+        if modalities:
+            with suppress(DataError):  # of the subject, which its own preparation will tell
+                model.load(self.bundle.choose_score(self.sampling.method, tuple(modalities)))
+
+    @property
+    def threads(self) -> int:
+        """Threads of the CPU."""
+        if self._threads is not None:
+            return self._threads
+        import torch
+
+        return torch.get_num_threads()
 
     @property
     def device(self) -> torch.device:
         """Where the networks run."""
         return self._model.device
+
+    def describe_device(self) -> str:
+        """Name of the device for people."""
+        from mmccd_cli.translation.devices import describe_device
+
+        return describe_device(self.device)
 
     @property
     def precision(self) -> str:
@@ -268,7 +324,7 @@ class Pipeline:
                 "reference_to_template": prepared.to_reference.tolist(),
                 "precision": self.precision,
             },
-            device=describe_device(self.device),
+            device=self.describe_device(),
             notes=[*prepared.notes, *self._model.notes, *_unused(prepared, calibrated)],
             seconds=watch.seconds,
             prepared=prepared,
@@ -313,17 +369,17 @@ def _calibrated_map(
 ) -> NDArray[np.float32]:
     """The anomaly map of a score: in [0, 1], 0 outside the brain, its contour refined.
 
-    All by the calibrated mask: the map must not depend on what the user cuts out of it.
+    All by the calibrated mask: the map must not depend on what the user cuts out of it. It takes
+    the score's place: two arrays of a fine scan are large.
     """
     # There is nothing outside the brain's box, which is a small part of a raw head.
     box, spacing = bounding_box(output.brain, margin=3), spacing_of(output.shown.affine)
-    brain, whole = output.brain[box], np.zeros(output.brain.shape, np.float32)
-    anomaly_map = np.empty(brain.shape, np.float32)
-    for plane, scores in zip(anomaly_map, output.values[box], strict=True):
-        plane[...] = map_from_score(scores, scan_threshold, calibrated)
-    anomaly_map[~brain] = 0.0
+    brain, anomaly_map = output.brain[box], output.values[box]
+    for plane, inside in zip(anomaly_map, brain, strict=True):
+        plane[...] = map_from_score(plane, scan_threshold, calibrated)
+        plane[~inside] = 0.0
     if calibrated.refine_mm > 0:
-        anomaly_map = refine_contour(
+        anomaly_map[...] = refine_contour(
             anomaly_map,
             mask_from_map(
                 anomaly_map, calibrated, spacing_mm=spacing, scan_threshold=scan_threshold
@@ -334,8 +390,7 @@ def _calibrated_map(
             reach_mm=calibrated.refine_mm,
             threshold=calibrated.threshold,
         )
-    whole[box] = anomaly_map
-    return whole
+    return output.values
 
 
 def _unused(prepared: PreparedSubject, config: ScoreConfig) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
@@ -114,6 +115,28 @@ class SignalModel:
                 raise overflown(self.bundle, beyond[0].partition(":")[2])
             self.notes.append(f"{self.precision} overflowed; everything was computed in fp32")
             self.precision = "fp32"
+
+    def load(self, config: ScoreConfig) -> None:
+        """Read the networks that a score needs, unless they are there.
+
+        Raises:
+            WeightsError: There is no such network, or its file is damaged.
+            ComputeError: The device stopped computing.
+        """
+        # What is to be done where memory does not suffice is decided when they are needed.
+        with suppress(DeviceMemoryError):
+            for source in config.sources:
+                self._cycle(source)
+            if config.restored:
+                self._network("restoration")
+            if config.foci_weight > 0:
+                self._network("foci")
+
+    def _cycle(self, source: str) -> Cycle:
+        if source not in self._cycles:
+            with explaining_device(self.device, "a network"):
+                self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
+        return self._cycles[source]
 
     def _go_to_cpu(self) -> None:
         self.notes.append(
@@ -270,10 +293,7 @@ class SignalModel:
     ) -> NDArray[np.float32]:
         """(I, J, K) in robust standard deviations, positive where anomalous."""
         bundle, method = self.bundle.config, self.sampling.method
-        if source not in self._cycles:
-            with explaining_device(self.device, "a network"):
-                self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
-        cycle, intensity = self._cycles[source], bundle.preprocessing.intensity
+        cycle, intensity = self._cycle(source), bundle.preprocessing.intensity
         sign = self._sign(source)
         # A sign that is not known cannot be kept.
         kind: Residual = "absolute" if residual == "signed" and sign == 0 else residual

@@ -90,7 +90,9 @@ def median_and_deviation(values: NDArray[np.floating]) -> tuple[float, float]:
         values: Any shape, not empty.
     """
     median = float(np.median(values))
-    return median, float(np.percentile(np.abs(values - median), _ONE_SIGMA_PERCENTILE))
+    away = values - median
+    np.abs(away, out=away)
+    return median, float(np.percentile(away, _ONE_SIGMA_PERCENTILE, overwrite_input=True))
 
 
 def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -272,3 +272,19 @@ def test_loading_weights_does_not_load_the_compiler(tmp_path: Path) -> None:
         "sys.exit(', '.join(m for m in ('sympy', 'torch._dynamo') if m in sys.modules) or 0)"
     )
     _output_of(code)
+
+
+def test_subjects_are_prepared_before_torch_is_there(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path / "tiny")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from mmccd_cli.api import Segmenter\n"
+        "from mmccd_cli.inputs.phantom import make_phantom\n"
+        f"model = Segmenter.from_pretrained(Path({str(bundle)!r}), begin=False, threads=1)\n"
+        "scans = make_phantom(shape=(34, 38, 30), spacing_mm=(6, 6, 6)).volumes\n"
+        "model.prepare(scans, threads=model.threads)\n"
+        "assert 'torch' not in sys.modules\n"
+        "model.begin(scans)\n"
+        "assert 'torch' in sys.modules"
+    )
+    _output_of(code)

@@ -22,7 +22,7 @@ CORE_MM = 1.0
 """How far from the contour a voxel is sure to be inside, or outside."""
 MIN_VOXELS = 200
 """Voxels that either histogram needs."""
-LAYER_VOXELS = 2**22
+LAYER_VOXELS = 2**21
 """Voxels of a mask whose distances are found at a time."""
 BINS = 48
 LOWEST, HIGHEST = -4.0, 8.0

@@ -225,14 +225,13 @@ class ModelOptions:
         cache = None if self.cache_dir is None else self.cache_dir.absolute()
         return replace(self, weights=named, cache_dir=cache)
 
-    def load(self, **sampling: Any) -> Segmenter:
+    def load(self, *, begin: bool = True, **sampling: Any) -> Segmenter:
         """Find and load the weights, and choose the device; see `Segmenter.from_pretrained`."""
         check_address_space()
         from mmccd_cli.api import Segmenter
 
-        chosen = asdict(self)
-        use_threads(chosen.pop("threads"))
-        return Segmenter.from_pretrained(**chosen, **sampling)
+        chosen = {**asdict(self), "threads": self.threads or 0}
+        return Segmenter.from_pretrained(**chosen, begin=begin, **sampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,10 +276,12 @@ class SettingsOptions:
     def loader(self, model: ModelOptions, sampling: SamplingOptions) -> Callable[[], Segmenter]:
         """Return what loads the weights; where they are an earlier run's, to the last byte.
 
+        The device is left to `Pipeline.begin`.
+
         Raises:
             UsageError: A preset is given, too.
         """
-        load = partial(model.load, **asdict(sampling))
+        load = partial(model.load, begin=False, **asdict(sampling))
         if self.like is None:
             return load
         if sampling.preset is not None:
@@ -381,6 +382,6 @@ def use_threads(number: int | None) -> None:
     """Hold torch to a number of threads of the CPU; None takes all that this process may use."""
     import torch
 
-    from mmccd_cli.translation.devices import available_threads
+    from mmccd_cli.translation.host import available_threads
 
     torch.set_num_threads(number or available_threads())

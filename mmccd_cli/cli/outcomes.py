@@ -61,10 +61,8 @@ def run_cohort(
     from mmccd_cli.cohort.run import preview_cohort, segment_cohort
     from mmccd_cli.cohort.runner import Observer
 
-    def announce() -> Pipeline:
-        pipeline = load()
+    def announce(pipeline: Pipeline) -> None:
         console.info(_describe(pipeline))
-        return pipeline
 
     policy = RunPolicy(
         force=run.force, resume=run.resume, workers=run.workers, scheduler=run.scheduler
@@ -72,20 +70,17 @@ def run_cohort(
     with console.progress() as progress:
         view = _View(cohort, console, progress, many=many)
         observer = Observer(
-            began=view.began, staged=view.staged, advance=progress.advance, note=console.info
+            loaded=announce,
+            began=view.began,
+            staged=view.staged,
+            advance=progress.advance,
+            note=console.info,
         )
-        if run.dry_run:
-            outcomes = preview_cohort(cohort, announce, settings=settings, policy=policy)
-        else:
+        wanted = preview_cohort if run.dry_run else segment_cohort
+        if not run.dry_run:
             progress.expect(len(cohort.jobs))
             progress.begin("starting", told=False)
-            outcomes = segment_cohort(
-                cohort,
-                load if run.scheduler else announce,  # the console stays here
-                settings=settings,
-                policy=policy,
-                observer=observer,
-            )
+        outcomes = wanted(cohort, load, settings=settings, policy=policy, observer=observer)
         with contextlib.closing(outcomes):
             for outcome in outcomes:
                 view.report(outcome)
@@ -192,10 +187,7 @@ class _View:
 
 
 def _describe(pipeline: Pipeline) -> str:
-    from mmccd_cli.translation.devices import describe_device
-
-    weights = pipeline.bundle.config
-    device = describe_device(pipeline.device)
+    weights, device = pipeline.bundle.config, pipeline.describe_device()
     return f"{weights.name} {weights.version}, {pipeline.sampling.method}, on {device}"
 
 

@@ -104,10 +104,10 @@ def _connected(policy: RunPolicy) -> Iterator[Client]:
 
 def _share_of_this_computer(processes: int | None) -> tuple[int, int]:
     """How many processes, and threads of each: as many processes as cores and memory allow."""
-    from mmccd_cli.translation.devices import available_threads
+    from mmccd_cli.translation.host import available_threads
 
     cores = available_threads()
-    chosen = processes or max(1, choose_workers(cores))
+    chosen = processes or max(1, choose_workers(cores, cores))
     return chosen, max(1, cores // chosen)
 
 
@@ -189,6 +189,7 @@ def _runner(task: bytes, threads: int) -> Runner:
 
     load, settings, policy = loads(task)
     steps = JobSteps(pipeline=load(), settings=settings)
+    steps.pipeline.begin()
     return Runner(steps=steps, policy=policy, workers=threads, threads=threads)
 
 

@@ -86,6 +86,7 @@ def preview_cohort(
     *,
     settings: RunSettings,
     policy: RunPolicy,
+    observer: Observer = SILENT,
 ) -> Generator[Outcome, None, None]:
     """Tell what `segment_cohort` would do, from the files' names alone; nothing is written.
 
@@ -97,6 +98,8 @@ def preview_cohort(
     cohort.check(settings, policy)
     yield from cohort.failures
     steps = JobSteps(pipeline=load(), settings=settings)
+    steps.pipeline.begin()
+    observer.loaded(steps.pipeline)
     for job in cohort.jobs:
         try:
             plan = steps.describe_plan(job, resume=policy.resume)
@@ -128,15 +131,19 @@ def _segment_jobs(
         return
     # Not within the try: without weights or device, no other subject can be done either.
     steps = JobSteps(pipeline=load(), settings=settings)
+    workers, threads = policy.workers, steps.pipeline.threads
     runner = Runner(
         steps=steps,
         policy=policy,
         staged=observer.staged,
         advance=observer.advance,
-        workers=choose_workers(len(jobs) - 1) if policy.workers is None else policy.workers,
-        already_read={} if scans is None else {first.subject.id: scans},
+        workers=choose_workers(len(jobs) - 1, threads) if workers is None else workers,
+        threads=threads,
     )
+    runner.begin(first, scans)
     del scans
+    steps.pipeline.begin(() if nothing_to_read else tuple(first.subject.paths))
+    observer.loaded(steps.pipeline)
     for job, wait in prefetch(chain([first], remaining), runner.prepare, runner.workers):
         observer.began(job)
         yield runner.outcome(job, wait)

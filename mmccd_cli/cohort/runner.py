@@ -6,16 +6,26 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.cohort.plan import RunPolicy
+from mmccd_cli.cohort.prefetch import in_background
 from mmccd_cli.cohort.resume import PreviousResult, is_ours
-from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads, threads_in_all
+from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads
 from mmccd_cli.errors import OutputExistsError, StorageError, UsageError, WeightsError
 from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.scans import Scans
 from mmccd_cli.outputs.record import Outcome
 from mmccd_cli.progress import Progress, heard_by, silent
+from mmccd_cli.translation.host import free_memory
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from mmccd_cli.pipeline import Pipeline
+
+Ready = PreparedJob | PreviousResult
 
 MOST_WORKERS = 8
 MEMORY_OF_A_SUBJECT = 1 << 30
@@ -27,6 +37,7 @@ class Observer:
     """Hears how a cohort comes along between two outcomes; silent where nothing is given.
 
     Attributes:
+        loaded: Called with the weights when they are on their device.
         began: Called when a subject's turn has come.
         staged: Called when a stage of a subject's preparation begins, in any thread, and before
             its turn has come.
@@ -34,6 +45,7 @@ class Observer:
         note: Called with a sentence about the cohort as a whole.
     """
 
+    loaded: Callable[[Pipeline], None] = silent
     began: Callable[[Job], None] = silent
     staged: Callable[[Job, str], None] = silent
     advance: Progress = silent
@@ -44,32 +56,50 @@ class Observer:
 class Runner:
     """What happens to each job of a cohort, before (in `workers` threads) and on the device.
 
-    `already_read` holds the scans of the subject that was read before the weights were loaded.
+    `begun` holds the subject whose preparation began before the device was there.
     """
 
     steps: JobSteps
     policy: RunPolicy
     workers: int
+    threads: int
     staged: Callable[[Job, str], None] = silent
     advance: Progress = silent
-    already_read: dict[str, Scans] = field(default_factory=dict)
-    threads: int = field(default_factory=threads_in_all)
+    begun: dict[str, Future[Ready]] = field(default_factory=dict)
 
-    def prepare(self, job: Job) -> PreparedJob | PreviousResult:
+    def begin(self, job: Job, scans: Scans | None) -> None:
+        """Prepare a job in a thread, beside the import of torch; `prepare` will wait for it.
+
+        Args:
+            job: The first job.
+            scans: What was read of it; None to read it.
+        """
+        self.begun[job.subject.id] = in_background(partial(self._prepared, job, [scans]))
+
+    def prepare(self, job: Job) -> Ready:
         """Do what comes before the device, or find that it is not needed; safe in a thread."""
+        if (begun := self.begun.pop(job.subject.id, None)) is not None:
+            ready = begun.result()
+            hold_threads(self.threads)  # a skull stripper may have left another number
+            return ready
         if self.workers:
             hold_threads(self.threads)
+        return self._prepared(job, [None])
+
+    def _prepared(self, job: Job, held: list[Scans | None]) -> Ready:
+        """What `prepare` returns; the scans are let go of as soon as they are not needed."""
         if self.policy.resume and (previous := self.steps.find_previous(job)) is not None:
             return previous
         refuse_to_replace(job, self.policy)
         with heard_by(partial(self.staged, job)):
             return self.steps.prepare(
                 job,
-                scans=self.already_read.pop(job.subject.id, None),
+                scans=held.pop(),
                 threads=max(1, self.threads // max(1, self.workers)),
+                only_files=True,
             )
 
-    def outcome(self, job: Job, wait: Callable[[], PreparedJob | PreviousResult]) -> Outcome:
+    def outcome(self, job: Job, wait: Callable[[], Ready]) -> Outcome:
         """Wait for a job and finish it; only what concerns all subjects is raised.
 
         No large array is held by anything but this call, so none is while the next job is waited
@@ -84,7 +114,7 @@ class Runner:
         except Exception as error:  # a bug met on one subject must not lose the others
             return failure(job, error)
 
-    def _finish(self, job: Job, ready: PreparedJob | PreviousResult) -> Outcome:
+    def _finish(self, job: Job, ready: Ready) -> Outcome:
         name, force = job.subject.id, partial(_may_replace, job, self.policy)
         if self.policy.resume and isinstance(ready, PreparedJob) and job.exists:
             ready = self.steps.find_previous(job) or ready  # another run may have been faster
@@ -112,20 +142,15 @@ def refuse_to_replace(job: Job, policy: RunPolicy) -> None:
     )
 
 
-def choose_workers(others: int) -> int:
+def choose_workers(others: int, cores: int) -> int:
     """Return how many subjects are prepared ahead, where there are so many beside the first.
 
     As many as there are processor cores, because registration takes one thread and most of the
     time; at most what half of the free memory holds; and none on a single core.
     """
-    import torch
-
-    from mmccd_cli.translation.devices import free_memory
-
-    cores = threads_in_all()
     if cores < 2:
         return 0
-    free = free_memory(torch.device("cpu"))
+    free = free_memory()
     fits = MOST_WORKERS if free is None else max(1, free // (2 * MEMORY_OF_A_SUBJECT))
     return min(others, cores, MOST_WORKERS, fits)
 

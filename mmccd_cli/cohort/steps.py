@@ -25,7 +25,6 @@ from mmccd_cli.outputs.record import (
     jsonable,
 )
 from mmccd_cli.outputs.remask import remask
-from mmccd_cli.outputs.report.checks import suspicion
 from mmccd_cli.outputs.segmented import SegmentedSubject
 from mmccd_cli.progress import Progress, Stopwatch, silent
 
@@ -88,21 +87,29 @@ class JobSteps:
         return Outcome(name, "planned", record, from_map=previous is not None)
 
     def prepare(
-        self, job: Job, *, scans: Scans | None = None, threads: int | None = None
+        self,
+        job: Job,
+        *,
+        scans: Scans | None = None,
+        threads: int | None = None,
+        only_files: bool = False,
     ) -> PreparedJob:
         """Do all of a job that comes before the device; safe in a thread beside `finish`.
 
-        Scans that are given are not read again; without a number of threads all are taken.
+        Scans that are given are not read again; without a number of threads all are taken. Where
+        `only_files` are wanted and nobody looks at the result itself, it takes less memory.
         """
         scans = scans or read_scans(job.subject, job.brain_mask)
         prepared = self.pipeline.prepare(
             scans.volumes,
             brain_mask=scans.brain_mask,
             skull_strip=self.settings.skull_strip,
-            threads=threads or threads_in_all(),
+            threads=threads or self.pipeline.threads,
         )
         shown = any(EXTRA_OUTPUTS[kind].needs_prepared for kind in job.extras)
         kept = replace(scans, volumes=scans.volumes if shown else {}, brain_mask=None)
+        if only_files and not job.extras:
+            prepared = prepared.without_surroundings()
         return PreparedJob(job=job, scans=kept, prepared=prepared)
 
     def infer(self, ready: PreparedJob, *, advance: Progress = silent) -> SegmentedSubject:
@@ -124,7 +131,7 @@ class JobSteps:
             outputs=ready.job.names,
             notes=scans.notes,
             seconds={"read": scans.seconds},
-            threads=threads_in_all(),
+            threads=self.pipeline.threads,
         )
         return self._segmented(ready.job, result, grid=grid, record=record, volumes=scans.volumes)
 
@@ -225,6 +232,8 @@ def _write(
     }
     record["output_sha256"] = {**record["output_sha256"], **hashes}
     if "report" in job.extras:
+        from mmccd_cli.outputs.report.checks import suspicion
+
         with clock.stage("report"):
             record["suspicion"] = suspicion(segmented.report_checks)
     for kind in job.extras:
@@ -240,13 +249,6 @@ def _write(
             folder.mkdir(parents=True, exist_ok=True)
     write_outputs(files, inputs=job.input_files, force=force)
     return replace(segmented, record=record)
-
-
-def threads_in_all() -> int:
-    """Return how many threads of the CPU this process is to use."""
-    import torch
-
-    return torch.get_num_threads()
 
 
 def hold_threads(number: int) -> None:

@@ -117,4 +117,4 @@ def _checked_mask(mask: ArrayLike) -> np.ndarray:
     labels = np.asarray(mask)
     if labels.dtype.kind not in "bui" or labels.min() < 0 or labels.max() > 255:
         raise ValueError("the mask must hold integers from 0 to 255")
-    return labels.astype(np.uint8)
+    return labels.view(np.uint8) if labels.dtype == bool else labels.astype(np.uint8)

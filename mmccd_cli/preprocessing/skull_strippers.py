@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume, reorient_array
+from mmccd_cli.template import bounding_box
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ def deepbet(volume: Volume, threads: int = 1) -> NDArray[np.bool_]:
         ) from error
     finally:
         torch.set_num_threads(before)
-    return np.ascontiguousarray(reorient_array(mask, affine, volume.orientation)[0])
+    turned, _ = reorient_array(mask, affine, volume.orientation)
+    found, box = np.zeros(turned.shape, dtype=bool), bounding_box(turned)
+    found[box] = turned[box]  # the rest of a large head takes no memory
+    return found
 
 
 STRIPPERS = {"deepbet": SkullStripper(deepbet, ("T1w", "FLAIR", "T2w"), doubtful=("T2w",))}

@@ -73,6 +73,7 @@ def resample(
     matrix: ArrayLike | None = None,
     fill: float = 0.0,
     smooth: bool = False,
+    overwrite: bool = False,
     threads: int = 1,
 ) -> Volume:
     """Interpolate a volume at the voxel centres of another grid, once.
@@ -89,6 +90,7 @@ def resample(
         fill: Value of voxels whose centre lies outside the volume.
         smooth: Whether to blur first, just enough to be sampled on a coarser grid without
             aliasing: along those of the volume's axes that are finer than the grid's samples.
+        overwrite: Whether the volume may be blurred in its own memory.
         threads: Number of threads; the result does not depend on it.
 
     Returns:
@@ -109,7 +111,7 @@ def resample(
     data = volume.data
     if smooth:
         ratio = _sample_spacing(volume.affine, matrix @ affine) / np.asarray(volume.spacing_mm)
-        data = _smoothed(data, ratio)
+        data = _smoothed(data, ratio, out=data if overwrite else None)
     image = resampler.Execute(sitk.GetImageFromArray(data))
     return Volume(sitk.GetArrayFromImage(image), affine)
 
@@ -129,14 +131,21 @@ def _thinned(volume: Volume, spacing_mm: NDArray[np.float64]) -> Volume:
     return Volume(data, volume.affine @ change)
 
 
-def _smoothed(data: NDArray[np.float32], ratio: NDArray[np.float64]) -> NDArray[np.float32]:
+def _smoothed(
+    data: NDArray[np.float32],
+    ratio: NDArray[np.float64],
+    *,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """Blur an image for samples that lie `ratio` of its voxels apart along each of its axes."""
     sigmas = np.sqrt(np.maximum(ratio**2 - 1, 0)) / _GAUSSIAN_FWHM
     if sigmas.max() < _LEAST_SIGMA:
         return data
     for axis, sigma in enumerate(sigmas):
         if sigma > 0:
-            data = ndimage.correlate1d(data, _gaussian(float(sigma) ** 2), axis, mode="nearest")
+            weights = _gaussian(float(sigma) ** 2)
+            out = np.empty_like(data) if out is None else out
+            data = ndimage.correlate1d(data, weights, axis, output=out, mode="nearest")
     return data
 
 

@@ -5,9 +5,9 @@ Every image is interpolated once: all matrices are composed before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from mmccd_cli.preprocessing.spatial import register, resample, same_grid
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
 from mmccd_cli.progress import Stopwatch
 from mmccd_cli.template import (
+    Box,
     Template,
     affine_of_box,
     bounding_box,
@@ -33,6 +34,7 @@ _MIN_WEIGHT = 0.05  # less than this share of a sample lies inside the mask: lea
 _MARGIN_VOXELS = 4
 _MIN_OVERLAP = 0.8
 _MIN_COVERED = 0.95
+_SLAB_VOXELS = 2**22  # that are brought back at a time: more than the brain of a scan at 1 mm has
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,6 +87,16 @@ class PreparedSubject:
     brain_method: str
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def without_surroundings(self) -> PreparedSubject:
+        """The same with a reference scan that is 0 away from the brain, where it takes no memory.
+
+        Map and mask need no more of it; pictures do.
+        """
+        scan, box = self.reference_volume, bounding_box(self.reference_brain, _MARGIN_VOXELS)
+        data = np.zeros(scan.shape, np.float32)  # pages that nobody writes to are not there
+        data[box] = scan.data[box]
+        return replace(self, reference_volume=Volume(data, scan.affine))
 
 
 def prepare_subject(
@@ -176,19 +188,26 @@ def to_reference_grid(data: NDArray[np.floating], prepared: PreparedSubject) -> 
         (I, J, K) float32 on the reference grid, 0 outside the reference's brain.
     """
     reference, brain = prepared.reference_volume, prepared.reference_brain
-    box = bounding_box(brain)
-    part = affine_of_box(reference.affine, box)
-
-    def moved(values: NDArray) -> NDArray[np.float32]:
-        volume = Volume(values, prepared.affine)
-        return resample(volume, brain[box].shape, part, matrix=prepared.to_reference).data
-
-    values = moved(np.where(prepared.brain, data, np.float32(0)))
-    share = moved(prepared.brain)
-    known = brain[box] & (share > _MIN_WEIGHT)
+    inside = Volume(prepared.brain, prepared.affine)
+    scores = Volume(np.where(prepared.brain, data, np.float32(0)), prepared.affine)
     result = np.zeros(reference.shape, dtype=np.float32)
-    np.divide(values, share, out=result[box], where=known)
+    for slab in _slabs(bounding_box(brain)):
+        part, there = affine_of_box(reference.affine, slab), brain[slab]
+        values, share = (
+            resample(volume, there.shape, part, matrix=prepared.to_reference).data
+            for volume in (scores, inside)
+        )
+        np.divide(values, share, out=result[slab], where=there & (share > _MIN_WEIGHT))
     return result
+
+
+def _slabs(box: Box) -> Iterator[Box]:
+    """Cut a box across its first axis, so that a large one is never handled as a whole."""
+    i, j, k = box
+    plane = (j.stop - j.start) * (k.stop - k.start)
+    thickness = max(1, _SLAB_VOXELS // plane)
+    for start in range(i.start, i.stop, thickness):
+        yield slice(start, min(start + thickness, i.stop)), j, k
 
 
 def _without_background(
@@ -324,6 +343,7 @@ class _Sampler:
             self._template.affine,
             matrix=scan.matrix @ self._from_template,
             smooth=True,
+            overwrite=True,
             threads=self._threads,
         ).data
 

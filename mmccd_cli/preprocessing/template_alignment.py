@@ -90,8 +90,10 @@ def align_to_template(
     part = affine_of_box(centred, box) @ np.diag([every, every, every, 1.0])
     # One order of axes for all, so that rounding does not depend on how voxels are stored.
     inside, _ = reorient_array(brain[box][thinned], part, "RAS")
-    image = Volume(*reorient_array(shown[box][thinned], part, "RAS"))
-    moving = _Pyramid(_standardised(image, inside))
+    # Nothing holds the image as it was while it is blurred: of a fine scan it is large.
+    moving = _Pyramid(
+        _standardised(Volume(*reorient_array(shown[box][thinned], part, "RAS")), inside)
+    )
     matrix = _best_start(fixed, moving, _size_ratio(brain, scan, template))
     for level in _LEVELS:
         matrix, _ = _minimise(fixed, moving, matrix, level=level)
@@ -108,10 +110,13 @@ def match_moments(scan: Volume, brain: NDArray[np.bool_], template: Template) ->
 
 
 class _Pyramid:
-    """An image at several resolutions, all made from one that is as fine as any of them needs."""
+    """An image at several resolutions, all made from one that is as fine as any of them needs.
+
+    The image itself is used up.
+    """
 
     def __init__(self, image: Volume) -> None:
-        self._finest = _coarsened(image, _FINER * _LEVELS[-1].spacing_mm)
+        self._finest = _coarsened(image, _FINER * _LEVELS[-1].spacing_mm, overwrite=True)
         self._levels: dict[float, Volume] = {}
 
     def at(self, spacing_mm: float) -> Volume:
@@ -121,9 +126,9 @@ class _Pyramid:
         return self._levels[spacing_mm]
 
 
-def _coarsened(image: Volume, spacing_mm: float) -> Volume:
+def _coarsened(image: Volume, spacing_mm: float, *, overwrite: bool = False) -> Volume:
     shape, affine = working_grid(image, spacing_mm, padding_mm=2 * spacing_mm)
-    return resample(image, shape, affine, smooth=True)
+    return resample(image, shape, affine, smooth=True, overwrite=overwrite)
 
 
 @dataclass(frozen=True)

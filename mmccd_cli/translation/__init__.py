@@ -10,5 +10,5 @@ In the order in which data passes through:
 6. `engine`: slices x masks through a cycle in batches, and the residual.
 7. `restoration`: all scans of a slice through the restoration network, and the residual.
 
-`devices` says where this computes, with how many threads, and how many slices fit.
+`devices` says where this computes and how many slices fit, `host` how many threads there are.
 """

@@ -87,6 +87,25 @@ def test_way_back_to_the_reference_grid(prepared: PreparedSubject) -> None:
     assert (ones[brain] > 0.99).mean() > 0.98
 
 
+def test_what_is_brought_back_in_slabs_is_the_same(
+    prepared: PreparedSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = to_reference_grid(prepared.images["FLAIR"], prepared)
+    monkeypatch.setattr("mmccd_cli.preprocessing.subject._SLAB_VOXELS", whole[0].size * 3)
+    assert to_reference_grid(prepared.images["FLAIR"], prepared) == pytest.approx(whole, abs=1e-5)
+
+
+def test_without_surroundings_the_brain_of_the_reference_is_as_it_was(
+    prepared: PreparedSubject,
+) -> None:
+    scan = Volume(prepared.reference_volume.data + 1, prepared.reference_volume.affine)
+    kept = replace(prepared, reference_volume=scan).without_surroundings().reference_volume
+    assert (kept.data[prepared.reference_brain] == scan.data[prepared.reference_brain]).all()
+    assert (kept.data == 0).any()  # the corners
+    assert (kept.affine == scan.affine).all()
+    assert (scan.data != 0).all()
+
+
 def test_modality_on_another_grid_is_aligned(template: Template) -> None:
     pose = np.eye(4)
     pose[:3, 3] = [7, -5, 6]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmccd_cli.errors import ComputeError, UsageError
-from mmccd_cli.translation import devices
+from mmccd_cli.translation import devices, host
 
 
 def test_cpu_and_auto_work_everywhere() -> None:
@@ -43,17 +43,17 @@ def test_a_device_that_fails_is_named_and_auto_passes_it_over(
 
 def test_threads_obey_the_smallest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    monkeypatch.setattr(devices, "_cgroup_quota", lambda: 12)
+    monkeypatch.setattr(host, "_cgroup_quota", lambda: 12)
     for variable in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
         monkeypatch.delenv(variable, raising=False)
-    assert devices.available_threads() == 12
+    assert host.available_threads() == 12
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
-    assert devices.available_threads() == 6
+    assert host.available_threads() == 6
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert devices.available_threads() == 2
+    assert host.available_threads() == 2
     for nonsense in ("0", "4,2", "many", "-3"):
         monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
-        assert devices.available_threads() == 6
+        assert host.available_threads() == 6
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_quota_of_a_container(
     text: str, cores: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: text)
-    assert devices._cgroup_quota() == cores
+    assert host._cgroup_quota() == cores
 
 
 def test_batch_size_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +82,10 @@ def test_the_cpu_takes_its_best_batch_unless_memory_is_short(
 ) -> None:
     answers = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    8388608 kB\n"}
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: answers[str(self)])
-    monkeypatch.setattr(devices, "_cgroup_memory", lambda: None)
+    monkeypatch.setattr(host, "_cgroup_memory", lambda: None)
     cpu = torch.device("cpu")
     assert devices.choose_batch_size(cpu, 128 * 128, 32) == devices.CPU_BATCH
-    monkeypatch.setattr(devices, "_cgroup_memory", lambda: 256 << 20)
+    monkeypatch.setattr(host, "_cgroup_memory", lambda: 256 << 20)
     assert devices.choose_batch_size(cpu, 128 * 128, 32) == 4
     answers["/proc/meminfo"] = "MemAvailable: 5 kB\n"
     assert devices.choose_batch_size(cpu, 128 * 128, 32) == 1
@@ -99,7 +99,7 @@ def test_memory_of_a_container(
 ) -> None:
     texts = {"memory.max": f"{limit}\n", "memory.current": f"{used}\n"}
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: texts[self.name])
-    assert devices._cgroup_memory() == left
+    assert host._cgroup_memory() == left
 
 
 # Precision

@@ -54,6 +54,18 @@ def test_each_method_loads_the_networks_it_needs(folder: Path) -> None:
         bundle.cycle("T1w", SamplingConfig(), torch.device("cpu"))
 
 
+def test_networks_of_one_architecture_share_nothing(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    names = [name for name in bundle.files if name.endswith(".unet.safetensors")]
+    one, other = (bundle.read_network(name) for name in names[:2])
+    before = [value.clone() for value in other.state_dict().values()]
+    with torch.no_grad():
+        for value in one.parameters():
+            value.fill_(7)
+    assert all(a.equal(b) for a, b in zip(before, other.state_dict().values(), strict=True))
+    assert not any(a is b for a, b in zip(one.modules(), other.modules(), strict=True))
+
+
 def test_rewriting_keeps_networks_and_replaces_the_card(folder: Path) -> None:
     before = (folder / NETWORK).read_bytes()
     bundle = load_bundle(folder)
