@@ -9,6 +9,8 @@ In the order in which data passes through:
 5. `translators`: what maps slices to slices: a U-Net, or masked diffusion; a cycle of them.
 6. `engine`: slices x masks through a cycle in batches, and the residual.
 7. `restoration`: all scans of a slice through the restoration network, and the residual.
+8. `foci`: all scans of a slice, its neighbours and the other side through the network of small
+   foci.
 
 `devices` says where this computes and how many slices fit, `host` how many threads there are.
 """
