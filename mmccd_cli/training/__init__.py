@@ -12,8 +12,8 @@ In the order in which data passes through:
 8. `networks`: what each network of a recipe learns, and its loss; `restoration`, `foci`: that of
    the restoration network, and of the network of small foci.
 9. `calibration_data`: prepared subjects with all their signals, by networks that do not know them.
-10. `fusion`: how much each signal counts, and small foci; `confidence`: how sure a candidate is; `reliability`:
-   whether the map keeps its promise.
+10. `fusion`: how much each signal counts, and small foci; `confidence`: how sure a candidate is;
+   `reliability`: whether the map keeps its promise.
 11. `calibration`: a bundle on prepared subjects -> the numbers of its scores, by these.
 12. `run`: the whole: networks, those of folds, the bundle, its calibration.
 
