@@ -103,7 +103,7 @@ def with_foci(plain: CalibrationSubject) -> CalibrationSubject:
 
 
 def test_foci_are_worth_what_painted_lesions_say() -> None:
-    """Of 30 voxels at 4 27 are in a lesion, of 320 at 1 there are 16; its own lesion is left out."""
+    """Of 30 voxels at 4, 27 are in a lesion, of 320 at 1 there are 16; its own is left out."""
     found = fit_foci(SUBJECTS, [with_foci(s) for s in SUBJECTS], SCORE, spacing_mm=SPACING)
     weight, bias = found["foci_weight"], found["foci_bias"]
     assert 1 / (1 + np.exp(-(4 * weight + bias))) == pytest.approx(0.9, abs=0.02)
