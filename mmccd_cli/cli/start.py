@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import sys
 from functools import partial
 from importlib import import_module
@@ -21,10 +22,22 @@ def begin_imports() -> None:
     """
     check_address_space()
     _keep_freed_memory()
+    # A thread that reads asks for the interpreter a thousand times, and would wait 5 ms each.
+    sys.setswitchinterval(0.0005)
     from mmccd_cli.cohort.prefetch import in_background
 
-    in_background(partial(import_module, "torch"))
+    thresholds = gc.get_threshold()
+    gc.set_threshold(100_000)  # what is imported stays: to look for garbage in it is in vain
+    in_background(partial(_import_torch, thresholds))
     _import_nibabel()
+
+
+def _import_torch(thresholds: tuple[int, int, int]) -> None:
+    """Import torch, the last and largest of all, and look for garbage again."""
+    try:
+        import_module("torch")
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 def _keep_freed_memory() -> None:

@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 J = TypeVar("J")
 T = TypeVar("T")
-
-_running: set[Future[Any]] = set()
 
 
 def prefetch(
@@ -62,12 +60,5 @@ def in_background(compute: Callable[[], T]) -> Future[T]:
         except BaseException as error:
             future.set_exception(error)
 
-    _running.add(future)
-    future.add_done_callback(_running.discard)
     threading.Thread(target=run, name="mmccd-prefetch", daemon=True).start()
     return future
-
-
-def is_anything_running() -> bool:
-    """Tell whether a thread of this module still computes, so that leaving must not wait for it."""
-    return not all(future.done() for future in tuple(_running))

@@ -182,9 +182,10 @@ def _minimise(
         jacobian = np.column_stack(
             [_derivatives(slopes, grid.points, level.kind), seen, np.ones(len(seen))]
         )
-        normal = (jacobian * weight[:, None]).T @ jacobian
+        weighted = (jacobian * weight[:, None]).T
+        normal = weighted @ jacobian
         normal[np.diag_indices_from(normal)] += 1e-9 * np.trace(normal) / len(normal)
-        step = np.linalg.solve(normal, (jacobian * weight[:, None]).T @ difference)
+        step = np.linalg.solve(normal, weighted @ difference)
         generator = _generator(step[:-2], level.kind)
         matrix = matrix @ grid.from_unit @ expm(generator) @ to_unit
         if np.abs(generator).max() * _RADIUS_MM < level.tolerance_mm:
@@ -249,10 +250,10 @@ def _standardised(image: Volume, brain: NDArray[np.bool_]) -> Volume:
     median, spread = median_and_deviation(values)
     values -= median
     values /= max(spread, 1e-12)
+    np.clip(values, -_CLIP, _CLIP, out=values)
+    values += _INSIDE
     padded = np.zeros([n + 2 * _MARGIN_VOXELS for n in inside.shape], dtype=np.float32)
-    padded[(slice(_MARGIN_VOXELS, -_MARGIN_VOXELS),) * 3][inside] = (
-        np.clip(values, -_CLIP, _CLIP) + _INSIDE
-    )
+    padded[(slice(_MARGIN_VOXELS, -_MARGIN_VOXELS),) * 3][inside] = values
     around = np.eye(4)
     around[:3, 3] = -_MARGIN_VOXELS
     return Volume(padded, affine_of_box(image.affine, box) @ around)
