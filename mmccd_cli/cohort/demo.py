@@ -59,9 +59,9 @@ def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
     return files
 
 
-def write_scans(files: DemoFiles, seed: int = 0) -> None:
+def write_scans(files: DemoFiles) -> None:
     """Make the synthetic subject, on the grid of BraTS, and write it as NIfTI."""
-    phantom = make_phantom(seed)
+    phantom = make_phantom()
     grid = make_grid(phantom.lesion.shape, phantom.affine)
     description = "synthetic, by mmccd"
     for name, path in files.scans.items():

@@ -27,7 +27,7 @@ _BEGINNING = len('{\n  "record_version"')
 
 @dataclass(frozen=True)
 class PreviousResult:
-    """A result of an earlier run whose map, or all that there is, is the one that is asked for."""
+    """An earlier result whose map is the one that is asked for; current where all else is, too."""
 
     record: dict[str, Any]
     is_current: bool

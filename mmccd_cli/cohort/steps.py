@@ -142,9 +142,7 @@ class JobSteps:
         force: bool | Callable[[], bool],
         advance: Progress = silent,
     ) -> SegmentedSubject:
-        """Segment a prepared subject and write its files, all or none; `force` as in
-        `write_outputs`.
-        """
+        """Segment a prepared subject and write its files, all or none; see `write_outputs`."""
         segmented, clock = self.infer(ready, advance=advance), Stopwatch()
         result = segmented.result
         with clock.stage("encode"):

@@ -86,7 +86,7 @@ class PresetCost:
 
 
 def benchmark_presets(setup: BenchmarkSetup, *, budget_s: float) -> Iterator[PresetCost]:
-    """Measure preset after preset; the first is always run, and none beyond the budget.
+    """Measure preset after preset; what takes more than the budget is estimated, never the first.
 
     Yields:
         One for each of `BENCHMARKED`, as soon as it is known.

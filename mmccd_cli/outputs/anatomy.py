@@ -65,9 +65,7 @@ def matrix_to_template(settings: Mapping[str, Any]) -> NDArray[np.float64] | Non
 
 
 def place_of(point_ras_mm: Sequence[float], settings: Mapping[str, Any]) -> Place | None:
-    """Return where a point of the world of a record's map lies; None where the record does not
-    tell.
-    """
+    """Return where a point of a map's world lies; None where the map's record does not tell."""
     matrix, midline = matrix_to_template(settings), settings.get(MIDLINE)
     if matrix is None or not isinstance(midline, int | float):
         return None

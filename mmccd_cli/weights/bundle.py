@@ -361,9 +361,7 @@ def save_bundle(
     networks: dict[str, dict[str, torch.Tensor]],
     card: str,
 ) -> None:
-    """Write a bundle, all of it or nothing; weights, by the names of networks, are stored as
-    float16.
-    """
+    """Write a bundle, all of it or nothing; the networks' weights are stored as float16."""
     from safetensors.torch import save
 
     contents: dict[str, bytes] = {
@@ -393,9 +391,7 @@ def write_index(folder: Path, config: BundleConfig, contents: dict[str, bytes]) 
 def rewrite_bundle(
     bundle: Bundle, config: BundleConfig, card: str, *, out: Path | None = None
 ) -> None:
-    """Replace configuration and model card of a bundle, or copy it so, keeping networks and
-    template.
-    """
+    """Replace configuration and card of a bundle, or of a copy of it in another folder."""
     kept = [name for name in bundle.files if name != CARD]
     contents = {name: read_checked(bundle.folder, name, bundle.files[name]) for name in kept}
     write_index(out or bundle.folder, config, {**contents, CARD: card.encode()})

@@ -254,6 +254,10 @@ def test_group_writes_one_table(
     found = {path.name for path in (out / "group").iterdir()}
     assert found >= {"frequency.nii.gz", "lesions.tsv", "index.html"}
     assert _issues(out) == []
+    (out / "sub-01" / "anat" / f"sub-01_{_MAP}.json").write_text("{")
+    partial = mmccd("bids", "unused", out, "group")
+    assert partial.exit_code == 6, partial.stderr
+    assert f"sub-01 is left out: sub-01_{_MAP}.json holds no record" in partial.stderr
     nothing = mmccd("bids", "unused", tmp_path / "nothing", "group")
     assert nothing.exit_code == 3
 

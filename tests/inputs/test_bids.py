@@ -24,12 +24,13 @@ def _make(root: Path, *names: str) -> Path:
 
 
 def _only(root: Path, **wanted: Any) -> Subject:
-    """The one subject of a data set, which the folder of its participant must give, too."""
+    """The one subject of a data set, which the folders of its participant must give, too."""
     subjects, failures = find_sessions(root, BidsFilter(**wanted))
     assert not failures
     assert len(subjects) == 1
     if not wanted:
-        assert find_subject(root / "sub-01") == subjects[0]
+        for folder in (root / "sub-01", next(iter(subjects[0].paths.values())).parent):
+            assert find_subject(folder) == subjects[0]
     return subjects[0]
 
 
@@ -92,6 +93,12 @@ def test_contrast_agent_phases_and_other_images_are_left_out(tmp_path: Path) -> 
     assert "contrast-enhanced (ce-gadolinium)" in reasons["sub-01_ce-gadolinium_T1w"]
     assert "phase part" in reasons["sub-01_part-phase_T2w"]
     assert "suffix T2starw" in reasons["sub-01_T2starw"]
+
+
+def test_the_folder_of_a_session_is_its_subject(tmp_path: Path) -> None:
+    subject = _only(_make(tmp_path, "sub-01_ses-01_T1w", "sub-01_ses-01_acq-space_T2w"))
+    assert (subject.id, subject.layout) == ("sub-01_ses-01", "bids")
+    assert _chosen(subject) == ["sub-01_ses-01_acq-space_T2w", "sub-01_ses-01_T1w"]
 
 
 def test_a_suffix_may_be_written_small(tmp_path: Path) -> None:

@@ -56,32 +56,6 @@ def test_brats_2023(tmp_path):
     assert subject.segmentation is not None
 
 
-@pytest.mark.parametrize("session", ["", "ses-01"])
-@pytest.mark.parametrize("point_at", ["subject", "anat"])
-def test_bids(tmp_path, session, point_at):
-    subject_folder = tmp_path / "sub-01"
-    id = "_".join(filter(None, ["sub-01", session]))
-    anat = folder_with(
-        subject_folder / session / "anat",
-        f"{id}_T1w.nii.gz",
-        f"{id}_T1w.json",
-        f"{id}_ce-gadolinium_T1w.nii.gz",
-        f"{id}_acq-space_T2w.nii.gz",
-        f"{id}_FLAIR.nii.gz",
-        f"{id}_T1map.nii.gz",
-        f"{id}_label-L_desc-manual_mask.nii.gz",
-    )
-    subject = find_subject(subject_folder if point_at == "subject" else anat)
-    assert names(subject) == {
-        "FLAIR": f"{id}_FLAIR.nii.gz",
-        "T2w": f"{id}_acq-space_T2w.nii.gz",
-        "T1w": f"{id}_T1w.nii.gz",
-    }
-    reasons = {path.name: reason for path, reason in subject.ignored}
-    assert "contrast" in reasons[f"{id}_ce-gadolinium_T1w.nii.gz"]
-    assert (subject.id, subject.layout) == (id, "bids")
-
-
 def test_several_bids_sessions_have_to_be_given_one_by_one(tmp_path):
     for session in ("ses-01", "ses-02"):
         folder_with(tmp_path / "sub-01" / session / "anat", f"sub-01_{session}_T1w.nii.gz")
