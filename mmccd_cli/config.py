@@ -281,10 +281,13 @@ class ConfidenceConfig:
         weights: One for each of: decimal logarithm of the volume in ml, mean score of its
             brightest 80 mm3, mean score.
         bias: Logit where all three are 0.
+        above_threshold: Whether scores count from the scan's threshold; those of bundles made
+            before mmccd 0.6 do not.
     """
 
     weights: tuple[Number, Number, Number]
     bias: Number
+    above_threshold: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

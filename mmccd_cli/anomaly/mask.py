@@ -334,7 +334,11 @@ def _judge(
     features = describe_candidates(
         components.labels[inside],
         components.voxels,
-        score_from_map(anomaly_map[inside], scan_threshold, config),
+        score_from_map(
+            anomaly_map[inside],
+            0.0 if config.confidence.above_threshold else scan_threshold,
+            config,
+        ),
         spacing_mm=spacing_mm,
     )
     confidence = confidences(features, config.confidence)

@@ -62,11 +62,12 @@ REFINE_MM = {"FLAIR": 3.0}
 """How far contours may move, by the reference scan. At full resolution 3 mm gained 0.006 Dice on
 the training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
 EVEN_ODDS = 0.5
-MIN_CONFIDENCES = (0.3, 0.4, EVEN_ODDS, 0.6)
+MIN_CONFIDENCES = (0.3, 0.4, EVEN_ODDS)
+"""Never more than even odds: what suits large tumours would hide small lesions."""
 CLEARLY_BETTER = 0.005
 """Mean Dice by which a small ridge, or another confidence than even odds, must be better."""
-MOST_SUBJECTS = 64
-"""All signals of so many subjects, twice, lie in memory at a time: about 50 MB each."""
+MOST_SUBJECTS = 32
+"""All signals of so many subjects, three times, lie in memory at a time: about 65 MB each."""
 FALSE_POSITIVES_ML = 1.0
 """Mean volume of a mask in healthy subjects, where no others are there to calibrate on."""
 
@@ -163,6 +164,7 @@ def calibrate(
             method=method,
             folds=folds,
             painted=load(painter=Painter()),
+            elsewhere=load(painter=Painter(), other_scanner=True),
         )
         found = []
         for modalities in sets_of(bundle):
@@ -247,7 +249,8 @@ class Search:
         bundle: The bundle.
         method: Name of the method.
         folds: Who is left out together.
-        painted: The same subjects with painted lesions, for the confidence.
+        painted: The same subjects with painted lesions, for small foci and the confidence.
+        elsewhere: The same as if from another scanner, for the confidence.
     """
 
     subjects: Sequence[CalibrationSubject]
@@ -255,6 +258,7 @@ class Search:
     method: str
     folds: Sequence[Fold] = ()
     painted: Sequence[CalibrationSubject] = ()
+    elsewhere: Sequence[CalibrationSubject] = ()
 
     @property
     def ids(self) -> list[str]:
@@ -351,7 +355,8 @@ class Search:
     def _confidence(
         self, config: ScoreConfig, left_out: Sequence[str] = ()
     ) -> ConfidenceConfig | None:
-        learners = [s for s in (*self.subjects, *self.painted) if s.id not in left_out]
+        everyone = (*self.subjects, *self.painted, *self.elsewhere)
+        learners = [subject for subject in everyone if subject.id not in left_out]
         return learn_confidence(learners, config, spacing_mm=self.bundle.template.spacing_mm)
 
     def _least_confidence(self, configs: Sequence[ScoreConfig]) -> float:

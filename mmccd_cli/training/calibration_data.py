@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.components import erode
 from mmccd_cli.config import MODALITIES, SamplingConfig, ScoreConfig
+from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.template import Quantisation
 from mmccd_cli.training.painting import Painter, paint
+from mmccd_cli.training.scanners import acquire, stretch_contrast
 from mmccd_cli.training.slices import SubjectVolumes, read_index, read_volumes
 from mmccd_cli.weights.bundle import Bundle
 
@@ -26,6 +28,8 @@ MODALITY_SETS = tuple(
     for chosen in itertools.combinations(MODALITIES, count)
 )
 """Every set of scans that a subject may come with."""
+SCANNER_CONTRAST = 0.3
+"""How much the contrast of tissues differs where subjects are to look as if from elsewhere."""
 FROM_RIM_MM, FROM_LESIONS_MM = 4.0, 8.0
 """How far painted lesions stay away from the rim of the brain, and from other lesions."""
 
@@ -68,6 +72,7 @@ def load_subjects(
     sampling: SamplingConfig,
     device: torch.device,
     painter: Painter | None = None,
+    other_scanner: bool = False,
 ) -> list[CalibrationSubject]:
     """Read subjects and compute all their signals, each by its own fold's networks.
 
@@ -77,6 +82,8 @@ def load_subjects(
         sampling: How slices are imagined.
         device: Where networks run.
         painter: Paints lesions into their healthy tissue first, beside those they have.
+        other_scanner: Whether they are to look as if from another scanner, painted lesions
+            included.
     """
     quantisation = Quantisation(**read_index(shards)["quantisation"])
     found = []
@@ -85,7 +92,13 @@ def load_subjects(
         for subject in fold.subjects:
             volumes = read_volumes(shards, subject, quantisation)
             if painter is not None:
-                volumes = _painted(volumes, fold.bundle, painter, subject=subject)
+                volumes = _painted(
+                    volumes,
+                    fold.bundle,
+                    painter,
+                    generator=np.random.default_rng([int(other_scanner), *subject.encode()]),
+                    other_scanner=other_scanner,
+                )
             compute = partial(model.signals, volumes.images, volumes.brain)
             found.append(
                 CalibrationSubject(
@@ -94,7 +107,11 @@ def load_subjects(
                     lesion=volumes.lesion,
                     signals=compute(_everything(fold.bundle)),
                     of_sets={
-                        modalities: compute(_of_set(fold.bundle, modalities))
+                        modalities: {
+                            name: signal
+                            for name, signal in compute(_of_set(fold.bundle, modalities)).items()
+                            if not name.startswith("intensity")  # the same for every set
+                        }
                         for modalities in sets_of(fold.bundle)
                     },
                 )
@@ -103,21 +120,29 @@ def load_subjects(
 
 
 def _painted(
-    volumes: SubjectVolumes, bundle: Bundle, painter: Painter, *, subject: str
+    volumes: SubjectVolumes,
+    bundle: Bundle,
+    painter: Painter,
+    *,
+    generator: np.random.Generator,
+    other_scanner: bool,
 ) -> SubjectVolumes:
     """A subject with painted lesions, away from its rim and its own lesions."""
-    spacing_mm = bundle.template.spacing_mm
-    healthy = erode(volumes.brain, FROM_RIM_MM, spacing_mm)
+    spacing_mm, settings = bundle.template.spacing_mm, bundle.config.preprocessing.intensity
+    brain, scale = volumes.brain, np.float32(settings.scale)
+    images = {m: np.where(brain, v / scale, np.float32(0)) for m, v in volumes.images.items()}
+    if other_scanner:
+        images = {m: stretch_contrast(v, SCANNER_CONTRAST, generator) for m, v in images.items()}
+    healthy = erode(brain, FROM_RIM_MM, spacing_mm)
     healthy &= erode(~volumes.lesion, FROM_LESIONS_MM, spacing_mm)
-    images, numbers = paint(
-        volumes.images,
-        healthy,
-        painter,
-        spacing_mm=spacing_mm,
-        scale=bundle.config.preprocessing.intensity.scale,
-        generator=np.random.default_rng(list(subject.encode())),
-    )
-    return replace(volumes, images=images, lesion=volumes.lesion | (numbers > 0))
+    images, numbers = paint(images, healthy, painter, spacing_mm=spacing_mm, generator=generator)
+    if other_scanner:
+        acquired = {m: acquire(v, spacing_mm, generator) for m, v in images.items()}
+        finished = {m: normalise(v, brain, settings)[0] for m, v in acquired.items()}
+    else:
+        outside = np.float32(settings.background)
+        finished = {m: np.where(brain, v * scale, outside) for m, v in images.items()}
+    return replace(volumes, images=finished, lesion=volumes.lesion | (numbers > 0))
 
 
 def sets_of(bundle: Bundle) -> list[tuple[str, ...]]:

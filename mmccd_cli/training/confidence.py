@@ -47,7 +47,7 @@ def learn_confidence(
     # Nothing makes a candidate less likely by being larger or brighter.
     weights, bias = fit_logistic(features, truth, share, bounds=[(0.0, None)] * 3, ridge=RIDGE)
     volume, peak, mean = (round(float(weight), 4) for weight in weights)
-    return ConfidenceConfig(weights=(volume, peak, mean), bias=round(bias, 4))
+    return ConfidenceConfig(weights=(volume, peak, mean), bias=round(bias, 4), above_threshold=True)
 
 
 def _candidates(
@@ -58,6 +58,7 @@ def _candidates(
     scored = score_scan(signals, subject.brain, spacing_mm=spacing_mm, config=config)
     above = scored.values > scored.threshold
     labels, voxels, _ = label_components(above)
-    features = describe_candidates(labels, voxels, scored.values, spacing_mm=spacing_mm)
+    beyond = scored.values - np.float32(scored.threshold)
+    features = describe_candidates(labels, voxels, beyond, spacing_mm=spacing_mm)
     held = np.bincount(labels[above & subject.lesion], minlength=len(voxels) + 1)[1:]
     return features, held >= LEAST_OVERLAP * voxels

@@ -24,6 +24,7 @@ from mmccd_cli.training.painting import Blob, draw_blob
 from mmccd_cli.training.restoration import draw_shown
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import MINIMAL_HEALTHY_PIXELS
+from mmccd_cli.training.scanners import acquire, stretch_contrast
 from mmccd_cli.training.slices import read_index, read_template, read_volumes, subjects_of
 from mmccd_cli.translation.foci import foci_input
 
@@ -47,10 +48,8 @@ FROM_RIM_MM = 5.0
 SMALL_MM3, MOST_WEIGHT = 400.0, 6.0
 """Smaller lesions weigh more, by their surface, up to this much."""
 LESION_WEIGHT = 2.0
-KNOTS = np.array([-8.0, -3.0, -1.5, -0.5, 0.5, 1.5, 3.0, 6.0, 12.0])
-"""Robust standard deviations between which the contrast of tissues is stretched at random."""
-MOST_THICKNESS_MM = 5.0
-GAIN, OFFSET, SHADE, NOISE = (0.75, 1.3), (-0.25, 0.25), 0.15, 0.25
+CONTRAST_STRENGTH, STRETCHED_FRACTION = 0.45, 0.8
+"""How much, and how often, the contrast of tissues is stretched."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ class FociLoss:
         )
         sample.paint(rng)
         if self.config.augment:
-            images = np.stack([_acquired(image, self.dataset.spacing_mm, rng) for image in images])
+            images = np.stack([acquire(image, self.dataset.spacing_mm, rng) for image in images])
         images = np.where(brain, images, np.float32(0))
         shift = rng.integers(-2, 3) / 2 if self.config.augment else 0.0
         opposite = partial(
@@ -266,11 +265,8 @@ class FociLoss:
         images = []
         for scan in levels:
             of_scan = table
-            if self.config.augment and rng.random() < 0.8:
-                slopes = np.clip(np.exp(0.45 * rng.standard_normal(len(KNOTS) - 1)), 0.35, 2.8)
-                curve = np.concatenate([[0.0], np.cumsum(slopes * np.diff(KNOTS))])
-                curve -= np.interp(0.0, KNOTS, curve)
-                of_scan = np.interp(table, KNOTS, curve).astype(np.float32)
+            if self.config.augment and rng.random() < STRETCHED_FRACTION:
+                of_scan = stretch_contrast(table, CONTRAST_STRENGTH, rng)
             images.append(np.where(brain, of_scan[scan], np.float32(0)))
         return np.stack(images)
 
@@ -352,22 +348,3 @@ def _contrast(ends: tuple[float, float], rng: np.random.Generator) -> float:
     if ends[0] > 0:
         return float(np.exp(rng.uniform(*np.log(ends))))
     return float(rng.uniform(*ends))
-
-
-def _acquired(
-    image: NDArray[np.float32], spacing_mm: Sequence[float], rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """As another scanner would have it: thick slices, noise, shading and another range."""
-    if rng.random() < 0.4:
-        axis = int(rng.choice([0, 1, 2, 2, 2]))
-        sigma = 0.35 * rng.uniform(0, MOST_THICKNESS_MM) / spacing_mm[axis]
-        image = ndimage.gaussian_filter1d(image, sigma, axis=axis, mode="nearest")
-    if rng.random() < 0.5:
-        noise = rng.standard_normal(image.shape, dtype=np.float32)
-        image = image + np.float32(rng.uniform(0, NOISE)) * noise
-    height, width = image.shape[:2]
-    shade = ndimage.zoom(
-        SHADE * rng.standard_normal((4, 4)), (height / 4, width / 4), order=1
-    ).astype(np.float32)
-    gain, offset = np.float32(rng.uniform(*GAIN)), np.float32(rng.uniform(*OFFSET))
-    return image * gain + offset + shade[..., None]

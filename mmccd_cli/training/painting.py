@@ -47,17 +47,15 @@ def paint(
     painter: Painter,
     *,
     spacing_mm: Sequence[float],
-    scale: float,
     generator: np.random.Generator,
 ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int32]]:
     """Paint lesions into a subject.
 
     Args:
-        images: Modality -> (I, J, K) normalised intensities.
+        images: Modality -> (I, J, K) float32, in robust standard deviations.
         healthy: (I, J, K) bool, where lesions may lie.
         painter: What is painted.
         spacing_mm: Voxel size.
-        scale: Factor of the normalisation, which turns robust standard deviations into values.
         generator: Source of all randomness.
 
     Returns:
@@ -71,7 +69,7 @@ def paint(
         volume_mm3 = 1000 * float(np.exp(generator.uniform(low, high)))
         blob = draw_blob(free, volume_mm3, spacing_mm=spacing_mm, generator=generator)
         sign = -1.0 if generator.random() < painter.dark_fraction else 1.0
-        changes = {m: sign * scale * generator.uniform(*CONTRASTS[m]) for m in painted}
+        changes = {m: sign * generator.uniform(*CONTRASTS[m]) for m in painted}
         if blob is None:
             continue
         box, values = blob

@@ -247,6 +247,30 @@ def test_confidence_does_not_depend_on_how_finely_a_lesion_is_sampled() -> None:
         assert a.confidence == pytest.approx(b.confidence, abs=1e-3)
 
 
+def test_confidence_counts_from_the_scans_threshold_where_it_was_learnt_so() -> None:
+    """Bundles of before have confidences of absolute scores, and keep them."""
+    assert SURE.confidence is not None
+    since = replace(SURE, confidence=replace(SURE.confidence, above_threshold=True))
+    for config, same in ((since, True), (SURE, False)):
+        low, high = (
+            mask_and_lesions(
+                two_candidates(0.999),
+                replace(config, min_confidence=0.0),
+                affine=np.eye(4),
+                scan_threshold=threshold,
+            )
+            for threshold in (0.0, 2.0)
+        )
+        sure = [[lesion.confidence for lesion in found.lesions] for found in (low, high)]
+        assert (sure[0] == sure[1]) is same
+    at_threshold = replace(since, min_confidence=0.0)
+    found = mask_and_lesions(
+        two_candidates(0.999), at_threshold, affine=np.eye(4), scan_threshold=0.0
+    )
+    peak = 0.5 * np.log(0.999 / 0.001)  # score units above the threshold
+    assert found.lesions[0].confidence == pytest.approx(1 / (1 + np.exp(3 - peak)), abs=1e-3)
+
+
 def test_a_filled_hole_joins_candidates_under_the_surest() -> None:
     values = two_candidates(0.999)
     values[6:10, 6:10, 6:10] = 0.01

@@ -7,7 +7,7 @@ import pytest
 
 from mmccd_cli.training.painting import CONTRASTS, Painter, paint
 
-SHAPE, SPACING, SCALE = (48, 56, 40), (2.0, 2.0, 2.0), 0.5
+SHAPE, SPACING = (48, 56, 40), (2.0, 2.0, 2.0)
 
 
 def healthy_ball() -> np.ndarray:
@@ -22,7 +22,6 @@ def painted(seed: int, **changes: object) -> tuple[dict[str, np.ndarray], np.nda
         healthy_ball(),
         Painter(**changes),  # type: ignore[arg-type]  # of the fields' types
         spacing_mm=SPACING,
-        scale=SCALE,
         generator=np.random.default_rng(seed),
     )
 
@@ -41,7 +40,7 @@ def test_contrast_is_in_robust_standard_deviations_and_signed() -> None:
     images, numbers = painted(1, count=6, volumes_ml=(1.0, 4.0))
     for number in range(1, numbers.max() + 1):
         for modality, (low, high) in CONTRASTS.items():
-            values = images[modality][numbers == number] / SCALE
+            values = images[modality][numbers == number]
             strongest = values[np.abs(values).argmax()]
             assert low - 1e-4 <= strongest <= high + 1e-4
 
