@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -288,3 +289,10 @@ def test_subjects_are_prepared_before_torch_is_there(tmp_path: Path) -> None:
         "assert 'torch' in sys.modules"
     )
     _output_of(code)
+
+
+@pytest.mark.parametrize("package", sorted(p.parent.name for p in PACKAGE.glob("*/__init__.py")))
+def test_a_package_shows_what_its_face_names(package: str) -> None:
+    face = importlib.import_module(f"mmccd_cli.{package}")
+    missing = [name for name in getattr(face, "__all__", ()) if not hasattr(face, name)]
+    assert not missing

@@ -12,3 +12,29 @@ In the order in which data passes through:
 8. `components`: what all of these ask of a mask: rim, connected components, holes.
 9. `metrics`: how well a mask or a map agrees with a reference.
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "atlas": ["NormalRangeFit", "deviation"],
+        "candidates": ["ScanScore", "candidate_masks", "find_threshold", "score_scan"],
+        "components": ["fill_holes", "judge_components", "label_components"],
+        "contour": ["refine_contour"],
+        "mask": [
+            "LeftOut",
+            "Lesion",
+            "MaskFindings",
+            "MaskOptions",
+            "find_lesions",
+            "mask_and_lesions",
+            "mask_from_map",
+        ],
+        "metrics": ["CaseMetrics", "MetricSummary", "measure_case", "overlap", "summarise"],
+        "score": ["SmoothedScore", "map_from_score", "smooth"],
+        "symmetry": ["asymmetry", "middle_plane"],
+    },
+)

@@ -17,3 +17,24 @@ With results that are there: `results` reads them, `threshold` makes new masks f
 `compare` tells two of one subject apart, `group` adds them up in the space of the template, and
 `like` reads the settings of an earlier run. `demo` segments a synthetic subject.
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "compare": ["Comparison", "find_position"],
+        "group": ["find_members", "write_group"],
+        "jobs": ["Job", "RunSettings", "find_all_subjects", "plan_job"],
+        "plan": ["Cohort", "RunPolicy", "SubjectSelection", "plan_bids_cohort"],
+        "results": ["Result", "read_result"],
+        "run": ["preview_cohort", "segment_cohort"],
+        "runner": ["Observer"],
+        "shards": ["Shard", "choose_shard"],
+        "steps": ["JobSteps", "PreparedJob"],
+        "summary": ["Summary"],
+        "threshold": ["MaskJob", "make_mask", "plan_masks"],
+    },
+)

@@ -21,3 +21,29 @@ Example:
     >>> compared = Comparison(load=lambda method, weights: Pipeline(bundle), methods=["mmccd"])
     >>> result = run_evaluation(plan_evaluation(subjects, compared), out=Path("rows.csv"))
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "cases": ["Case", "CaseRow", "Method", "Prediction", "evaluate_cases", "load_case"],
+        "baselines": ["BASELINES", "plain_score"],
+        "methods": ["BundleMethod", "ComparisonScorer", "IntensityScorer", "RuleMethod"],
+        "folds": ["read_folds"],
+        "free_response": ["FreeResponse"],
+        "plan": [
+            "Comparison",
+            "EvaluationPlan",
+            "EvaluationSubjects",
+            "plan_evaluation",
+            "plan_folds",
+            "run_evaluation",
+        ],
+        "tables": ["text_tables", "write_rows", "write_summary"],
+        "painted": ["PaintedPlan", "measure_painted", "painted_table"],
+        "benchmark": ["BenchmarkSetup"],
+    },
+)

@@ -12,3 +12,25 @@ In the order in which data passes through:
 
 `phantom` makes a synthetic head on any grid, for demonstrations and tests.
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "bids": ["BidsFilter", "read_filter"],
+        "nifti": ["NiftiGrid", "encode_nifti", "make_grid", "read_nifti", "write_nifti"],
+        "phantom": ["Phantom", "make_phantom"],
+        "scans": ["Scans", "describe_inputs", "read_image", "read_scans"],
+        "subjects": [
+            "Subject",
+            "find_sessions",
+            "find_subject",
+            "find_subjects",
+            "subject_from_files",
+        ],
+        "volume": ["Volume", "reorient"],
+    },
+)

@@ -16,3 +16,31 @@ through:
 11. `pictures`: panels of three planes, and the overview picture.
 12. `report/`: HTML pages of a subject and of a cohort.
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "anatomy": ["Place", "place_of"],
+        "bids": ["BIDS_OUTPUTS", "BidsMask"],
+        "dicom_seg": ["Provenance", "encode_segmentation"],
+        "extras": ["EXTRA_OUTPUTS", "ExtraOutput"],
+        "images": ["encode_images", "encode_mask", "output_paths", "write_outputs"],
+        "lesions": ["lesion_table", "mask_warnings"],
+        "pictures": ["overview_png"],
+        "record": [
+            "Outcome",
+            "describe_result",
+            "encode_json",
+            "read_record",
+            "read_sidecar",
+            "to_json",
+        ],
+        "remask": ["NewMask"],
+        "schema": ["DoneRecord", "record_schema"],
+        "segmented": ["SegmentedSubject"],
+    },
+)

@@ -8,3 +8,18 @@ In the order in which data passes through:
 4. `intensity`: intensities that mean the same in every scan.
 5. `subject`: all of these, one after the other, and the way back to the reference scan.
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "brain": ["BrainMask", "find_brain", "is_skull_stripped"],
+        "intensity": ["IntensityScale", "normalise"],
+        "skull_strippers": ["STRIPPERS", "SkullStripper"],
+        "spatial": ["RegistrationResult", "register", "resample", "same_grid"],
+        "subject": ["PreparedSubject", "prepare_subject", "to_reference_grid"],
+    },
+)

@@ -25,3 +25,23 @@ Example:
     >>> bundle = training.write(out, training.train())
     >>> training.calibrate(bundle)
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "calibration": ["Calibration", "calibrate"],
+        "calibration_data": ["CalibrationSubject", "Fold", "load_subjects"],
+        "dataset": ["PrepareSettings", "PreparedDataset", "prepare_dataset", "read_split"],
+        "networks": ["NetworkSpec", "network_specs", "train_network"],
+        "recipes": ["RECIPES", "Recipe"],
+        "run": ["BundleText", "Training"],
+        "runtime": ["Runtime", "make_runtime"],
+        "samples": ["SliceDataset", "draw_sample", "load_dataset"],
+        "slices": ["read_index", "read_shard", "read_template", "read_volumes"],
+        "trainer": ["LossOfBatch", "TrainingProgress", "fit"],
+    },
+)

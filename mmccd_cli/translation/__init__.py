@@ -14,3 +14,22 @@ In the order in which data passes through:
 
 `devices` says where this computes and how many slices fit, `host` how many threads there are.
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "devices": ["choose_batch_size", "choose_device", "choose_precision"],
+        "engine": ["Execution", "band_work", "masked_residual", "plain_residual"],
+        "host": ["available_threads"],
+        "masking": ["band_masks", "hide"],
+        "sampler": ["sample_ddim"],
+        "schedule": ["Schedule"],
+        "slices": ["SliceStack", "from_slices", "to_slices"],
+        "translators": ["Cycle", "MaskedTranslator", "Translator"],
+        "unet": ["UNet"],
+    },
+)

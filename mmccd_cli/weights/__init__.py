@@ -10,3 +10,18 @@ In the order in which data passes through them:
 6. `rehearsal`: whether its networks can do what it promises.
 7. `card`: what a bundle says about itself, for people.
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "bundle": ["Bundle", "BundleConfig", "load_bundle", "save_bundle", "verify_bundle"],
+        "card": ["model_card"],
+        "hub": ["HubId"],
+        "index": ["BundleIndex", "check_folder", "read_index"],
+        "resolve": ["LocalBundle", "WeightsSource", "list_bundles", "resolve_weights"],
+    },
+)

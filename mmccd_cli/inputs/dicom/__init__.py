@@ -9,3 +9,16 @@ In the order in which data passes through:
 5. `studies`: all of these -> one stack for each modality, and why that one.
 6. `pixels`: a stack -> a `Volume`.
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "pixels": ["read_stack"],
+        "stacks": ["Stack"],
+        "studies": ["Study", "read_single_series", "read_study"],
+    },
+)

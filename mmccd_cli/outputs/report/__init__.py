@@ -15,3 +15,19 @@ the order in which data passes through:
 
 `assets/` holds the pages' style and scripts, and the library that draws the viewer.
 """
+
+from __future__ import annotations
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach(
+    __name__,
+    submod_attrs={
+        "checks": ["Check", "check_subject", "suspicion", "verdict"],
+        "cohort": ["report_path", "write_cohort_page"],
+        "group": ["group_page"],
+        "data": ["ReportData", "report_data"],
+        "page": ["subject_report"],
+        "panels": ["Panels"],
+    },
+)
