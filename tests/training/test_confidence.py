@@ -58,8 +58,23 @@ def test_the_signal_that_knows_gets_the_weight() -> None:
 def test_confidence_tells_lesions_from_what_is_none() -> None:
     learnt = learn_confidence(SUBJECTS, SCORE, spacing_mm=SPACING)
     assert learnt is not None
-    assert learnt.above_threshold, "scores count from the scan's threshold of 1.5"
+    assert not learnt.above_threshold
     assert min(learnt.weights) >= 0
+    lesion = np.array([[np.log10(6.0), 4.0, 3.9]])
+    spot = np.array([[np.log10(0.5), 2.2, 2.0]])
+    assert confidences(lesion, learnt)[0] > 0.8
+    assert confidences(spot, learnt)[0] < 0.2
+
+
+def test_with_foci_confidence_counts_from_the_scans_threshold() -> None:
+    """The foci say nothing here; the threshold of 1.5 is taken off."""
+    silent = [
+        replace(s, of_sets={("FLAIR",): {"foci:FLAIR": np.zeros(SHAPE, np.float32)}})
+        for s in SUBJECTS
+    ]
+    learnt = learn_confidence(silent, replace(SCORE, foci_weight=1.0), spacing_mm=SPACING)
+    assert learnt is not None
+    assert learnt.above_threshold
     lesion = np.array([[np.log10(6.0), 2.5, 2.4]])
     spot = np.array([[np.log10(0.5), 0.7, 0.5]])
     assert confidences(lesion, learnt)[0] > 0.8
