@@ -127,6 +127,8 @@ def main() -> None:
             kills += 1
         else:
             assert ended.code == 0, (work / "log").read_text()
+        # A bundle appears last: killed after that, nothing is left to go on with.
+        if ended.code == 0 or (plan["train"] and any(out.glob(f"*/{INDEX}"))):
             finished += 1
             shutil.rmtree(out)
     last = run(plan, out)

@@ -55,15 +55,15 @@ def network_specs(recipe: Recipe) -> list[Spec]:
     if recipe.restoration is not None:
         restoration = RestorationSpec(recipe.restoration)
         specs[restoration.name] = restoration
-    if recipe.foci is not None:
-        foci = FociSpec(recipe.foci)
-        specs[foci.name] = foci
     for cycle in recipe.cycles:
         there, back = (cycle.source, cycle.target), (cycle.target, cycle.source)
         for kind, (source, target) in (("diffusion", there), ("unet", back), ("unet", there)):
             unet = recipe.denoiser if kind == "diffusion" else recipe.unet
             spec = NetworkSpec(kind=kind, source=source, target=target, unet=unet)
             specs.setdefault(spec.name, spec)
+    if recipe.foci is not None:
+        foci = FociSpec(recipe.foci)
+        specs[foci.name] = foci
     return list(specs.values())
 
 
