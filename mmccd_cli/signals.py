@@ -158,7 +158,9 @@ class SignalModel:
     ) -> dict[str, NDArray[np.float32]]:
         """One attempt at `signals`."""
         scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
-        standardised = self._standardised(images, brain, config)
+        standardised = {
+            m: np.where(brain, images[m] / scale, np.float32(0)) for m in config.modalities
+        }
         values = {f"intensity:{modality}": image for modality, image in standardised.items()}
         for modality in config.compared:
             beyond = deviation(
@@ -169,10 +171,10 @@ class SignalModel:
         parts = cycles + bool(config.restored) + (config.foci_weight > 0)
         if config.restored:
             done = _part_of(advance, cycles, parts)
-            values |= self._restoration_signals(images, brain, config, advance=done)
+            values |= self._restoration_signals(standardised, brain, config, advance=done)
         if config.foci_weight > 0:
             done = _part_of(advance, parts - 1, parts)
-            values[config.foci_signal] = self._foci_signal(images, brain, config, advance=done)
+            values[config.foci_signal] = self._foci_signal(standardised, brain, advance=done)
         for number, source in enumerate(config.sources):
             values[f"cycle:{source}"] = self._cycle_signal(
                 source,
@@ -190,15 +192,14 @@ class SignalModel:
 
     def _restoration_signals(
         self,
-        images: Mapping[str, NDArray[np.float32]],
+        inside: Mapping[str, NDArray[np.float32]],
         brain: NDArray[np.bool_],
         config: ScoreConfig,
         *,
         advance: Progress,
     ) -> dict[str, NDArray[np.float32]]:
-        """Signals of one pass over the scans of a score, signed so that anomalies are positive."""
+        """Signals of one pass over standardised scans, signed so that anomalies are positive."""
         network = self._network("restoration")
-        inside = self._standardised(images, brain, config)
         stack, scans = _together(inside, brain, multiple=network.config.stride)
         shown = _shown(inside)
 
@@ -217,15 +218,13 @@ class SignalModel:
 
     def _foci_signal(
         self,
-        images: Mapping[str, NDArray[np.float32]],
+        inside: Mapping[str, NDArray[np.float32]],
         brain: NDArray[np.bool_],
-        config: ScoreConfig,
         *,
         advance: Progress,
     ) -> NDArray[np.float32]:
-        """(I, J, K) log odds of small foci, 0 where they are below."""
+        """(I, J, K) log odds of small foci on standardised scans, 0 where they are below."""
         network = self._network("foci")
-        inside = self._standardised(images, brain, config)
         others = {
             modality: other_side(
                 image, brain, centre=self._middle, spacing_mm=self.bundle.template.spacing_mm
@@ -256,16 +255,6 @@ class SignalModel:
             with explaining_device(self.device, "a network"):
                 self._networks[name] = self.bundle.network(name, self.device)
         return self._networks[name]
-
-    def _standardised(
-        self,
-        images: Mapping[str, NDArray[np.float32]],
-        brain: NDArray[np.bool_],
-        config: ScoreConfig,
-    ) -> dict[str, NDArray[np.float32]]:
-        """The scans of a score in robust standard deviations, 0 outside the brain."""
-        scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
-        return {m: np.where(brain, images[m] / scale, np.float32(0)) for m in config.modalities}
 
     def _execution(self, steps: int, size: Sequence[int], *, advance: Progress) -> Execution:
         """Where networks run on slices of this size, and how their progress becomes a share."""

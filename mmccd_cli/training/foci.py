@@ -26,6 +26,7 @@ from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import MINIMAL_HEALTHY_PIXELS
 from mmccd_cli.training.scanners import acquire, stretch_contrast
 from mmccd_cli.training.slices import read_index, read_template, read_volumes, subjects_of
+from mmccd_cli.training.trainer import draw_batch
 from mmccd_cli.translation.foci import foci_input
 
 NAME = "foci"
@@ -203,8 +204,7 @@ class FociLoss:
         self, network: nn.Module, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Summed loss over a batch, and the weight of its pixels."""
-        drawn = zip(*(self.draw(generator) for generator in generators), strict=True)
-        batch, device = PaintedSlice(*map(torch.cat, drawn)), self.runtime.device
+        batch, device = PaintedSlice(*draw_batch(self.draw, generators)), self.runtime.device
         inputs = batch.inputs.to(device, memory_format=torch.channels_last)
         with self.runtime.autocast():
             logits = network(inputs)

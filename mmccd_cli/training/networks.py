@@ -17,7 +17,7 @@ from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.restoration import RestorationLoss, RestorationSpec
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset, draw_sample
-from mmccd_cli.training.trainer import LossOfBatch, Report, fit, squared_error
+from mmccd_cli.training.trainer import LossOfBatch, Report, draw_batch, fit, squared_error
 from mmccd_cli.translation.masking import hide, random_band_masks, random_blob_masks
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.translators import network_name
@@ -189,8 +189,7 @@ class TranslationLoss:
         self, network: nn.Module, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Summed error over a batch, and the pixels it is summed over."""
-        drawn = zip(*(self.draw(generator) for generator in generators), strict=True)
-        batch, device = Example(*map(torch.cat, drawn)), self.runtime.device
+        batch, device = Example(*draw_batch(self.draw, generators)), self.runtime.device
         inputs = batch.inputs.to(device, memory_format=torch.channels_last)
         with self.runtime.autocast():
             times = batch.timesteps.to(device) if self.spec.kind == "diffusion" else None

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmccd_cli.config import MODALITIES, RestorationConfig, TrainingConfig
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.trainer import squared_error
+from mmccd_cli.training.trainer import draw_batch, squared_error
 from mmccd_cli.translation.restoration import restoration_input
 
 NAME = "restoration"
@@ -76,8 +76,7 @@ class RestorationLoss:
         self, network: nn.Module, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Summed error over a batch, and the pixels it is summed over."""
-        drawn = zip(*(self.draw(generator) for generator in generators), strict=True)
-        batch, device = Drawn(*map(torch.cat, drawn)), self.runtime.device
+        batch, device = Drawn(*draw_batch(self.draw, generators)), self.runtime.device
         inputs = batch.inputs.to(device, memory_format=torch.channels_last)
         with self.runtime.autocast():
             restored = network(inputs)

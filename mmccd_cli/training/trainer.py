@@ -70,6 +70,13 @@ it is summed over.
 """
 
 
+def draw_batch(
+    draw: Callable[[torch.Generator], tuple[Tensor, ...]], generators: Sequence[torch.Generator]
+) -> list[Tensor]:
+    """Draw samples of batch size one, one for each generator, and join them field by field."""
+    return [torch.cat(parts) for parts in zip(*map(draw, generators), strict=True)]
+
+
 def squared_error(output: Tensor, target: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Squared error summed where it counts, and how much counts: what a `LossOfBatch` returns.
 
