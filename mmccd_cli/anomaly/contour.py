@@ -2,7 +2,9 @@
 
 The map is computed on the template's coarse grid and smoothed. Near its contour the scan knows
 better: intensities well inside the mask and around it give two histograms, and every voxel near
-the contour goes to the one that it fits, unless it lies too far on the other side.
+the contour goes to the one that it fits, unless it lies too far on the other side. Voxels that
+stay on their side keep their values: what the map says of a lesion must not depend on whether it
+was in the mask before.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ MIN_VOXELS = 200
 LAYER_VOXELS = 2**21
 """Voxels of a mask whose distances are found at a time."""
 BINS = 48
+MOST_LOG_ODDS = 1.0
+"""How far below the threshold a voxel lands that leaves the mask."""
 LOWEST, HIGHEST = -4.0, 8.0
 """Range of the histograms, in robust standard deviations of the brain."""
 
@@ -51,10 +55,11 @@ def refine_contour(
         threshold: Value of the map that separates inside from outside.
 
     Returns:
-        (I, J, K) float32 in [0, 1]: within reach, the logistic of the log-likelihood ratio of
-        inside against outside less the distance to the contour in mm (negative inside), shifted
-        so that the threshold is where both are equal. The map itself where the mask is too small
-        to tell what its inside looks like.
+        (I, J, K) float32 in [0, 1]. Within reach, a voxel's side of the threshold is that of its
+        log-likelihood ratio of inside against outside less the distance to the contour in mm
+        (negative inside). One that joins the mask gets the mean log odds of the mask around it,
+        one that leaves it gets its evidence, all others stay as they are. The map itself where the
+        mask is too small to tell what its inside looks like.
     """
     if reach_mm <= 0 or not mask.any():
         return anomaly_map
@@ -68,10 +73,32 @@ def refine_contour(
     levels = _levels(image, brain, box)
     ratio = np.log(_density(levels[inside])) - np.log(_density(levels[outside]))
     near = brain[box] & (np.abs(distance) <= reach_mm)
-    evidence = np.clip(ratio[levels[near]] - distance[near], -20.0, 20.0)
+    evidence = ratio[levels[near]] - distance[near]
     refined = anomaly_map.copy()
-    refined[box][near] = 1 / (1 + np.exp(-evidence) * (1 - threshold) / threshold)
+    values = refined[box]  # a view
+    above, lesion = values[near] > threshold, evidence > 0
+    joins = np.zeros_like(near)
+    joins[near] = lesion & ~above
+    values[joins] = _mean_around(values, mask[box], reach_mm / np.asarray(spacing_mm))[joins]
+    leaves = np.zeros_like(near)
+    leaves[near] = above & ~lesion
+    against = np.maximum(evidence[above & ~lesion], -MOST_LOG_ODDS)
+    values[leaves] = 1 / (1 + np.exp(-against) * (1 - threshold) / threshold)
     return refined
+
+
+def _mean_around(
+    values: NDArray[np.float32], mask: BoolArray, reach: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Mean of the log odds of a mask's voxels in the box that reaches so many voxels around each.
+
+    A box that holds no voxel of the mask gets the value below which nothing is told from 0.
+    """
+    size = tuple(2 * int(np.ceil(r)) + 1 for r in reach)
+    odds = np.log(values.clip(1e-6, 1 - 1e-6)) - np.log1p(-values.clip(1e-6, 1 - 1e-6))
+    total = ndimage.uniform_filter(np.where(mask, odds, np.float32(0)), size)
+    share = ndimage.uniform_filter(mask.astype(np.float32), size)
+    return (1 / (1 + np.exp(-total / np.maximum(share, 1e-6)))).astype(np.float32)
 
 
 def _signed_distance(

@@ -116,6 +116,36 @@ def resample(
     return Volume(sitk.GetArrayFromImage(image), affine)
 
 
+def doubled(volume: Volume) -> Volume:
+    """Interpolate a volume by cubic B-splines on a grid of half its spacing.
+
+    Linear interpolation cuts off peaks and takes half the volume of what is one or two voxels
+    wide; splines hardly do, and what lies between samples 1 mm apart may be linear.
+
+    Args:
+        volume: (I, J, K), mirrored beyond its ends.
+
+    Returns:
+        (2 I - 1, 2 J - 1, 2 K - 1) float32: every second sample along each axis is one of the
+        volume's own.
+
+    Source:
+        Unser, "Splines: a perfect fit for signal and image processing", IEEE Signal Processing
+        Magazine 16 (1999) 22, eqs. 3 and 8.
+    """
+    data: NDArray[np.float32] = volume.data.astype(np.float32)
+    for axis in range(3):
+        weights = ndimage.spline_filter1d(data, 3, axis, output=np.float32, mode="mirror")
+        weights = np.moveaxis(weights, axis, 0)
+        around = np.pad(weights, [(1, 1), (0, 0), (0, 0)], mode="reflect")
+        finer = np.empty((2 * len(weights) - 1, *weights.shape[1:]), np.float32)
+        finer[::2] = np.moveaxis(data, axis, 0)
+        outer, inner = around[:-3] + around[3:], around[1:-2] + around[2:-1]
+        finer[1::2] = (outer + 23 * inner) / 48
+        data = np.ascontiguousarray(np.moveaxis(finer, 0, axis))
+    return Volume(data, volume.affine @ np.diag([0.5, 0.5, 0.5, 1.0]))
+
+
 def _thinned(volume: Volume, spacing_mm: NDArray[np.float64]) -> Volume:
     """Means of blocks of voxels, at most half as wide as the samples that are to be taken."""
     data: NDArray = volume.data

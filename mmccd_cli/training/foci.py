@@ -43,6 +43,9 @@ VOLUMES_MM3, LARGE_VOLUMES_MM3, FAINT_VOLUMES_MM3 = (15.0, 2000.0), (15.0, 10000
 LARGE_FRACTION, FLUID_FRACTION, WHITE_FRACTION = 0.15, 0.13, 0.85
 """Shares of lesions that may be large, that are dark on FLAIR and no lesions, and that lie in white
 matter, as most do; bright spots of grey matter are mostly healthy."""
+PAIRED_FRACTION, PAIR_SHIFT_MM = 0.3, 6.0
+"""Share of lesions that have another on the other side of the brain, and how far from its mirror
+image that may lie: plaques beside the ventricles come in pairs, and are lesions all the same."""
 FLUID_ABOVE, WHITE_ABOVE = 3.0, 0.25
 """T2w above the former is fluid, T1w above the latter white matter; robust standard deviations."""
 FROM_RIM_MM = 5.0
@@ -233,6 +236,7 @@ class FociLoss:
             free=healthy & ~fluid,
             white=head.white[part],
             spacing_mm=self.dataset.spacing_mm,
+            middle=self.dataset.middle,
         )
         sample.paint(rng)
         if self.config.augment:
@@ -287,10 +291,12 @@ class _Sample:
         free: BoolArray,
         white: BoolArray,
         spacing_mm: tuple[float, float, float],
+        middle: float,
     ) -> None:
         self.images, self.target = images, np.zeros(free.shape, np.float32)
         self.weight = np.ones(free.shape, np.float32)
         self._free, self._white, self._spacing_mm = free, white, spacing_mm
+        self._middle = middle
         self._near = np.zeros(free.shape, dtype=bool)
         self._near[..., REACH - 2 : REACH + 3] = True
 
@@ -313,8 +319,26 @@ class _Sample:
             self._change(blob, changes, evened=texture)
             if fluid:
                 self.target[blob.box] *= 1 - blob.profile
-            else:
-                self._count(blob)
+                continue
+            self._count(blob)
+            other = self._opposite(blob, rng) if rng.random() < PAIRED_FRACTION else None
+            if other is not None:
+                self._change(other, [c * rng.uniform(0.7, 1.3) for c in changes], evened=texture)
+                self._count(other)
+
+    def _opposite(self, blob: Blob, rng: np.random.Generator) -> Blob | None:
+        """A blob of about the same size near the mirror image of one."""
+        centre = [(part.start + part.stop - 1) / 2 for part in blob.box]
+        centre[0] = 2 * self._middle - centre[0]
+        near = np.zeros_like(self._free)
+        near[
+            tuple(
+                slice(max(round(c - PAIR_SHIFT_MM / mm), 0), max(round(c + PAIR_SHIFT_MM / mm), 0))
+                for c, mm in zip(centre, self._spacing_mm, strict=True)
+            )
+        ] = True
+        volume = float(blob.profile.sum() * np.prod(self._spacing_mm)) * rng.uniform(0.5, 1.5)
+        return self._blob(self._white & near & self._near, (volume, volume), rng)
 
     def _blob(
         self, places: BoolArray, volumes_mm3: tuple[float, float], rng: np.random.Generator

@@ -60,6 +60,20 @@ def test_what_is_too_small_to_learn_from_is_left_alone(radius: float) -> None:
     np.testing.assert_array_equal(refined_mask(mask, scan(ball(6))), mask)
 
 
+def test_what_a_lesion_is_worth_stays_as_it_was() -> None:
+    """So the confidence of a candidate does not depend on whether its contour was refined."""
+    rng, mask = np.random.default_rng(1), ball(8)
+    log_odds = np.where(mask, rng.normal(1.5, 0.3, SHAPE), -3).astype(np.float32)
+    before = 1 / (1 + np.exp(-log_odds))
+    after = refine_contour(
+        before, mask, image=scan(ball(10)), brain=ball(21), spacing_mm=(1, 1, 1), reach_mm=3.0
+    )
+    refined = after > 0.5
+    assert refined.sum() > 1.5 * mask.sum()
+    assert np.log(after[refined] / (1 - after[refined])).mean() == pytest.approx(1.5, abs=0.1)
+    np.testing.assert_array_equal(after[mask & refined], before[mask & refined])
+
+
 def test_no_reach_and_no_mask_change_nothing() -> None:
     image, nothing = scan(ball(10)), np.zeros(SHAPE, dtype=bool)
     np.testing.assert_array_equal(refined_mask(ball(8), image, reach=0.0), ball(8))
