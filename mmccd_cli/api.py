@@ -179,7 +179,8 @@ class Segmenter(Pipeline):
             settings: Threshold, smallest lesion, skull stripping and space; None for the defaults.
             force: Whether existing outputs are overwritten; an input never is.
             resume: Whether results that are up to date are kept.
-            workers: Subjects that are prepared ahead, each in a thread; None chooses.
+            workers: Subjects that are prepared at a time, each in a thread, and on a CPU segmented
+                there; None chooses.
 
         Yields:
             An outcome for each subject, as soon as its files are written.

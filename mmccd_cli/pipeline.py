@@ -174,9 +174,9 @@ class Pipeline:
             with suppress(DataError):  # of the subject, which its own preparation will tell
                 model.load(self.bundle.choose_score(self.sampling.method, tuple(modalities)))
 
-    @property
+    @cached_property
     def threads(self) -> int:
-        """Threads of the CPU."""
+        """Threads of the CPU, of all subjects that are segmented beside each other."""
         if self._threads is not None:
             return self._threads
         import torch
@@ -192,7 +192,7 @@ class Pipeline:
         """Name of the device for people."""
         from mmccd_cli.translation.devices import describe_device
 
-        return describe_device(self.device)
+        return describe_device(self.device, self.threads)
 
     @property
     def precision(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -42,7 +43,7 @@ from mmccd_cli.weights.rehearsal import LARGEST, overflown
 
 
 class SignalModel:
-    """The networks of a bundle on a device; each cycle is loaded when first needed.
+    """The networks of a bundle on a device; each is loaded when first needed, in any thread.
 
     Args:
         bundle: The weights.
@@ -74,6 +75,7 @@ class SignalModel:
         self.notes: list[str] = []
         self._cycles: dict[str, Cycle] = {}
         self._networks: dict[str, UNet] = {}
+        self._loading = threading.Lock()
 
     def signals(
         self,
@@ -133,10 +135,10 @@ class SignalModel:
                 self._network("foci")
 
     def _cycle(self, source: str) -> Cycle:
-        if source not in self._cycles:
-            with explaining_device(self.device, "a network"):
+        with self._loading, explaining_device(self.device, "a network"):
+            if source not in self._cycles:
                 self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
-        return self._cycles[source]
+            return self._cycles[source]
 
     def _go_to_cpu(self) -> None:
         self.notes.append(
@@ -251,10 +253,10 @@ class SignalModel:
 
     def _network(self, name: str) -> UNet:
         """A network that sees all scans at once, loaded when first needed."""
-        if name not in self._networks:
-            with explaining_device(self.device, "a network"):
+        with self._loading, explaining_device(self.device, "a network"):
+            if name not in self._networks:
                 self._networks[name] = self.bundle.network(name, self.device)
-        return self._networks[name]
+            return self._networks[name]
 
     def _execution(self, steps: int, size: Sequence[int], *, advance: Progress) -> Execution:
         """Where networks run on slices of this size, and how their progress becomes a share."""

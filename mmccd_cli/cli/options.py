@@ -364,8 +364,8 @@ class RunOptions:
         int | None,
         count_option(
             parser=count_from_0,
-            help="Subjects that are read and registered in threads while one is on the device; "
-            "each takes up to 1 GB. 0 for none. With --scheduler auto, worker processes.",
+            help="Subjects that are prepared at a time, each in a thread, and on a CPU segmented "
+            "there; each takes up to 1 GB. 0 for none. With --scheduler auto, worker processes.",
         ),
     ] = None
     scheduler: Annotated[

@@ -73,7 +73,7 @@ def run_cohort(
             loaded=announce,
             began=view.began,
             staged=view.staged,
-            advance=progress.advance,
+            advance=view.advanced,
             note=console.info,
         )
         wanted = preview_cohort if run.dry_run else segment_cohort
@@ -121,10 +121,15 @@ class _View:
         _explain(job, self._console.detail)
 
     def staged(self, job: Job, stage: str) -> None:
-        """A stage of a subject's preparation has begun, in any thread."""
+        """A stage of a subject has begun, in any thread."""
         self._stages[job.subject.id] = stage
         if job.subject.id == self._now:
             self._progress.stage(stage)
+
+    def advanced(self, job: Job, done: int, total: int) -> None:
+        """So many passes of the networks are done for a subject, in any thread."""
+        if job.subject.id == self._now:
+            self._progress.advance(done, total)
 
     def report(self, outcome: Outcome) -> None:
         """Print what became of a subject.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -137,13 +138,22 @@ def _segment_jobs(
         policy=policy,
         staged=observer.staged,
         advance=observer.advance,
-        workers=choose_workers(len(jobs) - 1, threads) if workers is None else workers,
+        workers=choose_workers(len(jobs), threads) if workers is None else workers,
         threads=threads,
     )
     runner.begin(first, scans)
     del scans
     steps.pipeline.begin(() if nothing_to_read else tuple(first.subject.paths))
     observer.loaded(steps.pipeline)
+    runner = replace(runner, side_by_side=_side_by_side(jobs, runner))
     for job, wait in prefetch(chain([first], remaining), runner.prepare, runner.workers):
         observer.began(job)
         yield runner.outcome(job, wait)
+
+
+def _side_by_side(jobs: Sequence[Job], runner: Runner) -> frozenset[str]:
+    """On a CPU, all subjects but those at the end that do not occupy all workers."""
+    if runner.steps.pipeline.device.type != "cpu" or runner.workers < 2:
+        return frozenset()
+    whole = len(jobs) - len(jobs) % runner.workers
+    return frozenset(job.subject.id for job in jobs[:whole])

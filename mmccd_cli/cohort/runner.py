@@ -17,7 +17,8 @@ from mmccd_cli.errors import OutputExistsError, StorageError, UsageError, Weight
 from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.scans import Scans
 from mmccd_cli.outputs.record import Outcome
-from mmccd_cli.progress import Progress, heard_by, silent
+from mmccd_cli.outputs.segmented import SegmentedSubject
+from mmccd_cli.progress import heard_by, silent
 from mmccd_cli.translation.host import free_memory
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from mmccd_cli.pipeline import Pipeline
 
-Ready = PreparedJob | PreviousResult
+Ready = PreparedJob | SegmentedSubject | PreviousResult
 
 MOST_WORKERS = 8
 MEMORY_OF_A_SUBJECT = 1 << 30
@@ -39,16 +40,17 @@ class Observer:
     Attributes:
         loaded: Called with the weights when they are on their device.
         began: Called when a subject's turn has come.
-        staged: Called when a stage of a subject's preparation begins, in any thread, and before
-            its turn has come.
-        advance: Called with how many passes of the networks are done for it, and their number.
+        staged: Called when a stage of a subject begins, in any thread, and before its turn has
+            come.
+        advance: Called likewise with how many passes of the networks are done for a subject, and
+            their number.
         note: Called with a sentence about the cohort as a whole.
     """
 
     loaded: Callable[[Pipeline], None] = silent
     began: Callable[[Job], None] = silent
     staged: Callable[[Job, str], None] = silent
-    advance: Progress = silent
+    advance: Callable[[Job, int, int], None] = silent
     note: Callable[[str], None] = silent
 
 
@@ -56,7 +58,17 @@ class Observer:
 class Runner:
     """What happens to each job of a cohort, before (in `workers` threads) and on the device.
 
-    `begun` holds the subject whose preparation began before the device was there.
+    Attributes:
+        steps: The steps of a job.
+        policy: What may be replaced.
+        workers: Threads in which jobs are prepared; 0 for none.
+        threads: Threads of the CPU in all.
+        staged: See `Observer`.
+        advance: See `Observer`.
+        begun: The subject whose preparation began before the device was there.
+        side_by_side: Subjects whose networks run where they were prepared, each on a share of the
+            threads: on a CPU several subjects beside each other take less time than one after the
+            other, each on all threads.
     """
 
     steps: JobSteps
@@ -64,8 +76,9 @@ class Runner:
     workers: int
     threads: int
     staged: Callable[[Job, str], None] = silent
-    advance: Progress = silent
+    advance: Callable[[Job, int, int], None] = silent
     begun: dict[str, Future[Ready]] = field(default_factory=dict)
+    side_by_side: frozenset[str] = frozenset()
 
     def begin(self, job: Job, scans: Scans | None) -> None:
         """Prepare a job in a thread, beside the import of torch; `prepare` will wait for it.
@@ -81,10 +94,24 @@ class Runner:
         if (begun := self.begun.pop(job.subject.id, None)) is not None:
             ready = begun.result()
             hold_threads(self.threads)  # a skull stripper may have left another number
+        else:
+            if self.workers:
+                hold_threads(self.threads)
+            ready = self._prepared(job, [None])
+        if job.subject.id not in self.side_by_side or not isinstance(ready, PreparedJob):
             return ready
-        if self.workers:
-            hold_threads(self.threads)
-        return self._prepared(job, [None])
+        hold_threads(self._share)
+        return self._inferred(ready)
+
+    @property
+    def _share(self) -> int:
+        """Threads for one of the subjects that are prepared at a time."""
+        return max(1, self.threads // max(1, self.workers))
+
+    def _inferred(self, ready: PreparedJob) -> SegmentedSubject:
+        """Run the networks on a prepared job."""
+        with heard_by(partial(self.staged, ready.job)):
+            return self.steps.infer(ready, advance=partial(self.advance, ready.job))
 
     def _prepared(self, job: Job, held: list[Scans | None]) -> Ready:
         """What `prepare` returns; the scans are let go of as soon as they are not needed."""
@@ -95,7 +122,7 @@ class Runner:
             return self.steps.prepare(
                 job,
                 scans=held.pop(),
-                threads=max(1, self.threads // max(1, self.workers)),
+                threads=self._share,
                 only_files=True,
             )
 
@@ -116,11 +143,14 @@ class Runner:
 
     def _finish(self, job: Job, ready: Ready) -> Outcome:
         name, force = job.subject.id, partial(_may_replace, job, self.policy)
-        if self.policy.resume and isinstance(ready, PreparedJob) and job.exists:
+        if self.policy.resume and not isinstance(ready, PreviousResult) and job.exists:
             ready = self.steps.find_previous(job) or ready  # another run may have been faster
         if isinstance(ready, PreparedJob):
-            segmented = self.steps.finish(ready, force=force, advance=self.advance)
-            return Outcome(name, "done", segmented.record)
+            if self.workers:
+                hold_threads(self.threads)
+            ready = self._inferred(ready)
+        if isinstance(ready, SegmentedSubject):
+            return Outcome(name, "done", self.steps.write(job, ready, force=force).record)
         if ready.is_current:
             return Outcome(name, "skipped", {**ready.record, "status": "skipped"})
         segmented = self.steps.redo_mask(job, ready, force=force)
@@ -142,17 +172,17 @@ def refuse_to_replace(job: Job, policy: RunPolicy) -> None:
     )
 
 
-def choose_workers(others: int, cores: int) -> int:
-    """Return how many subjects are prepared ahead, where there are so many beside the first.
+def choose_workers(jobs: int, cores: int) -> int:
+    """Return how many of so many subjects are prepared at a time.
 
     As many as there are processor cores, because registration takes one thread and most of the
-    time; at most what half of the free memory holds; and none on a single core.
+    time; at most what half of the free memory holds; and none on a single core, or of one subject.
     """
-    if cores < 2:
+    if cores < 2 or jobs < 2:
         return 0
     free = free_memory()
     fits = MOST_WORKERS if free is None else max(1, free // (2 * MEMORY_OF_A_SUBJECT))
-    return min(others, cores, MOST_WORKERS, fits)
+    return min(jobs, cores, MOST_WORKERS, fits)
 
 
 def failure(job: Job, error: Exception) -> Outcome:

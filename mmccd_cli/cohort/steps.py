@@ -143,19 +143,24 @@ class JobSteps:
         advance: Progress = silent,
     ) -> SegmentedSubject:
         """Segment a prepared subject and write its files, all or none; see `write_outputs`."""
-        segmented, clock = self.infer(ready, advance=advance), Stopwatch()
-        result = segmented.result
+        return self.write(ready.job, self.infer(ready, advance=advance), force=force)
+
+    def write(
+        self, job: Job, segmented: SegmentedSubject, *, force: bool | Callable[[], bool]
+    ) -> SegmentedSubject:
+        """Write the files of a segmented subject, all or none; see `write_outputs`."""
+        result, clock = segmented.result, Stopwatch()
         with clock.stage("encode"):
             contents = encode_images(
-                ready.job.targets,
+                job.targets,
                 anomaly_map=result.anomaly_map,
                 mask=result.mask,
                 grid=segmented.grid,
             )
-            if "table" in ready.job.targets:
+            if "table" in job.targets:
                 settings = segmented.record["settings"]
                 contents["table"] = lesion_table(result, settings=settings)
-        return _write(ready.job, segmented, contents, clock=clock, force=force)
+        return _write(job, segmented, contents, clock=clock, force=force)
 
     def redo_mask(
         self, job: Job, previous: PreviousResult, *, force: bool | Callable[[], bool]

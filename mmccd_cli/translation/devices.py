@@ -58,11 +58,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def describe_device(device: torch.device) -> str:
-    """Name of the device for people, such as "cpu (8 threads)"."""
+def describe_device(device: torch.device, threads: int | None = None) -> str:
+    """Name of the device for people, such as "cpu (8 threads)"; by default of this thread's."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    if device.type != "cpu":
+        return str(device)
+    return f"cpu ({threads or torch.get_num_threads()} threads)"
 
 
 def choose_precision(name: str, device: torch.device) -> str:

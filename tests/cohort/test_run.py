@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mmccd_cli import Segmenter
@@ -122,6 +124,25 @@ def test_no_more_subjects_than_workers_wait_and_no_array_is_kept(
     outcomes += _run(segmenter, good, tmp_path / "2", workers=2).values()
     gc.collect()
     assert len(alive) == 0
+
+
+def test_on_a_cpu_networks_run_beside_each_other_but_for_the_last_that_is_alone(
+    segmenter: Segmenter, folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, int]] = []
+    infer, threads = Segmenter.infer, segmenter.threads
+
+    def watched(self: Any, prepared: Any, **options: Any) -> Any:
+        alone = threading.current_thread() is threading.main_thread()
+        seen.append((alone, torch.get_num_threads()))
+        return infer(self, prepared, **options)
+
+    monkeypatch.setattr(Segmenter, "infer", watched)
+    good = [*folders[:2], folders[3]]
+    outcomes = _run(segmenter, good, tmp_path / "out", workers=2)
+    assert {o.status for o in outcomes.values()} == {"done"}
+    assert sorted(seen) == [(False, max(1, threads // 2))] * 2 + [(True, threads)]
+    assert {o.record["threads"] for o in outcomes.values()} == {threads}
 
 
 def test_weights_are_loaded_once_and_not_for_what_cannot_be_read(
