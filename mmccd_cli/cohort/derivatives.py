@@ -17,7 +17,7 @@ from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.files import only_writer, read_json, write_atomically
 from mmccd_cli.inputs.bids import DESCRIPTION, bids_root
 from mmccd_cli.inputs.subjects import Subject
-from mmccd_cli.outputs.bids import DESCRIPTIONS, outputs_of_bids, sidecars_in
+from mmccd_cli.outputs.bids import DESCRIPTIONS, maps_in, outputs_beside, outputs_of_bids
 from mmccd_cli.outputs.record import Outcome, encode_json, read_record
 
 BIDS_VERSION = "1.10.0"
@@ -150,7 +150,7 @@ def _write_index(out: Path) -> None:
 
 
 def _results(out: Path) -> list[Outcome]:
-    records = map(read_record, sidecars_in(out))
+    records = (read_record(outputs_beside(path)["sidecar"]) for path in maps_in(out))
     return [row_of_result(record) for record in records if record]
 
 

@@ -18,7 +18,8 @@ from mmccd_cli.files import write_atomically
 from mmccd_cli.inputs.nifti import encode_nifti, make_grid
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.anatomy import MIDLINE, midline_of, place_of
-from mmccd_cli.outputs.bids import outputs_beside, sidecars_in
+from mmccd_cli.outputs.bids import maps_in, outputs_beside
+from mmccd_cli.outputs.images import MASK_DESCRIPTION, is_described
 from mmccd_cli.outputs.lesions import EMPTY, encode_tsv
 from mmccd_cli.outputs.record import read_sidecar
 from mmccd_cli.preprocessing.spatial import resample
@@ -97,23 +98,27 @@ def find_members(out: Path) -> tuple[list[Member], list[LeftOut]]:
     """Find all results of a folder, or of a derivative data set of BIDS.
 
     Returns:
-        Those with a record, also where their maps are gone; and those whose record is damaged.
+        Those with a record, also where their maps are gone; and those whose record is damaged or
+        gone.
 
     Raises:
         DataError: There is none with a record.
     """
     found, damaged = list[Member](), list[LeftOut]()
-    for path in sidecars_in(out) or sorted(out.glob("*.json")):
-        name = path.stem.partition("_space-")[0]
-        maps = [path.with_suffix(end) for end in (".nii.gz", ".nii")]
-        map_file = next((each for each in maps if each.is_file()), maps[0])
+    for map_file in maps_in(out) or _maps_beside_each_other(out):
+        files = outputs_beside(map_file)
+        file = files["sidecar"].name
+        name = files["sidecar"].stem.partition("_space-")[0]
         try:
-            record = read_sidecar(path).record
+            record = read_sidecar(files["sidecar"]).record
+        except FileNotFoundError:
+            damaged.append(LeftOut(name, f"Its record {file} is gone."))
         except (OSError, ValueError) as error:
-            if outputs_beside(map_file)["mask"].is_file():  # else it is somebody else's
-                damaged.append(LeftOut(name, f"{path.name} holds no record: {error}."))
+            if files["mask"].is_file():  # else it is somebody else's
+                damaged.append(LeftOut(name, f"{file} holds no record: {error}."))
         else:
-            found.append(Member(name=name, map=map_file, record=record))
+            if record["outputs"]["mask"] != map_file.name:  # else another mask of some map
+                found.append(Member(name=name, map=map_file, record=record))
     if not found:
         raise DataError(
             f"{out} holds no result of mmccd{' that can be read' if damaged else ''}.",
@@ -121,6 +126,19 @@ def find_members(out: Path) -> tuple[list[Member], list[LeftOut]]:
             next_step="Segment subjects first: mmccd segment SUBJECT... --out-dir DIR",
         )
     return found, damaged
+
+
+def _maps_beside_each_other(out: Path) -> list[Path]:
+    """Name the maps of all results of a folder, also where one or its record is gone."""
+    named = set[Path]()
+    for record in out.glob("*.json"):
+        maps = [record.with_suffix(end) for end in (".nii.gz", ".nii")]
+        named.add(next((path for path in maps if path.is_file()), maps[0]))
+    for mask in out.glob("*_mask.nii*"):
+        stem, _, end = mask.name.rpartition("_mask")
+        if (path := mask.with_name(stem + end)).is_file() and path not in named:
+            named |= {path} if is_described(mask, MASK_DESCRIPTION) else set()
+    return sorted(named)
 
 
 def template_of(

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmccd_cli.anomaly.mask import AS_CALIBRATED, MASK_SETTINGS
 from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.config import without_retired
 from mmccd_cli.errors import DataError
-from mmccd_cli.files import open_regular, sha256_of_file
+from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.scans import describe_inputs
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
-from mmccd_cli.outputs.images import MAP_DESCRIPTION, MASK_DESCRIPTION
+from mmccd_cli.outputs.images import MAP_DESCRIPTION, MASK_DESCRIPTION, first_bytes, is_described
 from mmccd_cli.outputs.record import encode_sidecar, jsonable, read_record, read_sidecar
 from mmccd_cli.outputs.remask import score_of_record
 from mmccd_cli.outputs.schema import RECORD_VERSION
 
-_NIFTI_DESCRIPTION = slice(148, 228)
 _BEGINNING = len('{\n  "record_version"')
 
 
@@ -90,24 +86,9 @@ def is_ours(job: Job) -> bool:
     own = encode_sidecar({"record_version": RECORD_VERSION}, job.sidecar_fields)[:_BEGINNING]
     return (
         read_record(sidecar) is not None
-        or (sidecar.is_file() and own.startswith(_first_bytes(sidecar, _BEGINNING)))
-        or any(
-            _first_bytes(job.targets[kind], _NIFTI_DESCRIPTION.stop)[_NIFTI_DESCRIPTION].startswith(
-                description.encode()
-            )
-            for kind, description in images.items()
-        )
+        or (sidecar.is_file() and own.startswith(first_bytes(sidecar, _BEGINNING)))
+        or any(is_described(job.targets[kind], text) for kind, text in images.items())
     )
-
-
-def _first_bytes(path: Path, number: int) -> bytes:
-    """Return how a file begins, unpacked; nothing where it cannot be read."""
-    try:
-        with open_regular(path) as raw:
-            stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
-            return stream.read(number)
-    except (OSError, EOFError, zlib.error):
-        return b""
 
 
 def _requested(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,11 +87,12 @@ def outputs_of_bids(folder: Path, stem: str) -> dict[str, Path]:
     return {kind: folder / f"{stem}{end}" for kind, end in names.items()}
 
 
-def sidecars_in(root: Path) -> list[Path]:
-    """Find the sidecars of all anomaly maps in a derivative data set."""
-    end = _END_OF_MAP.replace(".nii.gz", ".json")
-    places = ("sub-*/anat", "sub-*/ses-*/anat")
-    return sorted(path for place in places for path in root.glob(f"{place}/*{end}"))
+def maps_in(root: Path) -> list[Path]:
+    """Name the anomaly maps of a derivative data set, also where one or its sidecar is gone."""
+    stem = _END_OF_MAP.removesuffix(".nii.gz")
+    places = (f"{folder}/*{stem}" for folder in ("sub-*/anat", "sub-*/ses-*/anat"))
+    found = (path for place in places for path in root.glob(f"{place}.*"))
+    return sorted({path.with_name(path.name.partition(".")[0] + ".nii.gz") for path in found})
 
 
 def outputs_beside(map: Path) -> dict[str, Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -9,11 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmccd_cli.errors import unwritable
-from mmccd_cli.files import only_writer, refuse_to_overwrite, write_all_atomically
+from mmccd_cli.files import only_writer, open_regular, refuse_to_overwrite, write_all_atomically
 from mmccd_cli.inputs.nifti import NiftiGrid, encode_nifti, is_compressed_name
 
 MAP_DESCRIPTION = "mmccd anomaly map"
 MASK_DESCRIPTION = "mmccd anomaly mask"
+_HEADER_BYTES = 540  # of NIfTI-2; those of NIfTI-1 are among them
 
 
 CORE_OUTPUTS = ("map", "mask", "sidecar", "table")
@@ -72,6 +75,21 @@ def encode_mask(path: Path, mask: ArrayLike, grid: NiftiGrid) -> bytes:
         intent="label",
         description=MASK_DESCRIPTION,
     )
+
+
+def is_described(path: Path, description: str) -> bool:
+    """Tell whether an image, which may be damaged, has a header with a description of ours."""
+    return description.encode() in first_bytes(path, _HEADER_BYTES)
+
+
+def first_bytes(path: Path, number: int) -> bytes:
+    """Return how a file begins, unpacked; nothing where it cannot be read."""
+    try:
+        with open_regular(path) as raw:
+            stream = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+            return stream.read(number)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 def write_outputs(

@@ -7,6 +7,7 @@ its record. `mmccd threshold` and `--resume` both make it here, so that both wri
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from mmccd_cli.outputs.record import jsonable
 
 _OLDER_MAP = "The map was made by mmccd"
 _WITHOUT_MASK = "dicom_map"
+_TABLE = ("lesions", "left_out", "left_out_small")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -113,14 +115,13 @@ def remask(
             *mask_warnings(found, brain_ml=record.get("brain_volume_ml")),
         ],
         "notes": _notes(record),
-        "stale_outputs": _stale(record, outputs),
     }
     return NewMask(
         volume=volume,
         grid=grid,
         found=found,
         contents=contents,
-        record=jsonable(changed),
+        record=_with_kept(jsonable(changed), record),
     )
 
 
@@ -133,15 +134,29 @@ def describe_stale(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _stale(record: Mapping[str, Any], made: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
-    """Return the files that show this record's mask, or one before it, and are not made anew."""
-    before = {
-        kind: {"file": name, "threshold": record["threshold"]}
-        for kind, name in record.get("outputs", {}).items()
-        if kind != _WITHOUT_MASK
-    }
+def _with_kept(changed: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to a changed record which files of the one before were not made anew.
+
+    Those that show the same mask and table go on to be outputs, all others are stale.
+    """
+    of_record = {"threshold": record.get("threshold"), "shown_sha256": _shown(record)}
+    before = {kind: {"file": name, **of_record} for kind, name in record.get("outputs", {}).items()}
     known = before | record.get("stale_outputs", {})
-    return {kind: old for kind, old in known.items() if kind not in made}
+    kept = {kind: old for kind, old in known.items() if kind not in changed["outputs"]}
+    now = _shown(changed)
+    true = {
+        kind: old["file"]
+        for kind, old in kept.items()
+        if kind == _WITHOUT_MASK or old.get("shown_sha256") == now
+    }
+    stale = {kind: old for kind, old in kept.items() if kind not in true}
+    return changed | {"outputs": changed["outputs"] | true, "stale_outputs": stale}
+
+
+def _shown(record: Mapping[str, Any]) -> str:
+    """Return a hash over the mask and the lesion table of a record."""
+    shown = [record["output_sha256"]["mask"], *(record.get(name) for name in _TABLE)]
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 
 def _is_renewed(text: str) -> bool:

@@ -116,6 +116,11 @@ class StaleFile(_Checked):
 
     file: PlainName = Field(description="Its name.")
     threshold: Share = Field(description="The threshold of the mask that it shows.")
+    shown_sha256: Sha256 | None = Field(
+        default=None,
+        description="Hash over the mask and the lesion table that it shows. Records before 0.7.0 "
+        "have none.",
+    )
 
 
 class BundleRecord(_Checked):

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -230,7 +231,12 @@ def _distributed(network: nn.Module, config: TrainingConfig, runtime: Runtime) -
         if isinstance(module, Dropout):
             module.batch, module.share = config.batch_size, _share(runtime)
     devices = [runtime.device] if runtime.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(network, device_ids=devices, broadcast_buffers=False)
+    parallel: Any = nn.parallel.DistributedDataParallel
+    # Buffers are constants. Since 2.13 torch has a new name for this, and warns of the old one.
+    is_new = "forward_sync_buffers" in signature(parallel).parameters
+    unsynced = {"forward_sync_buffers" if is_new else "broadcast_buffers": False}
+    distributed: nn.Module = parallel(network, device_ids=devices, **unsynced)
+    return distributed
 
 
 class _MeanLoss:

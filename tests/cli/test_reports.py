@@ -115,7 +115,13 @@ def test_the_line_of_a_report_makes_the_mask_that_it_shows(
     assert f"r.html still shows the mask of before, above {own['threshold']:g}" in said[0]
     assert f"--threshold {facts['steps'][2]['threshold']:g} --force" in said[0]
     assert f"r.html still shows the mask of before, above {own['threshold']:g}" in said[1]
-    again = mmccd("segment", subject, "--out", "a map.nii.gz", "--min-lesion", "1ml", "--resume")
+    words = ["threshold", "a map.nii.gz", "--force", "--json", "--min-lesion"]
+    for size in ("100mm3", "1ml"):  # the mask that the report shows
+        same = CliRunner().invoke(app, [*words, size])
+        assert "still shows" not in same.stderr
+        made = json.loads(same.stdout)
+        assert (made["stale_outputs"], made["outputs"]["report"]) == ({}, "r.html")
+    again = mmccd("segment", subject, "--out", "a map.nii.gz", "--min-lesion", "20ml", "--resume")
     assert "new mask" in again.stderr
     assert "r.html still shows the mask of before" in again.stderr
     anew = mmccd("segment", subject, *files, "--resume")

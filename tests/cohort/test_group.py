@@ -15,7 +15,7 @@ from mmccd_cli import Segmenter
 from mmccd_cli.cli.app import app
 from mmccd_cli.cohort.group import combine, find_members
 from mmccd_cli.errors import DataError
-from mmccd_cli.inputs.nifti import read_nifti
+from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
 
 NAMES = ("case-a", "case-b", "case-c")
@@ -115,16 +115,24 @@ def test_results_of_other_weights_are_left_out_with_the_reason(
     (out / "torn.json").write_bytes((out / "case-c.json").read_bytes()[:300])
     shutil.copy(out / "case-c_mask.nii.gz", out / "torn_mask.nii.gz")
     (out / "split.json").write_text('{"val": []}')  # somebody else's
+    for end in ("", "_mask"):
+        shutil.copy(out / f"case-c{end}.nii.gz", out / f"bare{end}.nii.gz")
+        write_nifti(out / f"other{end}.nii.gz", np.ones((2, 2, 2)), make_grid((2, 2, 2), np.eye(4)))
+    done = CliRunner().invoke(
+        app, ["threshold", str(out / "case-c.nii.gz"), "--out", str(out / "strict.nii.gz")]
+    )
+    assert done.exit_code == 0, "a mask that stands alone is no result"
     code, stdout, stderr = _group(out, bundle, "--json")
     assert code == 6, stderr
     said = json.loads(stdout)
     reasons = {it["subject"]: it["reason"] for it in said["left_out"]}
     assert said["subjects"] == 1
-    assert reasons.keys() == {"case-a", "case-b", "half", "torn"}
+    assert reasons.keys() == {"case-a", "case-b", "half", "torn", "bare"}
     assert [it["subject"] for it in said["left_out"] if not it["failed"]] == ["case-a"]
     assert "no map" in reasons["half"]
     assert "torn.json holds no record: it is not JSON" in reasons["torn"]
     assert "torn is left out" in stderr
+    assert "bare is left out: Its record bare.json is gone." in stderr
     page = (out / "group" / "index.html").read_text()
     assert "torn.json holds no record" in page
     assert str(tmp_path) not in page + stdout, "a page may be passed on"

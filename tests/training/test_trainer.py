@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,12 @@ from mmccd_cli.training.networks import NetworkSpec, train_network
 from mmccd_cli.training.recipes import RECIPES
 from mmccd_cli.training.runtime import Runtime, make_runtime
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.trainer import TrainingProgress, learning_rate_at, sample_generator
+from mmccd_cli.training.trainer import (
+    TrainingProgress,
+    _distributed,
+    learning_rate_at,
+    sample_generator,
+)
 from mmccd_cli.translation.blocks import Dropout
 from mmccd_cli.translation.unet import UNet
 
@@ -370,6 +376,7 @@ def run_worker(rank: int, port: int, folder: Path) -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
+    warnings.simplefilter("error", FutureWarning)
     torch.set_num_threads(1)
     torch.optim.AdamW = plain_descent  # type: ignore[assignment,misc]
     runtime = replace(make_runtime("cpu", "fp32"), report_every=1, checkpoint_every=2)
@@ -378,6 +385,32 @@ def run_worker(rank: int, port: int, folder: Path) -> None:
     losses = [report.loss for report in reports]
     torch.save({"weights": weights, "losses": losses}, folder / f"rank{rank}.pt")
     dist.destroy_process_group()
+
+
+class OlderParallel(nn.Module):
+    """What torch called DistributedDataParallel before 2.13."""
+
+    def __init__(
+        self, module: nn.Module, device_ids: object = None, broadcast_buffers: bool = True
+    ) -> None:
+        super().__init__()
+        self.module, self.broadcast_buffers = module, broadcast_buffers
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_no_torch_warns_of_how_buffers_are_left_alone(
+    older: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if older:
+        monkeypatch.setattr(nn.parallel, "DistributedDataParallel", OlderParallel)
+    dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            made: Any = _distributed(nn.Linear(2, 2), CONFIG, replace(RUNTIME, world_size=2))
+    finally:
+        dist.destroy_process_group()
+    assert not made.broadcast_buffers
 
 
 @pytest.mark.slow

@@ -354,8 +354,7 @@ def test_ratings_go_from_page_to_page_and_through_a_table(
     assert "3 added, 1 of other subjects" in opened.text("#ratings-status")
     assert opened.text("#rated") == "1 good"
     page.click("#subjects a >> text='b & c'")
-    opened.wait()
-    assert page.is_checked("#rating [value=good]")
+    page.wait_for_selector("#rating [value=good]:checked")
     assert page.input_value("#rating [name=comment]") == "whole"
     page.check("#rating [value=bad]")
     page.click("#neighbours a >> nth=0")
