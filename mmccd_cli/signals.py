@@ -268,9 +268,14 @@ class SignalModel:
             advance(done, steps)
 
         channels = self.bundle.config.denoiser.base_channels
-        batch = self.batch_size or choose_batch_size(self.device, size[0] * size[1], channels)
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        pixels = size[0] * size[1] * threads
         return Execution(
-            self.device, batch_size=batch, autocast=PRECISIONS[self.precision], advance=count
+            self.device,
+            batch_size=self.batch_size or choose_batch_size(self.device, pixels, channels),
+            autocast=PRECISIONS[self.precision],
+            advance=count,
+            threads=threads,
         )
 
     def _cycle_signal(

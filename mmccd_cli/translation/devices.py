@@ -10,7 +10,7 @@ import torch
 from mmccd_cli.errors import ComputeError, UsageError
 from mmccd_cli.translation import host
 
-CPU_BATCH = 8
+CPU_BATCH = 4
 """Slices a pass on the CPU: the rate is the same from 4 to 32, and smaller takes less memory."""
 ACCELERATOR_BATCH_MAX = 1024
 FEATURE_MAPS = 16

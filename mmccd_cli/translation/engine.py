@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -17,6 +19,7 @@ from mmccd_cli.translation.masking import band_masks
 from mmccd_cli.translation.translators import Cycle
 
 Residual = Literal["signed", "absolute", "squared"]
+Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
 
@@ -29,12 +32,15 @@ class Execution:
         batch_size: Slices a pass; halved on the way where memory does not suffice.
         autocast: Type of the convolutions, None for float32 throughout, without TF32.
         advance: Called with the number of (slice, band) pairs just done.
+        threads: Passes beside each other, each by one thread of the CPU; 1 leaves a pass to as
+            many threads as torch takes.
     """
 
     device: torch.device
     batch_size: int = 32
     autocast: torch.dtype | None = None
     advance: Callable[[int], None] = silent
+    threads: int = 1
 
     def passing(self) -> ExitStack:
         """The context of a forward pass: no gradients, and the precision that was asked for."""
@@ -55,6 +61,38 @@ class Execution:
         if self.device.type == "cuda":
             return tensor.pin_memory().to(self.device, non_blocking=True)
         return tensor.to(self.device)
+
+    def each(
+        self, batches: Iterable[Batch], compute: Callable[[Batch], Result]
+    ) -> Iterator[Result]:
+        """Compute batches, and yield the results in the order of the batches.
+
+        Threads of torch that share a pass of a small network wait for each other longer than they
+        compute, and their number changes the last digits. A thread to itself does neither.
+        """
+        if self.threads < 2:
+            yield from map(compute, batches)
+            return
+        running: deque[Future[Result]] = deque()
+        pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for batch in batches:
+                running.append(pool.submit(compute, batch))
+                if len(running) > 2 * self.threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            torch.set_num_threads(self.threads)  # of threads that are yet to come
+
+    def gather(self, batches: Iterable[Batch], compute: Callable[[Batch], Tensor]) -> Tensor:
+        """Compute batches of slices, report them, and join the results on the CPU."""
+        results = []
+        for result in self.each(batches, compute):
+            results.append(result)
+            self.advance(len(result))
+        return torch.cat(results).cpu()
 
 
 @dataclass(frozen=True)
@@ -116,17 +154,21 @@ def masked_residual(
     total = torch.zeros(x.shape, device=execution.device)
     count = torch.zeros(x.shape, device=execution.device)
     on_device, masks = execution.take(x), execution.take(work.masks)
-    for batch in work.pairs.split(execution.batch_size):
+    imagine, backward = cycle.imagine, cycle.backward
+
+    def compute(batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         index, mask = execution.take(batch.T.contiguous())
         drawn = _noise(numbers[batch[:, 0]], batch[:, 1], x.shape[-2:], seed=seed)
         noise = execution.take(drawn)
         truth, seen = on_device[index], masks[mask]
         with execution.passing():
-            imagined = cycle.backward(cycle.imagine(truth, seen, noise[:, :1], noise[:, 1:]))
-        error = _error(truth, imagined.float(), residual)
-        total.index_add_(0, index, error * ~seen)
-        count.index_add_(0, index, (~seen).float())
-        execution.advance(len(batch))
+            imagined = backward(imagine(truth, seen, noise[:, :1], noise[:, 1:]))
+        return index, _error(truth, imagined.float(), residual) * ~seen, (~seen).float()
+
+    for index, error, hidden in execution.each(work.pairs.split(execution.batch_size), compute):
+        total.index_add_(0, index, error)
+        count.index_add_(0, index, hidden)
+        execution.advance(len(index))
     return total.cpu(), count.cpu()
 
 
@@ -142,15 +184,16 @@ def plain_residual(x: Tensor, cycle: Cycle, *, residual: Residual, execution: Ex
     Returns:
         (N, 1, H, W) float32 on the CPU.
     """
-    if cycle.forward is None:
+    forward, backward = cycle.forward, cycle.backward
+    if forward is None:
         raise ValueError("this cycle has no plain translator")
-    errors = []
-    for truth in execution.take(x).split(execution.batch_size):
+
+    def compute(truth: Tensor) -> Tensor:
         with execution.passing():
-            imagined = cycle.backward(cycle.forward(truth))
-        errors.append(_error(truth, imagined.float(), residual))
-        execution.advance(len(truth))
-    return torch.cat(errors).cpu()
+            imagined = backward(forward(truth))
+        return _error(truth, imagined.float(), residual)
+
+    return execution.gather(execution.take(x).split(execution.batch_size), compute)
 
 
 def _error(truth: Tensor, imagined: Tensor, residual: Residual) -> Tensor:

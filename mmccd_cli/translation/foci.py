@@ -68,12 +68,13 @@ def foci_log_odds(
     Returns:
         (N, 1, H, W) float32 on the CPU.
     """
-    found = []
-    slabs = with_neighbours(images).split(execution.batch_size)
-    for slab, other in zip(slabs, mirrored.split(execution.batch_size), strict=True):
-        slab, other = execution.take(slab), execution.take(other)
+
+    def compute(batch: tuple[Tensor, Tensor]) -> Tensor:
+        slab, other = (execution.take(part) for part in batch)
         there = shown.to(slab.device).expand(len(slab), -1)
         with execution.passing():
-            found.append(network(foci_input(slab, other, there)).float())
-        execution.advance(len(slab))
-    return torch.cat(found).cpu()
+            return network(foci_input(slab, other, there)).float()
+
+    size = execution.batch_size
+    slabs = with_neighbours(images).split(size)
+    return execution.gather(zip(slabs, mirrored.split(size), strict=True), compute)

@@ -41,11 +41,11 @@ def restoration_residual(
     Returns:
         (N, M, H, W) float32 on the CPU, positive where a scan is too bright.
     """
-    residuals = []
-    for truth in execution.take(images).split(execution.batch_size):
+
+    def compute(truth: Tensor) -> Tensor:
         there = shown.to(truth.device).expand(len(truth), -1)
         with execution.passing():
             restored = network(restoration_input(truth, there))
-        residuals.append(truth - restored.float())
-        execution.advance(len(truth))
-    return torch.cat(residuals).cpu()
+        return truth - restored.float()
+
+    return execution.gather(execution.take(images).split(execution.batch_size), compute)

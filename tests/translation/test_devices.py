@@ -85,8 +85,8 @@ def test_the_cpu_takes_its_best_batch_unless_memory_is_short(
     monkeypatch.setattr(host, "_cgroup_memory", lambda: None)
     cpu = torch.device("cpu")
     assert devices.choose_batch_size(cpu, 128 * 128, 32) == devices.CPU_BATCH
-    monkeypatch.setattr(host, "_cgroup_memory", lambda: 256 << 20)
-    assert devices.choose_batch_size(cpu, 128 * 128, 32) == 4
+    monkeypatch.setattr(host, "_cgroup_memory", lambda: 128 << 20)
+    assert devices.choose_batch_size(cpu, 128 * 128, 32) == 2
     answers["/proc/meminfo"] = "MemAvailable: 5 kB\n"
     assert devices.choose_batch_size(cpu, 128 * 128, 32) == 1
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import threading
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -48,6 +50,57 @@ def some_brain(n: int = 3, size: int = 16) -> Tensor:
 
 def identity(x: Tensor) -> Tensor:
     return x
+
+
+@pytest.fixture
+def threads() -> Iterator[int]:
+    """Three threads of torch for the test."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(before)
+
+
+def test_batches_beside_each_other_come_in_order_and_each_has_a_thread_to_itself(
+    threads: int,
+) -> None:
+    """What fails is raised, and what waits behind it is not computed."""
+    started: list[int] = []
+    both = threading.Barrier(threads, timeout=60)
+
+    def compute(number: int) -> tuple[int, int]:
+        started.append(number)
+        if number < threads:
+            both.wait()  # passes only where as many are computed at a time
+        if number == 6:
+            raise MemoryError
+        return number, torch.get_num_threads()
+
+    execution = replace(CPU, threads=threads)
+    assert list(execution.each(range(6), compute)) == [(number, 1) for number in range(6)]
+    assert torch.get_num_threads() == threads
+    started.clear()
+    both.reset()
+    with pytest.raises(MemoryError):
+        list(execution.each(range(1000), compute))
+    assert len(started) < 6 + 4 * threads
+    threading.Thread(target=lambda: started.append(-torch.get_num_threads())).start()
+    while -threads not in started:  # a thread that is yet to come has as many as before
+        assert -1 not in started
+
+
+def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
+    """Neither of plain nor of masked residuals, whose sums are taken in one order."""
+    x, work = slices(7), band_work(some_brain(7), SAMPLING)
+    cycle, found = trained_like_cycle(), []
+    plain = replace(cycle, forward=cycle.backward)
+    torch.set_num_threads(1)
+    for number in (1, threads):
+        execution = replace(CPU, batch_size=2, threads=number)
+        found.append(plain_residual(x, plain, residual="signed", execution=execution))
+        found.extend(residual(x, work, cycle, execution))
+        torch.set_num_threads(threads)
+    assert all(torch.equal(*pair) for pair in zip(found[:3], found[3:], strict=True))
 
 
 def fake_cycle(imagined: Any) -> Cycle:
