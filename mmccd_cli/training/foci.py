@@ -37,8 +37,12 @@ LESIONS, FAINT_PATCHES = (0, 8), (0, 4)
 """Least number of what is painted into a sample, and one more than the most."""
 CONTRASTS = {"FLAIR": (2.0, 7.0), "T2w": (0.7, 6.0), "T1w": (-2.5, 0.0)}
 """Change in the middle of a lesion, in robust standard deviations; bright ones by the logarithm."""
+CONTRASTS_IN_WHITE = {**CONTRASTS, "FLAIR": (1.4, 7.0)}
+"""White matter is so even that fainter ones stand out in it."""
 FAINT = {"FLAIR": (0.3, 1.4), "T2w": (0.0, 1.4), "T1w": (-1.2, 0.0)}
 """That of faint patches, which are no lesions: what bright grey matter looks like."""
+FAINT_SHARE_IN_WHITE = 0.65
+"""Of that, where most of a patch lies in white matter."""
 VOLUMES_MM3, LARGE_VOLUMES_MM3, FAINT_VOLUMES_MM3 = (15.0, 2000.0), (15.0, 10000.0), (60.0, 6000.0)
 LARGE_FRACTION, FLUID_FRACTION, WHITE_FRACTION = 0.15, 0.13, 0.85
 """Shares of lesions that may be large, that are dark on FLAIR and no lesions, and that lie in white
@@ -305,11 +309,15 @@ class _Sample:
         for _ in range(rng.integers(*FAINT_PATCHES)):
             blob = self._blob(self._free, FAINT_VOLUMES_MM3, rng)
             if blob is not None:
-                self._change(blob, [rng.uniform(*FAINT[m]) for m in MODALITIES])
+                inside = self._white[blob.box][blob.profile > 0.5]
+                share = FAINT_SHARE_IN_WHITE if inside.any() and inside.mean() > 0.5 else 1.0
+                self._change(blob, [share * rng.uniform(*FAINT[m]) for m in MODALITIES])
         for _ in range(rng.integers(*LESIONS)):
             volumes = LARGE_VOLUMES_MM3 if rng.random() < LARGE_FRACTION else VOLUMES_MM3
-            places = self._white if rng.random() < WHITE_FRACTION else self._free
-            changes = [_contrast(CONTRASTS[m], rng) for m in MODALITIES]
+            in_white = rng.random() < WHITE_FRACTION
+            places = self._white if in_white else self._free
+            contrasts = CONTRASTS_IN_WHITE if in_white else CONTRASTS
+            changes = [_contrast(contrasts[m], rng) for m in MODALITIES]
             texture, fluid = rng.uniform(0, 0.9), rng.random() < FLUID_FRACTION
             blob = self._blob(places & self._near, volumes, rng)
             if blob is None:

@@ -101,7 +101,7 @@ def _compact() -> Recipe:
             unet=UNetConfig(in_channels=15, base_channels=16, channel_multipliers=(1, 2, 3))
         ),
         foci_training=TrainingConfig(
-            iterations=1500, batch_size=8, learning_rate=2e-3, ema_decay=0.995
+            iterations=3000, batch_size=8, learning_rate=2e-3, ema_decay=0.995
         ),
     )
 

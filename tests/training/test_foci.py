@@ -73,6 +73,27 @@ def test_lesions_are_bright_on_flair_and_marked_and_some_are_small(dataset: Foci
     assert max(sizes) >= 12
 
 
+def test_some_lesions_come_in_pairs(dataset: FociDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all in pairs, more is marked on both sides than with none."""
+    heads = [replace(head, white=head.healthy) for head in dataset.heads]
+    loss = loss_of(replace(dataset, heads=heads), augment=False)
+    middle = round(2 * dataset.middle)
+    shares = []
+    for fraction in (0.0, 1.0):
+        monkeypatch.setattr("mmccd_cli.training.foci.PAIRED_FRACTION", fraction)
+        marked = both = 0
+        for index in range(150):
+            target = loss.draw(sample_generator(3, 0, index)).target[0, 0] > 0
+            for row, column in target.nonzero().tolist():
+                other = middle - row
+                marked += 1
+                both += 0 <= other < len(target) and bool(
+                    target[max(other - 2, 0) : other + 3, max(column - 2, 0) : column + 3].any()
+                )
+        shares.append(both / marked)
+    assert shares[1] > shares[0] + 0.2
+
+
 def test_small_lesions_weigh_more(dataset: FociDataset) -> None:
     loss = loss_of(dataset, augment=False)
     drawn = [loss.draw(sample_generator(2, 0, index)) for index in range(60)]
