@@ -80,7 +80,9 @@ def is_skull_stripped(volumes: Mapping[str, Volume]) -> tuple[bool, str]:
         every = 2 if volume.data.size > LARGE else 1
         occupied = volume.data[::every, ::every, ::every] != 0
         zero = 1 - float(occupied.mean())
-        litres = _litres(_largest_component(occupied), volume) * every**3
+        litres = _litres(occupied, volume) * every**3
+        if litres > _MAX_BRAIN_LITRES:  # not yet said of its largest piece, which takes longer
+            litres = _litres(_largest_component(occupied), volume) * every**3
         border = _border_fraction(occupied)
         reason = f"{name}: {zero:.0%} of the voxels are zero, the rest is {litres:.1f} litres"
         if zero < _MIN_ZERO_FRACTION or litres > _MAX_BRAIN_LITRES or border > _MAX_BORDER_FRACTION:

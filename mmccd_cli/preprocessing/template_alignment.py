@@ -159,7 +159,7 @@ class _FixedGrid:
 
     def gradient(self, image: NDArray[np.float32]) -> NDArray[np.float64]:
         """(N, 3) slopes of an image on this grid, by unit, at the chosen voxels."""
-        slopes = np.stack(np.gradient(image), axis=-1).reshape(-1, 3)[self.chosen]
+        slopes = np.stack([slope.ravel()[self.chosen] for slope in np.gradient(image)], axis=-1)
         return slopes @ np.linalg.inv(self.image.affine[:3, :3]) * _RADIUS_MM
 
 
@@ -178,10 +178,7 @@ def _minimise(
         difference = target - seen
         weight = 1 / (1 + (difference / _OUTLIER) ** 2) ** 2
         slopes = grid.gradient((moved + grid.image.data) / 2)
-        # Gain and offset are solved for and left: scans differ in them as they please.
-        jacobian = np.column_stack(
-            [_derivatives(slopes, grid.points, level.kind), seen, np.ones(len(seen))]
-        )
+        jacobian = _jacobian(seen, slopes, grid.points, kind=level.kind)
         weighted = (jacobian * weight[:, None]).T
         normal = weighted @ jacobian
         normal[np.diag_indices_from(normal)] += 1e-9 * np.trace(normal) / len(normal)
@@ -193,15 +190,27 @@ def _minimise(
     return matrix, float(np.minimum(difference**2, _INSIDE).mean())
 
 
-def _derivatives(
-    slopes: NDArray[np.float64], points: NDArray[np.float64], kind: str
+def _jacobian(
+    seen: NDArray[np.float64],
+    slopes: NDArray[np.float64],
+    points: NDArray[np.float64],
+    *,
+    kind: str,
 ) -> NDArray[np.float64]:
-    """(N, P) change of the moved image with each parameter of `_generator`."""
+    """(N, P + 2) change of the moved image with each parameter of `_generator`.
+
+    The last two are its gain and its offset, which are solved for and left: scans differ in them
+    as they please.
+    """
+    found = np.empty((len(seen), 14 if kind == "affine" else 9))
     if kind == "affine":
-        by_matrix = slopes[:, :, None] * points[:, None, :]
-        return np.concatenate([by_matrix.reshape(-1, 9), slopes], axis=1)
-    size = (slopes * points).sum(axis=1, keepdims=True)
-    return np.concatenate([np.cross(points, slopes), size, slopes], axis=1)
+        for row in range(3):
+            np.multiply(slopes[:, [row]], points, out=found[:, 3 * row : 3 * row + 3])
+    else:
+        found[:, :3] = np.cross(points, slopes)
+        found[:, 3] = (slopes * points).sum(axis=1)
+    found[:, -5:-2], found[:, -2], found[:, -1] = slopes, seen, 1
+    return found
 
 
 def _generator(step: NDArray[np.float64], kind: str) -> Matrix:
