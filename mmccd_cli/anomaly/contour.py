@@ -128,7 +128,7 @@ def _levels(image: FloatArray, brain: BoolArray, box: tuple[slice, ...]) -> NDAr
     """Histogram bins of the image in a box, a little smoothed."""
     center, deviation = median_and_deviation(image[brain])
     share = image[box] - center
-    share /= max(deviation, 1e-6)
+    share /= deviation or 1.0
     share = ndimage.gaussian_filter(share, 0.5)
     share -= LOWEST
     share /= HIGHEST - LOWEST

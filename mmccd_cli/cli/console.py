@@ -180,9 +180,9 @@ class JsonConsole(Console):
         ),
     ] = False
 
-    def answer(self, data: Any, *lines: str, indent: int | None = 1) -> None:
-        """Print a result: as JSON where that was asked for, else as lines for people."""
-        for text in [json.dumps(data, indent=indent)] if self.as_json else lines:
+    def answer(self, data: Any, *lines: str) -> None:
+        """Print a result: as a line of JSON where that was asked for, else as lines for people."""
+        for text in [json.dumps(data)] if self.as_json else lines:
             self.result(text)
 
     def record(self, record: Any) -> None:

@@ -96,7 +96,7 @@ def doctor(
             console.result(_line(finding))
     code = next((finding.exit_code for finding in findings if finding.status == "fail"), 0)
     described = [asdict(finding) for finding in findings]
-    console.answer({"exit_code": code, "findings": described}, indent=None)
+    console.answer({"exit_code": code, "findings": described})
     raise typer.Exit(code)
 
 

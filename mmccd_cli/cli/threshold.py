@@ -20,7 +20,7 @@ def threshold(
     maps: Annotated[
         list[Path],
         typer.Argument(
-            metavar="MAP...",
+            metavar="MAP",
             help="Anomaly maps that mmccd wrote, each with its .json beside it. Masks among them "
             "are left out.",
             show_default=False,

@@ -32,7 +32,7 @@ class BundleOptions:
     weights: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME|DIR|ORG/REPO[@REVISION]]",
+            metavar="NAME|DIR|ORG/REPO[@REVISION]",
             help="A name from `mmccd weights list`, a folder, or a place on the Hub. By default "
             "MMCCD_WEIGHTS, then the bundle that mmccd comes with.",
             show_default=False,
@@ -96,7 +96,7 @@ def path(*, offline: options.Offline = False, wanted: BundleOptions, console: Js
       mmccd weights path
     """
     folder = str(wanted.resolve(offline=offline).folder)
-    console.answer({"folder": folder}, folder, indent=None)
+    console.answer({"folder": folder}, folder)
 
 
 @app.command()
@@ -161,7 +161,7 @@ def remove(
 
     folder, freed = remove_weights(weights, cache_dir=cache_dir)
     console.info(f"Removed {folder}; {_megabytes(freed)} are free again.")
-    console.answer({"folder": str(folder), "freed_bytes": freed}, indent=None)
+    console.answer({"folder": str(folder), "freed_bytes": freed})
 
 
 @app.command()

@@ -165,19 +165,21 @@ def finite_values(
             next_step="Go back to the scan as it was before that step.",
         )
     name = source.name if isinstance(source, Path) else source
-    notes.append(
-        Caution(f"{name}: {data.size - n_finite} voxels were NaN or infinite as float32; now 0.")
-    )
+    lost = data.size - n_finite
+    notes.append(Caution(f"{name}: {lost} voxels were NaN or infinite as float32; now 0."))
     mended = np.where(finite, data, np.float32(0))
     if not allow_constant and mended.min() == mended.max():
-        raise _constant(source, data[finite][0])
+        raise _constant(source, data[finite][0], lost=lost)
     return mended
 
 
-def _constant(source: Path | str, value: np.floating) -> DataError:
+def _constant(source: Path | str, value: np.floating, *, lost: int = 0) -> DataError:
     return DataError(
         f"{source} is constant: as float32, every finite voxel is {value:g}.",
-        cause="The image is empty or was masked with the wrong mask.",
+        cause=f"All others, {lost} voxels, are NaN or infinite as float32; its values may be too "
+        "large."
+        if lost
+        else "The image is empty or was masked with the wrong mask.",
         next_step="Look at it in a viewer and give the scan itself.",
     )
 
@@ -266,8 +268,8 @@ def is_compressed_name(path: Path) -> bool:
     if name.endswith((".nii", ".nii.gz")) and name not in (".nii", ".nii.gz"):
         return name.endswith(".gz")
     raise UsageError(
-        f"The output {path} is not named as a NIfTI file.",
-        cause="Its name ends in neither .nii.gz nor .nii.",
+        f"{path} is not named as a NIfTI file.",
+        cause="It is a folder." if path.is_dir() else "Its name ends in neither .nii.gz nor .nii.",
         next_step="Give a name such as map.nii.gz.",
     )
 

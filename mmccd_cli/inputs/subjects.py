@@ -365,7 +365,7 @@ def _no_images(folder: Path) -> DataError:
     if with_images:
         return DataError(
             f"{folder} holds no image itself.",
-            cause=f"Its {len(with_images)} subfolders do, such as {with_images[0].name}.",
+            cause=f"Subfolders of it do ({len(with_images)}), such as {with_images[0].name}.",
             next_step=f"Give the subject's own folder: {with_images[0]}",
         )
     return DataError(

@@ -29,7 +29,11 @@ class IntensityScale:
 
 
 def normalise(
-    data: NDArray[np.floating], mask: NDArray[np.bool_], settings: IntensityConfig
+    data: NDArray[np.floating],
+    mask: NDArray[np.bool_],
+    settings: IntensityConfig,
+    *,
+    name: str = "The image",
 ) -> tuple[NDArray[np.float32], IntensityScale]:
     """Rescale a scan by robust statistics of the voxels in a mask.
 
@@ -40,6 +44,7 @@ def normalise(
         data: Values of any shape and unit.
         mask: bool, same shape; where there is brain that was imaged.
         settings: Method, scale, clipping and background.
+        name: How errors call the scan.
 
     Returns:
         float32 array of the same shape, `settings.background` outside the mask, and the scale.
@@ -52,12 +57,17 @@ def normalise(
     """
     values = data[mask]
     if values.size < _MIN_VOXELS:
-        raise DataError(f"Only {values.size} voxels of brain are left to normalise intensities.")
+        raise DataError(
+            f"{name} shows only {values.size} voxels of the brain.",
+            cause="Its field of view misses the brain, or the brain mask is wrong.",
+            next_step="Look at it in a viewer, or give a mask: --skull-strip MASK.nii.gz",
+        )
     center, width = _statistics(values, settings.method)
     if not (np.isfinite(width) and width > 0):
         raise DataError(
-            "The image has no contrast inside the brain.",
-            cause="Most of its brain voxels have one and the same value.",
+            f"{name} has no contrast inside the brain.",
+            cause="Most of its brain voxels have one and the same value, as in a mask.",
+            next_step="Look at it in a viewer and give the scan itself.",
         )
     scale = IntensityScale(center, width / settings.scale)
     values = (values.astype(np.float32) - np.float32(scale.center)) / np.float32(scale.width)

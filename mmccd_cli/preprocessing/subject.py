@@ -141,7 +141,11 @@ def prepare_subject(
         head = AlignedScan(volume=grid, brain=found.mask, matrix=np.eye(4))
         scans = {name: _find_in(v, head, matrices[name]) for name, v in volumes.items()}
         if hidden := [name for name, scan in scans.items() if not scan.brain.any()]:
-            raise DataError(f"{hidden[0]} does not show the brain that {reference} shows.")
+            raise DataError(
+                f"{hidden[0]} does not show the brain that {reference} shows.",
+                cause="Their headers place them apart, or one of them is another subject's.",
+                next_step="Look at both in a viewer, or leave that scan away.",
+            )
     with watch.stage("template_registration"):
         from_template = np.eye(4)
         if settings.template_registration != "none":
@@ -155,7 +159,7 @@ def prepare_subject(
     with watch.stage("intensity"):
         covered = {name: seen & brain for name, (_, seen) in sampled.items()}
         normalised = {
-            name: normalise(data, covered[name], settings.intensity)
+            name: normalise(data, covered[name], settings.intensity, name=name)
             for name, (data, _) in sampled.items()
         }
         notes += _check_coverage(covered, brain)

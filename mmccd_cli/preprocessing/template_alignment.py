@@ -258,7 +258,7 @@ def _standardised(image: Volume, brain: NDArray[np.bool_]) -> Volume:
     values = image.data[box][inside]
     median, spread = median_and_deviation(values)
     values -= median
-    values /= max(spread, 1e-12)
+    values /= spread or 1e-12
     np.clip(values, -_CLIP, _CLIP, out=values)
     values += _INSIDE
     padded = np.zeros([n + 2 * _MARGIN_VOXELS for n in inside.shape], dtype=np.float32)

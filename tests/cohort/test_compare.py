@@ -169,6 +169,7 @@ def test_the_command_tells_two_thresholds_apart(
     words += ["--table", str(tmp_path / "d.tsv")]
     done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("\n") == 1, "an object a line"
     said = json.loads(done.stdout)
     assert (said["position"], said["differs"], said["warnings"]) == ("same scan", ["threshold"], [])
     assert said["difference_ml"] < 0

@@ -62,7 +62,8 @@ def test_background_and_clip(brain: np.ndarray) -> None:
 
 def test_constant_or_empty_brain_is_an_error() -> None:
     flat = np.ones((8, 8, 8), np.float32)
-    with pytest.raises(DataError, match="no contrast"):
-        normalise(flat, flat > 0, IntensityConfig())
-    with pytest.raises(DataError, match="voxels of brain"):
+    with pytest.raises(DataError, match="FLAIR has no contrast") as caught:
+        normalise(flat, flat > 0, IntensityConfig(), name="FLAIR")
+    assert caught.value.next_step
+    with pytest.raises(DataError, match="only 0 voxels of the brain"):
         normalise(flat, flat > 1, IntensityConfig())

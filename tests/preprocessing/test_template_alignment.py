@@ -71,8 +71,9 @@ def test_small_changes_have_small_effects(matrix: np.ndarray) -> None:
     noisy = scan.data * (1 + 0.01 * rng.standard_normal(scan.shape).astype(np.float32))
     assert _distance_mm(_aligned(Volume(scan.data, hair), MOVING.brain), matrix) < 0.01
     assert _distance_mm(_aligned(Volume(noisy, scan.affine), MOVING.brain), matrix) < 0.05
-    scaled = _aligned(Volume(1000 * scan.data, scan.affine), MOVING.brain)
-    assert _distance_mm(scaled, matrix) < 1e-3
+    for unit in (1000, 1e-20):
+        scaled = _aligned(Volume(np.float32(unit) * scan.data, scan.affine), MOVING.brain)
+        assert _distance_mm(scaled, matrix) < 1e-3
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL"])
