@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,15 +40,16 @@ class PassCount:
 
 @contextmanager
 def counting_passes() -> Iterator[PassCount]:
-    """Count every pass through a network of this project while the block runs."""
-    count = PassCount()
+    """Count every pass through a network of this project while the block runs, in any thread."""
+    count, counting = PassCount(), threading.Lock()
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         if isinstance(module, (UNet, AutoEncoder)):
             slices, _, height, width = inputs[0].shape
             kind = (module.config if isinstance(module, UNet) else None, height, width)
-            count.slices[kind] += slices
-            count.batches[kind] += 1
+            with counting:
+                count.slices[kind] += slices
+                count.batches[kind] += 1
 
     handle = register_module_forward_hook(add)
     try:
