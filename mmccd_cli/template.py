@@ -80,7 +80,9 @@ class Quantisation:
         return (levels * np.float32(self.step) + np.float32(self.minimum)).astype(np.float32)
 
 
-def median_and_deviation(values: NDArray[np.floating]) -> tuple[float, float]:
+def median_and_deviation(
+    values: NDArray[np.floating], *, overwrite: bool = False
+) -> tuple[float, float]:
     """Return the median of values and their robust standard deviation.
 
     The latter is the 68th percentile of the absolute deviations: one standard deviation where
@@ -88,9 +90,10 @@ def median_and_deviation(values: NDArray[np.floating]) -> tuple[float, float]:
 
     Args:
         values: Any shape, not empty.
+        overwrite: Whether this may be done in the memory of the values.
     """
-    median = float(np.median(values))
-    away = values - median
+    median = float(np.median(values, overwrite_input=overwrite))
+    away = np.subtract(values, median, out=values if overwrite else None)
     np.abs(away, out=away)
     return median, float(np.percentile(away, _ONE_SIGMA_PERCENTILE, overwrite_input=True))
 

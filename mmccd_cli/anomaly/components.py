@@ -153,7 +153,11 @@ class JudgedComponents:
     @property
     def mask(self) -> BoolArray:
         """(I, J, K) bool, the components that count."""
-        return np.concatenate([[False], self.kept])[self.labels]
+        counts = np.concatenate([[False], self.kept])
+        mask = np.empty(self.labels.shape, dtype=bool)
+        for plane, labels in zip(mask, self.labels, strict=True):  # numpy would copy all as int64
+            plane[...] = counts[labels]
+        return mask
 
 
 def judge_components(

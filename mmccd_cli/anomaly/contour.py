@@ -74,12 +74,15 @@ def refine_contour(
     ratio = np.log(_density(levels[inside])) - np.log(_density(levels[outside]))
     near = brain[box] & (np.abs(distance) <= reach_mm)
     evidence = ratio[levels[near]] - distance[near]
+    del distance, levels, inside, outside  # of a fine scan they are large, and so is what follows
     refined = anomaly_map.copy()
     values = refined[box]  # a view
     above, lesion = values[near] > threshold, evidence > 0
     joins = np.zeros_like(near)
     joins[near] = lesion & ~above
-    values[joins] = _mean_around(values, mask[box], reach_mm / np.asarray(spacing_mm))[joins]
+    values[joins] = _mean_around(
+        joins, values=values, mask=mask[box], reach=reach_mm / np.asarray(spacing_mm)
+    )
     leaves = np.zeros_like(near)
     leaves[near] = above & ~lesion
     against = np.maximum(evidence[above & ~lesion], -MOST_LOG_ODDS)
@@ -88,17 +91,36 @@ def refine_contour(
 
 
 def _mean_around(
-    values: NDArray[np.float32], mask: BoolArray, reach: NDArray[np.float64]
+    chosen: BoolArray,
+    *,
+    values: NDArray[np.float32],
+    mask: BoolArray,
+    reach: NDArray[np.float64],
 ) -> NDArray[np.float32]:
-    """Mean of the log odds of a mask's voxels in the box that reaches so many voxels around each.
+    """(N,) mean of the log odds of a mask's voxels in the box around each of the chosen voxels.
 
-    A box that holds no voxel of the mask gets the value below which nothing is told from 0.
+    The box reaches so many voxels; one that holds none of the mask gets the value below which
+    nothing is told from 0. It is done in layers, and only around what was chosen.
     """
-    size = tuple(2 * int(np.ceil(r)) + 1 for r in reach)
-    odds = np.log(values.clip(1e-6, 1 - 1e-6)) - np.log1p(-values.clip(1e-6, 1 - 1e-6))
-    total = ndimage.uniform_filter(np.where(mask, odds, np.float32(0)), size)
-    share = ndimage.uniform_filter(mask.astype(np.float32), size)
-    return (1 / (1 + np.exp(-total / np.maximum(share, 1e-6)))).astype(np.float32)
+    around = np.ceil(reach).astype(int)
+    thickness = max(2 * int(around[0]), LAYER_VOXELS // mask[0].size)
+    means = [np.zeros(0, np.float32)]
+    for first in range(0, len(mask), thickness):
+        start = max(0, first - int(around[0]))
+        layer = slice(start, first + thickness + int(around[0]))
+        wanted = np.zeros_like(chosen[layer])
+        wanted[first - start :][:thickness] = chosen[first : first + thickness]
+        box = bounding_box(wanted, margin=around.tolist())
+        if wanted[box].size:
+            inside, held = values[layer][box].clip(1e-6, 1 - 1e-6), mask[layer][box]
+            odds = np.where(held, np.log(inside) - np.log1p(-inside), np.float32(0))
+            total, share = (
+                ndimage.uniform_filter(part, tuple(2 * around + 1))
+                for part in (odds, held.astype(np.float32))
+            )
+            mean = 1 / (1 + np.exp(-total / np.maximum(share, 1e-6)))
+            means.append(mean[wanted[box]].astype(np.float32))
+    return np.concatenate(means)
 
 
 def _signed_distance(
@@ -126,7 +148,7 @@ def _signed_distance(
 
 def _levels(image: FloatArray, brain: BoolArray, box: tuple[slice, ...]) -> NDArray[np.uint8]:
     """Histogram bins of the image in a box, a little smoothed."""
-    center, deviation = median_and_deviation(image[brain])
+    center, deviation = median_and_deviation(image[brain], overwrite=True)
     share = image[box] - center
     share /= deviation or 1.0
     share = ndimage.gaussian_filter(share, 0.5)

@@ -82,7 +82,11 @@ class EvaluationSubjects:
             raise UsageError(f"{option} {name} needs --split.")
         members = read_split(self.split_file)
         if name not in members:
-            raise UsageError(f"{option} {name}: {self.split_file} has {', '.join(members)}.")
+            raise UsageError(
+                f"{option} {name}: {self.split_file} has no such split.",
+                cause=f"It has {', '.join(members)}.",
+                next_step=f"Give one of them: {option} {next(iter(members), name)}",
+            )
         return self.named(members[name])
 
     def named(self, ids: Sequence[str]) -> list[Subject]:

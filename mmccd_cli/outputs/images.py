@@ -119,7 +119,7 @@ def write_outputs(
             refuse_to_overwrite(contents, inputs, force=allowed)
             write_all_atomically(contents)
     except OSError as error:
-        message = f"The outputs could not be written to {folder}."
+        message = f"The outputs could not be written to the folder '{folder}'."
         raise unwritable(message, error, and_now="; nothing was written") from error
 
 

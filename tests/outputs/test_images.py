@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_at_the_third)
-    with pytest.raises(StorageError, match="could not be written") as caught:
+    with pytest.raises(StorageError, match="could not be written to the folder '") as caught:
         write(output_paths(tmp_path / "map.nii.gz"), {})
     assert "No space left" in caught.value.cause
     assert list(tmp_path.iterdir()) == []
