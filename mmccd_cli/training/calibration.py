@@ -87,6 +87,8 @@ class CalibrationRow:
         fold_configs: For each fold, what is chosen without its subjects.
         reliability: Of the maps of subjects left out, but for slope and offset of the map, which
             are fitted to all; see `Reliability.describe`.
+        dice_by_confidence: Mean Dice where lesions need each of `MIN_CONFIDENCES`; empty without
+            lesions.
     """
 
     method: str
@@ -96,6 +98,20 @@ class CalibrationRow:
     trials: list[dict[str, Any]]
     fold_configs: list[ScoreConfig] = field(default_factory=list)
     reliability: dict[str, Any] | None = None
+    dice_by_confidence: tuple[float, ...] = ()
+
+    @property
+    def has_foci(self) -> bool:
+        """Whether small foci join the map."""
+        return self.config.foci_weight > 0
+
+    def needing(self, confidence: float) -> CalibrationRow:
+        """The same where lesions need this confidence."""
+        return replace(
+            self,
+            config=replace(self.config, min_confidence=confidence),
+            fold_configs=[replace(own, min_confidence=confidence) for own in self.fold_configs],
+        )
 
     def describe(self, *, unseen: bool) -> dict[str, Any]:
         """As plain values, for the model card."""
@@ -175,6 +191,7 @@ def calibrate(
                 f"{method:12s} {'+'.join(modalities):16s} Dice {row.dice:.3f}, "
                 f"left out {row.left_out_dice:.3f}"
             )
+        found = with_least_confidences(found)
         # What does not gain by a further modality does not ask for it.
         chosen: dict[tuple[str, ...], CalibrationRow] = {}
         for row in sorted(found, key=lambda row: -row.left_out_dice):
@@ -198,6 +215,27 @@ def calibrate(
         del told["folds"]
         of_folds.append(replace(fold.bundle.config, scores=own, calibration=told))
     return Calibration(replace(bundle.config, scores=scores, calibration=about), of_folds, rows)
+
+
+def with_least_confidences(rows: Sequence[CalibrationRow]) -> list[CalibrationRow]:
+    """Choose the confidence that lesions need for all sets of modalities of one method.
+
+    It is even odds, unless another gives clearly better masks. Where small foci count, it is the
+    lowest whose masks are not clearly worse than the best, for small lesions hardly weigh in a mean
+    Dice of large ones, and one for all sets: their means differ by chance.
+    """
+    shared = np.mean([row.dice_by_confidence for row in rows if row.has_foci] or [(0.0,)], axis=0)
+    chosen = []
+    for row in rows:
+        dice, even = np.array(row.dice_by_confidence), MIN_CONFIDENCES.index(EVEN_ODDS)
+        if row.has_foci:
+            index = int((shared >= shared.max() - CLEARLY_BETTER).argmax())
+        elif dice.size and dice.max() > dice[even] + CLEARLY_BETTER:
+            index = int(dice.argmax())
+        else:
+            index = even
+        chosen.append(row.needing(MIN_CONFIDENCES[index]) if dice.size else row)
+    return chosen
 
 
 def _at_most(count: int, folds: Sequence[Fold]) -> list[Fold]:
@@ -315,15 +353,15 @@ class Search:
             of_folds.append(replace(best, confidence=self._confidence(best, fold.subjects)))
         config = finish(config, weights=options.of_all)
         config = replace(config, confidence=self._confidence(config))
-        least = self._least_confidence([*of_folds, config])
         return CalibrationRow(
             method=self.method,
-            config=replace(config, min_confidence=least),
+            config=config,
             dice=float(chosen.dice.mean(axis=0).max()),
             left_out_dice=chosen.left_out_dice(everyone),
             trials=[trial.describe() for trial in trials],
-            fold_configs=[replace(own, min_confidence=least) for own in of_folds],
+            fold_configs=of_folds,
             reliability=reliability.describe() if self.folds else None,
+            dice_by_confidence=self._dice_by_confidence([*of_folds, config]),
         )
 
     def _weighted(self, modalities: tuple[str, ...], ridge: float) -> _Weighted:
@@ -364,11 +402,8 @@ class Search:
         learners = [subject for subject in everyone if subject.id not in left_out]
         return learn_confidence(learners, config, spacing_mm=self.bundle.template.spacing_mm)
 
-    def _least_confidence(self, configs: Sequence[ScoreConfig]) -> float:
-        """The confidence that lesions need: even odds, unless another gives clearly better masks.
-
-        Where small foci count, the lowest whose masks are not clearly worse than the best: small
-        lesions hardly weigh in a mean Dice of large ones.
+    def _dice_by_confidence(self, configs: Sequence[ScoreConfig]) -> tuple[float, ...]:
+        """Mean Dice where lesions need each of `MIN_CONFIDENCES`.
 
         Args:
             configs: The score of each fold, and last the one of everybody.
@@ -388,12 +423,7 @@ class Search:
                     scan_threshold=scored.threshold,
                 )
                 dice[index] += overlap(mask, subject.lesion).dice / len(self.subjects)
-        if configs[-1].foci_weight > 0:
-            good = dice >= dice.max() - CLEARLY_BETTER
-            return MIN_CONFIDENCES[int(good.argmax())]
-        even = MIN_CONFIDENCES.index(EVEN_ODDS)
-        best = int(dice.argmax())
-        return MIN_CONFIDENCES[best] if dice[best] > dice[even] + CLEARLY_BETTER else EVEN_ODDS
+        return tuple(dice.tolist())
 
     @cached_property
     def fusion(self) -> Fusion:
