@@ -22,6 +22,8 @@ SHELL_MM = 12.0
 """How far around the mask the surroundings are sampled."""
 CORE_MM = 1.0
 """How far from the contour a voxel is sure to be inside, or outside."""
+SLACK_MM = 0.01
+"""Distances are often whole voxels: a header's rounding must not decide on which side they are."""
 MIN_VOXELS = 200
 """Voxels that either histogram needs."""
 LAYER_VOXELS = 2**21
@@ -65,14 +67,14 @@ def refine_contour(
         return anomaly_map
     margin = [int(np.ceil((SHELL_MM + 2) / s)) for s in spacing_mm]
     box = bounding_box(mask, margin=margin)
-    distance = _signed_distance(mask[box], spacing_mm, max(SHELL_MM, reach_mm))
-    inside = mask[box] & (distance <= -CORE_MM)
-    outside = brain[box] & (distance >= CORE_MM) & (distance <= SHELL_MM)
+    distance = _signed_distance(mask[box], spacing_mm, max(SHELL_MM, reach_mm) + SLACK_MM)
+    inside = mask[box] & (distance <= SLACK_MM - CORE_MM)
+    outside = brain[box] & (distance >= CORE_MM - SLACK_MM) & (distance <= SHELL_MM + SLACK_MM)
     if min(np.count_nonzero(inside), np.count_nonzero(outside)) < MIN_VOXELS:
         return anomaly_map
     levels = _levels(image, brain, box)
     ratio = np.log(_density(levels[inside])) - np.log(_density(levels[outside]))
-    near = brain[box] & (np.abs(distance) <= reach_mm)
+    near = brain[box] & (np.abs(distance) <= reach_mm + SLACK_MM)
     evidence = ratio[levels[near]] - distance[near]
     del distance, levels, inside, outside  # of a fine scan they are large, and so is what follows
     refined = anomaly_map.copy()
@@ -81,7 +83,7 @@ def refine_contour(
     joins = np.zeros_like(near)
     joins[near] = lesion & ~above
     values[joins] = _mean_around(
-        joins, values=values, mask=mask[box], reach=reach_mm / np.asarray(spacing_mm)
+        joins, values=values, mask=mask[box], reach=reach_mm / np.asarray(spacing_mm) - SLACK_MM
     )
     leaves = np.zeros_like(near)
     leaves[near] = above & ~lesion

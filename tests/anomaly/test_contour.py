@@ -76,6 +76,20 @@ def test_what_a_lesion_is_worth_stays_as_it_was() -> None:
     np.testing.assert_array_equal(after[mask & refined], before[mask & refined])
 
 
+@pytest.mark.parametrize("rounding", [1e-6, -1e-6])
+def test_rounding_of_a_header_moves_no_contour(rounding: float) -> None:
+    """Voxels next to the contour are a whole millimetre away from it, and a hair more or less."""
+    mask, image, brain = ball(6), scan(ball(8), 80.0), ball(21)
+    values = np.where(mask, 0.9, 0.1).astype(np.float32)
+    plain, rounded = (
+        refine_contour(
+            values, mask, image=image, brain=brain, spacing_mm=(size, size, size), reach_mm=3.0
+        )
+        for size in (1.0, 1.0 + rounding)
+    )
+    np.testing.assert_allclose(rounded, plain, atol=1e-4)
+
+
 def test_no_reach_and_no_mask_change_nothing() -> None:
     image, nothing = scan(ball(10)), np.zeros(SHAPE, dtype=bool)
     np.testing.assert_array_equal(refined_mask(ball(8), image, reach=0.0), ball(8))

@@ -254,7 +254,7 @@ def test_what_cannot_be_used_is_named_and_nothing_is_written(
 def test_a_bug_is_one_sentence_and_a_traceback_only_with_vv(
     run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mmccd_cli.cohort.steps.JobSteps.finish", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("mmccd_cli.cohort.steps.JobSteps.write", lambda *_, **__: 1 / 0)
     result = run(subject, "--out", tmp_path / "map.nii.gz")
     assert result.exit_code == 1
     assert "ZeroDivisionError" in result.stderr
