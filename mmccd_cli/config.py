@@ -397,6 +397,11 @@ class ScoreConfig:
         return self._counting("atlas")
 
     @property
+    def has_foci(self) -> bool:
+        """Whether small foci join the map."""
+        return self.foci_weight > 0
+
+    @property
     def foci_signal(self) -> str:
         """Name of the signal of the network of small foci."""
         return f"foci:{self.modalities[0]}"

@@ -131,7 +131,7 @@ class SignalModel:
                 self._cycle(source)
             if config.restored:
                 self._network("restoration")
-            if config.foci_weight > 0:
+            if config.has_foci:
                 self._network("foci")
 
     def _cycle(self, source: str) -> Cycle:
@@ -170,11 +170,11 @@ class SignalModel:
             )
             values[f"atlas:{modality}"] = np.where(brain, beyond / scale, np.float32(0))
         cycles = len(config.sources)
-        parts = cycles + bool(config.restored) + (config.foci_weight > 0)
+        parts = cycles + bool(config.restored) + config.has_foci
         if config.restored:
             done = _part_of(advance, cycles, parts)
             values |= self._restoration_signals(standardised, brain, config, advance=done)
-        if config.foci_weight > 0:
+        if config.has_foci:
             done = _part_of(advance, parts - 1, parts)
             values[config.foci_signal] = self._foci_signal(standardised, brain, advance=done)
         for number, source in enumerate(config.sources):

@@ -67,7 +67,7 @@ def score_scan(
     (mask,) = candidate_masks(smoothed, [threshold], config)
     kept = smoothed.region | with_rim(mask, smoothed, threshold=threshold, rim_mm=config.rim_mm)
     values = np.where(kept, smoothed.values, np.float32(0))
-    if config.foci_weight > 0:
+    if config.has_foci:
         foci = signals[config.foci_signal]
         with_foci = np.maximum(values, score_of_foci(foci, threshold, config))
         values = np.where(smoothed.region & (foci > 0), with_foci, values)

@@ -86,8 +86,8 @@ def refine_contour(
         joins, values=values, mask=mask[box], reach=reach_mm / np.asarray(spacing_mm) - SLACK_MM
     )
     leaves = np.zeros_like(near)
-    leaves[near] = above & ~lesion
-    against = np.maximum(evidence[above & ~lesion], -MOST_LOG_ODDS)
+    leaves[near] = left = above & ~lesion
+    against = np.maximum(evidence[left], -MOST_LOG_ODDS)
     values[leaves] = 1 / (1 + np.exp(-against) * (1 - threshold) / threshold)
     return refined
 
@@ -101,8 +101,8 @@ def _mean_around(
 ) -> NDArray[np.float32]:
     """(N,) mean of the log odds of a mask's voxels in the box around each of the chosen voxels.
 
-    The box reaches so many voxels; one that holds none of the mask gets the value below which
-    nothing is told from 0. It is done in layers, and only around what was chosen.
+    The box reaches so many voxels, enough to hold some of the mask. It is done in layers, and only
+    around what was chosen.
     """
     around = np.ceil(reach).astype(int)
     thickness = max(2 * int(around[0]), LAYER_VOXELS // mask[0].size)

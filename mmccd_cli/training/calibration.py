@@ -100,11 +100,6 @@ class CalibrationRow:
     reliability: dict[str, Any] | None = None
     dice_by_confidence: tuple[float, ...] = ()
 
-    @property
-    def has_foci(self) -> bool:
-        """Whether small foci join the map."""
-        return self.config.foci_weight > 0
-
     def needing(self, confidence: float) -> CalibrationRow:
         """The same where lesions need this confidence."""
         return replace(
@@ -224,11 +219,13 @@ def with_least_confidences(rows: Sequence[CalibrationRow]) -> list[CalibrationRo
     lowest whose masks are not clearly worse than the best, for small lesions hardly weigh in a mean
     Dice of large ones, and one for all sets: their means differ by chance.
     """
-    shared = np.mean([row.dice_by_confidence for row in rows if row.has_foci] or [(0.0,)], axis=0)
+    shared = np.mean(
+        [row.dice_by_confidence for row in rows if row.config.has_foci] or [(0.0,)], axis=0
+    )
     chosen = []
     for row in rows:
         dice, even = np.array(row.dice_by_confidence), MIN_CONFIDENCES.index(EVEN_ODDS)
-        if row.has_foci:
+        if row.config.has_foci:
             index = int((shared >= shared.max() - CLEARLY_BETTER).argmax())
         elif dice.size and dice.max() > dice[even] + CLEARLY_BETTER:
             index = int(dice.argmax())
@@ -397,7 +394,7 @@ class Search:
         self, config: ScoreConfig, left_out: Sequence[str] = ()
     ) -> ConfidenceConfig | None:
         everyone = [*self.subjects, *self.painted]
-        if config.foci_weight > 0:
+        if config.has_foci:
             everyone += self.elsewhere
         learners = [subject for subject in everyone if subject.id not in left_out]
         return learn_confidence(learners, config, spacing_mm=self.bundle.template.spacing_mm)

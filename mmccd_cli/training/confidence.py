@@ -61,7 +61,7 @@ def counts_from_threshold(config: ScoreConfig) -> bool:
     with FLAIR and T2w, this marks 0.8 healthy places a scan instead of 1.1, and finds half of the
     painted lesions of 0.06 to 0.2 ml instead of 0.3. Without foci it is no better.
     """
-    return config.foci_weight > 0
+    return config.has_foci
 
 
 def _candidates(

@@ -170,7 +170,7 @@ class BundleConfig:
                     raise ValueError(f"a score needs the cycle of {missing}, which is not there")
                 if score.restored and self.restoration is None:
                     raise ValueError("a score needs a restoration network, which is not there")
-                if score.foci_weight > 0 and self.foci is None:
+                if score.has_foci and self.foci is None:
                     raise ValueError("a score needs a network of small foci, which is not there")
 
 

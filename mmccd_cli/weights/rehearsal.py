@@ -44,7 +44,7 @@ def rehearse(bundle: Bundle) -> None:
     inputs = {}
     if any(score.restored for score in everything):
         inputs[RESTORATION] = restoration_input(scans, all_shown)
-    if any(score.foci_weight > 0 for score in everything):
+    if any(score.has_foci for score in everything):
         inputs[FOCI] = foci_input(with_neighbours(scans), scans.flip(2), all_shown)
     for name, given in inputs.items():
         network = bundle.network(name, torch.device("cpu"))
