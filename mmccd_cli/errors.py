@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -90,6 +91,10 @@ class SomeSubjectsFailed(MmccdError):
     exit_code = 6
 
 
+CONCERNS_ALL = (WeightsError, UsageError, StorageError)
+"""What no other subject would be spared, and so stops the work on many."""
+
+
 class Caution(str):
     """A sentence to read before trusting a result, among others that only say what happened."""
 
@@ -134,6 +139,14 @@ def _translated(error: Exception) -> MmccdError:
         cause="This is a bug in mmccd.",
         next_step="Run again with -vv for the traceback, and report it.",
     )
+
+
+def let_go(error: BaseException) -> None:
+    """Clear the variables that a traceback holds: whole images, mostly."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
 
 
 def without_folders(text: str, known: Iterable[str] = ()) -> str:

@@ -170,7 +170,8 @@ def evaluate(
 
     Both masks empty counts as perfect, one of them empty as a complete miss (overlaps 0, distances
     the diagonal of the volume). Intervals are bootstrapped over subjects. Whoever lacks a scan that
-    a row needs is left out of it and named; where --modalities asked for it, the exit code is 6.
+    a row needs is left out of it and named; where --modalities asked for it, the exit code is 6. So
+    it is where a subject cannot be scored, such as by a damaged file: the others are.
 
     Examples:
       mmccd evaluate DATA --out scores.csv
@@ -210,6 +211,8 @@ def evaluate(
                 f"{len(unlabelled)} without a segmentation are left out "
                 f"({', '.join(unlabelled[:3])}); give healthy ones by --healthy"
             )
+        for folder, reason in subjects.skipped:
+            console.note(f"{folder.name} is left out: {reason}")
         for known, ids in plan.seen().items():
             console.note(
                 f"{known} was trained or calibrated on {len(ids)} of these subjects: its rows "
@@ -218,7 +221,7 @@ def evaluate(
         result = run_evaluation(plan, protocol=protocol, out=out, report=report)
         _show(result, console)
     ours = tuple(comparison.methods) if compared.modalities else ()
-    if any(name.startswith(ours) for name in result.about["lacking_scans"]):
+    if result.failed or any(name.startswith(ours) for name in result.about["lacking_scans"]):
         raise typer.Exit(SomeSubjectsFailed.exit_code)
 
 
@@ -237,6 +240,8 @@ def _show(result: Evaluation, console: Console) -> None:
     console.detail(CONVENTIONS)
     for name, lacking in result.about["lacking_scans"].items():
         console.note(f"{name}: {', '.join(lacking)} left out, without a scan that it needs")
+    for name, error in result.failed.items():
+        console.error(error, about=name)
     if left_out := result.about["published_without_tumour"]:
         console.note(
             f"{', '.join(left_out)}: no tumour in the slices 70-89, left out of the published "

@@ -47,7 +47,15 @@ class _PlainHelp:
 
 
 class PlainCommand(_PlainHelp, TyperCommand):
-    """A command with plain help."""
+    """A command with plain help, and plain words where a value is wrong."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what was typed; see Typer."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # of Typer's reader
+            raise
 
 
 class PlainGroup(_PlainHelp, TyperGroup):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,7 @@ from mmccd_cli.cohort.plan import RunPolicy
 from mmccd_cli.cohort.prefetch import in_background
 from mmccd_cli.cohort.resume import PreviousResult, is_ours
 from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads
-from mmccd_cli.errors import OutputExistsError, StorageError, UsageError, WeightsError
+from mmccd_cli.errors import CONCERNS_ALL, OutputExistsError, let_go
 from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.scans import Scans
 from mmccd_cli.outputs.record import Outcome
@@ -136,7 +135,7 @@ class Runner:
             return self._finish(job, wait())
         except OutputExistsError as error:
             return failure(job, error)
-        except (WeightsError, UsageError, StorageError):
+        except CONCERNS_ALL:
             raise
         except Exception as error:  # a bug met on one subject must not lose the others
             return failure(job, error)
@@ -186,9 +185,6 @@ def choose_workers(jobs: int, cores: int) -> int:
 
 
 def failure(job: Job, error: Exception) -> Outcome:
-    """Return what became of a job, without the variables of a traceback: whole images, mostly."""
-    link: BaseException | None = error
-    while link is not None:
-        traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
+    """Return what became of a job; the error holds no images."""
+    let_go(error)
     return Outcome(job.subject.id, "failed", error=error, paths=job.paths)

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.components import BoolArray
 from mmccd_cli.anomaly.metrics import CaseMetrics, measure_case, measure_healthy
-from mmccd_cli.errors import DataError
+from mmccd_cli.errors import CONCERNS_ALL, DataError, MmccdError, as_mmccd_error, let_go
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_image
 from mmccd_cli.inputs.subjects import Subject
@@ -174,6 +175,26 @@ Observer = Callable[[Case, Prediction, CaseRow], None]
 LeaveOut = Callable[[Method, Subject], None]
 """Told of each subject that lacks a scan which a method needs."""
 
+Fail = Callable[[Subject, MmccdError], None]
+"""Told of each subject that cannot be scored, and why."""
+
+
+def stop(subject: Subject, error: MmccdError) -> None:
+    """Let the first subject that cannot be scored stop everything; a `Fail`."""
+    raise error
+
+
+@contextlib.contextmanager
+def tolerating(subject: Subject, fail: Fail) -> Iterator[None]:
+    """Hand what fails on one subject to `fail`; what concerns all of them is raised."""
+    try:
+        yield
+    except CONCERNS_ALL:
+        raise
+    except Exception as error:  # a bug met on one subject must not lose the others
+        let_go(error)
+        fail(subject, as_mmccd_error(error))
+
 
 def load_case(subject: Subject, *, healthy: bool = False) -> Case:
     """Read a subject's scans and, unless it is healthy, its reference.
@@ -205,31 +226,39 @@ def evaluate_cases(
     *,
     observe: Observer = silent,
     leave_out: LeaveOut = silent,
+    fail: Fail = stop,
     report: Report = silent,
 ) -> Iterator[list[CaseRow]]:
     """Score every method on every subject, as deployed.
+
+    Nobody is left out silently: a row without a subject is told to `leave_out` or `fail`.
 
     Yields:
         The rows of one subject after the other.
 
     Raises:
-        DataError: A subject has no reference, or a result does not lie on its grid. Nobody is left
-            out silently: what cannot be scored stops the evaluation, but for scans that a subject
-            does not have.
+        MmccdError: A subject has no reference, or a result does not lie on its grid, unless `fail`
+            takes it.
     """
     for number, (subject, healthy, methods) in enumerate(cases, start=1):
         report("evaluating", number, len(cases))
-        case = load_case(subject, healthy=healthy)
         rows: list[CaseRow] = []
-        for method in methods:
-            before = len(rows)
-            for prediction in method.predict(case):
-                row = _score(case, method, prediction)
-                observe(case, prediction, row)
-                rows.append(row)
-            if len(rows) == before:
-                leave_out(method, subject)
+        with tolerating(subject, fail):
+            case = load_case(subject, healthy=healthy)
+            for method in methods:
+                with tolerating(subject, fail):
+                    scored = list(_rows(case, method, observe))
+                    rows += scored
+                    if not scored:
+                        leave_out(method, subject)
         yield rows
+
+
+def _rows(case: Case, method: Method, observe: Observer) -> Iterator[CaseRow]:
+    for prediction in method.predict(case):
+        row = _score(case, method, prediction)
+        observe(case, prediction, row)
+        yield row
 
 
 def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.evaluation.baselines import Constants
-from mmccd_cli.evaluation.cases import Report, load_case
+from mmccd_cli.evaluation.cases import Fail, Report, load_case, stop, tolerating
 from mmccd_cli.evaluation.methods import RuleMethod, Scorer
 from mmccd_cli.evaluation.thresholds import DiceCurve, choose_constants, dice_curve
 from mmccd_cli.files import read_json_as
@@ -62,23 +62,28 @@ def shipped_constants(scorers: Sequence[Scorer]) -> ChosenConstants:
 
 
 def measure_curves(
-    subjects: Sequence[Subject], scorers: Sequence[Scorer], report: Report = silent
+    subjects: Sequence[Subject],
+    scorers: Sequence[Scorer],
+    *,
+    fail: Fail = stop,
+    report: Report = silent,
 ) -> DiceCurves:
     """Measure labelled subjects by every score that they have the scans for.
 
     Raises:
-        DataError: A subject has no reference.
+        MmccdError: A subject has no reference, unless `fail` takes it.
     """
     curves: dict[str, dict[str, DiceCurve]] = {}
     for number, subject in enumerate(subjects, start=1):
         report("choosing thresholds", number, len(subjects))
-        case = load_case(subject)
-        assert case.reference is not None
-        for scorer in scorers:
-            raw = scorer.score(case)
-            if raw is not None:
-                curve = dice_curve(raw.smoothed, case.reference, scorer.config)
-                curves.setdefault(scorer.name, {})[subject.id] = curve
+        with tolerating(subject, fail):
+            case = load_case(subject)
+            assert case.reference is not None
+            for scorer in scorers:
+                raw = scorer.score(case)
+                if raw is not None:
+                    curve = dice_curve(raw.smoothed, case.reference, scorer.config)
+                    curves.setdefault(scorer.name, {})[subject.id] = curve
     return curves
 
 

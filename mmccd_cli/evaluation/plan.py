@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.errors import DataError, MmccdError, UsageError
 from mmccd_cli.evaluation.baselines import BASELINES, describe_cleaning
 from mmccd_cli.evaluation.cases import (
     Case,
@@ -54,6 +54,7 @@ class EvaluationSubjects:
         split_file: JSON file of lists of ids; without it, whoever has a segmentation is scored.
         on: The list that is scored.
         healthy_dir: Folder of healthy subjects, or of one.
+        skipped: Folders in there that are no subject, each with the reason.
     """
 
     data_dir: Path
@@ -61,10 +62,12 @@ class EvaluationSubjects:
     on: str = "val"
     healthy_dir: Path | None = None
 
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+
     @cached_property
     def found(self) -> list[Subject]:
         """All subjects of the folder."""
-        return find_subjects(self.data_dir)
+        return find_subjects(self.data_dir, skipped=self.skipped)
 
     @property
     def labelled(self) -> dict[str, Subject]:
@@ -174,12 +177,56 @@ class Comparison:
         return scorers
 
 
+@dataclass
+class Failures:
+    """Collects the subjects that cannot be scored; a `Fail`.
+
+    Attributes:
+        of: Id -> what failed first.
+    """
+
+    of: dict[str, MmccdError] = field(default_factory=dict)
+    _typed: dict[str, list[str]] = field(default_factory=dict, repr=False)
+
+    def __call__(self, subject: Subject, error: MmccdError) -> None:
+        """Remember one; of several errors of a subject, the first."""
+        if subject.id not in self.of:
+            self.of[subject.id] = error
+            files = [*subject.paths.values(), *filter(None, [subject.segmentation])]
+            self._typed[subject.id] = list(map(str, files))
+
+    def check(self, measured: object) -> None:
+        """Stop where nothing was measured because of failures.
+
+        Raises:
+            MmccdError: The first failure, or that of the only subject.
+        """
+        if measured or not self.of:
+            return
+        (name, first), *others = self.of.items()
+        if not others:
+            raise first
+        raise type(first)(
+            f"None of the {len(self.of)} subjects can be scored. {name}: {first.message}",
+            cause=first.cause,
+            next_step=first.next_step,
+        )
+
+    def describe(self) -> dict[str, str]:
+        """Id -> what failed, without folders."""
+        return {
+            name: error.without_folders(self._typed[name]).message
+            for name, error in self.of.items()
+        }
+
+
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Who is scored by what, and what a reader must know about it."""
+    """Who is scored by what, what a reader must know about it, and who failed before."""
 
     cases: Sequence[PlannedCase]
     about: dict[str, Any]
+    failed: Failures = field(default_factory=Failures)
 
     def seen(self) -> dict[str, set[str]]:
         """Weights -> the subjects that they were made with, whose rows therefore flatter."""
@@ -211,7 +258,7 @@ def plan_evaluation(
         UsageError: The options contradict each other.
         DataError: A subject or a file cannot be used.
     """
-    scored, scorers = subjects.scored(), comparison.scorers()
+    scored, scorers, failed = subjects.scored(), comparison.scorers(), Failures()
     if constants_from == "shipped":
         constants = shipped_constants(scorers)
     elif constants_from.endswith(".json"):
@@ -226,8 +273,11 @@ def plan_evaluation(
                 "thresholds chosen on themselves.",
                 next_step="Choose a split that shares no subject with --on.",
             )
+        curves = measure_curves(chosen, scorers, fail=failed, report=report)
+        failed.check(curves)
+        ids -= failed.of.keys()
         source = f"chosen in this run on {len(ids)} subjects of the split {constants_from}"
-        constants = choose_on(measure_curves(chosen, scorers, report), ids, source)
+        constants = choose_on(curves, ids, source)
     methods = [*comparison.bundle_methods(comparison.weights), *constants.methods(scorers)]
     about = {
         "constants_source": constants.source,
@@ -236,7 +286,7 @@ def plan_evaluation(
     }
     cases: list[PlannedCase] = [(s, False, methods) for s in scored]
     cases += [(s, True, methods) for s in subjects.healthy()]
-    return EvaluationPlan(cases, about)
+    return EvaluationPlan(cases, about, failed)
 
 
 def plan_folds(
@@ -257,7 +307,10 @@ def plan_folds(
         for one in methods[fold]:
             check_unseen(fold, members, one.seen)
     scorers = comparison.scorers()
-    constants = constants_by_fold(measure_curves(everyone, scorers, report), folds)
+    failed = Failures()
+    curves = measure_curves(everyone, scorers, fail=failed, report=report)
+    failed.check(curves)
+    constants = constants_by_fold(curves, folds)
     for fold in folds:
         methods[fold] += constants[fold].methods(scorers)
     names = {fold: Path(fold).name for fold in folds}
@@ -268,15 +321,16 @@ def plan_folds(
         "constants": {shown[fold]: chosen.values for fold, chosen in constants.items()},
     }
     cases = [(subject, False, methods[fold]) for fold in folds for subject in own[fold]]
-    return EvaluationPlan(cases, about)
+    return EvaluationPlan(cases, about, failed)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of a plan: all rows, and what else a reader of the summary must know."""
+    """What came of a plan: all rows, what the summary says beside, and who could not be scored."""
 
     rows: list[CaseRow]
     about: dict[str, Any]
+    failed: dict[str, MmccdError]
 
 
 def run_evaluation(
@@ -296,16 +350,16 @@ def run_evaluation(
         report: Told of each subject.
 
     Raises:
-        DataError: A subject cannot be scored, or nobody has the scans that are compared.
+        DataError: Nobody can be scored, or has the scans that are compared.
     """
     published = PublishedProtocol()
     responses = FreeResponse()
 
     def observe(case: Case, prediction: Prediction, row: CaseRow) -> None:
+        if protocol != "deployed":
+            published(case, prediction, row)  # first: it may refuse the case
         if protocol != "published":
             responses(case, prediction, row)
-        if protocol != "deployed":
-            published(case, prediction, row)
 
     left_out: dict[str, list[str]] = {}
 
@@ -313,10 +367,13 @@ def run_evaluation(
         left_out.setdefault(method.name, []).append(subject.id)
 
     rows: list[CaseRow] = []
-    for new in evaluate_cases(plan.cases, observe=observe, leave_out=leave_out, report=report):
+    for new in evaluate_cases(
+        plan.cases, observe=observe, leave_out=leave_out, fail=plan.failed, report=report
+    ):
         rows += new
         if out is not None:
             write_rows(out, rows)
+    plan.failed.check(rows)
     if not rows:
         raise DataError(
             "None of the subjects has the scans that are asked for.",
@@ -327,6 +384,7 @@ def run_evaluation(
         **plan.about,
         "cleaning": f"comparison models and thresholds: {describe_cleaning()}; ours: as calibrated",
         "lacking_scans": left_out,
+        "failed": plan.failed.describe(),
         "published_without_tumour": sorted(published.without_tumour),
         "free_response": [curve.describe() for curve in responses.curves()],
     }
@@ -337,4 +395,4 @@ def run_evaluation(
         write_curves(curves_path(out), curves)
         picture = curves_path(out).with_suffix(".svg")
         write_atomically(picture, draw_curves(curves).encode())
-    return Evaluation(rows, about)
+    return Evaluation(rows, about, plan.failed.of)

@@ -184,6 +184,37 @@ def test_who_lacks_a_scan_is_left_out_and_named(data: Path, bundle: Path, tmp_pa
     assert "None of the subjects has the scans" in nobody.stderr
 
 
+@pytest.mark.parametrize("constants", [[], ["--split", "{split}", "--constants-from", "train"]])
+def test_a_damaged_scan_stops_no_other_subject(
+    data: Path, tmp_path: Path, constants: list[str]
+) -> None:
+    next((data / "b").glob("*_flair.*")).write_bytes(b"nothing of use")
+    out, split = tmp_path / "rows.csv", tmp_path / "split.json"
+    (data / "notes").mkdir()
+    words = [word.format(split=split) for word in constants]
+    result = evaluate(data, "--method", "none", "--out", out, *words)
+    assert result.exit_code == 6, result.stderr
+    assert "error: b: " in result.stderr
+    assert "notes is left out: " in result.stderr
+    assert {row["subject"] for row in read(out)} == ({"c"} if constants else {"a", "c"})
+    summary = json.loads((tmp_path / "rows.summary.json").read_text())
+    assert list(summary["failed"]) == ["b"]
+    assert str(data) not in summary["failed"]["b"]
+    assert summary["constants_subjects"] == (["a"] if constants else [])
+
+
+def test_where_nobody_can_be_scored_the_first_error_is_told(data: Path, tmp_path: Path) -> None:
+    for file in data.glob("*/*_flair.*"):
+        file.write_bytes(b"nothing of use")
+    result = evaluate(data, "--method", "none", "--out", tmp_path / "rows.csv")
+    assert result.exit_code == 3, result.stderr
+    assert "None of the 3 subjects can be scored. a: " in result.stderr
+    words = ["--split", tmp_path / "split.json", "--constants-from", "train"]
+    chosen = evaluate(data, "--method", "none", *words)
+    assert chosen.exit_code == 3, chosen.stderr
+    assert "None of the 2 subjects can be scored. a: " in chosen.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from mmccd_cli.anomaly.metrics import CaseMetrics
-from mmccd_cli.errors import DataError
+from mmccd_cli.errors import DataError, MmccdError, StorageError, UsageError, WeightsError
 from mmccd_cli.evaluation.cases import DEPLOYED, Case, Prediction, evaluate_cases, load_case
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.inputs.subjects import Subject, find_subject
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.progress import silent
 
 Write = Callable[..., Path]
 
@@ -88,6 +89,28 @@ def test_nobody_is_left_out_silently(subject: Subject, tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="grid"):
         list(evaluate_cases([(subject, False, [Elsewhere()])]))
+
+    failed: list[str] = []
+    bad, worse = replace(unlabelled, id="bad"), replace(subject, id="worse")
+    cases = [
+        (bad, False, [Bright()]),
+        (worse, False, [Elsewhere(), Bright()]),
+        (subject, False, [Bright()]),
+    ]
+    rows = list(evaluate_cases(cases, fail=lambda s, error: failed.append(f"{s.id}: {error}")))
+    assert [[row.subject for row in of_one] for of_one in rows] == [[], ["worse"], ["one"]]
+    assert [text.split(":")[0] for text in failed] == ["bad", "worse"]
+
+
+@pytest.mark.parametrize("error", [StorageError("full"), WeightsError("lost"), UsageError("no")])
+def test_what_concerns_all_subjects_stops(subject: Subject, error: MmccdError) -> None:
+    @dataclass(frozen=True)
+    class Broken(Bright):
+        def predict(self, case: Case) -> Iterator[Prediction]:
+            raise error
+
+    with pytest.raises(type(error)):
+        list(evaluate_cases([(subject, False, [Broken()])], fail=silent))
 
 
 def test_what_methods_share_is_made_once_and_its_time_counts_for_each(subject: Subject) -> None:
