@@ -33,7 +33,7 @@ LAYERS = (
 
 IMAGE_SIDE = ("inputs", "anomaly", "preprocessing", "outputs")
 MODEL_SIDE = ("translation", "signals", "weights", "training")
-READS_SCANS = ("dataset.py",)
+READS_SCANS = ("dataset.py", "mean_template.py")
 """Of the model side: what turns a data set of scans into slices, before training."""
 IS_A_NETWORK = ("deepbet",)
 """Of the image side: the networks of skull strippers, which are imported only when they run."""

@@ -26,6 +26,7 @@ from mmccd_cli.preprocessing.spatial import resample
 from mmccd_cli.preprocessing.subject import PreparedSubject, prepare_subject
 from mmccd_cli.progress import silent
 from mmccd_cli.template import Quantisation, Template, bounding_box
+from mmccd_cli.training.mean_template import MeanTemplate, symmetrised
 from mmccd_cli.training.slices import (
     TEMPLATE,
     SubjectVolumes,
@@ -36,7 +37,8 @@ from mmccd_cli.training.slices import (
 
 GRID_MULTIPLE = 16
 GRID_MARGIN_MM = 2.0
-SUBJECTS_FOR_GRID = 32
+SUBJECTS_FOR_GRID, SUBJECTS_FOR_TEMPLATE = 32, 100
+"""Of a large data set so many are enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +83,17 @@ def prepare_dataset(
 ) -> PreparedDataset:
     """Turn every subject of a data set into slices on one grid.
 
-    Subjects that already share a space (as all BraTS releases do) define the grid themselves and
-    their mean becomes the template; with a template, every subject is registered to it instead.
+    Every subject is registered to a template: the one that is given, or the mean of subjects that
+    already share a space, as all BraTS releases do, made symmetric.
 
     Args:
         data_dir: Folder of subjects.
         folder: Where shards go; created where missing.
         settings: Grid, normalisation, and what is left out.
         split: Name of a split -> ids; None draws a deterministic one by id.
-        template: Space to register to; None for data in a common space.
-        report: Called with each subject's id, its number and the number of all.
+        template: What to register to; None for data in a common space.
+        report: Called with each subject's id, its number and the number of all. Those that make
+            the template count twice.
 
     Raises:
         DataError: No usable subject; or, with `strict`, the first unusable one.
@@ -102,19 +105,19 @@ def prepare_dataset(
     assigned = assign_splits([s.id for s in usable], split)
     if not usable or (settings.strict and problems):
         raise _nothing_usable(data_dir, settings, problems)
-    registers = template is not None
-    template = template or _common_space(usable, settings)
-    preprocessing = settings.preprocessing
-    if not registers:
-        preprocessing = replace(preprocessing, template_registration="none")
+    makers: list[Subject] = []
+    if template is None:
+        makers = [s for s in usable if assigned[s.id] == "train"][:SUBJECTS_FOR_TEMPLATE]
+        template = _own_template(
+            makers, _common_space(usable, settings), settings=settings, report=report, more=usable
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    mean = _MeanTemplate(template, settings.preprocessing.intensity.background)
     entries: list[dict[str, Any]] = []
-    for number, subject in enumerate(usable, start=1):
-        report(subject.id, number, len(usable))
+    for number, subject in enumerate(usable, start=1 + len(makers)):
+        report(subject.id, number, len(makers) + len(usable))
         try:
-            entry, prepared = _write_subject(
-                subject, template, preprocessing=preprocessing, folder=folder
+            entry = _write_subject(
+                subject, template, preprocessing=settings.preprocessing, folder=folder
             )
         except MmccdError as error:
             if settings.strict:
@@ -122,13 +125,10 @@ def prepare_dataset(
             problems.append((subject.id, error.message))
             continue
         entries.append({**entry, "split": assigned[subject.id]})
-        if assigned[subject.id] == "train":
-            mean.add(prepared)
     if not entries:
         raise _nothing_usable(data_dir, settings, problems)
-    final = template if registers else mean.template()
-    write_template(folder, final)
-    write_index(folder, _index(entries, final, settings=settings, problems=problems))
+    write_template(folder, template)
+    write_index(folder, _index(entries, template, settings=settings, problems=problems))
     return PreparedDataset(tuple(e["id"] for e in entries), tuple(problems))
 
 
@@ -222,6 +222,32 @@ def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Templat
     return _empty_template(low, high, settings.spacing_mm)
 
 
+def _own_template(
+    subjects: Sequence[Subject],
+    grid: Template,
+    *,
+    settings: PrepareSettings,
+    report: Callable[[str, int, int], None],
+    more: Sequence[Subject],
+) -> Template:
+    """The symmetric mean of subjects as they lie in their common space.
+
+    Raises:
+        DataError: None of them can be prepared.
+    """
+    as_they_lie = replace(settings.preprocessing, template_registration="none")
+    mean = MeanTemplate(grid, settings.preprocessing.intensity.background)
+    for number, subject in enumerate(subjects, start=1):
+        report(subject.id, number, len(subjects) + len(more))
+        try:
+            volumes = {m: read_image(subject, m)[0] for m in MODALITIES}
+            mean.add(prepare_subject(volumes, grid, as_they_lie))
+        except MmccdError:
+            if settings.strict:
+                raise  # otherwise it is left out, with its reason, when its turn comes
+    return symmetrised(mean.template())
+
+
 def _brain_corners(subject: Subject) -> NDArray:
     """(3, 2) lowest and highest position of a subject's brain along each axis, RAS+ mm."""
     reference = MODALITIES[0]
@@ -242,48 +268,13 @@ def _empty_template(low: NDArray, high: NDArray, spacing: float) -> Template:
     return Template({}, np.ones(size, dtype=bool), affine)
 
 
-class _MeanTemplate:
-    """Running mean of prepared training subjects."""
-
-    def __init__(self, grid: Template, background: float) -> None:
-        self.grid, self.background = grid, background
-        self.sums = {modality: np.zeros(grid.shape) for modality in MODALITIES}
-        self.brain = np.zeros(grid.shape)
-        self.count = 0
-
-    def add(self, prepared: PreparedSubject) -> None:
-        """Count one subject in."""
-        for name, image in prepared.images.items():
-            self.sums[name] += np.where(prepared.brain, image, 0.0)
-        self.brain += prepared.brain
-        self.count += 1
-
-    def template(self) -> Template:
-        """The mean image over the subjects that have brain at a voxel, and the majority's brain.
-
-        Raises:
-            DataError: No training subject was counted in.
-        """
-        if not self.count:
-            raise DataError(
-                "No subject of the split `train` could be prepared.",
-                next_step="Read why subjects were left out, or give another --split.",
-            )
-        mask, count = self.brain >= self.count / 2, np.maximum(self.brain, 1)
-        images = {
-            name: np.where(mask, total / count, self.background).astype(np.float32)
-            for name, total in self.sums.items()
-        }
-        return Template(images, mask, self.grid.affine)
-
-
 def _write_subject(
     subject: Subject,
     template: Template,
     *,
     preprocessing: PreprocessingConfig,
     folder: Path,
-) -> tuple[dict[str, Any], PreparedSubject]:
+) -> dict[str, Any]:
     """Prepare one subject, write its shard, and describe it."""
     volumes = {m: read_image(subject, m)[0] for m in MODALITIES}
     prepared = prepare_subject(volumes, template, preprocessing)
@@ -292,7 +283,7 @@ def _write_subject(
     sliced = SubjectVolumes(images, prepared.brain, lesion & prepared.brain)
     write_shard(folder, subject.id, sliced.as_shard(Quantisation()))
     with_brain = prepared.brain.any((0, 1))
-    entry = {
+    return {
         "id": subject.id,
         "files": {m: sha256_of_image(subject, m) for m in MODALITIES},
         "segmentation": sha256_of_file(subject.segmentation) if subject.segmentation else None,
@@ -300,7 +291,6 @@ def _write_subject(
         "healthy_slices": int((with_brain & ~lesion.any((0, 1))).sum()),
         "notes": list(prepared.notes),
     }
-    return entry, prepared
 
 
 def lesion_on_template(

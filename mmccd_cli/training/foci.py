@@ -15,7 +15,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmccd_cli.anomaly.components import BoolArray, erode
+from mmccd_cli.anomaly.components import BoolArray, erode, label_components
 from mmccd_cli.anomaly.symmetry import middle_of_template, other_side
 from mmccd_cli.config import MODALITIES, FociConfig, TrainingConfig
 from mmccd_cli.errors import DataError
@@ -25,9 +25,17 @@ from mmccd_cli.training.restoration import draw_shown
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import MINIMAL_HEALTHY_PIXELS
 from mmccd_cli.training.scanners import acquire, stretch_contrast
-from mmccd_cli.training.slices import read_index, read_template, read_volumes, subjects_of
+from mmccd_cli.training.slices import (
+    SubjectVolumes,
+    read_index,
+    read_template,
+    read_volumes,
+    subjects_of,
+)
 from mmccd_cli.training.trainer import draw_batch
 from mmccd_cli.translation.foci import foci_input
+
+Spacing = tuple[float, float, float]
 
 NAME = "foci"
 """Name of the network in checkpoints and bundles."""
@@ -52,6 +60,14 @@ PAIRED_FRACTION, PAIR_SHIFT_MM = 0.3, 6.0
 image that may lie: plaques beside the ventricles come in pairs, and are lesions all the same."""
 FLUID_ABOVE, WHITE_ABOVE = 3.0, 0.25
 """T2w above the former is fluid, T1w above the latter white matter; robust standard deviations."""
+VENTRICLES_FROM_RIM_MM, VENTRICLES_MM3 = 16.0, 1000.0
+"""Pieces of fluid that lie so deep and are so large are ventricles."""
+BESIDE_MM, BESIDE_FRACTION = 8.0, 0.4
+"""How near to them white matter lies beside them, and the share of white matter's lesions there:
+most plaques of multiple sclerosis are."""
+DOUBTFUL_MM, DOUBTFUL_ABOVE, DOUBTFUL_WEIGHT = 10.0, 1.5, 0.1
+"""So near to ventricles, white matter that is as bright as this on FLAIR may be ill in subjects
+with another disease, too: it hardly counts as healthy."""
 FROM_RIM_MM = 5.0
 SMALL_MM3, MOST_WEIGHT = 400.0, 6.0
 """Smaller lesions weigh more, by their surface, up to this much."""
@@ -85,6 +101,8 @@ class _Head:
         brain: (I, J, K) bool.
         healthy: (I, J, K) bool, what may teach.
         white: (I, J, K) bool, healthy white matter away from the rim.
+        beside: (I, J, K) bool, that beside the ventricles, up to their walls.
+        doubtful: (I, J, K) bool, brightness beside the ventricles that may not be healthy.
         slices: (N,) indices of the slices that teach.
     """
 
@@ -92,6 +110,8 @@ class _Head:
     brain: BoolArray
     healthy: BoolArray
     white: BoolArray
+    beside: BoolArray
+    doubtful: BoolArray
     slices: NDArray[np.int64]
 
 
@@ -110,7 +130,7 @@ class FociDataset:
     heads: list[_Head]
     subjects: tuple[str, ...]
     quantisation: Quantisation
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: Spacing
     middle: float
 
 
@@ -136,27 +156,14 @@ def load_foci_dataset(
     """
     index = read_index(folder)
     ids = tuple(subjects_of(index, split) if subjects is None else subjects)
-    quantisation, spacing = Quantisation(**index["quantisation"]), tuple(index["spacing_mm"])
+    quantisation = Quantisation(**index["quantisation"])
+    i, j, k = index["spacing_mm"]
+    spacing = (float(i), float(j), float(k))
     heads = []
     for subject in ids:
         volumes = read_volumes(folder, subject, quantisation)
-        images = {m: volumes.images[m] / np.float32(scale) for m in MODALITIES}
-        healthy = volumes.brain & erode(~volumes.lesion, config.lesion_dilation_mm, spacing)
-        white = ndimage.gaussian_filter(images["T1w"], 0.5) > WHITE_ABOVE
-        white &= healthy & (images["T2w"] < FLUID_ABOVE - 1)
-        white &= erode(volumes.brain, FROM_RIM_MM, spacing)
-        ends = ((0, 0), (0, 0), (REACH, REACH))
-        teaches = np.pad(healthy, ends)
         heads.append(
-            _Head(
-                levels=np.stack(
-                    [np.pad(quantisation.encode(volumes.images[m]), ends) for m in MODALITIES]
-                ),
-                brain=np.pad(volumes.brain, ends),
-                healthy=teaches,
-                white=np.pad(white, ends),
-                slices=np.flatnonzero(teaches.sum(axis=(0, 1)) >= MINIMAL_HEALTHY_PIXELS),
-            )
+            _head(volumes, config, quantisation=quantisation, scale=scale, spacing=spacing)
         )
     heads = [head for head in heads if head.slices.size]
     if not heads:
@@ -165,14 +172,54 @@ def load_foci_dataset(
             next_step="Check the splits in its `dataset.json`.",
         )
     template = read_template(folder, index["affine"])
-    i, j, k = spacing
     return FociDataset(
         heads=heads,
         subjects=ids,
         quantisation=quantisation,
-        spacing_mm=(i, j, k),
+        spacing_mm=spacing,
         middle=middle_of_template(template),
     )
+
+
+def _head(
+    volumes: SubjectVolumes,
+    config: TrainingConfig,
+    *,
+    quantisation: Quantisation,
+    scale: float,
+    spacing: Spacing,
+) -> _Head:
+    images = {m: volumes.images[m] / np.float32(scale) for m in MODALITIES}
+    healthy = volumes.brain & erode(~volumes.lesion, config.lesion_dilation_mm, spacing)
+    white = ndimage.gaussian_filter(images["T1w"], 0.5) > WHITE_ABOVE
+    white &= healthy & (images["T2w"] < FLUID_ABOVE - 1)
+    white &= erode(volumes.brain, FROM_RIM_MM, spacing)
+    fluid = ndimage.gaussian_filter(images["T2w"], 0.5) > FLUID_ABOVE
+    away_mm = _from_ventricles_mm(fluid, volumes.brain, spacing)
+    beside = (away_mm <= BESIDE_MM) & ndimage.binary_dilation(white) & healthy & ~fluid
+    doubtful = ndimage.gaussian_filter(images["FLAIR"], 0.4) > DOUBTFUL_ABOVE
+    doubtful &= (away_mm <= DOUBTFUL_MM) & ndimage.binary_dilation(white, iterations=2)
+    ends = ((0, 0), (0, 0), (REACH, REACH))
+    teaches = np.pad(healthy, ends)
+    levels = [np.pad(quantisation.encode(volumes.images[m]), ends) for m in MODALITIES]
+    return _Head(
+        levels=np.stack(levels),
+        brain=np.pad(volumes.brain, ends),
+        healthy=teaches,
+        white=np.pad(white, ends),
+        beside=np.pad(beside, ends),
+        doubtful=np.pad(ndimage.binary_dilation(doubtful), ends),
+        slices=np.flatnonzero(teaches.sum(axis=(0, 1)) >= MINIMAL_HEALTHY_PIXELS),
+    )
+
+
+def _from_ventricles_mm(fluid: BoolArray, brain: BoolArray, spacing: Spacing) -> NDArray:
+    """Distance of every voxel from the ventricles; infinite where none are found."""
+    pieces, voxels, _ = label_components(fluid & erode(brain, VENTRICLES_FROM_RIM_MM, spacing))
+    large = 1 + np.flatnonzero(voxels * np.prod(spacing) >= VENTRICLES_MM3)
+    if not large.size:
+        return np.full(brain.shape, np.inf)
+    return ndimage.distance_transform_edt(~np.isin(pieces, large), sampling=spacing)
 
 
 class PaintedSlice(NamedTuple):
@@ -239,6 +286,8 @@ class FociLoss:
             images,
             free=healthy & ~fluid,
             white=head.white[part],
+            beside=head.beside[part],
+            doubtful=head.doubtful[part],
             spacing_mm=self.dataset.spacing_mm,
             middle=self.dataset.middle,
         )
@@ -294,11 +343,14 @@ class _Sample:
         *,
         free: BoolArray,
         white: BoolArray,
-        spacing_mm: tuple[float, float, float],
+        beside: BoolArray,
+        doubtful: BoolArray,
+        spacing_mm: Spacing,
         middle: float,
     ) -> None:
         self.images, self.target = images, np.zeros(free.shape, np.float32)
-        self.weight = np.ones(free.shape, np.float32)
+        self.weight = np.where(doubtful, np.float32(DOUBTFUL_WEIGHT), np.float32(1))
+        self._beside = beside
         self._free, self._white, self._spacing_mm = free, white, spacing_mm
         self._middle = middle
         self._near = np.zeros(free.shape, dtype=bool)
@@ -316,6 +368,8 @@ class _Sample:
             volumes = LARGE_VOLUMES_MM3 if rng.random() < LARGE_FRACTION else VOLUMES_MM3
             in_white = rng.random() < WHITE_FRACTION
             places = self._white if in_white else self._free
+            if in_white and rng.random() < BESIDE_FRACTION:
+                places = self._beside
             contrasts = CONTRASTS_IN_WHITE if in_white else CONTRASTS
             changes = [_contrast(contrasts[m], rng) for m in MODALITIES]
             texture, fluid = rng.uniform(0, 0.9), rng.random() < FLUID_FRACTION

@@ -15,6 +15,8 @@ from mmccd_cli.translation.engine import Execution
 
 LARGEST_INPUT, INPUT_SCALE = 10.0, 3.0
 """Scans are cut at this many robust standard deviations and divided by the other."""
+LEFT_RIGHT = 2
+"""The axis of a batch of slices that runs from one side of the brain to the other."""
 
 
 def with_neighbours(images: Tensor) -> Tensor:
@@ -58,6 +60,9 @@ def foci_log_odds(
 ) -> Tensor:
     """Log odds of a small lesion at every pixel, as in the training's painted slices.
 
+    It is the mean of what the network says of a head and of its mirror image, so that it does not
+    depend on the side on which a lesion lies.
+
     Args:
         network: On the device of `execution`.
         images: (N, M, H, W) float32 on the CPU, slices in the order of their height.
@@ -72,8 +77,10 @@ def foci_log_odds(
     def compute(batch: tuple[Tensor, Tensor]) -> Tensor:
         slab, other = (execution.take(part) for part in batch)
         there = shown.to(slab.device).expand(len(slab), -1)
+        inputs = foci_input(slab, other, there)
         with execution.passing():
-            return network(foci_input(slab, other, there)).float()
+            seen, flipped = network(inputs).float(), network(inputs.flip(LEFT_RIGHT)).float()
+        return (seen + flipped.flip(LEFT_RIGHT)) / 2
 
     size = execution.batch_size
     slabs = with_neighbours(images).split(size)

@@ -14,8 +14,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from training_data import tiny_recipe
 
+from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
@@ -61,6 +63,18 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, write_subject: WriteSubje
     return Prepared(root / "data", root / "shards", phantoms, result)
 
 
+@pytest.fixture(scope="session")
+def unregistered(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the same phantoms, as they lie in their common space."""
+    folder = tmp_path_factory.mktemp("unregistered")
+    template = read_template(prepared.shards, read_index(prepared.shards)["affine"])
+    as_they_lie = replace(
+        SETTINGS, preprocessing=replace(SETTINGS.preprocessing, template_registration="none")
+    )
+    prepare_dataset(prepared.data, folder, as_they_lie, split=SPLIT, template=template)
+    return folder
+
+
 # What is written
 
 
@@ -96,11 +110,11 @@ def test_the_grid_is_straight_and_holds_every_brain(prepared: Prepared) -> None:
         assert (at < np.array(shape) - 0.5).all()
 
 
-def test_brain_and_lesion_keep_volume_and_place(prepared: Prepared) -> None:
+def test_brain_and_lesion_keep_volume_and_place(prepared: Prepared, unregistered: Path) -> None:
     """Labels go to the new grid by at least half of a voxel, so they do not grow."""
-    affine = np.array(read_index(prepared.shards)["affine"]).reshape(4, 4)
+    affine = np.array(read_index(unregistered)["affine"]).reshape(4, 4)
     for name, phantom in prepared.phantoms.items():
-        shard = read_shard(prepared.shards, name)
+        shard = read_shard(unregistered, name)
         for mask, truth, tolerance in (
             (shard.brain, phantom.brain, 0.03),
             (shard.lesion, phantom.lesion & phantom.brain, 0.15),
@@ -110,6 +124,26 @@ def test_brain_and_lesion_keep_volume_and_place(prepared: Prepared) -> None:
             there = phantom.affine @ [*np.argwhere(truth).mean(axis=0), 1]
             np.testing.assert_allclose(affine @ [i, j, k, 1], there, atol=1.5)
         assert not (shard.lesion & ~shard.brain).any()
+
+
+def test_subjects_are_registered_to_their_own_mean(prepared: Prepared, unregistered: Path) -> None:
+    template = read_template(prepared.shards, np.eye(4))
+    image, mask = np.moveaxis(template.images["T1w"], 2, 0), np.moveaxis(template.mask, 2, 0)
+
+    def likeness(folder: Path) -> list[float]:
+        shards = [read_shard(folder, name) for name in prepared.phantoms]
+        inside = [shard.brain & mask for shard in shards]
+        return [
+            float(np.corrcoef(shard.images["T1w"][both], image[both])[0, 1])
+            for shard, both in zip(shards, inside, strict=True)
+        ]
+
+    assert np.mean(likeness(prepared.shards)) > np.mean(likeness(unregistered))
+    for name in prepared.phantoms:
+        ours, as_it_lay = read_shard(prepared.shards, name), read_shard(unregistered, name)
+        assert overlap(ours.brain, as_it_lay.brain).dice > 0.9, "they hardly move"
+        shares = [s.lesion.sum() / s.brain.sum() for s in (ours, as_it_lay)]
+        assert shares[0] == pytest.approx(shares[1], rel=0.15)
 
 
 def test_images_are_normalised_and_the_outside_is_background(prepared: Prepared) -> None:
@@ -140,18 +174,21 @@ def test_modalities_are_not_swapped(prepared: Prepared) -> None:
     assert max(fluid_contrast["FLAIR"], fluid_contrast["T1w"]) < -10
 
 
-def test_the_template_is_the_mean_of_the_training_subjects(prepared: Prepared) -> None:
+def test_the_template_is_the_symmetric_mean_of_the_training_subjects(
+    prepared: Prepared, unregistered: Path
+) -> None:
     template = read_template(prepared.shards, np.eye(4))
-    quantisation = Quantisation()
-    shards = [read_shard(prepared.shards, name) for name in SPLIT["train"]]
+    shards = [read_shard(unregistered, name) for name in SPLIT["train"]]
+    lesions = np.logical_or.reduce([s.lesion for s in shards])
     everywhere = np.logical_and.reduce([s.brain for s in shards])
-    np.testing.assert_array_equal(
-        np.moveaxis(template.mask, 2, 0), np.logical_or.reduce([s.brain for s in shards])
-    )
+    everywhere &= ~ndimage.binary_dilation(lesions | lesions[:, ::-1])
     for name, image in template.images.items():
-        mean = np.mean([quantisation.decode(s.images[name]) for s in shards], axis=0)
-        difference = np.abs(np.moveaxis(image, 2, 0) - mean)[everywhere]
-        assert difference.max() < 8 / 255
+        np.testing.assert_array_equal(image, image[::-1])
+        mean = np.mean([Quantisation().decode(s.images[name]) for s in shards], axis=0)
+        mean = (mean + mean[:, ::-1]) / 2
+        likeness = np.corrcoef(np.moveaxis(image, 2, 0)[everywhere], mean[everywhere])[0, 1]
+        assert likeness > 0.75, name
+    np.testing.assert_array_equal(template.mask, template.mask[::-1])
 
 
 # Files that are odd
@@ -329,18 +366,12 @@ def test_shards_of_another_recipe_are_refused(prepared: Prepared, tmp_path: Path
         training_in(tmp_path, folder).train()
 
 
-def test_with_a_template_its_grid_is_used(prepared: Prepared, tmp_path: Path) -> None:
-    """And subjects are registered to it: here they lie right already."""
+def test_with_a_template_its_grid_is_used(prepared: Prepared, unregistered: Path) -> None:
     template = read_template(prepared.shards, read_index(prepared.shards)["affine"])
-    untouched = replace(
-        SETTINGS, preprocessing=replace(SETTINGS.preprocessing, template_registration="none")
-    )
-    result = prepare_dataset(
-        prepared.data, tmp_path / "out", untouched, split=SPLIT, template=template
-    )
-    assert result.subjects == tuple(sorted(prepared.phantoms))
-    index = read_index(tmp_path / "out")
+    index = read_index(unregistered)
+    assert [entry["id"] for entry in index["subjects"]] == sorted(prepared.phantoms)
     assert index["affine"] == template.affine.ravel().tolist()
     assert index["spacing_mm"] == [6.0, 6.0, 6.0]
-    ours, theirs = (read_shard(f, "BraTS2021_00003") for f in (tmp_path / "out", prepared.shards))
-    np.testing.assert_array_equal(ours.images["FLAIR"], theirs.images["FLAIR"])
+    ours = read_template(unregistered, index["affine"])
+    for name, image in template.images.items():
+        np.testing.assert_array_equal(ours.images[name], image)
