@@ -3,8 +3,8 @@
 In the order in which data passes through:
 
 1. `recipes`: all that a training needs besides data, by name.
-2. `dataset`: scans -> slices on one grid, as `mmccd prepare` does, with `mean_template`: a symmetric
-   one of their own; the only users of images.
+2. `dataset`: scans -> slices on one grid, as `mmccd prepare` does, and `mean_template`: a template
+   of their own; the only users of images.
 3. `slices`: how these are stored, one file a subject.
 4. `samples`: slices in memory, and one drawn at random.
 5. `runtime`: device, precision, and the processes that share a batch.
