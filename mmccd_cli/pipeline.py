@@ -27,7 +27,8 @@ from mmccd_cli.anomaly.score import map_from_score
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import make_grid
-from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.inputs.volume import Volume, sparse_zeros
+from mmccd_cli.preprocessing.spatial import LARGE
 from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
     prepare_subject,
@@ -35,7 +36,7 @@ from mmccd_cli.preprocessing.subject import (
 )
 from mmccd_cli.progress import Progress, Stopwatch, silent
 from mmccd_cli.template import bounding_box, spacing_of
-from mmccd_cli.translation.host import available_threads
+from mmccd_cli.translation.host import available_threads, give_back_freed_memory
 from mmccd_cli.weights.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -301,7 +302,8 @@ class Pipeline:
             output = self._on_output_grid(prepared, score, space)
             anomaly_map = _calibrated_map(output, score.threshold, calibrated)
             brain, shown = output.brain, output.shown
-            del output  # a score on the grid of a fine scan is large
+            if shown.data.size > LARGE:
+                give_back_freed_memory()
             found = mask_and_lesions(
                 anomaly_map, chosen, affine=shown.affine, scan_threshold=score.threshold
             )
@@ -361,7 +363,8 @@ class Pipeline:
         # Rounded as in the file, so that a mask made from the file is the same.
         affine = make_grid(self.bundle.template.shape, prepared.affine).affine
         shown = Volume(prepared.images[prepared.reference], affine)
-        return _ShownScore(values=score.values, brain=prepared.brain, shown=shown)
+        inside = np.where(prepared.brain, score.values, np.float32(0))
+        return _ShownScore(values=inside, brain=prepared.brain, shown=shown)
 
 
 def _calibrated_map(
@@ -376,20 +379,23 @@ def _calibrated_map(
     box, spacing = bounding_box(output.brain, margin=3), spacing_of(output.shown.affine)
     brain, anomaly_map = output.brain[box], output.values[box]
     for plane, inside in zip(anomaly_map, brain, strict=True):
-        plane[...] = map_from_score(plane, scan_threshold, calibrated)
-        plane[~inside] = 0.0
-    if calibrated.refine_mm > 0:
-        anomaly_map[...] = refine_contour(
+        plane[inside] = map_from_score(plane[inside], scan_threshold, calibrated)
+    candidates = bounding_box(anomaly_map > calibrated.threshold)
+    if calibrated.refine_mm > 0 and anomaly_map[candidates].size:
+        mask = sparse_zeros(anomaly_map.shape, bool)
+        mask[candidates] = mask_from_map(
+            anomaly_map[candidates], calibrated, spacing_mm=spacing, scan_threshold=scan_threshold
+        )
+        refined = refine_contour(
             anomaly_map,
-            mask_from_map(
-                anomaly_map, calibrated, spacing_mm=spacing, scan_threshold=scan_threshold
-            ),
+            mask,
             image=output.shown.data[box],
             brain=brain,
             spacing_mm=spacing,
             reach_mm=calibrated.refine_mm,
             threshold=calibrated.threshold,
         )
+        np.copyto(anomaly_map, refined, where=brain)
     return output.values
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import itertools
 import math
 import zlib
@@ -226,7 +227,11 @@ def encode_nifti(
     if not compress:
         return b"".join(parts)
     compressor = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW, strategy=_GZIP_STRATEGY)
-    return b"".join([*map(compressor.compress, parts), compressor.flush()])
+    file = io.BytesIO()  # of which bytes are made without a copy
+    for part in parts:
+        file.write(compressor.compress(part))
+    file.write(compressor.flush())
+    return file.getvalue()
 
 
 def _bytes_of_planes(array: NDArray) -> Iterator[bytes]:

@@ -6,13 +6,16 @@ their file; nothing is flipped or permuted on the way in, so nothing needs to be
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from mmccd_cli.errors import GeometryError
 from mmccd_cli.template import Box, affine_of_box, spacing_of, voxel_volume_mm3
@@ -95,6 +98,23 @@ def reorient_array(
     )
     turned = nib.orientations.apply_orientation(data, change)
     return turned, affine @ nib.orientations.inv_ornt_aff(change, data.shape)
+
+
+def sparse_zeros(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """Return zeros that take memory only where something is written, whatever was freed before.
+
+    numpy's own are spread over pages of 2 MB, or over memory that must be cleared.
+
+    Args:
+        shape: Not empty.
+        dtype: Of numbers.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    pages = mmap.mmap(-1, size, access=mmap.ACCESS_COPY)  # shared ones are there once read
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # of a kernel that knows no other pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def is_too_large(shape: Sequence[int]) -> bool:

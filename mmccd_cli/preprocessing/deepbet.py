@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.components import fill_holes
+from mmccd_cli.inputs.volume import sparse_zeros
 
 WEIGHTS = Path(__file__).with_name("assets") / "deepbet.safetensors"
 _COARSE = (128, 128, 128)
@@ -50,9 +51,12 @@ def find_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
     coarse = _brain(weights["coarse"], _normalised(small, low, high))
     box = _box_around(_largest_piece(coarse.numpy()), head.shape)
     fine = _brain(weights["fine"], _normalised(_intensities(head[box], _FINE), low, high))
-    brain = np.zeros(head.shape, dtype=bool)
-    inside = _largest_piece(_sampled(fine.numpy(), brain[box].shape))
-    brain[box] = fill_holes(inside)
+    brain = sparse_zeros(head.shape, bool)
+    shape = brain[box].shape
+    # Voxels that will be repeated hang together as they do now; there may be eight times as many.
+    fewest = tuple(map(min, fine.shape, shape))
+    inside = fill_holes(_largest_piece(_sampled(fine.numpy(), fewest)))
+    brain[box] = _sampled(inside, shape)
     return brain
 
 
@@ -77,7 +81,7 @@ def _sampled(image: NDArray, shape: tuple[int, ...]) -> NDArray:
 
 
 def _intensities(image: NDArray[np.float32], shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.nan_to_num(torch.from_numpy(_sampled(image, shape).astype(np.float32)))
+    return torch.from_numpy(_sampled(image, shape)).nan_to_num_()
 
 
 def _normalised(image: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.errors import DataError
-from mmccd_cli.inputs.volume import Volume, reorient_array
+from mmccd_cli.inputs.volume import Volume, reorient_array, sparse_zeros
+from mmccd_cli.preprocessing.spatial import LARGE
 from mmccd_cli.template import bounding_box
+from mmccd_cli.translation.host import give_back_freed_memory
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ def deepbet(volume: Volume, threads: int = 1) -> NDArray[np.bool_]:
     finally:
         torch.set_num_threads(before)
     turned, _ = reorient_array(mask, affine, volume.orientation)
-    found, box = np.zeros(turned.shape, dtype=bool), bounding_box(turned)
-    found[box] = turned[box]  # the rest of a large head takes no memory
+    found, box = sparse_zeros(turned.shape, bool), bounding_box(turned)
+    found[box] = turned[box]
+    if volume.data.size > LARGE:
+        give_back_freed_memory()  # of the networks, which none of a fine scan's arrays fits into
     return found
 
 

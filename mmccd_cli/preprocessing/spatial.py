@@ -20,7 +20,7 @@ from scipy.special import ive
 
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.template import bounding_box, transform_points
+from mmccd_cli.template import Box, affine_of_box, bounding_box, transform_points
 
 Interpolation = Literal["nearest", "linear"]
 
@@ -49,6 +49,7 @@ _HISTOGRAM_BINS = 32
 _DECIMALS = 6  # of affines in mm; rounding of headers is smaller by far
 LARGE = 2**25
 """Voxels of a scan beyond which memory counts: a head in voxels of 0.6 mm."""
+_SLAB_VOXELS = 2**22  # of such a scan that are handled at a time
 _GAUSSIAN_FWHM = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 _LEAST_SIGMA = 0.1  # in voxels; less than this changes nothing
 _KEPT_WEIGHT = 0.99  # of a Gaussian
@@ -99,7 +100,7 @@ def resample(
     affine = np.asarray(affine, dtype=np.float64)
     matrix = np.eye(4) if matrix is None else np.asarray(matrix, dtype=np.float64)
     if smooth and volume.data.size > LARGE:
-        volume = _thinned(volume, _sample_spacing(volume.affine, matrix @ affine))
+        volume = _thinned(volume.data, volume.affine, samples=matrix @ affine)
     index_from_index = np.linalg.inv(volume.affine) @ matrix @ affine
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize([int(n) for n in reversed(shape)])
@@ -116,7 +117,25 @@ def resample(
     return Volume(sitk.GetArrayFromImage(image), affine)
 
 
-def doubled(volume: Volume) -> Volume:
+def cut_out(
+    data: NDArray, mask: NDArray[np.bool_], affine: NDArray[np.float64], *, samples: ArrayLike
+) -> Volume:
+    """Return what a mask leaves of an image that is to be blurred and sampled on a coarser grid.
+
+    Of a very fine image it is means of blocks of voxels, made without a copy of the image.
+
+    Args:
+        data: (I, J, K) bool or float32.
+        mask: (I, J, K) bool; what lies outside becomes 0.
+        affine: (4, 4) of both.
+        samples: (4, 4) from indices of the coarser grid to the image's world.
+    """
+    if data.size > LARGE:
+        return _thinned(data, affine, samples=np.asarray(samples), mask=mask)
+    return Volume(np.where(mask, data, np.float32(0)), affine)
+
+
+def doubled(volume: Volume, box: Box | None = None) -> Volume:
     """Interpolate a volume by cubic B-splines on a grid of half its spacing.
 
     Linear interpolation cuts off peaks and takes half the volume of what is one or two voxels
@@ -124,41 +143,76 @@ def doubled(volume: Volume) -> Volume:
 
     Args:
         volume: (I, J, K), mirrored beyond its ends.
+        box: The part that is wanted; None wants all. The rest of the volume counts all the same.
 
     Returns:
-        (2 I - 1, 2 J - 1, 2 K - 1) float32: every second sample along each axis is one of the
-        volume's own.
+        (2 I - 1, 2 J - 1, 2 K - 1) of the part, float32: every second sample along each axis is
+        one of the volume's own.
 
     Source:
         Unser, "Splines: a perfect fit for signal and image processing", IEEE Signal Processing
         Magazine 16 (1999) 22, eqs. 3 and 8.
     """
-    data: NDArray[np.float32] = volume.data.astype(np.float32)
-    for axis in range(3):
+    data = volume.data
+    box = box or bounding_box(np.ones(volume.shape, dtype=bool))
+    for axis, wanted in enumerate(box):
         weights = ndimage.spline_filter1d(data, 3, axis, output=np.float32, mode="mirror")
         weights = np.moveaxis(weights, axis, 0)
-        around = np.pad(weights, [(1, 1), (0, 0), (0, 0)], mode="reflect")
-        finer = np.empty((2 * len(weights) - 1, *weights.shape[1:]), np.float32)
-        finer[::2] = np.moveaxis(data, axis, 0)
+        count = wanted.stop - wanted.start
+        # The neighbours that the ends lack are mirrored.
+        near = np.abs(np.arange(wanted.start - 1, wanted.stop + 1))
+        near = np.minimum(near, 2 * len(weights) - 2 - near)
+        around = weights[near]
+        sides = list(data.shape)
+        sides[axis] = 2 * count - 1
+        result = np.empty(sides, np.float32)
+        finer = np.moveaxis(result, axis, 0)
+        finer[::2] = np.moveaxis(data, axis, 0)[wanted]
         outer, inner = around[:-3] + around[3:], around[1:-2] + around[2:-1]
         finer[1::2] = (outer + 23 * inner) / 48
-        data = np.ascontiguousarray(np.moveaxis(finer, 0, axis))
-    return Volume(data, volume.affine @ np.diag([0.5, 0.5, 0.5, 1.0]))
+        data = result
+    affine = affine_of_box(volume.affine, box)
+    return Volume(data, affine @ np.diag([0.5, 0.5, 0.5, 1.0]))
 
 
-def _thinned(volume: Volume, spacing_mm: NDArray[np.float64]) -> Volume:
-    """Means of blocks of voxels, at most half as wide as the samples that are to be taken."""
-    data: NDArray = volume.data
-    change = np.eye(4)
-    for axis, ratio in enumerate(spacing_mm / np.asarray(volume.spacing_mm)):
-        block = min(max(1, int(ratio / 2)), data.shape[axis])
-        starts = np.arange(0, data.shape[axis], block)
-        counts = np.diff(starts, append=data.shape[axis]).astype(np.float32)
-        if block > 1:
-            data = np.add.reduceat(data, starts, axis=axis)
-            data /= counts.reshape([-1 if n == axis else 1 for n in range(3)])
-        change[axis, axis], change[axis, 3] = block, (block - 1) / 2
-    return Volume(data, volume.affine @ change)
+def _thinned(
+    data: NDArray,
+    affine: NDArray[np.float64],
+    *,
+    samples: NDArray[np.float64],
+    mask: NDArray[np.bool_] | None = None,
+) -> Volume:
+    """Means of blocks of voxels, at most half as wide as the samples that are to be taken.
+
+    What lies outside a mask counts as 0. A few planes are handled at a time.
+    """
+    ratios = _sample_spacing(affine, samples) / np.linalg.norm(affine[:3, :3], axis=0)
+    blocks = [min(max(1, int(r / 2)), n) for r, n in zip(ratios, data.shape, strict=True)]
+    shape = [-(-n // block) for n, block in zip(data.shape, blocks, strict=True)]
+    thinned = np.empty(shape, np.float32)
+    planes = max(1, _SLAB_VOXELS // (blocks[0] * data[0].size))
+    for first in range(0, shape[0], planes):
+        slab = slice(first * blocks[0], (first + planes) * blocks[0])
+        part: NDArray = data[slab]
+        if mask is not None:
+            part = np.where(mask[slab], part, np.float32(0))
+        for axis, block in enumerate(blocks):
+            part = _means(part, axis, block)
+        thinned[first : first + planes] = part
+    change = np.diag([*blocks, 1.0])
+    change[:3, 3] = (np.array(blocks) - 1) / 2
+    return Volume(thinned, affine @ change)
+
+
+def _means(data: NDArray, axis: int, block: int) -> NDArray:
+    """Means of so many neighbours along an axis; of fewer at its end."""
+    if block == 1:
+        return data
+    starts = np.arange(0, data.shape[axis], block)
+    counts = np.diff(starts, append=data.shape[axis]).astype(np.float32)
+    sums = np.add.reduceat(data, starts, axis=axis)
+    sums /= counts.reshape([-1 if n == axis else 1 for n in range(3)])
+    return sums
 
 
 def _smoothed(

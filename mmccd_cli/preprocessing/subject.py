@@ -5,6 +5,7 @@ Every image is interpolated once: all matrices are composed before.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,10 @@ from scipy import ndimage
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution, DataError
-from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.inputs.volume import Volume, sparse_zeros
 from mmccd_cli.preprocessing.brain import BrainMask, find_brain, imaged, zero_background
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
-from mmccd_cli.preprocessing.spatial import doubled, register, resample, same_grid
+from mmccd_cli.preprocessing.spatial import LARGE, cut_out, doubled, register, resample, same_grid
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
 from mmccd_cli.progress import Stopwatch
 from mmccd_cli.template import (
@@ -27,7 +28,9 @@ from mmccd_cli.template import (
     Template,
     affine_of_box,
     bounding_box,
+    transform_points,
 )
+from mmccd_cli.translation.host import give_back_freed_memory
 
 Matrix = NDArray[np.float64]
 
@@ -95,7 +98,9 @@ class PreparedSubject:
         Map and mask need no more of it; pictures do.
         """
         scan, box = self.reference_volume, bounding_box(self.reference_brain, _MARGIN_VOXELS)
-        data = np.zeros(scan.shape, np.float32)  # pages that nobody writes to are not there
+        if scan.data.size > LARGE:
+            give_back_freed_memory()
+        data = sparse_zeros(scan.shape, np.float32)
         data[box] = scan.data[box]
         return replace(self, reference_volume=Volume(data, scan.affine))
 
@@ -194,16 +199,43 @@ def to_reference_grid(data: NDArray[np.floating], prepared: PreparedSubject) -> 
         (I, J, K) float32 on the reference grid, 0 outside the reference's brain.
     """
     reference, brain = prepared.reference_volume, prepared.reference_brain
-    nearest = ndimage.distance_transform_edt(
-        ~prepared.brain, return_distances=False, return_indices=True
+    box = bounding_box(brain)
+    index_from_index = np.linalg.inv(prepared.affine) @ prepared.to_reference @ reference.affine
+    fine = doubled(
+        Volume(_spread(data, prepared.brain), prepared.affine),
+        _sampled_part(box, index_from_index, data.shape),
     )
-    fine = doubled(Volume(data[tuple(nearest)], prepared.affine))
-    result = np.zeros(reference.shape, dtype=np.float32)
-    for slab in _slabs(bounding_box(brain)):
+    result = sparse_zeros(reference.shape, np.float32)
+    for slab in _slabs(box):
         part, there = affine_of_box(reference.affine, slab), brain[slab]
         values = resample(fine, there.shape, part, matrix=prepared.to_reference).data
         np.copyto(result[slab], values, where=there)
     return result
+
+
+def _spread(data: NDArray[np.floating], brain: NDArray[np.bool_]) -> NDArray[np.floating]:
+    """Give each voxel outside the brain the value of the nearest one inside."""
+    nearest = ndimage.distance_transform_edt(~brain, return_distances=False, return_indices=True)
+    return data[tuple(nearest)]
+
+
+def _sampled_part(box: Box, matrix: Matrix, shape: tuple[int, ...]) -> Box:
+    """The part of a grid that is looked at where a box of another grid is interpolated.
+
+    Args:
+        box: Not empty.
+        matrix: (4, 4) from indices of the other grid to indices of this one.
+        shape: Of this one.
+    """
+    corners = itertools.product(*[(side.start, side.stop - 1) for side in box])
+    points = transform_points(matrix, list(corners))
+    last = np.array(shape) - 1
+    low = np.clip(np.floor(points.min(axis=0)) - 1, 0, last).astype(int)
+    high = np.clip(np.ceil(points.max(axis=0)) + 1, 0, last).astype(int)
+    i, j, k = (
+        slice(first, end + 1) for first, end in zip(low.tolist(), high.tolist(), strict=True)
+    )
+    return i, j, k
 
 
 def _slabs(box: Box) -> Iterator[Box]:
@@ -340,13 +372,15 @@ class _Sampler:
 
     def _mean_inside(self, data: NDArray, scan: AlignedScan) -> NDArray[np.float32]:
         """Mean of what the brain leaves of an image in each voxel of the template's grid."""
-        box = bounding_box(scan.brain, _MARGIN_VOXELS)
-        masked = np.where(scan.brain[box], data[box], np.float32(0))
+        box, template = bounding_box(scan.brain, _MARGIN_VOXELS), self._template
+        affine = affine_of_box(scan.volume.affine, box)
+        matrix = scan.matrix @ self._from_template
+        inside = cut_out(data[box], scan.brain[box], affine, samples=matrix @ template.affine)
         return resample(
-            Volume(masked, affine_of_box(scan.volume.affine, box)),
-            self._template.shape,
-            self._template.affine,
-            matrix=scan.matrix @ self._from_template,
+            inside,
+            template.shape,
+            template.affine,
+            matrix=matrix,
             smooth=True,
             overwrite=True,
             threads=self._threads,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -41,6 +43,12 @@ def _available_memory() -> int | None:
         return None
     found = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
     return 1024 * int(found[1]) if found else None
+
+
+def give_back_freed_memory() -> None:
+    """Hand what was freed back to the system, where the C library is glibc; others do it alone."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def cgroup_memory_limit() -> int | None:

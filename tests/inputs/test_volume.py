@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 from grids import AFFINES, RAMP, SHEARED, SINGULAR
 
 from mmccd_cli.errors import GeometryError
-from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.inputs.volume import Volume, reorient, sparse_zeros
 from mmccd_cli.template import transform_points
 
 
@@ -43,3 +47,26 @@ def test_cropping_moves_no_voxel_in_the_world(affine):
 
 def test_the_volume_of_a_voxel_is_exact_under_shear():
     assert Volume(RAMP, SHEARED).voxel_volume_mm3 == pytest.approx(1.2 * 0.8 * 3)
+
+
+def test_sparse_zeros_are_an_array_like_any_other():
+    zeros = sparse_zeros((3, 4, 5), np.float32)
+    assert zeros.shape == (3, 4, 5)
+    assert zeros.dtype == np.float32
+    assert not zeros.any()
+    zeros[1:, 2] = 7
+    assert zeros.sum() == 70
+    assert not sparse_zeros((3, 4, 5), bool).any()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(zeros)), zeros)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells the pages")
+def test_sparse_zeros_take_memory_only_where_something_is_written():
+    def pages() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    before = pages()
+    zeros = sparse_zeros((64, 1024, 1024), np.float32)  # 256 MB
+    zeros[5, :, 3] = 1
+    assert zeros.max() == 1  # what is only read is not there either
+    assert (pages() - before) * mmap.PAGESIZE < 128e6

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from mmccd_cli.anomaly.components import fill_holes
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.preprocessing.brain import find_brain, imaged, is_skull_stripped
-from mmccd_cli.preprocessing.deepbet import _sampled
+from mmccd_cli.preprocessing.deepbet import _largest_piece, _sampled
 from mmccd_cli.preprocessing.skull_strippers import STRIPPERS, SkullStripper, deepbet
 
 
@@ -185,3 +186,33 @@ def test_what_touches_no_edge_of_the_brain_box_is_filled(tiny_phantom: Phantom) 
     occupied = data != 0
     assert np.array_equal(found, ndimage.binary_fill_holes(occupied))
     assert not found[hole[0], hole[1], cleft[-1]]
+
+
+@pytest.mark.parametrize("shape", [(20, 24, 22), (35, 21, 50), (9, 40, 24)])
+def test_pieces_and_holes_may_be_found_before_voxels_are_repeated(shape: tuple[int, ...]) -> None:
+    def whole(mask: np.ndarray) -> np.ndarray:
+        return fill_holes(_largest_piece(mask))
+
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        noise = ndimage.gaussian_filter(rng.random((20, 21, 22)), 1.0)
+        mask = noise > np.quantile(noise, rng.uniform(0.3, 0.7))
+        few = _sampled(mask, tuple(map(min, mask.shape, shape)))
+        expected = whole(_sampled(mask, shape))
+        np.testing.assert_array_equal(_sampled(whole(few), shape), expected)
+
+
+def test_what_was_not_imaged_is_found_in_parts_as_in_the_whole() -> None:
+    rng, changed = np.random.default_rng(0), 0
+    for _ in range(20):
+        noise = ndimage.gaussian_filter(rng.random((31, 24, 37)), rng.uniform(0.7, 1.5))
+        data = np.where(noise > np.quantile(noise, 0.25), noise, 0)
+        scan = Volume(data, np.diag([rng.uniform(3, 8)] * 3 + [1.0]))
+        brain = np.zeros(data.shape, bool)
+        brain[3:29, 2:-2, 5:] = True
+        labels, _ = ndimage.label(brain & (scan.data == 0))
+        large = np.bincount(labels.ravel()) * scan.voxel_volume_mm3 >= 5000
+        large[0] = False
+        changed += large.any()
+        np.testing.assert_array_equal(imaged(scan, brain), brain & ~large[labels])
+    assert changed > 5

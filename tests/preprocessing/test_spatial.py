@@ -15,7 +15,7 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing import spatial
-from mmccd_cli.preprocessing.spatial import doubled, register, resample, same_grid
+from mmccd_cli.preprocessing.spatial import cut_out, doubled, register, resample, same_grid
 
 _YARDSTICKS = runpy.run_path(
     str(Path(__file__).resolve().parents[2] / "examples" / "registration_yardsticks.py")
@@ -198,3 +198,27 @@ def test_an_image_is_blurred_as_simpleitk_would(ratio: float) -> None:
     gaussian.SetUseImageSpacing(False)
     expected = sitk.GetArrayFromImage(gaussian.Execute(sitk.GetImageFromArray(data)))
     np.testing.assert_allclose(spatial._smoothed(data, np.full(3, ratio)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_a_mask_leaves_is_that_of_a_copy(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    """In slabs, too, whose blocks of voxels must fit."""
+    rng = np.random.default_rng(0)
+    data, mask = rng.random((23, 17, 19)).astype(np.float32), rng.random((23, 17, 19)) > 0.5
+    grid = (5, 4, 6), SHEARED @ _coarse(4.2, 1.0)
+    monkeypatch.setattr(spatial, "LARGE", 1 if large else 2**25)
+    for image in (data, mask):
+        copy = Volume(np.where(mask, image, np.float32(0)), SHEARED)
+        expected = resample(copy, *grid, smooth=True).data
+        with monkeypatch.context() as patched:
+            patched.setattr(spatial, "_SLAB_VOXELS", 17 * 19 * 4)
+            part = cut_out(image, mask, SHEARED, samples=grid[1])
+            assert (part.data.size < data.size) == large
+            np.testing.assert_array_equal(resample(part, *grid, smooth=True).data, expected)
+
+
+def test_doubling_a_part_is_a_part_of_the_doubled() -> None:
+    volume = Volume(np.random.default_rng(2).normal(size=(9, 7, 11)).astype(np.float32), SHEARED)
+    part = doubled(volume, (slice(0, 4), slice(3, 7), slice(5, 6)))
+    np.testing.assert_array_equal(part.data, doubled(volume).data[:7, 6:, 10:11])
+    np.testing.assert_allclose(part.affine @ [0, 0, 0, 1], SHEARED @ [0, 3, 5, 1])

@@ -13,12 +13,13 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.preprocessing.spatial import doubled
 from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
     prepare_subject,
     to_reference_grid,
 )
-from mmccd_cli.template import Template
+from mmccd_cli.template import Box, Template
 
 TEMPLATE_AFFINE = np.diag([4.0, 4, 4, 1])
 TEMPLATE_AFFINE[:3, 3] = [-206, 4, -10]
@@ -93,6 +94,24 @@ def test_what_is_brought_back_in_slabs_is_the_same(
     whole = to_reference_grid(prepared.images["FLAIR"], prepared)
     monkeypatch.setattr("mmccd_cli.preprocessing.subject._SLAB_VOXELS", whole[0].size * 3)
     assert to_reference_grid(prepared.images["FLAIR"], prepared) == pytest.approx(whole, abs=1e-5)
+
+
+def test_only_what_is_looked_at_is_doubled(
+    prepared: PreparedSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = []
+
+    def kept(volume: Volume, box: Box) -> Volume:
+        parts.append(volume.data[box].size / volume.data.size)
+        return doubled(volume, box)
+
+    monkeypatch.setattr("mmccd_cli.preprocessing.subject.doubled", kept)
+    part = to_reference_grid(prepared.images["FLAIR"], prepared)
+    monkeypatch.setattr("mmccd_cli.preprocessing.subject.doubled", lambda v, _: doubled(v))
+    np.testing.assert_allclose(
+        part, to_reference_grid(prepared.images["FLAIR"], prepared), atol=1e-6
+    )
+    assert parts[0] < 0.8
 
 
 def test_without_surroundings_the_brain_of_the_reference_is_as_it_was(
