@@ -111,11 +111,18 @@ class ResidualBlock(nn.Module):
         if self.modulation is None or embedding is None:
             h = self.norm2(h)
         else:
-            change = self.modulation(F.silu(embedding))[:, :, None, None]
-            scale, shift = change.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+            h = self._modulated(h, *self.modulation(F.silu(embedding)).chunk(2, dim=1))
         h = self.conv2(self.dropout(F.silu(h, inplace=overwrites)))
         return h.add_(self.skip(x)) if overwrites else self.skip(x) + h
+
+    def _modulated(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """The second norm, scaled and shifted by (N, C), or by (1, C) without a further pass."""
+        if len(scale) > 1:
+            scale, shift = scale[:, :, None, None], shift[:, :, None, None]
+            return torch.addcmul(shift, self.norm2(h), 1 + scale)
+        weight = self.norm2.weight * (1 + scale[0])
+        bias = torch.addcmul(shift[0], self.norm2.bias, 1 + scale[0])
+        return F.group_norm(h, self.norm2.num_groups, weight, bias, self.norm2.eps)
 
 
 class SelfAttention(nn.Module):

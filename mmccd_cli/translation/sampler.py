@@ -10,7 +10,7 @@ from torch import Tensor
 from mmccd_cli.translation.schedule import Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""Maps (x_t of shape (N, C, H, W), time steps of shape (N,)) to a prediction of x_0."""
+"""Maps (x_t of shape (N, C, H, W), their one time step of shape (1,)) to a prediction of x_0."""
 
 
 def sample_ddim(
@@ -33,7 +33,7 @@ def sample_ddim(
     signal = [float(schedule.alphas_cumprod[t]) for t in timesteps]
     x, x0 = noisy, noisy
     for index, timestep in enumerate(timesteps):
-        t = torch.full((len(x),), timestep, device=x.device, dtype=torch.long)
+        t = torch.full((1,), timestep, device=x.device, dtype=torch.long)
         x0 = denoiser(x, t)
         if index + 1 < len(timesteps):
             now, then = signal[index], signal[index + 1]

@@ -75,7 +75,8 @@ class UNet(nn.Module):
 
         Args:
             x: (N, in_channels, H, W), H and W multiples of `config.stride`.
-            timesteps: (N,) time steps; required exactly when the network is time conditioned.
+            timesteps: (N,) time steps, or (1,) of all slices; required exactly when the network is
+                time conditioned.
 
         Returns:
             (N, out_channels, H, W).

@@ -118,7 +118,7 @@ def test_an_oracle_gives_back_the_truth_and_sees_it_with_noise(steps: int) -> No
     seen: list[tuple[int, Tensor]] = []
 
     def oracle(x: Tensor, timesteps: Tensor) -> Tensor:
-        assert timesteps.shape == (2,)
+        assert timesteps.shape == (1,)
         assert timesteps.dtype == torch.long
         seen.append((int(timesteps[0]), x))
         return truth

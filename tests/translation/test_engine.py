@@ -287,16 +287,25 @@ def flops_of(compute: Any) -> int:
 
 
 def test_no_operation_is_done_twice() -> None:
-    """The engine costs what its passes cost: steps times forward, and backward once a pair."""
+    """The engine costs what its passes cost: steps times forward, and backward once a pair.
+
+    The time step is embedded once for all slices of a pass.
+    """
     x, work, cycle = slices(), band_work(some_brain(), SAMPLING), trained_like_cycle()
     assert cycle.imagine is not None
     one, t = x[:1], torch.zeros(1, dtype=torch.long)
-    denoiser = flops_of(lambda: cycle.imagine.network(torch.cat([one, one], dim=1), t))  # type: ignore[union-attr]
+    network = cycle.imagine.network
+    first, both = (
+        flops_of(lambda number=number: network(torch.zeros(number, 2, *x.shape[-2:]), t))
+        for number in (1, 2)
+    )
+    denoiser, embedding = both - first, 2 * first - both
     backward = flops_of(lambda: cycle.backward(one))
-    assert denoiser > backward > 0
+    assert denoiser > backward > embedding > 0
+    pairs, passes = len(work.pairs), -(-len(work.pairs) // CPU.batch_size)
     steps = cycle.imagine.num_inference_steps
-    assert flops_of(lambda: residual(x, work, cycle)) == len(work.pairs) * (
-        steps * denoiser + backward
+    assert flops_of(lambda: residual(x, work, cycle)) == (
+        pairs * (steps * denoiser + backward) + passes * steps * embedding
     )
     plain = flops_of(lambda: plain_residual(x, cycle, residual="signed", execution=CPU))
     assert plain == len(x) * 2 * backward

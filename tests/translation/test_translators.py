@@ -43,7 +43,7 @@ def test_channels_are_the_noisy_target_and_the_condition() -> None:
     assert torch.equal(given[:, :1], start_noise)
     assert torch.equal(given[:, 1:][seen], x[seen])
     assert torch.equal(given[:, 1:][~seen], condition_noise[~seen])
-    assert timesteps.tolist() == [999, 999]
+    assert timesteps.tolist() == [999]
     assert torch.equal(result, given[:, 1:] / 2)
 
 

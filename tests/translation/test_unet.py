@@ -124,6 +124,15 @@ def test_the_time_step_is_required_exactly_when_configured() -> None:
 
 
 @pytest.mark.parametrize("name", ["timed", "published"])
+def test_one_time_step_may_be_that_of_all_slices(name: str) -> None:
+    network = settled(CONFIGS[name])
+    x, _ = inputs(CONFIGS[name], n=3)
+    with torch.no_grad():
+        together, alone = (network(x, torch.full((n,), 700)) for n in (1, 3))
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["timed", "published"])
 def test_the_time_step_matters_to_each_sample_on_its_own(name: str) -> None:
     network = settled(CONFIGS[name])
     x, _ = inputs(CONFIGS[name], n=2)
