@@ -6,7 +6,8 @@ In the order in which data passes through:
 2. `brain`: where the brain is; tells stripped scans from raw heads.
 3. `skull_strippers`: the table of what finds the brain in a raw head; `deepbet`: its networks.
 4. `intensity`: intensities that mean the same in every scan.
-5. `subject`: all of these, one after the other, and the way back to the reference scan.
+5. `contrast`: whether a scan looks like what its name says.
+6. `subject`: all of these, one after the other, and the way back to the reference scan.
 """
 
 from __future__ import annotations

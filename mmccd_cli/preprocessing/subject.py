@@ -19,6 +19,7 @@ from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
 from mmccd_cli.preprocessing.brain import BrainMask, find_brain, imaged, zero_background
+from mmccd_cli.preprocessing.contrast import check_contrast
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
 from mmccd_cli.preprocessing.spatial import LARGE, cut_out, doubled, register, resample, same_grid
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
@@ -29,6 +30,7 @@ from mmccd_cli.template import (
     affine_of_box,
     bounding_box,
     transform_points,
+    voxel_volume_mm3,
 )
 from mmccd_cli.translation.host import give_back_freed_memory
 
@@ -38,6 +40,9 @@ _MIN_WEIGHT = 0.05  # less than this share of a sample lies inside the mask: lea
 _MARGIN_VOXELS = 4
 _MIN_OVERLAP = 0.8
 _MIN_COVERED = 0.95
+# Volume of the brain as a share of the template's; of adults it is 0.6 to 1.3. Below the first,
+# slabs and halves ended 1.5 to 5 cm away, up to the second those that were stretched.
+_TOO_LITTLE, _LITTLE = 0.5, 0.65
 _SLAB_VOXELS = 2**22  # that are brought back at a time: more than the brain of a scan at 1 mm has
 
 
@@ -136,12 +141,11 @@ def prepare_subject(
     volumes = _known_modalities(volumes)
     reference = next(iter(volumes))
     grid = volumes[reference]
-    notes: list[str] = []
     watch = Stopwatch()
     found, matrices = _find_brain_and_align(
         volumes, given=brain_mask, method=skull_strip, seed=seed, threads=threads, watch=watch
     )
-    notes += [*_describe_motion(volumes, matrices, reference), *found.notes]
+    notes = [*_describe_motion(volumes, matrices, reference), *found.notes]
     with watch.stage("brain_mask"):
         head = AlignedScan(volume=grid, brain=found.mask, matrix=np.eye(4))
         scans = {name: _find_in(v, head, matrices[name]) for name, v in volumes.items()}
@@ -167,9 +171,10 @@ def prepare_subject(
             name: normalise(data, covered[name], settings.intensity, name=name)
             for name, (data, _) in sampled.items()
         }
-        notes += _check_coverage(covered, brain)
+        images = {name: image for name, (image, _) in normalised.items()}
+        notes += [*_check_coverage(covered, brain), *check_contrast(images, covered, template)]
     return PreparedSubject(
-        images={name: image for name, (image, _) in normalised.items()},
+        images=images,
         brain=brain,
         covered=covered,
         affine=template.affine,
@@ -330,16 +335,37 @@ def _find_in(volume: Volume, head: AlignedScan, matrix: Matrix) -> AlignedScan:
 def _align_template(
     head: AlignedScan, template: Template, modality: str
 ) -> tuple[Matrix, list[str]]:
-    """Matrix from the template's world to the reference's world, and warnings."""
+    """Matrix from the template's world to the reference's world, and warnings.
+
+    Of slabs and halves of brains it ends centimetres away, mostly after stretching them.
+    """
+    ml = head.brain.sum() * head.volume.voxel_volume_mm3 / 1000
+    whole = template.mask.sum() * voxel_volume_mm3(template.affine) / 1000
+    share = ml / whole if template.images else 1.0  # a bare grid's mask is no brain
+    shown = f"{modality} shows {ml:.0f} ml of brain, {share:.0%} of the template's"
+    if share < _TOO_LITTLE:
+        raise _too_little(shown)
     matrix = align_to_template(head.volume, head.brain, template, modality=modality)
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if SCALE_RANGE[0] <= scales.min() and scales.max() <= SCALE_RANGE[1]:
-        return matrix, []
+        doubt = Caution(f"{shown}; if that is a part of it, check how it lies on the template.")
+        return matrix, [doubt] if share < _LITTLE else []
+    if share < _LITTLE:
+        raise _too_little(shown)
     warning = Caution(
         "The registration to the template ended at implausible scales "
         f"({scales.min():.2f} to {scales.max():.2f}); centres and sizes were matched instead."
     )
     return match_moments(head.volume, head.brain, template), [warning]
+
+
+def _too_little(shown: str) -> DataError:
+    return DataError(
+        f"{shown}: too little to find its place there.",
+        cause="The scan is a slab or a part of a head, or the brain mask is wrong.",
+        next_step="Give a scan of the whole brain; if this is one, its mask: --skull-strip "
+        "MASK.nii.gz",
+    )
 
 
 class _Sampler:

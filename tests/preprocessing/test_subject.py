@@ -183,6 +183,39 @@ def test_a_template_that_was_moved_is_no_fault_of_the_scans(template: Template) 
     assert "register no scan" in str(caught.value.cause)
 
 
+def _cut(axis: int, keep: slice) -> dict[str, Volume]:
+    """A head that was only scanned in part; the rest is empty."""
+    box = [slice(None)] * 3
+    box[axis] = keep
+    parts = {}
+    for name, volume in _subject().volumes.items():
+        seen = np.zeros_like(volume.data)
+        seen[tuple(box)] = volume.data[tuple(box)]
+        parts[name] = Volume(seen, volume.affine)
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("axis", "keep"),
+    [(2, slice(42, 46)), (2, slice(20, 40)), (2, slice(None, 45)), (1, slice(45, 65))],
+)
+def test_too_little_of_a_brain_is_refused(template: Template, axis: int, keep: slice) -> None:
+    with pytest.raises(DataError, match="too little") as caught:
+        prepare_subject(_cut(axis, keep), template, PreprocessingConfig())
+    assert "--skull-strip" in str(caught.value.next_step)
+    # Where headers are trusted, a part lies where it belongs.
+    assert prepare_subject(_cut(axis, keep), template, TRUST).brain.any()
+
+
+@pytest.mark.parametrize("keep", [slice(None, 68), slice(28, None)])
+def test_a_brain_without_its_vertex_or_cerebellum_goes_on(
+    template: Template, prepared: PreparedSubject, keep: slice
+) -> None:
+    cut = prepare_subject(_cut(2, keep), template, PreprocessingConfig())
+    assert (cut.brain & prepared.brain).sum() > 0.97 * cut.brain.sum()
+    assert np.linalg.norm((cut.to_reference - prepared.to_reference)[:3, :3]) < 0.08
+
+
 def test_no_known_modality_is_an_error(template: Template) -> None:
     with pytest.raises(DataError, match="none of the modalities"):
         prepare_subject({}, template, TRUST)

@@ -1,0 +1,89 @@
+"""Whether a scan shows the contrast that its name says, by its likeness to the template's images.
+
+Scans given under each other's names lie on the template as others do, for outlines and fluid align
+them. What then tells them apart is the contrast of a place to its surroundings: over the whole
+brain, coils and large lesions weigh more than grey and white matter do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from mmccd_cli.errors import Caution
+from mmccd_cli.template import Template
+
+_SURROUNDINGS_MM = 42.0  # side of the box that a place is compared with
+_LEAST = 0.15  # correlation below which a scan resembles nothing
+_DOUBT = 0.02  # by which another modality's correlation must be higher
+_FAVOURED = {"T1w": 0.05}
+"""Modality -> how much more scans of others resemble its image in the template.
+
+Of 35 subjects' scans under their own names, FLAIR resembles T1w by up to 0.02 more than FLAIR, and
+T1w by at least 0.08; all other pairs are apart by 0.09 and more.
+"""
+
+
+def check_contrast(
+    images: Mapping[str, NDArray[np.float32]],
+    covered: Mapping[str, NDArray[np.bool_]],
+    template: Template,
+) -> list[Caution]:
+    """Say which scans look as if they were given under another's name.
+
+    Args:
+        images: Modality -> (I, J, K) float32 on the template's grid, normalised.
+        covered: Modality -> (I, J, K) bool, the part of the brain that it shows.
+        template: What they are compared with; a modality that it does not have is passed over.
+    """
+    said = []
+    for name in (modality for modality in images if modality in template.images):
+        likeness = _likeness(images[name], covered[name], template)
+        other = max(likeness, key=likeness.__getitem__)
+        if likeness[other] > max(_LEAST, likeness[name] + _DOUBT):
+            said.append(
+                Caution(
+                    f"The scan given as {name} looks like {other}: its tissues stand out from each "
+                    f"other as on the template's {other}, and not as on its {name}. Look at it in "
+                    "a viewer; if files were mixed up, the result is wrong."
+                )
+            )
+    return said
+
+
+def _likeness(
+    image: NDArray[np.float32], covered: NDArray[np.bool_], template: Template
+) -> dict[str, float]:
+    """Modality of the template -> correlation of its local contrast with an image's."""
+    inside = covered & template.mask
+    ours = _local_contrast(image, covered, template.spacing_mm)[inside]
+    theirs = {name: values[inside] for name, values in _contrasts(template).items()}
+    if inside.sum() < 2 or not ours.std():
+        return dict.fromkeys(theirs, 0.0)
+    return {
+        name: float(np.corrcoef(ours, values)[0, 1]) - _FAVOURED.get(name, 0.0)
+        for name, values in theirs.items()
+    }
+
+
+@lru_cache(maxsize=1)
+def _contrasts(template: Template) -> dict[str, NDArray[np.float32]]:
+    return {
+        name: _local_contrast(image, template.mask, template.spacing_mm)
+        for name, image in template.images.items()
+    }
+
+
+def _local_contrast(
+    image: NDArray[np.float32], mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """What stands out from the mean of its surroundings, as far as they lie in a mask."""
+    size = [2 * round(_SURROUNDINGS_MM / mm / 2) + 1 for mm in spacing_mm]
+    values, weight = np.where(mask, image, 0).astype(np.float32), mask.astype(np.float32)
+    mean = ndimage.uniform_filter(values, size)
+    mean /= np.maximum(ndimage.uniform_filter(weight, size), 1e-3)
+    return values - mean
