@@ -65,6 +65,26 @@ class Dropout(nn.Dropout):
         return x * super().forward(ones)[self.share]
 
 
+class Pointwise(nn.Conv2d):
+    """A convolution of 1 x 1 pixels, for which it does not matter what a slice is.
+
+    With one thread, torch leaves it to oneDNN from 16 slices on only, which takes half the time of
+    what it does otherwise. So on a CPU rows of pixels pass as slices, where none needs to be moved.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in, H, W) to (N, out, H, W)."""
+        if torch.is_grad_enabled() or x.device.type != "cpu" or x.stride(1) != 1:
+            return super().forward(x)
+        n, _, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(n * height, 1, width, -1).permute(0, 3, 1, 2)
+        mapped = super().forward(rows).permute(0, 2, 3, 1)
+        return mapped.reshape(n, height, width, -1).permute(0, 3, 1, 2)
+
+
 class ResidualBlock(nn.Module):
     """Two normalised convolutions with a skip; a time embedding scales and shifts the second norm.
 
@@ -97,7 +117,7 @@ class ResidualBlock(nn.Module):
         self.dropout = Dropout(dropout)
         self.conv2 = zero_initialised(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = in_channels == out_channels
-        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip = nn.Identity() if same else Pointwise(in_channels, out_channels)
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
         """Map (N, in, H, W) to (N, out, H', W'), H' and W' changed by `resample` only."""

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmccd_cli.config import UNetConfig, from_dict, to_dict
 from mmccd_cli.training.recipes import RECIPES
+from mmccd_cli.translation.blocks import Pointwise
 from mmccd_cli.translation.unet import UNet
 
 GOLDEN = Path(__file__).parent / "golden" / "unet.json"
@@ -130,6 +131,17 @@ def test_one_time_step_may_be_that_of_all_slices(name: str) -> None:
     with torch.no_grad():
         together, alone = (network(x, torch.full((n,), 700)) for n in (1, 3))
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_pointwise_convolution_is_that_of_torch(layout: torch.memory_format) -> None:
+    ours, x = Pointwise(6, 5), torch.randn(2, 6, 7, 9).to(memory_format=layout)
+    expected = nn.Conv2d.forward(ours, x)
+    with torch.inference_mode():
+        found = ours(x)
+    torch.testing.assert_close(found, expected.detach())
+    assert found.is_contiguous(memory_format=layout)
+    assert ours(x).requires_grad
 
 
 @pytest.mark.parametrize("name", ["timed", "published"])
