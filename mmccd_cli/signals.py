@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmccd_cli.anomaly.atlas import deviation
+from mmccd_cli.anomaly.atlas import deviation, rarer_in_grey
 from mmccd_cli.anomaly.symmetry import middle_of_template, other_side
 from mmccd_cli.config import MODALITIES, SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DeviceMemoryError
@@ -243,8 +243,17 @@ class SignalModel:
             )
 
         execution = self._execution(len(stack), scans.shape[-2:], advance=advance)
-        found = run_within_memory(compute, execution).clamp_min(0).numpy()
-        return from_slices(np.where(stack.brain, found, np.float32(0)), stack)
+        found = run_within_memory(compute, execution).numpy()
+        volume = from_slices(np.where(stack.brain, found, np.float32(0)), stack)
+        return np.maximum(volume - self._rarer_in_grey, np.float32(0))
+
+    @cached_property
+    def _rarer_in_grey(self) -> NDArray[np.float32] | np.float32:
+        """(I, J, K) log odds by which small foci are rarer where the atlas has grey matter."""
+        normal = self.bundle.template.normal.get("T1w")
+        if normal is None:
+            return np.float32(0)
+        return rarer_in_grey(normal.mean / self.bundle.config.preprocessing.intensity.scale)
 
     @cached_property
     def _middle(self) -> float:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmccd_cli.anomaly.atlas import RARER_IN_GREY
 from mmccd_cli.config import (
     CycleConfig,
     DiffusionConfig,
@@ -23,7 +24,7 @@ from mmccd_cli.config import (
 )
 from mmccd_cli.errors import DeviceMemoryError, UsageError
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.template import Template
+from mmccd_cli.template import NormalRange, Template
 from mmccd_cli.translation.engine import Execution
 from mmccd_cli.translation.translators import Cycle
 from mmccd_cli.weights.bundle import Bundle, BundleConfig, TemplateConfig
@@ -160,6 +161,33 @@ def test_intensities_are_in_robust_standard_deviations_inside_the_brain() -> Non
         assert signal.shape == SHAPE
         assert signal.dtype == np.float32
         assert not signal[~brain].any()
+
+
+class Sure(nn.Module):
+    """A network of small foci that sees one everywhere."""
+
+    config = UNetConfig(in_channels=15)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full((len(x), 1, *x.shape[2:]), 3.0)
+
+
+def test_small_foci_are_rarer_in_grey_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HandMadeBundle, "network", lambda *_: Sure())
+    t1w = np.full(SHAPE, SCALE, dtype=np.float32)
+    t1w[:12] = -SCALE
+    plain = bundle()
+    template = replace(plain.template, normal={"T1w": NormalRange(t1w, np.ones_like(t1w))})
+    images, brain = subject()
+    config = replace(FLAIR, foci_weight=1.0)
+    found = []
+    for each in (plain, replace(plain, template=template)):
+        model = SignalModel(each, SAMPLING, torch.device("cpu"))
+        found.append(model.signals(images, brain, config)["foci:FLAIR"])
+    without, with_atlas = found
+    np.testing.assert_allclose(without, 3.0 * brain)
+    np.testing.assert_allclose(with_atlas[12:], 3.0 * brain[12:])
+    np.testing.assert_allclose(with_atlas[:12], (3.0 - RARER_IN_GREY) * brain[:12])
 
 
 def test_only_the_cycles_that_count_are_loaded_and_each_once() -> None:

@@ -20,6 +20,12 @@ SIGMA_MM = 3.0
 """Blur of the atlas: brains agree with each other to a few millimetres only."""
 MIN_SUBJECTS = 0.3
 """Blurred number of healthy subjects under which the mean is pulled towards zero."""
+GREY, WHITE = -0.2, 0.5
+"""Mean of healthy T1w, in robust standard deviations, where a place of the brain is grey matter,
+and where it is white matter; in between it is partly so."""
+RARER_IN_GREY = 2.0
+"""Log odds by which small lesions are rarer in grey matter: insula, hippocampus and the walls of
+the third ventricle are bright on FLAIR in healthy brains; plaques are mostly in white matter."""
 
 
 class NormalRangeFit:
@@ -73,3 +79,16 @@ def deviation(image: FloatArray, normal: NormalRange, sign: int) -> NDArray[np.f
     distance = image - normal.mean
     distance = np.abs(distance) if sign == 0 else sign * distance
     return (distance - normal.spread).astype(np.float32)
+
+
+def rarer_in_grey(t1w: FloatArray) -> NDArray[np.float32]:
+    """How much rarer small lesions are at each place than in white matter.
+
+    Args:
+        t1w: (I, J, K) mean of healthy T1w, in robust standard deviations.
+
+    Returns:
+        (I, J, K) float32, log odds from 0 in white matter to `RARER_IN_GREY`.
+    """
+    white = np.clip((t1w - GREY) / (WHITE - GREY), 0, 1)
+    return (RARER_IN_GREY * (1 - white)).astype(np.float32)

@@ -52,7 +52,7 @@ class DataOptions:
         typer.Option(
             metavar="WEIGHTS",
             help="Register every subject to this bundle's template. "
-            "By default to their own symmetric mean; they must share a space, as those of BraTS do.",
+            "By default to their own symmetric mean: they must share a space, as in BraTS.",
             show_default=False,
         ),
     ] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmccd_cli.anomaly.atlas import NormalRangeFit, deviation
+from mmccd_cli.anomaly.atlas import RARER_IN_GREY, NormalRangeFit, deviation, rarer_in_grey
 from mmccd_cli.template import NormalRange
 
 SHAPE = (20, 16, 12)
@@ -65,3 +65,10 @@ def test_deviation_is_what_lies_beyond_one_standard_deviation(sign: int, expecte
 def test_dark_on_either_side_counts_where_the_sign_is_unknown() -> None:
     image = np.full(SHAPE, -2.0, dtype=np.float32)
     np.testing.assert_allclose(deviation(image, flat(1.0, 0.5), 0), 2.5)
+
+
+def test_small_lesions_are_rarest_where_the_atlas_has_grey_matter() -> None:
+    found = rarer_in_grey(np.array([-2.0, -0.2, 0.15, 0.5, 2.0], dtype=np.float32))
+    assert found.dtype == np.float32
+    expected = [RARER_IN_GREY, RARER_IN_GREY, RARER_IN_GREY / 2, 0, 0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)

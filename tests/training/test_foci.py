@@ -12,9 +12,19 @@ from training_data import SMALL_FOCI, SUBJECTS, tiny_recipe, write_shards
 
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import DataError
-from mmccd_cli.training.foci import FociDataset, FociLoss, FociSpec, load_foci_dataset
+from mmccd_cli.template import Quantisation
+from mmccd_cli.training import foci
+from mmccd_cli.training.foci import (
+    REACH,
+    FociDataset,
+    FociLoss,
+    FociSpec,
+    _head,
+    load_foci_dataset,
+)
 from mmccd_cli.training.networks import train_network
 from mmccd_cli.training.runtime import Runtime
+from mmccd_cli.training.slices import SubjectVolumes
 from mmccd_cli.training.trainer import sample_generator
 
 SCALE = 0.5
@@ -92,6 +102,60 @@ def test_some_lesions_come_in_pairs(dataset: FociDataset, monkeypatch: pytest.Mo
                 )
         shares.append(both / marked)
     assert shares[1] > shares[0] + 0.2
+
+
+def test_brightness_beside_the_ventricles_is_doubtful() -> None:
+    """There and nowhere else; and what lies beside them is white matter."""
+    shape = (40, 40, 40)
+    brain = np.zeros(shape, dtype=bool)
+    brain[2:38, 2:38, 2:38] = True
+    ventricles, cap = (slice(16, 24),) * 3, (slice(25, 28), slice(18, 22), slice(18, 22))
+    grey, far = (slice(12, 15), slice(18, 22), slice(18, 22)), (slice(32, 34),) * 3
+    t1w, t2w, flair = (np.full(shape, value, np.float32) for value in (1.0, 0.0, 0.0))
+    t1w[ventricles], t2w[ventricles], t1w[grey] = -3.0, 5.0, -1.0
+    flair[cap], flair[far] = 3.0, 3.0
+    images = {"T1w": t1w * SCALE, "T2w": t2w * SCALE, "FLAIR": flair * SCALE}
+    head = _head(
+        SubjectVolumes(images, brain, np.zeros(shape, dtype=bool)),
+        TrainingConfig(),
+        quantisation=Quantisation(),
+        scale=SCALE,
+        spacing=(2.0, 2.0, 2.0),
+    )
+    inside = (..., slice(REACH, -REACH))
+    doubtful, beside = head.doubtful[inside], head.beside[inside]
+    assert doubtful[cap].all()
+    assert not doubtful[far].any()
+    assert beside[cap].any()
+    assert not beside[13, 20, 20]
+    assert not beside[ventricles].any()
+    assert not beside[far].any()
+
+
+def test_lesions_lie_beside_ventricles(
+    dataset: FociDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [replace(head, beside=head.healthy.copy()) for head in dataset.heads]
+    for head in left:
+        head.beside[12:] = False
+    loss = loss_of(replace(dataset, heads=left), augment=False)
+
+    def share_on_the_left(fraction: float) -> float:
+        monkeypatch.setattr(foci, "BESIDE_FRACTION", fraction)
+        drawn = [loss.draw(sample_generator(5, 0, index)).target[0, 0] for index in range(60)]
+        total = torch.stack(drawn).sum(0)
+        return float(total[:12].sum() / total.sum())
+
+    assert share_on_the_left(1.0) > share_on_the_left(0.0) + 0.2
+
+
+def test_doubtful_brightness_hardly_counts(dataset: FociDataset) -> None:
+    heads = [replace(head, doubtful=head.healthy) for head in dataset.heads]
+    loss = loss_of(replace(dataset, heads=heads), augment=False)
+    for index in range(10):
+        sample = loss.draw(sample_generator(6, 0, index))
+        healthy = sample.weight[(sample.weight > 0) & (sample.target == 0)]
+        torch.testing.assert_close(healthy, torch.full_like(healthy, foci.DOUBTFUL_WEIGHT))
 
 
 def test_small_lesions_weigh_more(dataset: FociDataset) -> None:

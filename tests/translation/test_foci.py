@@ -83,6 +83,31 @@ def test_slices_keep_their_neighbours_across_batches(batch: int, channel: int, o
     torch.testing.assert_close(found[:, 0], expected)
 
 
+class Leaning(nn.Module):
+    """Says more of what lies on one side, as no network should but most do a little."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, [3]] * torch.linspace(0, 1, x.shape[2])[:, None]
+
+
+def test_a_head_and_its_mirror_image_are_the_same() -> None:
+    images, mirrored = random(4, 3, 6, 5), random(4, 3, 6, 5)
+
+    def found(flip: bool) -> Tensor:
+        scans, others = (t.flip(2) if flip else t for t in (images, mirrored))
+        log_odds = foci_log_odds(
+            Leaning(),
+            scans,
+            mirrored=others,
+            shown=torch.ones(3),
+            execution=Execution(torch.device("cpu")),
+        )
+        return log_odds.flip(2) if flip else log_odds
+
+    torch.testing.assert_close(found(flip=True), found(flip=False))
+    assert found(flip=False).abs().max() > 0.1
+
+
 @pytest.mark.parametrize(
     "changes",
     [
