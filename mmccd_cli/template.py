@@ -98,6 +98,13 @@ def median_and_deviation(
     return median, float(np.percentile(away, _ONE_SIGMA_PERCENTILE, overwrite_input=True))
 
 
+def correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float | None:
+    """Return Pearson's correlation of two arrays of one shape; None where one is constant."""
+    if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
 def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
     """Return the distance in mm between neighbouring voxel centres along each axis."""
     i, j, k = np.linalg.norm(affine[:3, :3], axis=0)

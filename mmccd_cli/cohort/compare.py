@@ -22,7 +22,7 @@ from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.spatial import register, resample, same_grid
-from mmccd_cli.template import transform_points
+from mmccd_cli.template import correlation, transform_points
 
 Change = Literal["new", "gone", "grown", "shrunk", "same", "out of view"]
 
@@ -139,7 +139,7 @@ def compare(a: Result, b: Result, position: Position) -> Comparison:
     lesions.sort(key=lambda found: -abs(found.volume_b_ml - found.volume_a_ml))
     return Comparison(
         dice=overlap(a.mask, moved.numbered > 0).dice,
-        correlation=_correlation(a.map.data[both], moved.map.data[both]),
+        correlation=correlation(a.map.data[both], moved.map.data[both]),
         lesions=lesions,
         difference=difference,
     )
@@ -245,12 +245,6 @@ def _kind(before: float, after: float) -> Change:
     if abs(after - before) <= least:
         return "same"
     return "grown" if after > before else "shrunk"
-
-
-def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float | None:
-    if a.size < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _reference_sha256(result: Result) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.errors import Caution
-from mmccd_cli.template import Template
+from mmccd_cli.template import Template, correlation
 
 _SURROUNDINGS_MM = 42.0  # side of the box that a place is compared with
 _LEAST = 0.15  # correlation below which a scan resembles nothing
@@ -61,12 +61,9 @@ def _likeness(
     """Modality of the template -> correlation of its local contrast with an image's."""
     inside = covered & template.mask
     ours = _local_contrast(image, covered, template.spacing_mm)[inside]
-    theirs = {name: values[inside] for name, values in _contrasts(template).items()}
-    if inside.sum() < 2 or not ours.std():
-        return dict.fromkeys(theirs, 0.0)
     return {
-        name: float(np.corrcoef(ours, values)[0, 1]) - _FAVOURED.get(name, 0.0)
-        for name, values in theirs.items()
+        name: (correlation(ours, values[inside]) or 0.0) - _FAVOURED.get(name, 0.0)
+        for name, values in _contrasts(template).items()
     }
 
 

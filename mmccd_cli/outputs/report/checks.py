@@ -21,7 +21,7 @@ from mmccd_cli.outputs.lesions import is_mask_warning
 from mmccd_cli.outputs.pictures import BoolArray, FloatArray
 from mmccd_cli.outputs.report.data import ReportData
 from mmccd_cli.preprocessing.subject import PreparedSubject
-from mmccd_cli.template import Template
+from mmccd_cli.template import Template, correlation
 
 Verdict = Literal["good", "look", "bad"]
 
@@ -195,14 +195,8 @@ def _likeness(
     for name in names:
         inside = moved(prepared.covered[name]) & template.mask
         ours = moved(prepared.images[name])[inside]
-        values.append(_correlation(ours, template.images[name][inside]))
+        values.append(correlation(ours, template.images[name][inside]) or 0.0)
     return float(np.mean(values))
-
-
-def _correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    if a.size < 2 or a.std() == 0 or b.std() == 0:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def _gain_by_shifting(
