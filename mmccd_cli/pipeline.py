@@ -375,6 +375,8 @@ def _calibrated_map(
     All by the calibrated mask: the map must not depend on what the user cuts out of it. It takes
     the score's place: two arrays of a fine scan are large.
     """
+    if output.shown.data.size > LARGE:
+        give_back_freed_memory()
     # There is nothing outside the brain's box, which is a small part of a raw head.
     box, spacing = bounding_box(output.brain, margin=3), spacing_of(output.shown.affine)
     brain, anomaly_map = output.brain[box], output.values[box]
@@ -386,7 +388,7 @@ def _calibrated_map(
         mask[candidates] = mask_from_map(
             anomaly_map[candidates], calibrated, spacing_mm=spacing, scan_threshold=scan_threshold
         )
-        refined = refine_contour(
+        refine_contour(
             anomaly_map,
             mask,
             image=output.shown.data[box],
@@ -394,8 +396,8 @@ def _calibrated_map(
             spacing_mm=spacing,
             reach_mm=calibrated.refine_mm,
             threshold=calibrated.threshold,
+            overwrite=True,
         )
-        np.copyto(anomaly_map, refined, where=brain)
     return output.values
 
 
