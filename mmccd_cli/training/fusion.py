@@ -131,12 +131,13 @@ def fit_foci(
         region = erode(other.brain, config.erosion_mm, spacing_mm)
         region &= erode(~subject.lesion, FROM_LESIONS_MM, spacing_mm)
         region &= signal > 0
-        columns.append(signal[region].astype(np.float64))
-        truth.append(other.lesion[region])
-    share = [np.full(len(y), 1 / (len(y) * len(truth))) for y in truth]
-    inside = np.concatenate(truth)
+        if region.any():
+            columns.append(signal[region].astype(np.float64))
+            truth.append(other.lesion[region])
+    inside = np.concatenate(truth) if truth else np.zeros(0, dtype=bool)
     if not inside.any() or inside.all():
         return {}
+    share = [np.full(len(y), 1 / (len(y) * len(truth))) for y in truth]
     (weight,), bias = fit_logistic(
         np.concatenate(columns)[:, None],
         inside,

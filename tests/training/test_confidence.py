@@ -126,5 +126,15 @@ def test_foci_are_worth_what_painted_lesions_say() -> None:
     assert 1 / (1 + np.exp(-(weight + bias))) == pytest.approx(0.05, abs=0.01)
 
 
+def test_heads_in_which_the_network_sees_nothing_do_not_matter() -> None:
+    dumb = {("FLAIR",): {"foci:FLAIR": np.zeros(SHAPE, np.float32)}}
+    silent = [replace(s, of_sets=dumb) for s in SUBJECTS]
+    painted = [with_foci(s) for s in SUBJECTS]
+    alone = fit_foci(SUBJECTS, painted, SCORE, spacing_mm=SPACING)
+    both = fit_foci([*SUBJECTS, *SUBJECTS], [*silent, *painted], SCORE, spacing_mm=SPACING)
+    assert both == alone
+    assert fit_foci(SUBJECTS, silent, SCORE, spacing_mm=SPACING) == {}
+
+
 def test_without_their_network_foci_are_worth_nothing() -> None:
     assert fit_foci(SUBJECTS, SUBJECTS, SCORE, spacing_mm=SPACING) == {}
