@@ -109,7 +109,10 @@ def prepare_dataset(
     if template is None:
         makers = [s for s in usable if assigned[s.id] == "train"][:SUBJECTS_FOR_TEMPLATE]
         template = _own_template(
-            makers, _common_space(usable, settings), settings=settings, report=report, more=usable
+            makers,
+            _common_space(usable, settings),
+            settings=settings,
+            report=lambda name, number: report(name, number, len(makers) + len(usable)),
         )
     folder.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
@@ -227,8 +230,7 @@ def _own_template(
     grid: Template,
     *,
     settings: PrepareSettings,
-    report: Callable[[str, int, int], None],
-    more: Sequence[Subject],
+    report: Callable[[str, int], None],
 ) -> Template:
     """The symmetric mean of subjects as they lie in their common space.
 
@@ -238,7 +240,7 @@ def _own_template(
     as_they_lie = replace(settings.preprocessing, template_registration="none")
     mean = MeanTemplate(grid, settings.preprocessing.intensity.background)
     for number, subject in enumerate(subjects, start=1):
-        report(subject.id, number, len(subjects) + len(more))
+        report(subject.id, number)
         try:
             volumes = {m: read_image(subject, m)[0] for m in MODALITIES}
             mean.add(prepare_subject(volumes, grid, as_they_lie))
