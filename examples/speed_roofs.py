@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -105,7 +106,21 @@ def example(
     x = torch.zeros(n, config.in_channels, height, width, device=device)
     if not config.time_conditioned:
         return (x,)
-    return x, torch.zeros(n, dtype=torch.long, device=device)
+    return x, torch.zeros(1, dtype=torch.long, device=device)
+
+
+@contextmanager
+def pass_by_pass(device: torch.device) -> Iterator[int]:
+    """Give torch one thread on a CPU, as each pass has; yields how many run beside each other."""
+    if device.type != "cpu":
+        yield 1
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Clock:
@@ -147,7 +162,7 @@ class DeviceRates:
         matrix_gflops: Product of two square matrices.
         convolution_gflops: The network's own convolutions, each alone.
         network_gflops: The whole network, with norms, activations and copies.
-        copy_gbytes: Bytes read and written by a large copy.
+        copy_gbytes: Bytes read and written by a large copy, of one thread.
     """
 
     matrix_gflops: float
@@ -169,11 +184,12 @@ def measure_rates(config: UNetConfig, height: int, width: int, execution: Execut
     network = UNet(config).eval().to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
     arguments = example(config, execution.batch_size, height, width, device)
-    with execution.passing():
-        whole = clock.best_of(lambda: network(*arguments))
-        alone = sum(clock.best_of(call) for call in _calls_of_products(network, arguments))
+    with execution.passing(), pass_by_pass(device) as threads:
+        whole = clock.best_of(lambda: network(*arguments)) / threads
+        products = _calls_of_products(network, arguments)
+        alone = sum(clock.best_of(call) for call in products) / threads
         matrix = torch.ones(MATRIX, MATRIX, device=device)
-        product = clock.best_of(lambda: matrix @ matrix)
+        product = clock.best_of(lambda: matrix @ matrix) / threads
         source = torch.zeros(COPIED_ELEMENTS, device=device)
         target = torch.empty_like(source)
         copy = clock.best_of(lambda: target.copy_(source))
@@ -448,8 +464,9 @@ def published_schedule(device: torch.device, precision: str) -> str:
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs
     batch = PUBLISHED_BATCH if device.type == "cpu" else 32 * PUBLISHED_BATCH
     arguments, repeats = example(config, batch, size, size, device), 2
-    with Execution(device, batch, PRECISIONS[precision]).passing():
-        seconds = Clock(device).best_of(lambda: network(*arguments), repeats)
+    execution = Execution(device, batch, PRECISIONS[precision])
+    with execution.passing(), pass_by_pass(device) as threads:
+        seconds = Clock(device).best_of(lambda: network(*arguments), repeats) / threads
     passes = PUBLISHED_SLICES * PUBLISHED_BANDS * PUBLISHED_STEPS
     flops = passes * cost_of_pass(config, size, size).flops
     return (

@@ -118,7 +118,9 @@ def voxel_volume_mm3(affine: NDArray[np.float64]) -> float:
 
 def transform_points(matrix: NDArray[np.float64], points: ArrayLike) -> NDArray[np.float64]:
     """Apply a (4, 4) matrix to (..., 3) points: voxel indices to RAS mm, or any such map."""
-    return np.asarray(points, dtype=np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+    # Not "@": of many points BLAS makes work for all cores, which then wait for more of it, busily.
+    turned = np.einsum("...k,lk->...l", np.asarray(points, dtype=np.float64), matrix[:3, :3])
+    return turned + matrix[:3, 3]
 
 
 def bounding_box(mask: NDArray[np.bool_], margin: int | Sequence[int] = 0) -> Box:

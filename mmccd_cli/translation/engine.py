@@ -68,13 +68,15 @@ class Execution:
         """Compute batches, and yield the results in the order of the batches.
 
         Threads of torch that share a pass of a small network wait for each other longer than they
-        compute, and their number changes the last digits. A thread to itself does neither.
+        compute, and their number changes the last digits. A thread to itself does neither. Nor does
+        the thread that takes the results share its work: those it wakes would wait busily.
         """
         if self.threads < 2:
             yield from map(compute, batches)
             return
         running: deque[Future[Result]] = deque()
         pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        torch.set_num_threads(1)
         try:
             for batch in batches:
                 running.append(pool.submit(compute, batch))
@@ -84,7 +86,7 @@ class Execution:
                 yield running.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            torch.set_num_threads(self.threads)  # of threads that are yet to come
+            torch.set_num_threads(self.threads)
 
     def gather(self, batches: Iterable[Batch], compute: Callable[[Batch], Tensor]) -> Tensor:
         """Compute batches of slices, report them, and join the results on the CPU."""

@@ -89,6 +89,14 @@ def test_batches_beside_each_other_come_in_order_and_each_has_a_thread_to_itself
         assert -1 not in started
 
 
+def test_who_takes_results_wakes_no_threads(threads: int) -> None:
+    """Threads that share the sums of a batch would wait busily for more, beside the passes."""
+    execution = replace(CPU, threads=threads)
+    seen = [torch.get_num_threads() for _ in execution.each(range(4), lambda number: number)]
+    assert seen == [1] * 4
+    assert torch.get_num_threads() == threads
+
+
 def test_the_number_of_threads_changes_no_bit(threads: int) -> None:
     """Neither of plain nor of masked residuals, whose sums are taken in one order."""
     x, work = slices(7), band_work(some_brain(7), SAMPLING)
