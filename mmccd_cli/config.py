@@ -51,6 +51,7 @@ Positive = Annotated[float, Gt(0), Lt(1e12)]
 NotNegative = Annotated[float, Ge(0), Lt(1e12)]
 Share = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
+Degree = Annotated[int, Ge(0), Le(4)]
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

@@ -16,6 +16,7 @@ from mmccd_cli.anomaly.atlas import deviation, rarer_in_grey
 from mmccd_cli.anomaly.symmetry import middle_of_template, other_side
 from mmccd_cli.config import MODALITIES, SamplingConfig, ScoreConfig
 from mmccd_cli.errors import DeviceMemoryError
+from mmccd_cli.preprocessing.bias_field import remove_bias_field
 from mmccd_cli.progress import Progress, silent
 from mmccd_cli.translation.devices import (
     PRECISIONS,
@@ -160,6 +161,7 @@ class SignalModel:
     ) -> dict[str, NDArray[np.float32]]:
         """One attempt at `signals`."""
         scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
+        images = {m: self._without_bias_field(m, images[m], brain) for m in config.modalities}
         standardised = {
             m: np.where(brain, images[m] / scale, np.float32(0)) for m in config.modalities
         }
@@ -186,6 +188,26 @@ class SignalModel:
                 advance=_part_of(advance, number, parts),
             )
         return values
+
+    def _without_bias_field(
+        self, modality: str, image: NDArray[np.float32], brain: NDArray[np.bool_]
+    ) -> NDArray[np.float32]:
+        """A normalised scan as bright as the atlas everywhere, where the bundle asks for that."""
+        config, template = self.bundle.config, self.bundle.template
+        normal, intensity = template.normal.get(modality), config.preprocessing.intensity
+        if config.bias_field_degree is None or normal is None:
+            return image
+        imaged = brain & (image != np.float32(intensity.background))
+        flat = remove_bias_field(
+            image,
+            imaged & template.mask,
+            normal,
+            degree=config.bias_field_degree,
+            sign=self._sign(modality),
+            unit=intensity.scale,
+            spacing_mm=template.spacing_mm,
+        )
+        return np.where(imaged, flat, image)
 
     def _sign(self, modality: str) -> int:
         """1 where anomalies are bright in a modality, -1 where dark, 0 where they may be either."""

@@ -163,6 +163,33 @@ def test_intensities_are_in_robust_standard_deviations_inside_the_brain() -> Non
         assert not signal[~brain].any()
 
 
+def test_bias_fields_are_taken_off_where_the_bundle_asks_for_it() -> None:
+    """Of what is imaged only, and for all signals alike."""
+    shape = (48, 56, 40)
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
+    brain = x**2 + y**2 + z**2 < 0.8
+    rng = np.random.default_rng(0)
+    image = np.where(brain, SCALE * (y + 0.1 * rng.standard_normal(shape)), -3).astype(np.float32)
+    image[:, :, 30:] = -3
+    plain = bundle()
+    normal = NormalRange(np.zeros(shape, np.float32), np.full(shape, SCALE / 2, np.float32))
+    template = replace(plain.template, mask=np.ones(shape, dtype=bool), normal={"FLAIR": normal})
+    found = []
+    for degree in (None, 2):
+        config = replace(plain.config, bias_field_degree=degree)
+        model = SignalModel(
+            replace(plain, config=config, template=template), SAMPLING, torch.device("cpu")
+        )
+        score = replace(FLAIR, weights={"atlas:FLAIR": 1.0, "intensity:FLAIR": 1.0})
+        found.append(model.signals({"FLAIR": image}, brain, score))
+    seen = brain & (np.arange(40) < 30)
+    before, after = (values["intensity:FLAIR"] for values in found)
+    assert before[seen].std() > 0.3
+    assert after[seen].std() < 0.15
+    np.testing.assert_array_equal(after[brain & ~seen], before[brain & ~seen])
+    np.testing.assert_allclose(found[1]["atlas:FLAIR"][seen], after[seen] - 0.5, atol=1e-5)
+
+
 class Sure(nn.Module):
     """A network of small foci that sees one everywhere."""
 

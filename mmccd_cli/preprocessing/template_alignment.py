@@ -19,6 +19,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from mmccd_cli.inputs.volume import Volume, reorient_array
+from mmccd_cli.preprocessing.least_squares import normal_equations
 from mmccd_cli.preprocessing.spatial import LARGE, centre_of_mass, resample, working_grid
 from mmccd_cli.template import (
     Template,
@@ -43,7 +44,6 @@ _OUTLIER = 1.5  # differences beyond it, lesions above all, hardly count
 _FINER = 0.75  # voxel size of the moved image, as a share of the fixed one's
 _MARGIN_VOXELS = 2
 _TERMS = 20  # of an exponential; exact for turns of a radian
-_BLOCK = 1024  # voxels; with 14 and 15 columns below the 2^18 products that OpenBLAS shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ def _minimise(
         weight = 1 / (1 + (difference / _OUTLIER) ** 2) ** 2
         slopes = grid.gradient((moved + grid.image.data) / 2)
         jacobian = _jacobian(seen, slopes, grid.points, kind=level.kind)
-        normal, slope = _normal_equations(jacobian, weight, difference)
+        normal, slope = normal_equations(jacobian, weight, difference)
         normal[np.diag_indices_from(normal)] += 1e-9 * np.trace(normal) / len(normal)
         step = np.linalg.solve(normal, slope)
         generator = _generator(step[:-2], level.kind)
@@ -212,23 +212,6 @@ def _jacobian(
         found[:, 3] = (slopes * points).sum(axis=1)
     found[:, -5:-2], found[:, -2], found[:, -1] = slopes, seen, 1
     return found
-
-
-def _normal_equations(
-    jacobian: NDArray[np.float64], weight: NDArray[np.float64], difference: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(P, P) and (P,) of weighted least squares, summed over N voxels.
-
-    Block by block: products as small as that OpenBLAS keeps on one thread. Of larger ones its
-    threads wait for each other busily, which takes half of all the time where other subjects are
-    prepared beside this one; and the last bits would depend on their number.
-    """
-    sums = np.zeros((jacobian.shape[1], jacobian.shape[1] + 1))
-    for start in range(0, len(jacobian), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        rows = np.column_stack([jacobian[block], difference[block]])
-        sums += (jacobian[block] * weight[block, None]).T @ rows
-    return sums[:, :-1], sums[:, -1]
 
 
 def _generator(step: NDArray[np.float64], kind: str) -> Matrix:

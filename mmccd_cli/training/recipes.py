@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from mmccd_cli.config import (
     CycleConfig,
+    Degree,
     DiffusionConfig,
     FociConfig,
     IntensityConfig,
@@ -46,6 +47,7 @@ class Recipe:
         restoration_training: How it is trained.
         foci: The network of small foci; None trains none.
         foci_training: How it is trained.
+        bias_field_degree: See `BundleConfig`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Recipe:
     restoration_training: TrainingConfig = field(default_factory=TrainingConfig)
     foci: FociConfig | None = None
     foci_training: TrainingConfig = field(default_factory=TrainingConfig)
+    bias_field_degree: Degree | None = None
 
 
 def _compact() -> Recipe:
@@ -103,6 +106,7 @@ def _compact() -> Recipe:
         foci_training=TrainingConfig(
             iterations=3000, batch_size=8, learning_rate=2e-3, ema_decay=0.995
         ),
+        bias_field_degree=2,
     )
 
 

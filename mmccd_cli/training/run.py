@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from mmccd_cli.anomaly.atlas import NormalRangeFit
 from mmccd_cli.anomaly.components import erode
 from mmccd_cli.config import MODALITIES, PreprocessingConfig, ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
+from mmccd_cli.preprocessing.bias_field import remove_bias_field
 from mmccd_cli.progress import silent
 from mmccd_cli.template import NormalRange, Quantisation
 from mmccd_cli.training.calibration import Calibration, Fold, calibrate
@@ -173,7 +174,7 @@ class Training:
         self, out: Path, networks: dict[str, dict[str, Tensor]], subjects: list[str]
     ) -> None:
         index, recipe = self._index, self.recipe
-        normal = fit_normal_ranges(self.shards, subjects, recipe.training.lesion_dilation_mm)
+        normal = fit_normal_ranges(self.shards, subjects, recipe)
         template = replace(read_template(self.shards, index["affine"]), normal=normal)
         i, j, k = template.shape
         config = BundleConfig(
@@ -184,6 +185,7 @@ class Training:
             denoiser=recipe.denoiser,
             restoration=recipe.restoration,
             foci=recipe.foci,
+            bias_field_degree=recipe.bias_field_degree,
             diffusion=recipe.diffusion,
             preprocessing=from_dict(PreprocessingConfig, index["preprocessing"]),
             sampling=recipe.sampling,
@@ -266,23 +268,48 @@ def split_folds(subjects: Sequence[str], count: int) -> list[list[str]]:
 
 
 def fit_normal_ranges(
-    shards: Path, subjects: Sequence[str], lesion_dilation_mm: float
+    shards: Path, subjects: Sequence[str], recipe: Recipe
 ) -> dict[str, NormalRange]:
     """Learn from subjects' healthy tissue what each modality looks like at each place.
+
+    Where bias fields are to be taken off, it is learnt twice: from scans as they are, and from
+    what is left of them.
 
     Args:
         shards: What `prepare` wrote.
         subjects: Whom to learn from.
-        lesion_dilation_mm: How far lesions are grown before they are left out.
+        recipe: How far lesions are grown before they are left out, and what a bias field is.
     """
+    normal = _mean_and_spread(shards, subjects, recipe, {})
+    if recipe.bias_field_degree is None:
+        return normal
+    return _mean_and_spread(shards, subjects, recipe, normal)
+
+
+def _mean_and_spread(
+    shards: Path, subjects: Sequence[str], recipe: Recipe, before: Mapping[str, NormalRange]
+) -> dict[str, NormalRange]:
+    """One pass over all subjects, less the bias field where something is known from before."""
     index = read_index(shards)
     quantisation, spacing = Quantisation(**index["quantisation"]), index["spacing_mm"]
     fits = {m: NormalRangeFit(tuple(index["shape"]), spacing) for m in index["modalities"]}
     for subject in subjects:
         volumes = read_volumes(shards, subject, quantisation)
-        healthy = volumes.brain & erode(~volumes.lesion, lesion_dilation_mm, spacing)
+        distance_mm = recipe.training.lesion_dilation_mm
+        healthy = volumes.brain & erode(~volumes.lesion, distance_mm, spacing)
         for modality, fit in fits.items():
-            fit.add(volumes.images[modality], healthy)
+            image = volumes.images[modality]
+            if modality in before:
+                image = remove_bias_field(
+                    image,
+                    healthy,
+                    before[modality],
+                    degree=recipe.bias_field_degree or 0,
+                    sign=0,  # lesions are left out already
+                    unit=recipe.preprocessing.intensity.scale,
+                    spacing_mm=spacing,
+                )
+            fit.add(image, healthy)
     return {modality: fit.result() for modality, fit in fits.items()}
 
 

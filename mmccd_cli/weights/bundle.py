@@ -36,6 +36,7 @@ from mmccd_cli.config import (
     CHECKED,
     METHODS,
     CycleConfig,
+    Degree,
     DiffusionConfig,
     FociConfig,
     Number,
@@ -120,6 +121,8 @@ class BundleConfig:
         diffusion: Their noise schedule.
         restoration: The restoration network; None where the bundle has none.
         foci: The network of small foci; None where the bundle has none.
+        bias_field_degree: Degree of the polynomial that is taken off each scan where it differs
+            smoothly from the atlas; None leaves scans as they are.
         preprocessing: How scans become slices.
         sampling: Default sampling.
         scores: Calibrated score of each set of modalities and method, the preferred first.
@@ -142,6 +145,7 @@ class BundleConfig:
     template: TemplateConfig
     restoration: RestorationConfig | None = None
     foci: FociConfig | None = None
+    bias_field_degree: Degree | None = None
     training: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     licence: str = "unknown"

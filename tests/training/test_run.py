@@ -76,7 +76,7 @@ def test_folds_know_nothing_of_their_own_subjects(trained: Trained) -> None:
         fold = load_bundle(training.work / f"fold-{number}" / FOLD_BUNDLE)
         seen = [entry["id"] for entry in fold.config.training["subjects"]]
         assert sorted(seen + left_out) == SUBJECTS
-        others = fit_normal_ranges(training.shards, seen, 5.0)["FLAIR"].mean
+        others = fit_normal_ranges(training.shards, seen, training.recipe)["FLAIR"].mean
         np.testing.assert_allclose(fold.template.normal["FLAIR"].mean, others, atol=0.02)
 
 

@@ -1,0 +1,120 @@
+"""The bias field of a scan: what differs smoothly from healthy tissue at the same places.
+
+Coils see what is near them brighter, and scanners weigh tissues differently. Both change slowly
+across a brain; a lesion is a place. So a polynomial is fitted to the difference from the atlas, on
+a grid of twice its voxels, robustly, and again without the places that stand out from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+from numpy.polynomial import polynomial
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from mmccd_cli.preprocessing.least_squares import normal_equations
+from mmccd_cli.template import NormalRange
+
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+_THINNED = (slice(None, None, 2),) * 3
+_LEAST_SPREAD = 0.3  # robust standard deviations; the atlas's own is less where few brains lie
+_OUTLIER = 1.5  # spreads; differences beyond it hardly count
+_ROUNDS, _STEPS = 3, 8  # of leaving places out, and of weighing voxels anew
+_BLUR_MM = 6.0  # over which a place must stand out
+_STANDS_OUT = 0.7  # spreads, after the blur
+_GROWN_MM = 8.0  # how far such places are grown before they are left out
+_MOST_SPREADS = 3.0
+_LEAST_VOXELS = 200
+
+
+def remove_bias_field(
+    image: FloatArray,
+    seen: BoolArray,
+    normal: NormalRange,
+    *,
+    degree: int,
+    sign: int,
+    unit: float,
+    spacing_mm: tuple[float, float, float],
+) -> FloatArray:
+    """Take a polynomial off a scan, so that its healthy tissue is as bright as usual everywhere.
+
+    Args:
+        image: (I, J, K) float32, normalised, on the template's grid.
+        seen: (I, J, K) bool, brain that the scan shows and the atlas knows.
+        normal: What healthy tissue looks like, in the image's unit.
+        degree: Of the polynomial, over all three axes together; 0 is a constant.
+        sign: 1 where anomalies are bright, -1 where they are dark, 0 where they may be either.
+        unit: One robust standard deviation, in the image's unit.
+        spacing_mm: Voxel size.
+
+    Returns:
+        (I, J, K) float32, less the field at every voxel; the image itself where too little of the
+        brain is seen.
+    """
+    seen_here = seen[_THINNED]
+    if seen_here.sum() < _LEAST_VOXELS * (degree + 1):
+        return image
+    axes = [np.linspace(-1.0, 1.0, n) for n in image.shape]
+    powers = [p for p in itertools.product(range(degree + 1), repeat=3) if sum(p) <= degree]
+    places = [axis[::2][index] for axis, index in zip(axes, np.nonzero(seen_here), strict=True)]
+    terms = np.stack(
+        [places[0] ** i * places[1] ** j * places[2] ** k for i, j, k in powers], axis=1
+    )
+    difference = (image - normal.mean)[_THINNED][seen_here].astype(np.float64)
+    spread = normal.spread[_THINNED][seen_here].astype(np.float64)
+    width = np.maximum(spread, _LEAST_SPREAD * unit)
+    blur = _Blur(seen_here, [2 * mm for mm in spacing_mm])
+    usual = np.ones(len(difference), bool)
+    for _ in range(_ROUNDS):
+        found = _fit(terms[usual], difference[usual], width[usual])
+        left = np.clip(
+            (difference - np.einsum("np,p->n", terms, found)) / width, -_MOST_SPREADS, _MOST_SPREADS
+        )
+        usual = ~blur.stands_out(left, sign)
+        if usual.sum() < len(usual) / 4:
+            break
+    coefficients = np.zeros((degree + 1,) * 3)
+    for power, value in zip(powers, found, strict=True):
+        coefficients[power] = value
+    field = polynomial.polygrid3d(axes[0], axes[1], axes[2], coefficients)
+    return (image - field).astype(np.float32)
+
+
+def _fit(
+    terms: NDArray[np.float64], difference: NDArray[np.float64], width: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """(P,) coefficients by weights of Geman and McClure, from no field on."""
+    found = np.zeros(terms.shape[1])
+    for _ in range(_STEPS):
+        left = (difference - np.einsum("np,p->n", terms, found)) / width
+        weight = 1 / (width * (1 + (left / _OUTLIER) ** 2)) ** 2
+        matrix, target = normal_equations(terms, weight, difference)
+        matrix[np.diag_indices_from(matrix)] += 1e-6 * np.trace(matrix) / len(matrix)
+        found[:] = np.linalg.solve(matrix, target)
+    return found
+
+
+class _Blur:
+    """Finds places that stand out, among voxels of a brain on a grid."""
+
+    def __init__(self, seen: BoolArray, spacing_mm: list[float]) -> None:
+        self._seen = seen
+        self._sigma = [_BLUR_MM / mm for mm in spacing_mm]
+        self._steps = max(1, round(_GROWN_MM / min(spacing_mm)))
+        self._share = self._blurred(np.ones(int(seen.sum())))
+
+    def stands_out(self, left: NDArray[np.float64], sign: int) -> BoolArray:
+        """(N,) bool, of what a fit left at each voxel."""
+        blurred = self._blurred(left) / np.maximum(self._share, 0.2)
+        beyond = (np.abs(blurred) if sign == 0 else sign * blurred) > _STANDS_OUT
+        return ndimage.binary_dilation(beyond & self._seen, iterations=self._steps)[self._seen]
+
+    def _blurred(self, values: NDArray[np.float64]) -> FloatArray:
+        volume = np.zeros(self._seen.shape, np.float32)
+        volume[self._seen] = values
+        return ndimage.gaussian_filter(volume, self._sigma)
