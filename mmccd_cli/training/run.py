@@ -280,14 +280,18 @@ def fit_normal_ranges(
         subjects: Whom to learn from.
         recipe: How far lesions are grown before they are left out, and what a bias field is.
     """
-    normal = _mean_and_spread(shards, subjects, recipe, {})
+    normal = _mean_and_spread(shards, subjects, recipe)
     if recipe.bias_field_degree is None:
         return normal
-    return _mean_and_spread(shards, subjects, recipe, normal)
+    return _mean_and_spread(shards, subjects, recipe, before=normal)
 
 
 def _mean_and_spread(
-    shards: Path, subjects: Sequence[str], recipe: Recipe, before: Mapping[str, NormalRange]
+    shards: Path,
+    subjects: Sequence[str],
+    recipe: Recipe,
+    *,
+    before: Mapping[str, NormalRange] | None = None,
 ) -> dict[str, NormalRange]:
     """One pass over all subjects, less the bias field where something is known from before."""
     index = read_index(shards)
@@ -299,7 +303,7 @@ def _mean_and_spread(
         healthy = volumes.brain & erode(~volumes.lesion, distance_mm, spacing)
         for modality, fit in fits.items():
             image = volumes.images[modality]
-            if modality in before:
+            if before is not None:
                 image = remove_bias_field(
                     image,
                     healthy,
