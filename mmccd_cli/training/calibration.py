@@ -66,6 +66,8 @@ MIN_CONFIDENCES = (0.2, 0.25, 0.3, 0.4, EVEN_ODDS)
 """Never more than even odds: what suits large tumours would hide small lesions."""
 CLEARLY_BETTER = 0.005
 """Mean Dice by which a small ridge, or another confidence than even odds, must be better."""
+SMALL_LESIONS_MAY_COST = 0.01
+"""Mean Dice of large lesions that a lower confidence may cost where small foci count."""
 FOCI_ARE_SEEN_ON = "FLAIR"
 """On T2w fluid is as bright as small foci are; a healthy head had 2 ml of them marked."""
 MOST_SUBJECTS = 32
@@ -216,8 +218,8 @@ def with_least_confidences(rows: Sequence[CalibrationRow]) -> list[CalibrationRo
     """Choose the confidence that lesions need for all sets of modalities of one method.
 
     It is even odds, unless another gives clearly better masks. Where small foci count, it is the
-    lowest whose masks are not clearly worse than the best, for small lesions hardly weigh in a mean
-    Dice of large ones, and one for all sets: their means differ by chance.
+    lowest that costs masks no more than `SMALL_LESIONS_MAY_COST`, for small lesions hardly weigh in
+    a mean Dice of large ones, and one for all sets: their means differ by chance.
     """
     shared = np.mean(
         [row.dice_by_confidence for row in rows if row.config.has_foci] or [(0.0,)], axis=0
@@ -226,7 +228,7 @@ def with_least_confidences(rows: Sequence[CalibrationRow]) -> list[CalibrationRo
     for row in rows:
         dice, even = np.array(row.dice_by_confidence), MIN_CONFIDENCES.index(EVEN_ODDS)
         if row.config.has_foci:
-            index = int((shared >= shared.max() - CLEARLY_BETTER).argmax())
+            index = int((shared >= shared.max() - SMALL_LESIONS_MAY_COST).argmax())
         elif dice.size and dice.max() > dice[even] + CLEARLY_BETTER:
             index = int(dice.argmax())
         else:
