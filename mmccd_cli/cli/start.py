@@ -16,7 +16,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
 
 
 def begin_imports() -> None:
-    """Import torch in a thread, beside all that reads and prepares scans.
+    """Import torch and the pipeline in a thread, beside all that reads and prepares scans.
 
     Raises:
         ComputeError: The process may not have the memory that this takes.
@@ -29,14 +29,15 @@ def begin_imports() -> None:
 
     thresholds = gc.get_threshold()
     gc.set_threshold(100_000)  # what is imported stays: to look for garbage in it is in vain
-    in_background(partial(_import_torch, thresholds))
+    in_background(partial(_import_largest, thresholds))
     _import_nibabel()
 
 
-def _import_torch(thresholds: tuple[int, int, int]) -> None:
-    """Import torch, the last and largest of all, and look for garbage again."""
+def _import_largest(thresholds: tuple[int, int, int]) -> None:
+    """Import torch and what is needed when the first scans are read; look for garbage again."""
     try:
         import_module("torch")
+        import_module("mmccd_cli.api")
     finally:
         gc.set_threshold(*thresholds)
 
