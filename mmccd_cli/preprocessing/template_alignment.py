@@ -162,7 +162,7 @@ class _FixedGrid:
         """(N, 3) slopes of an image on this grid, by unit, at the chosen voxels."""
         slopes = np.stack([slope.ravel()[self.chosen] for slope in np.gradient(image)], axis=-1)
         by_unit = np.linalg.inv(self.image.affine[:3, :3]) * _RADIUS_MM
-        return np.einsum("nk,kl->nl", slopes, by_unit)  # of three columns BLAS makes no more
+        return np.einsum("nk,kl->nl", slopes, by_unit)  # not "@": see `transform_points`
 
 
 def _minimise(
