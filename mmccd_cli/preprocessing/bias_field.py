@@ -23,12 +23,12 @@ BoolArray = NDArray[np.bool_]
 _THINNED = (slice(None, None, 2),) * 3
 _LEAST_SPREAD = 0.3  # robust standard deviations; the atlas's own is less where few brains lie
 _OUTLIER = 1.5  # spreads; differences beyond it hardly count
-_ROUNDS, _STEPS = 3, 8  # of leaving places out, and of weighing voxels anew
+_ROUNDS, _STEPS = 2, 8  # of leaving places out, and of weighing voxels anew
 _BLUR_MM = 6.0  # over which a place must stand out
 _STANDS_OUT = 0.7  # spreads, after the blur
 _GROWN_MM = 8.0  # how far such places are grown before they are left out
-_MOST_SPREADS = 3.0
-_LEAST_VOXELS = 200
+_MOST_SPREADS = 3.0  # that a voxel counts in the blur
+_LEAST_VOXELS = 200  # of the thinned grid, for each degree and one more
 
 
 def remove_bias_field(
@@ -69,20 +69,29 @@ def remove_bias_field(
     spread = normal.spread[_THINNED][seen_here].astype(np.float64)
     width = np.maximum(spread, _LEAST_SPREAD * unit)
     blur = _Blur(seen_here, [2 * mm for mm in spacing_mm])
-    usual = np.ones(len(difference), bool)
+    found = _fit(terms, difference, width)
     for _ in range(_ROUNDS):
-        found = _fit(terms[usual], difference[usual], width[usual])
-        left = np.clip(
-            (difference - np.einsum("np,p->n", terms, found)) / width, -_MOST_SPREADS, _MOST_SPREADS
-        )
-        usual = ~blur.stands_out(left, sign)
+        left = _spreads_left(found, terms, difference, width=width)
+        usual = ~blur.stands_out(np.clip(left, -_MOST_SPREADS, _MOST_SPREADS), sign)
         if usual.sum() < len(usual) / 4:
             break
+        found = _fit(terms[usual], difference[usual], width[usual])
     coefficients = np.zeros((degree + 1,) * 3)
     for power, value in zip(powers, found, strict=True):
         coefficients[power] = value
     field = polynomial.polygrid3d(axes[0], axes[1], axes[2], coefficients)
     return (image - field).astype(np.float32)
+
+
+def _spreads_left(
+    found: NDArray[np.float64],
+    terms: NDArray[np.float64],
+    difference: NDArray[np.float64],
+    *,
+    width: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """(N,) what (P,) coefficients leave of the difference at each voxel, in its spread."""
+    return (difference - np.einsum("np,p->n", terms, found)) / width
 
 
 def _fit(
@@ -91,7 +100,7 @@ def _fit(
     """(P,) coefficients by weights of Geman and McClure, from no field on."""
     found = np.zeros(terms.shape[1])
     for _ in range(_STEPS):
-        left = (difference - np.einsum("np,p->n", terms, found)) / width
+        left = _spreads_left(found, terms, difference, width=width)
         weight = 1 / (width * (1 + (left / _OUTLIER) ** 2)) ** 2
         matrix, target = normal_equations(terms, weight, difference)
         matrix[np.diag_indices_from(matrix)] += 1e-6 * np.trace(matrix) / len(matrix)
