@@ -20,6 +20,7 @@ from mmccd_cli.anomaly.symmetry import middle_of_template, other_side
 from mmccd_cli.config import MODALITIES, FociConfig, TrainingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.template import Quantisation
+from mmccd_cli.training.normal_ranges import Change, healthy_tissue
 from mmccd_cli.training.painting import Blob, draw_blob
 from mmccd_cli.training.restoration import draw_shown
 from mmccd_cli.training.runtime import Runtime
@@ -141,6 +142,7 @@ def load_foci_dataset(
     scale: float,
     split: str = "train",
     subjects: Sequence[str] | None = None,
+    change: Change | None = None,
 ) -> FociDataset:
     """Read whole subjects from shards.
 
@@ -150,6 +152,7 @@ def load_foci_dataset(
         scale: Factor of the normalisation, which turns values into robust standard deviations.
         split: Only subjects of this split.
         subjects: Only these subjects, instead of a split.
+        change: What is done to each of them first.
 
     Raises:
         DataError: A file is missing or damaged, or nobody has a slice that teaches.
@@ -162,6 +165,8 @@ def load_foci_dataset(
     heads = []
     for subject in ids:
         volumes = read_volumes(folder, subject, quantisation)
+        if change is not None:
+            volumes = change(volumes)
         heads.append(
             _head(volumes, config, quantisation=quantisation, scale=scale, spacing=spacing)
         )
@@ -190,7 +195,7 @@ def _head(
     spacing: Spacing,
 ) -> _Head:
     images = {m: volumes.images[m] / np.float32(scale) for m in MODALITIES}
-    healthy = volumes.brain & erode(~volumes.lesion, config.lesion_dilation_mm, spacing)
+    healthy = healthy_tissue(volumes, config.lesion_dilation_mm, spacing)
     white = ndimage.gaussian_filter(images["T1w"], 0.5) > WHITE_ABOVE
     white &= healthy & (images["T2w"] < FLUID_ABOVE - 1)
     white &= erode(volumes.brain, FROM_RIM_MM, spacing)

@@ -118,6 +118,7 @@ def train_network(
             "network": to_dict(spec),
             "training": to_dict(config),
             "diffusion": to_dict(recipe.diffusion),
+            "bias_field_degree": recipe.bias_field_degree,
             "subjects": list(dataset.subjects),
         },
         runtime=runtime,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,20 +12,18 @@ import torch
 from torch import Tensor
 
 from mmccd_cli import __version__
-from mmccd_cli.anomaly.atlas import NormalRangeFit
-from mmccd_cli.anomaly.components import erode
 from mmccd_cli.config import MODALITIES, PreprocessingConfig, ScoreConfig, from_dict, to_dict
 from mmccd_cli.errors import DataError
-from mmccd_cli.preprocessing.bias_field import remove_bias_field
 from mmccd_cli.progress import silent
-from mmccd_cli.template import NormalRange, Quantisation
+from mmccd_cli.template import NormalRange
 from mmccd_cli.training.calibration import Calibration, Fold, calibrate
 from mmccd_cli.training.foci import FociDataset, FociSpec, load_foci_dataset
 from mmccd_cli.training.networks import network_specs, train_network
+from mmccd_cli.training.normal_ranges import fit_normal_ranges, without_bias_fields
 from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset, load_dataset
-from mmccd_cli.training.slices import read_index, read_template, read_volumes, subjects_of
+from mmccd_cli.training.slices import read_index, read_template, subjects_of
 from mmccd_cli.training.trainer import Report
 from mmccd_cli.weights.bundle import (
     Bundle,
@@ -141,14 +139,15 @@ class Training:
     def _train_networks(self, folder: Path, subjects: list[str]) -> dict[str, dict[str, Tensor]]:
         folder.mkdir(parents=True, exist_ok=True)
         specs = [s for s in network_specs(self.recipe) if self.only is None or s.name in self.only]
+        change = without_bias_fields(self.shards, self.recipe, self._normal_ranges(subjects))
         networks = {}
         for whole, load in ((False, self._slices), (True, self._heads)):
             wanted = [spec for spec in specs if isinstance(spec, FociSpec) is whole]
             if not wanted:
                 continue
-            dataset = load(subjects=subjects)
+            dataset = load(subjects=subjects, change=change)
             try:
-                validation = load(split="val")
+                validation = load(split="val", change=change)
             except DataError:
                 validation = None
             for spec in wanted:
@@ -174,7 +173,7 @@ class Training:
         self, out: Path, networks: dict[str, dict[str, Tensor]], subjects: list[str]
     ) -> None:
         index, recipe = self._index, self.recipe
-        normal = fit_normal_ranges(self.shards, subjects, recipe)
+        normal = self._normal_ranges(subjects)
         template = replace(read_template(self.shards, index["affine"]), normal=normal)
         i, j, k = template.shape
         config = BundleConfig(
@@ -221,6 +220,17 @@ class Training:
             "torch": torch.__version__,
         }
 
+    def _normal_ranges(self, subjects: Sequence[str]) -> dict[str, NormalRange]:
+        """What these subjects' healthy tissue looks like, found once."""
+        whom = tuple(subjects)
+        if whom not in self._normal:
+            self._normal[whom] = fit_normal_ranges(self.shards, whom, self.recipe)
+        return self._normal[whom]
+
+    @cached_property
+    def _normal(self) -> dict[tuple[str, ...], dict[str, NormalRange]]:
+        return {}
+
     @cached_property
     def _index(self) -> dict[str, Any]:
         return read_index(self.shards)
@@ -265,56 +275,6 @@ def split_folds(subjects: Sequence[str], count: int) -> list[list[str]]:
             next_step="Use 2 folds or more, and no more than there are subjects.",
         )
     return [list(subjects[start::count]) for start in range(count)]
-
-
-def fit_normal_ranges(
-    shards: Path, subjects: Sequence[str], recipe: Recipe
-) -> dict[str, NormalRange]:
-    """Learn from subjects' healthy tissue what each modality looks like at each place.
-
-    Where bias fields are to be taken off, it is learnt twice: from scans as they are, and from
-    what is left of them.
-
-    Args:
-        shards: What `prepare` wrote.
-        subjects: Whom to learn from.
-        recipe: How far lesions are grown before they are left out, and what a bias field is.
-    """
-    normal = _mean_and_spread(shards, subjects, recipe)
-    if recipe.bias_field_degree is None:
-        return normal
-    return _mean_and_spread(shards, subjects, recipe, before=normal)
-
-
-def _mean_and_spread(
-    shards: Path,
-    subjects: Sequence[str],
-    recipe: Recipe,
-    *,
-    before: Mapping[str, NormalRange] | None = None,
-) -> dict[str, NormalRange]:
-    """One pass over all subjects, less the bias field where something is known from before."""
-    index = read_index(shards)
-    quantisation, spacing = Quantisation(**index["quantisation"]), index["spacing_mm"]
-    fits = {m: NormalRangeFit(tuple(index["shape"]), spacing) for m in index["modalities"]}
-    for subject in subjects:
-        volumes = read_volumes(shards, subject, quantisation)
-        distance_mm = recipe.training.lesion_dilation_mm
-        healthy = volumes.brain & erode(~volumes.lesion, distance_mm, spacing)
-        for modality, fit in fits.items():
-            image = volumes.images[modality]
-            if before is not None:
-                image = remove_bias_field(
-                    image,
-                    healthy,
-                    before[modality],
-                    degree=recipe.bias_field_degree or 0,
-                    sign=0,  # lesions are left out already
-                    unit=recipe.preprocessing.intensity.scale,
-                    spacing_mm=spacing,
-                )
-            fit.add(image, healthy)
-    return {modality: fit.result() for modality, fit in fits.items()}
 
 
 def initial_scores(recipe: Recipe) -> tuple[ScoreConfig, ...]:

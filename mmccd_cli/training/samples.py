@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.template import Quantisation
-from mmccd_cli.training.slices import read_index, read_shard, subjects_of
+from mmccd_cli.training.normal_ranges import Change
+from mmccd_cli.training.slices import read_index, read_shard, read_volumes, subjects_of
 
 MINIMAL_HEALTHY_PIXELS = 64
 """Slices with less healthy brain teach nothing and are left out."""
@@ -55,6 +56,7 @@ def load_dataset(
     *,
     split: str = "train",
     subjects: Sequence[str] | None = None,
+    change: Change | None = None,
 ) -> SliceDataset:
     """Read shards and keep the slices that teach something.
 
@@ -63,6 +65,7 @@ def load_dataset(
         config: Decides how healthy tissue is told apart and how far lesions are grown.
         split: Only subjects of this split.
         subjects: Only these subjects, instead of a split.
+        change: What is done to each of them first.
 
     Raises:
         DataError: A file is missing or damaged, or no slice is left.
@@ -70,9 +73,13 @@ def load_dataset(
     index = read_index(folder)
     ids = tuple(subjects_of(index, split) if subjects is None else subjects)
     images: dict[str, list[Tensor]] = {modality: [] for modality in index["modalities"]}
-    healthy, hidden = [], []
+    healthy, hidden, quantisation = [], [], Quantisation(**index["quantisation"])
     for subject in ids:
-        shard = read_shard(folder, subject)
+        if change is None:
+            shard = read_shard(folder, subject)
+        else:
+            volumes = change(read_volumes(folder, subject, quantisation))
+            shard = volumes.as_shard(quantisation)
         lesion = torch.from_numpy(shard.lesion)[:, None]
         grown = _dilate(lesion, config.lesion_dilation_mm, index["spacing_mm"])
         teaches = torch.from_numpy(shard.brain)[:, None] & ~grown
@@ -95,7 +102,7 @@ def load_dataset(
         healthy=torch.cat(healthy),
         hidden=torch.cat(hidden),
         subjects=ids,
-        quantisation=Quantisation(**index["quantisation"]),
+        quantisation=quantisation,
         background=float(index["background"]),
     )
 

@@ -21,12 +21,12 @@ from mmccd_cli.training.calibration import (
     choose_trial,
 )
 from mmccd_cli.training.calibration_data import Fold
+from mmccd_cli.training.normal_ranges import fit_normal_ranges
 from mmccd_cli.training.recipes import CYCLES
 from mmccd_cli.training.run import (
     FOLD_BUNDLE,
     BundleText,
     Training,
-    fit_normal_ranges,
     split_folds,
 )
 from mmccd_cli.training.runtime import Runtime
