@@ -6,17 +6,18 @@ In the order in which data passes through:
 2. `dataset`: scans -> slices on one grid, as `mmccd prepare` does, and `mean_template`: a template
    of their own; the only users of images.
 3. `slices`: how these are stored, one file a subject.
-4. `samples`: slices in memory, and one drawn at random.
-5. `runtime`: device, precision, and the processes that share a batch.
-6. `trainer`: the one training loop, for any network and any loss; checkpoints and the log.
-7. `painting`: lesions painted into healthy tissue.
-8. `networks`: what each network of a recipe learns, and its loss; `restoration`, `foci`: that of
+4. `normal_ranges`: the atlas of their healthy tissue, and subjects less their bias fields.
+5. `samples`: slices in memory, and one drawn at random.
+6. `runtime`: device, precision, and the processes that share a batch.
+7. `trainer`: the one training loop, for any network and any loss; checkpoints and the log.
+8. `painting`: lesions painted into healthy tissue.
+9. `networks`: what each network of a recipe learns, and its loss; `restoration`, `foci`: that of
    the restoration network, and of the network of small foci.
-9. `calibration_data`: prepared subjects with all their signals, by networks that do not know them.
-10. `fusion`: how much each signal counts, and small foci; `confidence`: how sure a candidate is;
+10. `calibration_data`: prepared subjects with all their signals, by networks that do not know them.
+11. `fusion`: how much each signal counts, and small foci; `confidence`: how sure a candidate is;
    `reliability`: whether the map keeps its promise.
-11. `calibration`: a bundle on prepared subjects -> the numbers of its scores, by these.
-12. `run`: the whole: networks, those of folds, the bundle, its calibration.
+12. `calibration`: a bundle on prepared subjects -> the numbers of its scores, by these.
+13. `run`: the whole: networks, those of folds, the bundle, its calibration.
 
 Example:
     >>> training = Training(
