@@ -16,7 +16,8 @@ In the order in which data passes through:
 10. `calibration_data`: prepared subjects with all their signals, by networks that do not know them.
 11. `fusion`: how much each signal counts, and small foci; `confidence`: how sure a candidate is;
    `reliability`: whether the map keeps its promise.
-12. `calibration`: a bundle on prepared subjects -> the numbers of its scores, by these.
+12. `trials`: rules of the threshold that are tried; `calibration`: a bundle on prepared subjects ->
+   the numbers of its scores, by all these.
 13. `run`: the whole: networks, those of folds, the bundle, its calibration.
 
 Example:

@@ -14,17 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.candidates import (
-    adaptive_threshold,
-    completed,
-    edge_profile,
-    judged_candidates,
-    mask_at,
-    score_scan,
-    strongest_edge,
-)
+from mmccd_cli.anomaly.candidates import adaptive_threshold, mask_at, score_scan
 from mmccd_cli.anomaly.mask import mask_from_map
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.anomaly.score import SmoothedScore, map_from_score, smooth
@@ -42,18 +33,19 @@ from mmccd_cli.training.fusion import EVERY, Fusion, fit_foci, fit_logistic
 from mmccd_cli.training.painting import Painter
 from mmccd_cli.training.reliability import Reliability
 from mmccd_cli.training.slices import read_index, subjects_of
+from mmccd_cli.training.trials import (
+    CLEARLY_BETTER,
+    EDGE_COMPACTNESS,
+    Trial,
+    choose_trial,
+    dice_of_rules,
+    threshold_rules,
+)
 from mmccd_cli.weights.bundle import Bundle, BundleConfig
 
 T = TypeVar("T")
 
-THRESHOLDS = tuple(round(0.2 * i, 1) for i in range(2, 17))
 OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
-EDGE_WINDOW = (0.6, 2.2)
-"""A wider or higher one lets single scans run away to the contour of a bright core; chosen among
-several for each set of scans, it differs by chance: with FLAIR 0.807 left out instead of 0.834."""
-EDGE_COMPACTNESS = 0.45
-"""Of 17 patients left out no mask changes up to 0.5; of what is left of their brains without the
-tumour, the edge rule marks 9 ml at most instead of 86 (all scans)."""
 RIDGES = (1e-2, 1e-4)
 """Weights that are nearly even hold better on other scanners; others must be clearly better."""
 LEAST_SLOPE, OFFSET_RANGE = (0.1, None), (-4.0, 4.0)
@@ -64,8 +56,6 @@ the training subjects with FLAIR (13 of 17 better), and lost with T2w, where flu
 EVEN_ODDS = 0.5
 MIN_CONFIDENCES = (0.25, 0.3, 0.4, EVEN_ODDS)
 """Never more than even odds: what suits large tumours would hide small lesions."""
-CLEARLY_BETTER = 0.005
-"""Mean Dice by which a small ridge, or another confidence than even odds, must be better."""
 SMALL_LESIONS_MAY_COST = 0.01
 """Mean Dice of large lesions that a lower confidence may cost where small foci count."""
 FOCI_ARE_SEEN_ON = "FLAIR"
@@ -432,7 +422,7 @@ class Search:
 
     def _tried(self, options: _Weighted) -> list[Trial]:
         """Every kind of threshold rule with the weights of one ridge."""
-        rules = _rules(_score(options.modalities, options.of_all))
+        rules = threshold_rules(_score(options.modalities, options.of_all))
         dice = []
         for subject in self.subjects:
             weights = self._weights_for(subject, options.of_all, options.of_folds)
@@ -500,90 +490,3 @@ class Search:
             "map_offset": offset,
             "threshold": round(1 / (1 + math.exp(-offset)), 4),
         }
-
-
-@dataclass(frozen=True, eq=False)
-class Trial:
-    """One kind of threshold rule for one combination of signals.
-
-    Attributes:
-        ridge: Ridge of the fit of the weights.
-        settings: The settings of the rule that were tried.
-        dice: (subjects, settings).
-    """
-
-    ridge: float
-    settings: list[ScoreConfig]
-    dice: NDArray[np.float64]
-
-    def left_out_dice(self, rows: NDArray[np.bool_]) -> float:
-        """Mean Dice where each subject's setting is the best one of all others."""
-        dice = self.dice[rows]
-        if len(dice) == 1:
-            return float(dice.max())
-        rest = dice.sum(axis=0) - dice
-        return float(dice[np.arange(len(dice)), rest.argmax(axis=1)].mean())
-
-    def best(self, rows: NDArray[np.bool_]) -> ScoreConfig:
-        """The setting with the best mean Dice."""
-        return self.settings[int(self.dice[rows].mean(axis=0).argmax())]
-
-    def describe(self) -> dict[str, Any]:
-        """As plain values, for the model card."""
-        everyone = np.ones(len(self.dice), dtype=bool)
-        config = self.best(everyone)
-        return {
-            "weights": config.weights,
-            "ridge": self.ridge,
-            "rule": config.rule_in_words,
-            "dice": round(float(self.dice.mean(axis=0).max()), 4),
-            "left_out_dice": round(self.left_out_dice(everyone), 4),
-        }
-
-
-def choose_trial(trials: Sequence[Trial], rows: NDArray[np.bool_]) -> tuple[Trial, ScoreConfig]:
-    """The trial with the best Dice left out among some subjects, and its best setting for them.
-
-    A smaller ridge must be better by `CLEARLY_BETTER`.
-    """
-    largest = max(trial.ridge for trial in trials)
-
-    def worth(trial: Trial) -> float:
-        return trial.left_out_dice(rows) - (CLEARLY_BETTER if trial.ridge < largest else 0.0)
-
-    trial = max(trials, key=worth)
-    return trial, trial.best(rows)
-
-
-def _rules(config: ScoreConfig) -> list[list[ScoreConfig]]:
-    """For each kind of rule, a score with every setting of it that is tried."""
-    return [
-        [replace(config, threshold_rule="fixed", threshold_offset=t) for t in THRESHOLDS],
-        [replace(config, threshold_rule="edge", edge_low=EDGE_WINDOW[0], edge_high=EDGE_WINDOW[1])],
-    ]
-
-
-def dice_of_rules(
-    smoothed: SmoothedScore, lesion: NDArray[np.bool_], rules: Sequence[Sequence[ScoreConfig]]
-) -> list[NDArray[np.float64]]:
-    """Dice of one subject at the threshold that each setting finds.
-
-    Masks are made at every threshold of `THRESHOLDS` only, between which Dice is interpolated. The
-    settings differ in their rule alone; the result is (settings,) for each kind of rule.
-    """
-    config = rules[0][0]
-    judged = judged_candidates(smoothed, THRESHOLDS, config)
-    dice = [
-        overlap(completed(found.mask, smoothed, threshold=threshold, config=config), lesion).dice
-        for threshold, found in zip(THRESHOLDS, judged, strict=True)
-    ]
-    candidates = np.array(THRESHOLDS)
-    edges = edge_profile(judged, smoothed, least_compactness=EDGE_COMPACTNESS)
-
-    def found(setting: ScoreConfig) -> float:
-        if setting.threshold_rule == "fixed":
-            return setting.threshold_offset
-        window = (candidates > setting.edge_low - 0.01) & (candidates < setting.edge_high + 0.01)
-        return strongest_edge(candidates[window].tolist(), edges[window])
-
-    return [np.interp([found(s) for s in settings], THRESHOLDS, dice) for settings in rules]

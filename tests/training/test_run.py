@@ -15,10 +15,8 @@ from mmccd_cli.config import MODALITIES, ScoreConfig
 from mmccd_cli.errors import DataError, WeightsError
 from mmccd_cli.training.calibration import (
     Calibration,
-    Trial,
     _at_most,
     calibrate,
-    choose_trial,
 )
 from mmccd_cli.training.calibration_data import Fold
 from mmccd_cli.training.normal_ranges import fit_normal_ranges
@@ -30,6 +28,7 @@ from mmccd_cli.training.run import (
     split_folds,
 )
 from mmccd_cli.training.runtime import Runtime
+from mmccd_cli.training.trials import Trial, choose_trial
 from mmccd_cli.weights.bundle import load_bundle, save_bundle, verify_bundle
 
 
