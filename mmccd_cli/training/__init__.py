@@ -11,8 +11,9 @@ In the order in which data passes through:
 6. `runtime`: device, precision, and the processes that share a batch.
 7. `trainer`: the one training loop, for any network and any loss; checkpoints and the log.
 8. `painting`: lesions painted into healthy tissue.
-9. `networks`: what each network of a recipe learns, and its loss; `restoration`, `foci`: that of
-   the restoration network, and of the network of small foci.
+9. `networks`: what each network of a recipe learns, and its loss; `restoration`: that of the
+   restoration network; `foci`: that of the network of small foci, for which `foci_subjects` says
+   where lesions may lie and `foci_painting` paints them.
 10. `calibration_data`: prepared subjects with all their signals, by networks that do not know them.
 11. `fusion`: how much each signal counts, and small foci; `confidence`: how sure a candidate is;
    `reliability`: whether the map keeps its promise.

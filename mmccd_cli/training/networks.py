@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mmccd_cli.config import TrainingConfig, UNetConfig, to_dict
 from mmccd_cli.progress import silent
-from mmccd_cli.training.foci import FociDataset, FociLoss, FociSpec
+from mmccd_cli.training.foci import FociLoss, FociSpec
+from mmccd_cli.training.foci_subjects import FociDataset
 from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.restoration import RestorationLoss, RestorationSpec
 from mmccd_cli.training.runtime import Runtime

@@ -17,7 +17,8 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.progress import silent
 from mmccd_cli.template import NormalRange
 from mmccd_cli.training.calibration import Calibration, Fold, calibrate
-from mmccd_cli.training.foci import FociDataset, FociSpec, load_foci_dataset
+from mmccd_cli.training.foci import FociSpec
+from mmccd_cli.training.foci_subjects import FociDataset, load_foci_dataset
 from mmccd_cli.training.networks import network_specs, train_network
 from mmccd_cli.training.normal_ranges import fit_normal_ranges, without_bias_fields
 from mmccd_cli.training.recipes import Recipe

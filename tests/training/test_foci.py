@@ -13,15 +13,9 @@ from training_data import SMALL_FOCI, SUBJECTS, tiny_recipe, write_shards
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.template import Quantisation
-from mmccd_cli.training import foci
-from mmccd_cli.training.foci import (
-    REACH,
-    FociDataset,
-    FociLoss,
-    FociSpec,
-    _head,
-    load_foci_dataset,
-)
+from mmccd_cli.training import foci_painting
+from mmccd_cli.training.foci import FociLoss, FociSpec
+from mmccd_cli.training.foci_subjects import REACH, FociDataset, _head, load_foci_dataset
 from mmccd_cli.training.networks import train_network
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.slices import SubjectVolumes
@@ -90,7 +84,7 @@ def test_some_lesions_come_in_pairs(dataset: FociDataset, monkeypatch: pytest.Mo
     middle = round(2 * dataset.middle)
     shares = []
     for fraction in (0.0, 1.0):
-        monkeypatch.setattr("mmccd_cli.training.foci.PAIRED_FRACTION", fraction)
+        monkeypatch.setattr("mmccd_cli.training.foci_painting.PAIRED_FRACTION", fraction)
         marked = both = 0
         for index in range(150):
             target = loss.draw(sample_generator(3, 0, index)).target[0, 0] > 0
@@ -141,7 +135,7 @@ def test_lesions_lie_beside_ventricles(
     loss = loss_of(replace(dataset, heads=left), augment=False)
 
     def share_on_the_left(fraction: float) -> float:
-        monkeypatch.setattr(foci, "BESIDE_FRACTION", fraction)
+        monkeypatch.setattr(foci_painting, "BESIDE_FRACTION", fraction)
         drawn = [loss.draw(sample_generator(5, 0, index)).target[0, 0] for index in range(60)]
         total = torch.stack(drawn).sum(0)
         return float(total[:12].sum() / total.sum())
@@ -155,7 +149,7 @@ def test_doubtful_brightness_hardly_counts(dataset: FociDataset) -> None:
     for index in range(10):
         sample = loss.draw(sample_generator(6, 0, index))
         healthy = sample.weight[(sample.weight > 0) & (sample.target == 0)]
-        torch.testing.assert_close(healthy, torch.full_like(healthy, foci.DOUBTFUL_WEIGHT))
+        torch.testing.assert_close(healthy, torch.full_like(healthy, foci_painting.DOUBTFUL_WEIGHT))
 
 
 def test_small_lesions_weigh_more(dataset: FociDataset) -> None:
