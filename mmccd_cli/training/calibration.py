@@ -60,6 +60,12 @@ SMALL_LESIONS_MAY_COST = 0.01
 """Mean Dice of large lesions that a lower confidence may cost where small foci count."""
 FOCI_ARE_SEEN_ON = "FLAIR"
 """On T2w fluid is as bright as small foci are; a healthy head had 2 ml of them marked."""
+LOOKS: tuple[dict[str, Any], ...] = (
+    {},
+    {"painter": Painter()},
+    {"painter": Painter(), "other_scanner": True},
+)
+"""How every subject is looked at: as it is, with painted lesions, as if from another scanner."""
 MOST_SUBJECTS = 32
 """All signals of so many subjects, three times, lie in memory at a time: about 65 MB each."""
 FALSE_POSITIVES_ML = 1.0
@@ -160,16 +166,19 @@ def calibrate(
     scores = dict(bundle.config.scores)
     fold_scores = [dict(fold.bundle.config.scores) for fold in folds]
     rows: list[CalibrationRow] = []
+    looks: list[Sequence[CalibrationSubject]] = [(), (), ()]
     for method in METHODS:
         sampling = replace(bundle.config.sampling, method=method)  # type: ignore[arg-type]  # one of METHODS
         load = partial(load_subjects, known_by, shards, sampling=sampling, device=device)
+        looks = [load(**look, known=before) for look, before in zip(LOOKS, looks, strict=True)]
+        subjects, painted, elsewhere = looks
         search = Search(
-            subjects=load(),
+            subjects=subjects,
             bundle=bundle,
             method=method,
             folds=folds,
-            painted=load(painter=Painter()),
-            elsewhere=load(painter=Painter(), other_scanner=True),
+            painted=painted,
+            elsewhere=elsewhere,
         )
         found = []
         for modalities in sets_of(bundle):

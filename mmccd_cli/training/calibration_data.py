@@ -73,6 +73,7 @@ def load_subjects(
     device: torch.device,
     painter: Painter | None = None,
     other_scanner: bool = False,
+    known: Sequence[CalibrationSubject] = (),
 ) -> list[CalibrationSubject]:
     """Read subjects and compute all their signals, each by its own fold's networks.
 
@@ -84,9 +85,11 @@ def load_subjects(
         painter: Paints lesions into their healthy tissue first, beside those they have.
         other_scanner: Whether they are to look as if from another scanner, painted lesions
             included.
+        known: The same subjects with all signals, cycles of another sampling among them: all but
+            the cycles is taken from these.
     """
     quantisation = Quantisation(**read_index(shards)["quantisation"])
-    found = []
+    found: list[CalibrationSubject] = []
     for fold in folds:
         model = SignalModel(fold.bundle, sampling, device)
         for subject in fold.subjects:
@@ -100,6 +103,11 @@ def load_subjects(
                     other_scanner=other_scanner,
                 )
             compute = partial(model.signals, volumes.images, volumes.brain)
+            if known:
+                before = known[len(found)]
+                cycles = compute(_cycles(fold.bundle))
+                found.append(replace(before, signals={**before.signals, **cycles}))
+                continue
             found.append(
                 CalibrationSubject(
                     id=subject,
@@ -160,8 +168,14 @@ def _of_set(bundle: Bundle, modalities: tuple[str, ...]) -> ScoreConfig:
     )
 
 
-def _everything(bundle: Bundle) -> ScoreConfig:
-    """A score that asks for every signal that a bundle can give."""
+def _cycles(bundle: Bundle) -> ScoreConfig:
+    """A score that asks for all cycles of a bundle."""
     weights = {f"cycle:{source}": 1.0 for source in bundle.sources}
-    weights |= {f"atlas:{m}": 1.0 for m in bundle.sources if m in bundle.template.normal}
     return ScoreConfig(modalities=bundle.sources, weights=weights)
+
+
+def _everything(bundle: Bundle) -> ScoreConfig:
+    """A score that asks for all cycles and atlases of a bundle."""
+    cycles = _cycles(bundle)
+    atlases = {f"atlas:{m}": 1.0 for m in bundle.sources if m in bundle.template.normal}
+    return replace(cycles, weights={**cycles.weights, **atlases})

@@ -52,7 +52,7 @@ def paint(
     """Paint lesions into a subject.
 
     Args:
-        images: Modality -> (I, J, K) float32, in robust standard deviations.
+        images: Modality -> (I, J, K) float32, in robust standard deviations; in any order.
         healthy: (I, J, K) bool, where lesions may lie.
         painter: What is painted.
         spacing_mm: Voxel size.
@@ -69,7 +69,7 @@ def paint(
         volume_mm3 = 1000 * float(np.exp(generator.uniform(low, high)))
         blob = draw_blob(free, volume_mm3, spacing_mm=spacing_mm, generator=generator)
         sign = -1.0 if generator.random() < painter.dark_fraction else 1.0
-        changes = {m: sign * generator.uniform(*CONTRASTS[m]) for m in painted}
+        changes = {m: sign * generator.uniform(*CONTRASTS[m]) for m in CONTRASTS if m in painted}
         if blob is None:
             continue
         box, values = blob

@@ -206,4 +206,5 @@ def _read(path: Path, *masks: str) -> tuple[Any, ...]:
         raise DataError(
             f"{path} cannot be read.", cause=str(error), next_step="Run `mmccd prepare` again."
         ) from error
-    return arrays, *found
+    # safetensors gives them in another order each time.
+    return dict(sorted(arrays.items())), *found

@@ -104,3 +104,8 @@ def test_networks_learn_from_what_is_left(
     for values in (of_slices.numpy(), of_heads):
         # A quarter of all tissue is shaded, by 0.5 on average.
         assert (values.std() > 0.35) == (degree is None)
+
+
+def test_scans_come_in_the_same_order_each_time(shards: Path) -> None:
+    orders = {tuple(read_volumes(shards, SHADED, LEVELS).images) for _ in range(20)}
+    assert orders == {("FLAIR", "T1w", "T2w")}

@@ -57,6 +57,23 @@ def test_a_seed_gives_the_same_lesions_and_another_others() -> None:
     assert (painted(4)[1] != same[0]).any()
 
 
+def test_the_order_of_the_scans_does_not_matter() -> None:
+    images = {modality: np.zeros(SHAPE, np.float32) for modality in CONTRASTS}
+    turned = dict(reversed(images.items()))
+    first, second = (
+        paint(
+            scans,
+            healthy_ball(),
+            Painter(),
+            spacing_mm=SPACING,
+            generator=np.random.default_rng(4),
+        )[0]
+        for scans in (images, turned)
+    )
+    for modality in CONTRASTS:
+        np.testing.assert_array_equal(first[modality], second[modality])
+
+
 @pytest.mark.parametrize("volumes_ml", [(0.05, 0.05), (500.0, 500.0)])
 def test_extremes_are_painted_or_left_out(volumes_ml: tuple[float, float]) -> None:
     _, numbers = painted(5, count=2, volumes_ml=volumes_ml)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +19,9 @@ from mmccd_cli.training.calibration import (
     _at_most,
     calibrate,
 )
-from mmccd_cli.training.calibration_data import Fold
+from mmccd_cli.training.calibration_data import Fold, load_subjects
 from mmccd_cli.training.normal_ranges import fit_normal_ranges
+from mmccd_cli.training.painting import Painter
 from mmccd_cli.training.recipes import CYCLES
 from mmccd_cli.training.run import (
     FOLD_BUNDLE,
@@ -89,6 +91,30 @@ def test_a_bright_lesion_is_found_by_what_was_chosen(trained: Trained) -> None:
     assert counting & {"restoration:FLAIR", "cycle:FLAIR", "atlas:FLAIR", "intensity:FLAIR"}
     assert row.reliability is not None
     assert row.reliability["expected_calibration_error"] < 0.1
+
+
+def test_what_is_known_of_subjects_is_not_computed_again(trained: Trained) -> None:
+    bundle = load_bundle(trained.out)
+    folds = [Fold(bundle, SUBJECTS[:2])]
+    load = partial(
+        load_subjects,
+        folds,
+        trained.training.shards,
+        device=torch.device("cpu"),
+        painter=Painter(),
+    )
+    plain, masked = (replace(bundle.config.sampling, method=m) for m in ("cyclic-unet", "mmccd"))
+    known, whole = load(sampling=plain), load(sampling=masked)
+    for before, after, expected in zip(
+        known, load(sampling=masked, known=known), whole, strict=True
+    ):
+        assert after.id == expected.id
+        assert after.signals.keys() == expected.signals.keys()
+        assert after.of_sets is before.of_sets
+        for name, signal in after.signals.items():
+            np.testing.assert_array_equal(signal, expected.signals[name], err_msg=name)
+            if name.startswith("cycle"):
+                assert (signal != before.signals[name]).any()
 
 
 def test_settings_are_chosen_by_the_given_subjects_alone() -> None:
