@@ -31,8 +31,12 @@ EDGE_SIGMA_VOXELS = 0.5
 EDGE_RIM_MM = 6.0
 CORE_MM = 4.0
 """What lies deeper than this inside a mask is its core."""
-COMPACTNESS_TOLERANCE = 0.1
-"""So much above the least compactness a mask begins to lose weight, by and by and not at once."""
+COMPACTNESS_TOLERANCE = 0.05
+"""From so much below the least compactness to so much above it the weight of a mask rises from none
+to all, so that a small change of the scan cannot throw a threshold out."""
+DOUBT_MM3 = 1000.0
+"""Volume that counts as core, whatever a mask looks like: of one or two millilitres nobody can say
+whether they are a net."""
 EDGE_TOLERANCE = 0.02
 """Share of the strongest contour's strength by which another is still about as strong."""
 
@@ -212,7 +216,7 @@ def edge_profile(
     Args:
         judged: Components of each threshold, as `judged_candidates` gives them.
         smoothed: The score that they were made of.
-        least_compactness: Masks that are less compact do not count, and those that are hardly more
+        least_compactness: Masks that are less compact do not count, and those that are about as
             compact count less; 0 lets all count.
 
     Returns:
@@ -234,14 +238,14 @@ def edge_profile(
 
 def _worth(beyond: float) -> float:
     """Weight of a mask that is so much more compact than it must be."""
-    return 0.0 if beyond < 0 else 1.0 - max(0.0, COMPACTNESS_TOLERANCE - beyond)
+    return min(max(0.5 + beyond / (2 * COMPACTNESS_TOLERANCE), 0.0), 1.0)
 
 
 def compactness(mask: BoolArray, volumes_mm3: FloatArray, spacing_mm: Sequence[float]) -> float:
     """Volume of the core of a mask, against the cores of balls as large as its components.
 
     Lesions of all sizes are nearly as compact as balls; healthy tissue that a low threshold lets
-    run together is a net of thin sheets, however large it is.
+    run together is a net of thin sheets, however large it is. `DOUBT_MM3` is added to both.
 
     Args:
         mask: (I, J, K) bool.
@@ -249,7 +253,8 @@ def compactness(mask: BoolArray, volumes_mm3: FloatArray, spacing_mm: Sequence[f
         spacing_mm: Voxel size; the core's depth, `CORE_MM`, is taken in whole voxels.
 
     Returns:
-        0 where there is no core, 1 for balls; 1, too, where not even balls would have a core.
+        Next to 0 for a large net without a core, 1 for balls; 1, too, where not even balls would
+        have a core.
     """
     radii = np.cbrt(3 * volumes_mm3 / (4 * np.pi))
     balls = float((volumes_mm3 * np.clip(1 - CORE_MM / radii, 0, None) ** 3).sum())
@@ -258,7 +263,8 @@ def compactness(mask: BoolArray, volumes_mm3: FloatArray, spacing_mm: Sequence[f
     core = mask[bounding_box(mask, margin=1)]
     for _ in range(max(1, round(CORE_MM / float(np.mean(spacing_mm))))):
         core = _eroded_once(core)
-    return float(core.sum() * np.prod(np.asarray(spacing_mm, dtype=float))) / balls
+    volume = float(core.sum() * np.prod(np.asarray(spacing_mm, dtype=float)))
+    return (volume + DOUBT_MM3) / (balls + DOUBT_MM3)
 
 
 def _contour_strength(mask: BoolArray, edges: FloatArray, interior: BoolArray) -> float:

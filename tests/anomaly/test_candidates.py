@@ -13,6 +13,7 @@ from scores import LESION, PLAIN, SHAPE, SPACING, brain, signal
 
 from mmccd_cli.anomaly.candidates import (
     ScanScore,
+    _worth,
     adaptive_threshold,
     compactness,
     find_threshold,
@@ -202,9 +203,25 @@ def test_balls_are_compact_whatever_their_size(radius: int) -> None:
 
 def test_a_sheet_is_not_compact_and_a_small_spot_need_not_be() -> None:
     sheet = ball((40, 40, 40), 18) & ~ball((40, 40, 40), 16)
-    assert compactness_of(sheet) == 0.0
+    assert compactness_of(sheet) < 0.05
     assert compactness_of(ball((40, 40, 40), 1)) == 1.0
     assert compactness_of(np.zeros((9, 9, 9), bool)) == 1.0
+
+
+def test_what_is_too_small_to_tell_counts_as_compact() -> None:
+    few = ball((40, 40, 40), 5) & ~ball((40, 40, 40), 3)
+    many = sum((np.roll(few, 11 * n, axis=n % 3) for n in range(3)), np.zeros_like(few))
+    assert 0.5 < compactness_of(few) < 0.8
+    assert compactness_of(many > 0) < compactness_of(few)
+
+
+def test_a_mask_that_is_hardly_compact_enough_moves_the_threshold_little() -> None:
+    rise = [_worth(beyond) for beyond in np.linspace(-0.1, 0.1, 201)]
+    assert rise[0] == 0.0
+    assert rise[-1] == 1.0
+    assert _worth(0.0) == pytest.approx(0.5)
+    assert np.diff(rise).min() >= 0.0
+    assert np.diff(rise).max() < 0.02  # a cliff would be 0.9
 
 
 def test_the_edge_rule_passes_by_thresholds_at_which_healthy_tissue_runs_together() -> None:
