@@ -15,9 +15,10 @@ from mmccd_cli.anomaly.symmetry import middle_of_template
 from mmccd_cli.config import MODALITIES, TrainingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.template import Quantisation
-from mmccd_cli.training.normal_ranges import Change, healthy_tissue
+from mmccd_cli.training.normal_ranges import healthy_tissue
 from mmccd_cli.training.samples import MINIMAL_HEALTHY_PIXELS
 from mmccd_cli.training.slices import (
+    Change,
     SubjectVolumes,
     read_index,
     read_template,
@@ -112,9 +113,7 @@ def load_foci_dataset(
     spacing = (float(i), float(j), float(k))
     heads = []
     for subject in ids:
-        volumes = read_volumes(folder, subject, quantisation)
-        if change is not None:
-            volumes = change(volumes)
+        volumes = read_volumes(folder, subject, quantisation, change=change)
         heads.append(
             _head(volumes, config, quantisation=quantisation, scale=scale, spacing=spacing)
         )

@@ -18,10 +18,13 @@ from mmccd_cli.anomaly.components import BoolArray, erode
 from mmccd_cli.preprocessing.bias_field import remove_bias_field
 from mmccd_cli.template import NormalRange, Quantisation
 from mmccd_cli.training.recipes import Recipe
-from mmccd_cli.training.slices import SubjectVolumes, read_index, read_template, read_volumes
-
-Change = Callable[[SubjectVolumes], SubjectVolumes]
-"""What is done to a subject before a network learns from it."""
+from mmccd_cli.training.slices import (
+    Change,
+    SubjectVolumes,
+    read_index,
+    read_template,
+    read_volumes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,23 +112,22 @@ def fit_normal_ranges(
         subjects: Whom to learn from.
         recipe: How far lesions are grown before they are left out, and what a bias field is.
     """
-    normal = _mean_and_spread(shards, subjects, recipe, change=None)
+    before = _mean_and_spread(shards, subjects, recipe, change=None)
     fields = BiasFields.of(recipe, shards)
     if fields is None:
-        return normal
-    before = normal
+        return before
     return _mean_and_spread(shards, subjects, recipe, change=lambda v: fields.remove(v, before))
 
 
 def without_bias_fields(
-    shards: Path, recipe: Recipe, normal: Mapping[str, NormalRange]
+    shards: Path, recipe: Recipe, find_normal: Callable[[], Mapping[str, NormalRange]]
 ) -> Change | None:
     """What takes the bias fields off subjects from which networks are to learn.
 
     Args:
         shards: What `prepare` wrote.
         recipe: What a bias field is.
-        normal: What `fit_normal_ranges` found in these subjects.
+        find_normal: Gives what `fit_normal_ranges` finds in these subjects; called if needed.
 
     Returns:
         A change, or None where the recipe leaves scans as they are.
@@ -133,7 +135,7 @@ def without_bias_fields(
     fields = BiasFields.of(recipe, shards)
     if fields is None:
         return None
-    known = read_template(shards, read_index(shards)["affine"]).mask
+    normal, known = find_normal(), read_template(shards, read_index(shards)["affine"]).mask
     return lambda volumes: fields.remove(volumes, normal, known)
 
 
@@ -145,9 +147,7 @@ def _mean_and_spread(
     quantisation, spacing = Quantisation(**index["quantisation"]), index["spacing_mm"]
     fits = {m: NormalRangeFit(tuple(index["shape"]), spacing) for m in index["modalities"]}
     for subject in subjects:
-        volumes = read_volumes(shards, subject, quantisation)
-        if change is not None:
-            volumes = change(volumes)
+        volumes = read_volumes(shards, subject, quantisation, change=change)
         healthy = healthy_tissue(volumes, recipe.training.lesion_dilation_mm, spacing)
         for modality, fit in fits.items():
             fit.add(volumes.images[modality], healthy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,8 @@ class Training:
     def _train_networks(self, folder: Path, subjects: list[str]) -> dict[str, dict[str, Tensor]]:
         folder.mkdir(parents=True, exist_ok=True)
         specs = [s for s in network_specs(self.recipe) if self.only is None or s.name in self.only]
-        change = without_bias_fields(self.shards, self.recipe, self._normal_ranges(subjects))
+        find_normal = partial(self._normal_ranges, subjects)
+        change = without_bias_fields(self.shards, self.recipe, find_normal)
         networks = {}
         for whole, load in ((False, self._slices), (True, self._heads)):
             wanted = [spec for spec in specs if isinstance(spec, FociSpec) is whole]

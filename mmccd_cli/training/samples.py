@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.template import Quantisation
-from mmccd_cli.training.normal_ranges import Change
-from mmccd_cli.training.slices import read_index, read_shard, read_volumes, subjects_of
+from mmccd_cli.training.slices import Change, read_index, read_shard, read_volumes, subjects_of
 
 MINIMAL_HEALTHY_PIXELS = 64
 """Slices with less healthy brain teach nothing and are left out."""
@@ -78,7 +77,7 @@ def load_dataset(
         if change is None:
             shard = read_shard(folder, subject)
         else:
-            volumes = change(read_volumes(folder, subject, quantisation))
+            volumes = read_volumes(folder, subject, quantisation, change=change)
             shard = volumes.as_shard(quantisation)
         lesion = torch.from_numpy(shard.lesion)[:, None]
         grown = _dilate(lesion, config.lesion_dilation_mm, index["spacing_mm"])

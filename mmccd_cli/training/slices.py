@@ -13,7 +13,7 @@ Only numpy and safetensors are needed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,6 +94,10 @@ class SubjectVolumes:
         return SubjectShard(images, np.moveaxis(self.brain, 2, 0), np.moveaxis(self.lesion, 2, 0))
 
 
+Change = Callable[[SubjectVolumes], SubjectVolumes]
+"""What is done to a subject before anything is learnt from it."""
+
+
 def write_shard(folder: Path, subject: str, shard: SubjectShard) -> None:
     """Write one subject's slices, whole or not at all."""
     masks = {"brain": shard.brain, "lesion": shard.lesion}
@@ -110,13 +114,16 @@ def read_shard(folder: Path, subject: str) -> SubjectShard:
     return SubjectShard(images, brain, lesion)
 
 
-def read_volumes(folder: Path, subject: str, quantisation: Quantisation) -> SubjectVolumes:
+def read_volumes(
+    folder: Path, subject: str, quantisation: Quantisation, *, change: Change | None = None
+) -> SubjectVolumes:
     """Read one subject's slices and put them together again.
 
     Args:
         folder: What `prepare` wrote.
         subject: Id.
         quantisation: From `dataset.json`.
+        change: What is done to the subject then.
 
     Raises:
         DataError: The file is missing or damaged.
@@ -129,7 +136,9 @@ def read_volumes(folder: Path, subject: str, quantisation: Quantisation) -> Subj
                 next_step="Run `mmccd prepare` again.",
             )
     images = {m: np.moveaxis(quantisation.decode(v), 0, 2) for m, v in shard.images.items()}
-    return SubjectVolumes(images, np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2))
+    brain, lesion = np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2)
+    volumes = SubjectVolumes(images, brain, lesion)
+    return volumes if change is None else change(volumes)
 
 
 def write_template(folder: Path, template: Template) -> None:
