@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.preprocessing.spatial import register, resample
+from mmccd_cli.preprocessing.registration import refine, register
+from mmccd_cli.preprocessing.spatial import resample
 
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SUBJECTS = ("Brats18_CBICA_ABM_1", "Brats18_TCIA10_639_1", "Brats18_2013_2_1")
@@ -70,12 +71,14 @@ def against_data_set(folder: Path) -> list[Row]:
     brain, _ = read_nifti(folder / "brainmask_common_space.nii.gz")
     common = itk_text_transform(folder / "study1_FLAIR_to_common_space.txt")
     points = brain_points(brain) @ common.T
+    back = np.linalg.inv(common)
+    inside = resample(brain, flair.shape, flair.affine, matrix=back).data >= 0.5
     rows = []
     for name, label in (("t1", "T1W"), ("t2", "T2W")):
         theirs = itk_text_transform(folder / f"study1_{label}_intrastudy_to_FLAIR.txt")
         moving, _ = read_nifti(folder / f"{name}.nii.gz")
         start = time.process_time()
-        ours = register(flair, moving).matrix
+        ours = refine(flair, moving, register(flair, moving), brain=inside)
         errors = distances_mm(points, ours, theirs)
         rows.append((f"{label} -> FLAIR", errors.mean(), errors.max(), time.process_time() - start))
     return rows
@@ -92,7 +95,8 @@ def known_motion(folder: Path, subject: str, suffix: str, seed: int) -> Row:
     affine[:, 3] = other.affine @ np.array([-7.0, -3.0, -9.0, 1.0])
     moving = resample(other, (252, 248, 175), affine, matrix=np.linalg.inv(motion))
     start = time.process_time()
-    found = register(fixed, moving, seed=seed).matrix
+    found = register(fixed, moving, seed=seed)
+    found = refine(fixed, moving, found, brain=fixed.data > 0, seed=seed)
     errors = distances_mm(points, found, motion)
     seconds = time.process_time() - start
     return f"{subject} {suffix} seed {seed}", errors.mean(), errors.max(), seconds

@@ -174,11 +174,11 @@ def test_training_runs_where_no_image_library_is_installed() -> None:
     assert not {name for name, items in reached.items() if _packages(items) & IMAGE_LIBRARIES}
 
 
-def test_only_spatial_imports_simpleitk() -> None:
+def test_two_modules_know_simpleitk() -> None:
     users = {
         path.name for path in PACKAGE.rglob("*.py") if "SimpleITK" in _packages(_imported(path))
     }
-    assert users <= {"spatial.py"}
+    assert users <= {"registration.py", "spatial.py"}
 
 
 def test_nothing_heavy_is_imported_by_the_command_line_at_its_start() -> None:

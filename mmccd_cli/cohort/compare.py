@@ -21,7 +21,8 @@ from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.preprocessing.spatial import register, resample, same_grid
+from mmccd_cli.preprocessing.registration import refine, register
+from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.template import correlation, transform_points
 
 Change = Literal["new", "gone", "grown", "shrunk", "same", "out of view"]
@@ -106,8 +107,8 @@ class Comparison:
 def find_position(a: Result, b: Result, scans: tuple[Path, Path] | None = None) -> Position:
     """Find how two results lie to each other.
 
-    With both reference scans the second is registered rigidly to the first; without, the way is
-    that over the template.
+    With both reference scans the second is registered rigidly to the first, by their brains;
+    without, the way is that over the template.
 
     Raises:
         DataError: A scan cannot be read, or is not the one that a result was made from.
@@ -118,7 +119,8 @@ def find_position(a: Result, b: Result, scans: tuple[Path, Path] | None = None) 
         return Position(np.eye(4), "same scan")
     if scans is not None and spaces == {"native"}:
         fixed, moving = (_read_scan(*pair) for pair in zip(scans, (a, b), strict=True))
-        return Position(register(fixed, moving).matrix, "registration")
+        matrix = register(fixed, moving)
+        return Position(refine(fixed, moving, matrix, brain=a.map.data > 0), "registration")
     to_a, to_b = a.to_template, b.to_template
     same_template = a.record["bundle"]["sha256"] == b.record["bundle"]["sha256"]
     if to_a is not None and to_b is not None and same_template:

@@ -2,7 +2,8 @@
 
 In the order in which data passes through:
 
-1. `spatial`: registration and resampling; the only user of SimpleITK.
+1. `spatial`: resampling, and `registration`: how scans lie to each other. Only these two use
+   SimpleITK.
 2. `brain`: where the brain is; tells stripped scans from raw heads.
 3. `skull_strippers`: the table of what finds the brain in a raw head; `deepbet`: its networks.
 4. `intensity`: intensities that mean the same in every scan.
@@ -20,7 +21,8 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "brain": ["BrainMask", "find_brain", "is_skull_stripped"],
         "intensity": ["IntensityScale", "normalise"],
         "skull_strippers": ["STRIPPERS", "SkullStripper"],
-        "spatial": ["RegistrationResult", "register", "resample", "same_grid"],
+        "registration": ["refine", "register"],
+        "spatial": ["resample", "same_grid"],
         "subject": ["PreparedSubject", "prepare_subject", "to_reference_grid"],
     },
 )

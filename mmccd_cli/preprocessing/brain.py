@@ -31,6 +31,14 @@ _LEVELS = 100.0  # to which the values of a given mask are rounded
 _MIN_FLATNESS = 0.5  # of a mask: share of neighbours at one level
 _DEFAULT_STRIPPER = "deepbet"
 
+Align = Callable[[str, NDArray[np.bool_]], Mapping[str, NDArray[np.float64]]]
+"""Takes a modality and the brain on its grid; returns modality -> (4, 4) from the reference's world
+to that modality's, RAS+ mm. Missing ones are the identity."""
+
+
+def _not_moved(_source: str, _brain: NDArray[np.bool_]) -> Mapping[str, NDArray[np.float64]]:
+    return {}
+
 
 @dataclass(frozen=True, eq=False)
 class BrainMask:
@@ -96,7 +104,7 @@ def find_brain(
     *,
     method: str = "auto",
     given: Volume | None = None,
-    align: Callable[[], Mapping[str, NDArray[np.float64]]] = dict,
+    align: Align = _not_moved,
     threads: int = 1,
 ) -> BrainMask:
     """Find the brain on the grid of the reference modality.
@@ -106,9 +114,8 @@ def find_brain(
         method: "auto" (stripped scans are left alone, raw heads stripped), "never", or the name
             of a skull stripper (see `STRIPPERS`).
         given: A mask in the reference's world, on any grid; it wins over `method`.
-        align: Returns modality -> (4, 4) reference world to that modality's world, RAS+ mm;
-            missing ones are the identity. Called when a skull stripper is through, so that scans
-            may be registered beside it.
+        align: Tells how the scans lie to each other. Called once, when the brain is known in one
+            of them, so that scans may be registered by their brains, and beside a skull stripper.
         threads: Number of threads.
 
     Returns:
@@ -122,21 +129,23 @@ def find_brain(
     grid = volumes[reference]
     if given is not None:
         _check_given(given)
-        mask = _onto(grid, given, np.eye(4), mask=given.data > 0.5)
-        return BrainMask(_checked(mask, grid, "The given mask"), "given")
+        mask = onto(grid, given, np.eye(4), mask=given.data > 0.5)
+        align(reference, mask := _checked(mask, grid, "The given mask"))
+        return BrainMask(mask, "given")
     if method not in ("auto", "never", *STRIPPERS):
         known = ", ".join(("auto", "never", *STRIPPERS))
         raise UsageError(f"There is no skull stripper named {method!r}; known are: {known}.")
     stripped, reason = (True, "") if method == "never" else is_skull_stripped(volumes)
     if method == "never" or (method == "auto" and stripped):
-        matrices = align()
+        matrices = align(reference, grid.data != 0)
         mask = _nonzero_brain(volumes, reference, matrices)
         return BrainMask(_checked(mask, grid, "The scan"), "stripped")
     name = _DEFAULT_STRIPPER if method == "auto" else method
     stripper = STRIPPERS[name]
     source = next(modality for modality in stripper.preferred if modality in volumes)
     mask = stripper.find(volumes[source], threads)
-    mask = _onto(grid, volumes[source], align().get(source, np.eye(4)), mask=mask)
+    matrix = align(source, mask).get(source, np.eye(4))
+    mask = onto(grid, volumes[source], matrix, mask=mask)
     notes = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
     if not stripped and source in stripper.doubtful:
         notes.append(
@@ -145,6 +154,23 @@ def find_brain(
     if (litres := _litres(mask, grid)) > _MAX_BRAIN_LITRES or litres < _SMALL_BRAIN_LITRES:
         notes.append(Caution(f"The brain mask of {litres:.1f} litres has no plausible size."))
     return BrainMask(_checked(mask, grid, name), name, tuple(notes))
+
+
+def onto(
+    grid: Volume, volume: Volume, matrix: NDArray[np.float64], *, mask: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Bring a mask to another grid.
+
+    Args:
+        grid: Has the grid that is wanted.
+        volume: Has the mask's grid.
+        matrix: (4, 4) from the wanted grid's world to the volume's, RAS+ mm.
+        mask: (I, J, K) bool.
+    """
+    if same_grid(volume, grid) and np.array_equal(matrix, np.eye(4)):
+        return mask
+    values = Volume(mask.astype(np.float32), volume.affine)
+    return resample(values, grid.shape, grid.affine, matrix=matrix).data >= 0.5
 
 
 def imaged(volume: Volume, brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -197,18 +223,8 @@ def _nonzero_brain(
     for name, volume in volumes.items():
         if name != reference:
             matrix = matrices.get(name, np.eye(4))
-            occupied |= _onto(grid, volume, matrix, mask=volume.data != 0)
+            occupied |= onto(grid, volume, matrix, mask=volume.data != 0)
     return fill_holes(_largest_component(occupied))
-
-
-def _onto(
-    grid: Volume, volume: Volume, matrix: NDArray[np.float64], *, mask: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """A mask on a volume's grid, resampled onto the reference grid."""
-    if same_grid(volume, grid) and np.array_equal(matrix, np.eye(4)):
-        return mask
-    values = Volume(mask.astype(np.float32), volume.affine)
-    return resample(values, grid.shape, grid.affine, matrix=matrix).data >= 0.5
 
 
 def _checked(mask: NDArray[np.bool_], grid: Volume, origin: str) -> NDArray[np.bool_]:

@@ -1,15 +1,7 @@
-"""Moving images in space: resampling and registration, both with SimpleITK.
-
-The only module that knows SimpleITK, and that SimpleITK's world is LPS+ where ours is RAS+.
-"""
+"""Images on other grids: resampling with SimpleITK, between voxel indices alone."""
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -18,9 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.special import ive
 
-from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.template import Box, affine_of_box, bounding_box, transform_points
+from mmccd_cli.template import Box, affine_of_box, bounding_box
 
 Interpolation = Literal["nearest", "linear"]
 
@@ -29,24 +20,9 @@ _INTERPOLATORS = {
     "linear": sitk.sitkLinear,
 }
 _SAME_GRID_MM = 0.01
-_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# Registration happens in units of a brain's radius: there a step of the optimiser means as much
-# in a rotation, a scale or a shear as in a translation. (SimpleITK's own parameter scales do not
-# do that: its step lengths are measured after scaling, and blow up once translations are found.)
-_RADIUS_MM = 60.0
-_UNIT_FROM_RAS = np.diag([1 / _RADIUS_MM] * 3 + [1.0]) @ _LPS_FROM_RAS
-_RAS_FROM_UNIT = np.linalg.inv(_UNIT_FROM_RAS)
 
 _REVERSED = np.eye(4)[[2, 1, 0, 3]]  # exchanges the first index and the third
 
-_COARSE_MM = 8.0
-_START_DEGREES = (-20.0, 0.0, 20.0)
-_STARTS_KEPT = 2
-_PADDING_MM = 60.0
-_MARGIN_MM = 10.0
-_WINSOR_PERCENTILES = (0.5, 99.5)
-_HISTOGRAM_BINS = 32
-_DECIMALS = 6  # of affines in mm; rounding of headers is smaller by far
 LARGE = 2**25
 """Voxels of a scan beyond which memory counts: a head in voxels of 0.6 mm."""
 _SLAB_VOXELS = 2**22  # of such a scan that are handled at a time
@@ -105,7 +81,7 @@ def resample(
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize([int(n) for n in reversed(shape)])
     # SimpleITK's first axis is numpy's last; indices in its order spare two transpositions.
-    resampler.SetTransform(_affine_transform(_REVERSED @ index_from_index @ _REVERSED))
+    resampler.SetTransform(affine_transform(_REVERSED @ index_from_index @ _REVERSED))
     resampler.SetInterpolator(_INTERPOLATORS[interpolation])
     resampler.SetDefaultPixelValue(float(fill))
     resampler.SetNumberOfThreads(threads)
@@ -246,105 +222,6 @@ def _gaussian(variance: float) -> NDArray[np.float64]:
     return weights / weights.sum()
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class RegistrationResult:
-    """Where a registration ended.
-
-    Args:
-        matrix: (4, 4) from the fixed image's world to the moving image's world, RAS+ mm.
-        metric: Negative Mattes mutual information at the end; lower is better.
-        iterations: Optimiser iterations over all levels.
-        stop: What the optimiser said when it stopped.
-    """
-
-    matrix: NDArray[np.float64]
-    metric: float
-    iterations: int
-    stop: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Level:
-    """One resolution of a registration: working spacing, sampling and optimiser steps."""
-
-    spacing_mm: float
-    samples: int
-    step_mm: float
-    iterations: int
-
-
-_COARSE = _Level(spacing_mm=_COARSE_MM, samples=2**31, step_mm=4.0, iterations=4)
-_LEVELS = (
-    _Level(spacing_mm=4.0, samples=20_000, step_mm=2.0, iterations=12),
-    _Level(spacing_mm=2.0, samples=30_000, step_mm=0.5, iterations=8),
-)
-
-
-def register(fixed: Volume, moving: Volume, *, seed: int = 0) -> RegistrationResult:
-    """Find how one image of a head lies in another, turned and shifted, whatever their contrasts.
-
-    Mutual information, from several starts (the headers as they are, centres of mass, rotations
-    of 20 degrees) at 8 mm down to 2 mm. Thick slices keep their own spacing. Only how the images
-    lie to each other counts, not where the headers' origin is. One thread, so that the result is
-    the same to the last bit; a second would not make it faster.
-
-    Args:
-        fixed: The image whose world the answer starts from.
-        moving: The image whose world the answer leads to.
-        seed: Seed of the sampled points.
-
-    Returns:
-        The matrix, and how the search ended.
-
-    Raises:
-        DataError: One of the images is constant.
-    """
-    origin = transform_points(fixed.affine, (np.array(fixed.shape) - 1) / 2)
-    pair = _Scan(_seen_from(fixed, origin)), _Scan(_seen_from(moving, origin))
-    with _one_thread():
-        found = _search_starts(*pair, seed)
-        for level in _LEVELS:
-            images = [scan.at(level.spacing_mm) for scan in pair]
-            ended = _Alignment(images, pair[0].centre, level=level, seed=seed).optimise(
-                found.matrix
-            )
-            found = replace(ended, iterations=found.iterations + ended.iterations)
-    there = np.eye(4)
-    there[:3, 3] = origin
-    return replace(found, matrix=there @ found.matrix @ np.linalg.inv(there))
-
-
-def _seen_from(volume: Volume, origin: NDArray[np.float64]) -> Volume:
-    """The volume with another origin of its world; a hair's difference of headers is rounded."""
-    affine = volume.affine.copy()
-    affine[:3, 3] -= origin
-    return Volume(volume.data, affine.round(_DECIMALS))
-
-
-class _Scan:
-    """A scan that can be had at any working resolution, winsorised and cropped."""
-
-    def __init__(self, volume: Volume) -> None:
-        occupied = volume.data != 0
-        if not occupied.any():
-            raise DataError("An image to be registered is empty.")
-        box = bounding_box(occupied)
-        part = volume.cropped(box)
-        low, high = np.percentile(part.data[occupied[box]], _WINSOR_PERCENTILES)
-        if not high > low:
-            raise DataError("An image to be registered is constant.")
-        background = min(low, 0.0)
-        winsorised = np.clip(part.data, background, high)
-        self.image = Volume(winsorised, part.affine)
-        self.centre = centre_of_mass(winsorised - background, part.affine)
-
-    def at(self, spacing_mm: float, padding_mm: float = _MARGIN_MM) -> sitk.Image:
-        """The image on an orthonormal grid, no finer than the scan or the given spacing."""
-        shape, affine = working_grid(self.image, spacing_mm, padding_mm)
-        image = resample(self.image, shape, affine, smooth=True)
-        return _to_sitk(image.data, _UNIT_FROM_RAS @ affine)
-
-
 def centre_of_mass(weights: NDArray, affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the centre of mass of a grid's voxels in RAS+ mm.
 
@@ -360,144 +237,22 @@ def centre_of_mass(weights: NDArray, affine: NDArray[np.float64]) -> NDArray[np.
     return (affine @ np.array([*index, 1.0]))[:3]
 
 
-class _Alignment:
-    """A pair of working images and how to compare them.
-
-    The transform that is optimised starts at the identity, before the matrix known so far.
-    """
-
-    def __init__(
-        self,
-        images: Sequence[sitk.Image],
-        centre: NDArray[np.float64],
-        *,
-        level: _Level,
-        seed: int,
-    ) -> None:
-        self._images = images
-        self._centre = (_UNIT_FROM_RAS[:3, :3] @ centre).tolist()
-        method = sitk.ImageRegistrationMethod()
-        method.SetNumberOfThreads(1)
-        method.SetInterpolator(sitk.sitkLinear)
-        method.SetMetricAsMattesMutualInformation(_HISTOGRAM_BINS)
-        method.SetMetricUseFixedImageGradientFilter(False)
-        method.SetMetricUseMovingImageGradientFilter(False)
-        share = level.samples / images[0].GetNumberOfPixels()
-        if share < 1:
-            method.SetMetricSamplingStrategy(method.RANDOM)
-            # SimpleITK takes the time of day as the seed when it is given 0.
-            method.SetMetricSamplingPercentage(share, 1 + seed % (2**31))
-        # Powell's method needs no derivative: that of mutual information is inaccurate enough
-        # to stop line searches and gradient descent millimetres away from the optimum.
-        method.SetOptimizerAsPowell(
-            numberOfIterations=level.iterations,
-            maximumLineIterations=12,
-            stepLength=level.step_mm / _RADIUS_MM,
-            stepTolerance=0.01 / _RADIUS_MM,
-            valueTolerance=1e-4,
-        )
-        self._method = method
-
-    def evaluate(self, matrix: NDArray[np.float64]) -> float:
-        """Metric at a matrix, infinite where the images do not overlap."""
-        self._start_from(matrix)
-        try:
-            return float(self._method.MetricEvaluate(*self._images))
-        except RuntimeError:
-            return float("inf")
-
-    def optimise(self, matrix: NDArray[np.float64]) -> RegistrationResult:
-        """Improve a matrix."""
-        transform = self._start_from(matrix)
-        try:
-            self._method.Execute(*self._images)
-        except RuntimeError as problem:
-            reason = str(problem).splitlines()[-1].strip()
-            return RegistrationResult(matrix=matrix, metric=np.inf, iterations=0, stop=reason)
-        return RegistrationResult(
-            matrix=matrix @ _ras_matrix(transform),
-            metric=float(self._method.GetMetricValue()),
-            iterations=int(self._method.GetOptimizerIteration()),
-            stop=self._method.GetOptimizerStopConditionDescription(),
-        )
-
-    def _start_from(self, matrix: NDArray[np.float64]) -> sitk.Transform:
-        transform = sitk.Euler3DTransform()
-        transform.SetCenter(self._centre)
-        self._method.SetMovingInitialTransform(
-            _affine_transform(_UNIT_FROM_RAS @ matrix @ _RAS_FROM_UNIT)
-        )
-        self._method.SetInitialTransform(transform, inPlace=True)
-        return transform
-
-
-_held: list[int] = []
-_held_lock = threading.Lock()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Hold the metric, which has no setting of its own, to one thread.
-
-    Several registrations may run at once: the last one to end puts the number back.
-    """
-    with _held_lock:
-        _held.append(sitk.ProcessObject.GetGlobalDefaultNumberOfThreads())
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        with _held_lock:
-            before = _held.pop()  # the first comes last
-            if not _held:
-                sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
-
-
-def _search_starts(fixed: _Scan, moving: _Scan, seed: int) -> RegistrationResult:
-    """Try starts at a coarse resolution and return the best after a short optimisation."""
-    # The moving image is padded with its background, so that all starts are compared over the
-    # same points: mutual information over a small overlap can be high by chance.
-    images = fixed.at(_COARSE_MM), moving.at(_COARSE_MM, _PADDING_MM)
-    task = _Alignment(images, fixed.centre, level=_COARSE, seed=seed)
-    starts = [np.eye(4)]
-    for degrees in itertools.product(_START_DEGREES, repeat=3):
-        starts.append(_rotation_about(fixed.centre, moving.centre, np.radians(degrees)))
-    ranked = sorted(range(len(starts)), key=lambda n: (task.evaluate(starts[n]), n))
-    # The headers as they are always get their chance: scans of one session mostly agree, and where
-    # no other start is better, none needs to be tried.
-    kept = [0] if ranked[0] == 0 else list(dict.fromkeys([0, 14, *ranked[:_STARTS_KEPT]]))
-    return min((task.optimise(starts[n]) for n in kept), key=lambda ended: ended.metric)
-
-
-def _rotation_about(
-    fixed_centre: NDArray[np.float64],
-    moving_centre: NDArray[np.float64],
-    radians: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """(4, 4) that turns about the fixed centre and carries it to the moving centre."""
-    rotation = sitk.Euler3DTransform()
-    rotation.SetRotation(*[float(angle) for angle in radians])
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array(rotation.GetMatrix()).reshape(3, 3)
-    matrix[:3, 3] = moving_centre - matrix[:3, :3] @ fixed_centre
-    return matrix
-
-
 def working_grid(
-    scan: Volume, spacing_mm: float, padding_mm: float
+    scan: Volume, spacing_mm: float, padding_mm: float, *, keep_thick: bool = True
 ) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
     """Lay an orthonormal grid along a scan's axes, with a margin.
 
     Args:
         scan: Only its shape and affine matter.
-        spacing_mm: Voxel size wanted; axes that are coarser keep their own.
+        spacing_mm: Voxel size wanted.
         padding_mm: Margin on each side.
+        keep_thick: Whether axes that are coarser keep their own spacing.
 
     Returns:
         Shape and affine of the grid.
     """
-    steps, directions = _steps_and_directions(scan.affine)
-    spacing = np.maximum(steps, spacing_mm)
+    steps, directions = steps_and_directions(scan.affine)
+    spacing = np.maximum(steps * keep_thick, spacing_mm)
     corners = (_corners(scan.shape) @ scan.affine.T)[:, :3] @ directions
     low, high = corners.min(axis=0) - padding_mm, corners.max(axis=0) + padding_mm
     # A whole number of steps stays one where the affine is a hair off.
@@ -509,26 +264,7 @@ def working_grid(
     return (int(counts[0]), int(counts[1]), int(counts[2])), working
 
 
-def _to_sitk(data: NDArray, affine: NDArray[np.float64]) -> sitk.Image:
-    """An image in SimpleITK's world; shear cannot be said there and is dropped."""
-    spacing, directions = _steps_and_directions(affine)
-    image = sitk.GetImageFromArray(data.T)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    image.SetDirection(directions.ravel().tolist())
-    return image
-
-
-def _ras_matrix(transform: sitk.Euler3DTransform) -> NDArray[np.float64]:
-    matrix = np.eye(4)
-    linear = np.array(transform.GetMatrix()).reshape(3, 3)
-    centre = np.array(transform.GetCenter())
-    matrix[:3, :3] = linear
-    matrix[:3, 3] = np.array(transform.GetTranslation()) + centre - linear @ centre
-    return _RAS_FROM_UNIT @ matrix @ _UNIT_FROM_RAS
-
-
-def _steps_and_directions(
+def steps_and_directions(
     affine: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Spacing of a grid, and the orthonormal matrix nearest to the directions of its axes."""
@@ -546,7 +282,8 @@ def _sample_spacing(fine: NDArray[np.float64], coarse: NDArray[np.float64]) -> N
     return np.sqrt((weights * lengths**2).sum(axis=1) / weights.sum(axis=1))
 
 
-def _affine_transform(matrix: NDArray[np.float64]) -> sitk.AffineTransform:
+def affine_transform(matrix: NDArray[np.float64]) -> sitk.AffineTransform:
+    """A (4, 4) matrix as SimpleITK has it."""
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(matrix[:3, :3].ravel().tolist())
     transform.SetTranslation(matrix[:3, 3].tolist())

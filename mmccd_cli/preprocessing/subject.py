@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,10 +18,17 @@ from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
-from mmccd_cli.preprocessing.brain import BrainMask, find_brain, imaged, zero_background
+from mmccd_cli.preprocessing.brain import (
+    BrainMask,
+    find_brain,
+    imaged,
+    onto,
+    zero_background,
+)
 from mmccd_cli.preprocessing.contrast import check_contrast
 from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
-from mmccd_cli.preprocessing.spatial import LARGE, cut_out, doubled, register, resample, same_grid
+from mmccd_cli.preprocessing.registration import refine, register
+from mmccd_cli.preprocessing.spatial import LARGE, cut_out, doubled, resample, same_grid
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
 from mmccd_cli.progress import Stopwatch
 from mmccd_cli.template import (
@@ -277,33 +284,32 @@ def _find_brain_and_align(
 ) -> tuple[BrainMask, dict[str, Matrix]]:
     """Register the scans with the reference, and beside that, if there are threads, find the brain.
 
-    A registration takes one thread, and so is the same beside others.
+    Where it is known, it decides how the scans lie. A registration takes one thread, and so is the
+    same beside others.
     """
     grid = next(iter(volumes.values()))
     moved = [name for name, volume in volumes.items() if not same_grid(grid, volume)]
     matrices = {name: np.eye(4) for name in volumes}
-    if threads == 1 or not moved:
-        with watch.stage("modality_registration"):
-            matrices |= {name: register(grid, volumes[name], seed=seed).matrix for name in moved}
-        with watch.stage("brain_mask"):
-            found = find_brain(
-                volumes, method=method, given=given, align=lambda: matrices, threads=threads
-            )
-        return found, matrices
-    with ThreadPoolExecutor(len(moved) + 1) as pool:
+    with ThreadPoolExecutor(max(1, min(threads, len(moved)))) as pool:
         running = {name: pool.submit(register, grid, volumes[name], seed=seed) for name in moved}
 
-        def wait() -> dict[str, Matrix]:
-            return matrices | {name: one.result().matrix for name, one in running.items()}
+        def align(source: str, brain: NDArray[np.bool_]) -> dict[str, Matrix]:
+            found = {name: one.result() for name, one in running.items()}
+            brain = onto(grid, volumes[source], found.get(source, np.eye(4)), mask=brain)
+            refined = [
+                pool.submit(refine, grid, volumes[name], matrix, brain=brain, seed=seed)
+                for name, matrix in found.items()
+            ]
+            matrices.update(zip(found, (one.result() for one in refined), strict=True))
+            return matrices
 
-        free = max(1, threads - len(moved))
-        finding = pool.submit(
-            find_brain, volumes, method=method, given=given, align=wait, threads=free
-        )
-        with watch.stage("modality_registration"):
-            matrices = wait()
+        if threads == 1:
+            with watch.stage("modality_registration"):
+                wait(running.values())
         with watch.stage("brain_mask"):
-            return finding.result(), matrices
+            free = max(1, threads - len(moved))
+            found = find_brain(volumes, method=method, given=given, align=align, threads=free)
+    return found, matrices
 
 
 def _describe_motion(
@@ -324,11 +330,7 @@ def _describe_motion(
 
 def _find_in(volume: Volume, head: AlignedScan, matrix: Matrix) -> AlignedScan:
     """Find the brain of the reference scan in another scan."""
-    brain = head.brain
-    if not same_grid(head.volume, volume):
-        moved = Volume(brain, head.volume.affine)
-        back = np.linalg.inv(matrix)
-        brain = resample(moved, volume.shape, volume.affine, matrix=back).data >= 0.5
+    brain = onto(volume, head.volume, np.linalg.inv(matrix), mask=head.brain)
     return AlignedScan(volume=volume, brain=imaged(volume, brain), matrix=matrix)
 
 
