@@ -27,8 +27,11 @@ from mmccd_cli.config import ScoreConfig
 from mmccd_cli.template import bounding_box
 
 EDGE_STEP = 0.2
+"""Distance of the thresholds that the edge rule tries, in the score's unit."""
 EDGE_SIGMA_VOXELS = 0.5
+"""Blur of the gradient along which contours are judged."""
 EDGE_RIM_MM = 6.0
+"""Contours so near to the outside of the brain do not count: they follow its edge."""
 CORE_MM = 4.0
 """What lies deeper than this inside a mask is its core."""
 COMPACTNESS_TOLERANCE = 0.05
@@ -78,15 +81,33 @@ def score_scan(
     return ScanScore(values, threshold)
 
 
-def find_threshold(smoothed: SmoothedScore, config: ScoreConfig) -> float:
-    """Find the threshold of one scan by the rule of a score's settings, in the score's unit."""
+def find_threshold(
+    smoothed: SmoothedScore,
+    config: ScoreConfig,
+    *,
+    known: Mapping[float, JudgedComponents] | None = None,
+) -> float:
+    """Find the threshold of one scan by the rule of a score's settings.
+
+    Args:
+        smoothed: The score.
+        config: Its settings.
+        known: Threshold, rounded by `edge_key`, -> what `judged_candidates` says of it, all that
+            the edge rule tries among them; None to judge them here.
+
+    Returns:
+        The threshold, in the score's unit.
+    """
     if config.threshold_rule == "fixed":
         return config.threshold_offset
     if config.threshold_rule == "otsu":
         inside = smoothed.values[smoothed.region]
         return adaptive_threshold(inside, config.threshold_offset, otsu_weight=config.otsu_weight)
     candidates = edge_candidates(config.edge_low, config.edge_high)
-    judged = judged_candidates(smoothed, candidates, config)
+    if known is None:
+        judged = judged_candidates(smoothed, candidates, config)
+    else:
+        judged = [known[edge_key(threshold)] for threshold in candidates]
     profile = edge_profile(judged, smoothed, least_compactness=config.edge_compactness)
     return strongest_edge(candidates, profile)
 
@@ -203,6 +224,11 @@ def adaptive_threshold(
 def edge_candidates(low: float, high: float) -> list[float]:
     """Thresholds between two bounds, both included."""
     return np.linspace(low, high, max(2, round((high - low) / EDGE_STEP) + 1)).tolist()
+
+
+def edge_key(threshold: float) -> float:
+    """A threshold without the rounding of how it was computed, to look it up by."""
+    return round(threshold, 6)
 
 
 def edge_profile(

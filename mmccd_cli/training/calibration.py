@@ -35,7 +35,6 @@ from mmccd_cli.training.reliability import Reliability
 from mmccd_cli.training.slices import read_index, subjects_of
 from mmccd_cli.training.trials import (
     CLEARLY_BETTER,
-    EDGE_COMPACTNESS,
     Trial,
     choose_trial,
     dice_of_rules,
@@ -51,15 +50,16 @@ RIDGES = (1e-2, 1e-4)
 LEAST_SLOPE, OFFSET_RANGE = (0.1, None), (-4.0, 4.0)
 """Bounds of the logistic regression that makes the map a probability."""
 REFINE_MM = {"FLAIR": 3.0}
-"""How far contours may move, by the reference scan. At full resolution 3 mm gained 0.006 Dice on
-the training subjects with FLAIR (13 of 17 better), and lost with T2w, where fluid is as bright."""
+"""How far contours may move, by the reference scan. In version 0.2.0, at full resolution, 3 mm
+gained 0.006 Dice on the training subjects with FLAIR (13 of 17 better), and lost with T2w, where
+fluid is as bright."""
 EVEN_ODDS = 0.5
 MIN_CONFIDENCES = (0.25, 0.3, 0.4, EVEN_ODDS)
 """Never more than even odds: what suits large tumours would hide small lesions."""
 SMALL_LESIONS_MAY_COST = 0.01
 """Mean Dice of large lesions that a lower confidence may cost where small foci count."""
 FOCI_ARE_SEEN_ON = "FLAIR"
-"""On T2w fluid is as bright as small foci are; a healthy head had 2 ml of them marked."""
+"""On T2w fluid is as bright as small foci are; in version 0.6.0 a healthy head had 2 ml marked."""
 LOOKS: tuple[dict[str, Any], ...] = (
     {},
     {"painter": Painter()},
@@ -270,12 +270,7 @@ class _Weighted:
 
 
 def _score(modalities: tuple[str, ...], weights: dict[str, float]) -> ScoreConfig:
-    return ScoreConfig(
-        modalities=modalities,
-        weights=weights,
-        min_seed_mm3=0.0,
-        edge_compactness=EDGE_COMPACTNESS,
-    )
+    return ScoreConfig(modalities=modalities, weights=weights, min_seed_mm3=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from training_data import SUBJECTS, tiny_recipe, write_shards
 
-from mmccd_cli.config import MODALITIES, ScoreConfig
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, WeightsError
 from mmccd_cli.training.calibration import (
     Calibration,
@@ -30,7 +30,6 @@ from mmccd_cli.training.run import (
     split_folds,
 )
 from mmccd_cli.training.runtime import Runtime
-from mmccd_cli.training.trials import Trial, choose_trial
 from mmccd_cli.weights.bundle import load_bundle, save_bundle, verify_bundle
 
 
@@ -117,26 +116,6 @@ def test_what_is_known_of_subjects_is_not_computed_again(trained: Trained) -> No
                 assert (signal != before.signals[name]).any()
 
 
-def test_settings_are_chosen_by_the_given_subjects_alone() -> None:
-    low, high = (
-        ScoreConfig(
-            modalities=("FLAIR",),
-            weights={"cycle:FLAIR": 1.0},
-            threshold_rule="fixed",
-            threshold_offset=t,
-        )
-        for t in (1.0, 2.0)
-    )
-    # The first subject alone is best at the lower threshold.
-    trial = Trial(0.1, [low, high], np.array([[1.0, 0.0], [0.6, 0.7], [0.6, 0.7]]))
-    worse = Trial(0.1, [low, high], np.array([[0.9, 0.9], [0.1, 0.1], [0.1, 0.1]]))
-    everyone, others = np.array([True, True, True]), np.array([False, True, True])
-    assert choose_trial([worse, trial], everyone) == (trial, low)
-    assert choose_trial([worse, trial], others) == (trial, high)
-    # Left out: the first is scored at the others' choice (0.0), the others at the lower one (0.6).
-    assert trial.left_out_dice(everyone) == pytest.approx((0.0 + 0.6 + 0.6) / 3)
-
-
 def test_healthy_subjects_calibrate_by_a_budget(trained: Trained, tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "healthy", lesions=False)
     found = calibrate(load_bundle(trained.out), shards)
@@ -173,13 +152,3 @@ def test_many_subjects_are_thinned_evenly(trained: Trained) -> None:
     assert [len(fold.subjects) for fold in fewer] == [17, 1]
     assert fewer[0].subjects[:2] == ["a0", "a3"]
     assert [fold.subjects for fold in _at_most(53, folds)] == [fold.subjects for fold in folds]
-
-
-def test_a_small_ridge_must_be_clearly_better() -> None:
-    score = ScoreConfig(modalities=("FLAIR",), weights={"cycle:FLAIR": 1.0})
-    everyone = np.array([True, True])
-    even = Trial(1e-2, [score], np.array([[0.80], [0.80]]))
-    hardly = Trial(1e-4, [score], np.array([[0.803], [0.803]]))
-    clearly = Trial(1e-4, [score], np.array([[0.81], [0.81]]))
-    assert choose_trial([hardly, even], everyone)[0] is even
-    assert choose_trial([clearly, even], everyone)[0] is clearly
