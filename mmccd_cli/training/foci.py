@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from mmccd_cli.anomaly.components import BoolArray
 from mmccd_cli.anomaly.symmetry import other_side
 from mmccd_cli.config import MODALITIES, FociConfig, TrainingConfig
+from mmccd_cli.training import foci_painting, foci_subjects, painting, scanners
 from mmccd_cli.training.foci_painting import PaintedSlab
 from mmccd_cli.training.foci_subjects import FLUID_ABOVE, REACH, FociDataset
 from mmccd_cli.training.restoration import draw_shown
@@ -45,6 +46,18 @@ class FociSpec:
     def name(self) -> str:
         """Name in checkpoints and bundles."""
         return NAME
+
+
+def painting_settings() -> dict[str, str]:
+    """Name -> value of every constant that decides what is painted and where, as text.
+
+    They are taken from their modules as they stand there, so that none is forgotten.
+    """
+    constants = {"CONTRAST": (CONTRAST_STRENGTH, STRETCHED_FRACTION), "WEIGHT": LESION_WEIGHT}
+    for module in (foci_subjects, foci_painting, painting, scanners):
+        place = module.__name__.rpartition(".")[2]
+        constants |= {f"{place}.{n}": value for n, value in vars(module).items() if n.isupper()}
+    return {name: repr(value) for name, value in sorted(constants.items())}
 
 
 class PaintedSlice(NamedTuple):

@@ -20,6 +20,7 @@ from mmccd_cli.training.samples import MINIMAL_HEALTHY_PIXELS
 from mmccd_cli.training.slices import (
     Change,
     SubjectVolumes,
+    hash_slices,
     read_index,
     read_template,
     read_volumes,
@@ -75,6 +76,7 @@ class FociDataset:
         quantisation: How levels become values.
         spacing_mm: Voxel size.
         middle: Index of the plane between the sides of the brain.
+        sha256: Hash of the files that they come from, see `hash_slices`.
     """
 
     heads: list[FociHead]
@@ -82,6 +84,7 @@ class FociDataset:
     quantisation: Quantisation
     spacing_mm: Spacing
     middle: float
+    sha256: str
 
 
 def load_foci_dataset(
@@ -130,6 +133,7 @@ def load_foci_dataset(
         quantisation=quantisation,
         spacing_mm=spacing,
         middle=middle_of_template(template),
+        sha256=hash_slices(folder, ids),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmccd_cli.config import TrainingConfig, UNetConfig, to_dict
 from mmccd_cli.progress import silent
-from mmccd_cli.training.foci import FociLoss, FociSpec
+from mmccd_cli.training.foci import FociLoss, FociSpec, painting_settings
 from mmccd_cli.training.foci_subjects import FociDataset
 from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.restoration import RestorationLoss, RestorationSpec
@@ -121,6 +121,8 @@ def train_network(
             "diffusion": to_dict(recipe.diffusion),
             "bias_field_degree": recipe.bias_field_degree,
             "subjects": list(dataset.subjects),
+            "slices": dataset.sha256,
+            "painting": painting_settings() if isinstance(spec, FociSpec) else {},
         },
         runtime=runtime,
         folder=folder,

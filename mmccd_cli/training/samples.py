@@ -14,7 +14,14 @@ from torch.nn import functional as F
 from mmccd_cli.config import TrainingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.template import Quantisation
-from mmccd_cli.training.slices import Change, read_index, read_shard, read_volumes, subjects_of
+from mmccd_cli.training.slices import (
+    Change,
+    hash_slices,
+    read_index,
+    read_shard,
+    read_volumes,
+    subjects_of,
+)
 
 MINIMAL_HEALTHY_PIXELS = 64
 """Slices with less healthy brain teach nothing and are left out."""
@@ -31,6 +38,8 @@ class SliceDataset:
         subjects: Ids.
         quantisation: How levels become values.
         background: Value outside the brain.
+        sha256: Hash of the files that they come from, see `hash_slices`; empty for slices that
+            come from none.
     """
 
     images: dict[str, Tensor]
@@ -39,6 +48,7 @@ class SliceDataset:
     subjects: tuple[str, ...]
     quantisation: Quantisation
     background: float
+    sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.healthy)
@@ -103,6 +113,7 @@ def load_dataset(
         subjects=ids,
         quantisation=quantisation,
         background=float(index["background"]),
+        sha256=hash_slices(folder, ids),
     )
 
 

@@ -7,13 +7,14 @@
 | `SUBJECT.safetensors`   | each modality (K, H, W) uint8; `brain`, `lesion` (K, H, W) uint8 0/1 |
 
 Slices are axial, rows along the template's first axis (left to right), columns along its second.
-Only numpy and safetensors are needed.
+No image library is needed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,12 +27,22 @@ from safetensors.numpy import load, save
 
 from mmccd_cli.config import Number, Positive
 from mmccd_cli.errors import DataError
-from mmccd_cli.files import check_json, open_regular, read_json, write_atomically
+from mmccd_cli.files import check_json, open_regular, read_json, sha256_of_file, write_atomically
 from mmccd_cli.template import Quantisation, Template
 
 FORMAT = 1
 INDEX = "dataset.json"
 TEMPLATE = "template.safetensors"
+DECIDE_SLICES = (
+    "modalities",
+    "spacing_mm",
+    "affine",
+    "shape",
+    "background",
+    "preprocessing",
+    "quantisation",
+)
+"""What of `dataset.json` holds for every slice; the rest is of subjects, or for people."""
 FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$")]
 
 
@@ -198,6 +209,32 @@ def subjects_of(index: Mapping[str, Any], split: str) -> list[str]:
     return [entry["id"] for entry in index["subjects"] if entry.get("split") == split]
 
 
+def hash_slices(folder: Path, subjects: Sequence[str]) -> str:
+    """Hash all that decides what subjects' slices show: their files, the template and the grid.
+
+    Neither dates, nor splits, nor other subjects count.
+
+    Args:
+        folder: What `prepare` wrote.
+        subjects: Ids, whose order counts.
+
+    Returns:
+        A SHA-256 as 64 hexadecimal digits.
+
+    Raises:
+        DataError: The index or a file cannot be read.
+    """
+    index = read_index(folder)
+    facts = json.dumps({name: index[name] for name in DECIDE_SLICES}, sort_keys=True)
+    digest = hashlib.sha256(facts.encode())
+    for name in (TEMPLATE, *(f"{subject}.safetensors" for subject in subjects)):
+        try:
+            digest.update(sha256_of_file(folder / name).encode())
+        except OSError as error:
+            raise _unreadable(folder / name, error) from error
+    return digest.hexdigest()
+
+
 def _write(
     path: Path, images: Mapping[str, NDArray[np.uint8]], masks: Mapping[str, NDArray[np.bool_]]
 ) -> None:
@@ -212,8 +249,12 @@ def _read(path: Path, *masks: str) -> tuple[Any, ...]:
             arrays = load(stream.read())
         found = [arrays.pop(name).astype(bool) for name in masks]
     except (OSError, SafetensorError, KeyError) as error:
-        raise DataError(
-            f"{path} cannot be read.", cause=str(error), next_step="Run `mmccd prepare` again."
-        ) from error
+        raise _unreadable(path, error) from error
     # safetensors gives them in another order each time.
     return dict(sorted(arrays.items())), *found
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be read.", cause=str(error), next_step="Run `mmccd prepare` again."
+    )

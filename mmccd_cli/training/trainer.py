@@ -125,7 +125,8 @@ def fit(
             checkpoints.
         ComputeError: The loss or a weight is no longer finite, memory ran out, or another process
             has ended.
-        WeightsError: A checkpoint of another recipe, or a damaged one, lies in the folder.
+        WeightsError: A checkpoint of another recipe or of other data, or a damaged one, lies in the
+            folder.
     """
     if runtime.world_size > config.batch_size:
         raise UsageError(
@@ -325,8 +326,8 @@ class _TrainingState:
             found = torch.load(path, map_location="cpu", weights_only=True)
             if found["recipe"] != recipe:
                 raise WeightsError(
-                    f"The checkpoint {path} comes from another recipe.",
-                    cause="Architecture, training settings, seed or training subjects differ.",
+                    f"The checkpoint {path} comes from another recipe or other data.",
+                    cause=f"Not the same: {_differences(found['recipe'], recipe)}.",
                     next_step="Train into an empty folder, or delete the old checkpoints.",
                 )
             self._take_over(found)
@@ -348,6 +349,12 @@ class _TrainingState:
         for name, value in self.average.items():
             value.copy_(found["average"][name])
         self.done = int(found["iteration"])
+
+
+def _differences(found: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """What differs between two recipes, in words: architecture, settings, subjects, slices."""
+    names = {**recipe, **found}
+    return ", ".join(n.replace("_", " ") for n in names if found.get(n) != recipe.get(n))
 
 
 class TrainingLog:

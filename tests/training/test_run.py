@@ -14,6 +14,7 @@ from training_data import SUBJECTS, tiny_recipe, write_shards
 
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, WeightsError
+from mmccd_cli.training import foci_painting
 from mmccd_cli.training.calibration import (
     Calibration,
     _at_most,
@@ -125,6 +126,26 @@ def test_healthy_subjects_calibrate_by_a_budget(trained: Trained, tmp_path: Path
         assert score.threshold_rule == "otsu"
         assert row.trials[0]["false_positive_ml"] <= 1.0
         assert set(score.weights) == {"restoration:FLAIR"}
+
+
+def test_a_checkpoint_is_not_continued_on_other_slices_of_the_same_subjects(
+    trained: Trained, tmp_path: Path
+) -> None:
+    other = write_shards(tmp_path / "healthy", lesions=False)
+    with pytest.raises(WeightsError, match="other data") as caught:
+        replace(trained.training, shards=other).train()
+    assert caught.value.cause == "Not the same: slices."
+
+
+def test_a_checkpoint_is_not_continued_with_other_painted_lesions(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = replace(trained.training, only=["foci"])
+    training.train()
+    monkeypatch.setattr(foci_painting, "FLUID_FRACTION", 0.5)
+    with pytest.raises(WeightsError, match="another recipe") as caught:
+        training.train()
+    assert caught.value.cause == "Not the same: painting."
 
 
 def test_folds_need_subjects() -> None:

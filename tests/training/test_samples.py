@@ -24,6 +24,7 @@ from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import Sample, SliceDataset, draw_sample, load_dataset
 from mmccd_cli.training.slices import (
     SubjectShard,
+    hash_slices,
     read_index,
     read_shard,
     read_template,
@@ -36,6 +37,7 @@ from mmccd_cli.translation.schedule import Schedule
 
 PLAIN = TrainingConfig(lesion_dilation_mm=0.0, augment=False)
 K, H, W = 4, 24, 32
+TEMPLATE = Template({}, np.ones((1, 1, 1), dtype=bool), np.diag([2.0, 2.0, 2.0, 1.0]))
 LESION = (slice(2, 4), slice(10, 14), slice(12, 18))
 
 
@@ -78,10 +80,38 @@ def shards(tmp_path: Path) -> Path:
         ],
     }
     write_index(tmp_path, index)
+    write_template(tmp_path, TEMPLATE)
     return tmp_path
 
 
 # Shards
+
+
+def test_a_hash_tells_what_decides_the_slices_and_nothing_else(shards: Path) -> None:
+    known, index = hash_slices(shards, ["a", "b"]), read_index(shards)
+    of_people = {"made": {"date": "another day"}, "subjects": index["subjects"][:2]}
+    write_index(shards, {**index, **of_people})
+    write_shard(shards, "c", subject_shard(0))
+    assert hash_slices(shards, ["a", "b"]) == known == load_dataset(shards, PLAIN).sha256
+    others: dict[str, Any] = {
+        "affine": np.diag([2.0, 2.0, 3.0, 1.0]).ravel().tolist(),
+        "preprocessing": {"intensity": {"scale": 1.0}},
+        "quantisation": asdict(Quantisation(step=0.1)),
+    }
+    seen = {known, hash_slices(shards, ["b", "a"])}
+    for name, value in others.items():
+        write_index(shards, {**index, name: value})
+        seen.add(hash_slices(shards, ["a", "b"]))
+    write_index(shards, index)
+    write_template(shards, replace(TEMPLATE, mask=~TEMPLATE.mask))
+    seen.add(hash_slices(shards, ["a", "b"]))
+    write_template(shards, TEMPLATE)
+    write_shard(shards, "b", subject_shard(1))
+    seen.add(hash_slices(shards, ["a", "b"]))
+    assert len(seen) == 7
+    (shards / "a.safetensors").unlink()
+    with pytest.raises(DataError, match=r"a\.safetensors cannot be read"):
+        hash_slices(shards, ["a", "b"])
 
 
 @given(st.lists(st.floats(-9, 99, width=32), min_size=1, max_size=20))

@@ -129,10 +129,13 @@ def test_a_checkpoint_of_another_recipe_or_of_other_subjects_is_refused(tmp_path
         {"config": replace(config, band_width=8)},
         {"spec": replace(MASKED, unet=replace(MASKED.unet, residual_blocks=2))},
         {"dataset": replace(make_dataset(), subjects=("somebody else",))},
+        {"dataset": replace(make_dataset(), sha256="of other slices of the same subjects")},
     ]
-    for other in others:
-        with pytest.raises(WeightsError, match="another recipe"):
+    parts = ["training"] * 4 + ["network", "subjects", "slices"]
+    for other, part in zip(others, parts, strict=True):
+        with pytest.raises(WeightsError, match="another recipe or other data") as caught:
             train(tmp_path, **{"config": config, **other})
+        assert caught.value.cause == f"Not the same: {part}."
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

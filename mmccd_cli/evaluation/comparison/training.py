@@ -109,6 +109,7 @@ def train_comparison_model(
             "network": to_dict(config),
             "training": to_dict(training),
             "subjects": list(dataset.subjects),
+            "slices": dataset.sha256,
         },
         runtime=runtime,
         folder=folder,
