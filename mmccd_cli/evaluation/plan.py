@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mmccd_cli.config import METHODS
 from mmccd_cli.errors import DataError, MmccdError, UsageError
 from mmccd_cli.evaluation.baselines import BASELINES, describe_cleaning
 from mmccd_cli.evaluation.cases import (
@@ -150,7 +151,7 @@ class Comparison:
 
     load: Callable[[str, str | None], Pipeline]
     weights: str | None = None
-    methods: Sequence[str] = ("mmccd", "cyclic-unet")
+    methods: Sequence[str] = METHODS
     modality_sets: Sequence[tuple[str, ...] | None] = (None, ("FLAIR",), ("T2w",), ("T1w",))
     thresholds: bool = True
     models: Sequence[Path] = ()

@@ -24,9 +24,8 @@ from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.scanners import acquire, stretch_contrast
 from mmccd_cli.training.trainer import draw_batch
 from mmccd_cli.translation.foci import foci_input
+from mmccd_cli.weights.bundle import FOCI
 
-NAME = "foci"
-"""Name of the network in checkpoints and bundles."""
 LESION_WEIGHT = 2.0
 CONTRAST_STRENGTH, STRETCHED_FRACTION = 0.45, 0.8
 """How much, and how often, the contrast of tissues is stretched."""
@@ -45,7 +44,7 @@ class FociSpec:
     @property
     def name(self) -> str:
         """Name in checkpoints and bundles."""
-        return NAME
+        return FOCI
 
 
 def painting_settings() -> dict[str, str]:

@@ -15,9 +15,8 @@ from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset
 from mmccd_cli.training.trainer import draw_batch, squared_error
 from mmccd_cli.translation.restoration import restoration_input
+from mmccd_cli.weights.bundle import RESTORATION
 
-NAME = "restoration"
-"""Name of the network in checkpoints and bundles."""
 NOISE_MARGIN = 16
 """Pixels by which enlarged noise is larger than a slice, so that its grid lies anywhere."""
 GAIN, OFFSET = (0.85, 1.15), (-0.2, 0.2)
@@ -37,7 +36,7 @@ class RestorationSpec:
     @property
     def name(self) -> str:
         """Name in checkpoints and bundles."""
-        return NAME
+        return RESTORATION
 
 
 class Drawn(NamedTuple):

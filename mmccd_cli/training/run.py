@@ -12,14 +12,21 @@ import torch
 from torch import Tensor
 
 from mmccd_cli import __version__
-from mmccd_cli.config import MODALITIES, PreprocessingConfig, ScoreConfig, from_dict, to_dict
+from mmccd_cli.config import (
+    METHODS,
+    MODALITIES,
+    PreprocessingConfig,
+    ScoreConfig,
+    from_dict,
+    to_dict,
+)
 from mmccd_cli.errors import DataError
 from mmccd_cli.progress import silent
 from mmccd_cli.template import NormalRange
 from mmccd_cli.training.calibration import Calibration, Fold, calibrate
 from mmccd_cli.training.foci import FociSpec
 from mmccd_cli.training.foci_subjects import FociDataset, load_foci_dataset
-from mmccd_cli.training.networks import network_specs, train_network
+from mmccd_cli.training.networks import Spec, network_specs, train_network
 from mmccd_cli.training.normal_ranges import fit_normal_ranges, without_bias_fields
 from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.runtime import Runtime
@@ -142,27 +149,39 @@ class Training:
         specs = [s for s in network_specs(self.recipe) if self.only is None or s.name in self.only]
         find_normal = partial(self._normal_ranges, subjects)
         change = without_bias_fields(self.shards, self.recipe, find_normal)
-        networks = {}
-        for whole, load in ((False, self._slices), (True, self._heads)):
+        networks: dict[str, dict[str, Tensor]] = {}
+        for whole, read in ((False, self._slices), (True, self._heads)):
             wanted = [spec for spec in specs if isinstance(spec, FociSpec) is whole]
-            if not wanted:
-                continue
-            dataset = load(subjects=subjects, change=change)
-            try:
-                validation = load(split="val", change=change)
-            except DataError:
-                validation = None
-            for spec in wanted:
-                networks[spec.name] = train_network(
-                    spec,
-                    dataset,
-                    self.recipe,
-                    runtime=self.runtime,
-                    folder=folder,
-                    validation=validation,
-                    report=self.report,
-                )
+            networks |= self._train_on(
+                partial(read, change=change), subjects, specs=wanted, folder=folder
+            )
         return networks
+
+    def _train_on(
+        self,
+        read: Callable[..., SliceDataset | FociDataset],
+        subjects: list[str],
+        *,
+        specs: Sequence[Spec],
+        folder: Path,
+    ) -> dict[str, dict[str, Tensor]]:
+        """Train networks that learn from data of one kind, which leave the memory afterwards."""
+        if not specs:
+            return {}
+        dataset = read(subjects=subjects)
+        validation = read(split="val") if subjects_of(self._index, "val") else None
+        return {
+            spec.name: train_network(
+                spec,
+                dataset,
+                self.recipe,
+                runtime=self.runtime,
+                folder=folder,
+                validation=validation,
+                report=self.report,
+            )
+            for spec in specs
+        }
 
     def _slices(self, **whom: Any) -> SliceDataset:
         return load_dataset(self.shards, self.recipe.training, **whom)
@@ -190,7 +209,7 @@ class Training:
             diffusion=recipe.diffusion,
             preprocessing=from_dict(PreprocessingConfig, index["preprocessing"]),
             sampling=recipe.sampling,
-            scores={method: initial_scores(recipe) for method in ("mmccd", "cyclic-unet")},
+            scores={method: initial_scores(recipe) for method in METHODS},
             template=TemplateConfig(
                 tuple(float(v) for v in template.affine.ravel()),
                 (i, j, k),

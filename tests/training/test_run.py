@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import ReferenceType, ref
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from training_data import SUBJECTS, tiny_recipe, write_shards
 
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, WeightsError
-from mmccd_cli.training import foci_painting
+from mmccd_cli.training import foci_painting, run
 from mmccd_cli.training.calibration import (
     Calibration,
     _at_most,
     calibrate,
 )
 from mmccd_cli.training.calibration_data import Fold, load_subjects
+from mmccd_cli.training.networks import Spec
 from mmccd_cli.training.normal_ranges import fit_normal_ranges
 from mmccd_cli.training.painting import Painter
 from mmccd_cli.training.recipes import CYCLES
@@ -31,6 +33,8 @@ from mmccd_cli.training.run import (
     split_folds,
 )
 from mmccd_cli.training.runtime import Runtime
+from mmccd_cli.training.samples import SliceDataset
+from mmccd_cli.training.slices import read_index, write_index
 from mmccd_cli.weights.bundle import load_bundle, save_bundle, verify_bundle
 
 
@@ -146,6 +150,42 @@ def test_a_checkpoint_is_not_continued_with_other_painted_lesions(
     with pytest.raises(WeightsError, match="another recipe") as caught:
         training.train()
     assert caught.value.cause == "Not the same: painting."
+
+
+def with_validation(shards: Path) -> Path:
+    """The same prepared data, the last subject in the split `val`."""
+    index = read_index(shards)
+    index["subjects"][-1]["split"] = "val"
+    write_index(shards, index)
+    return shards
+
+
+def test_a_damaged_validation_subject_is_an_error(trained: Trained, tmp_path: Path) -> None:
+    shards = with_validation(write_shards(tmp_path / "shards"))
+    (shards / f"{SUBJECTS[-1]}.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"s3\.safetensors cannot be read"):
+        replace(trained.training, shards=shards, work=tmp_path / "work", folds=0).train()
+
+
+def test_slices_and_whole_heads_are_never_in_memory_together(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = with_validation(write_shards(tmp_path / "shards"))
+    read: list[ReferenceType[SliceDataset]] = []
+    seen: list[str] = []
+
+    def train_nothing(spec: Spec, dataset: Any, *_: Any, validation: Any, **__: Any) -> dict:
+        seen.append(type(dataset).__name__)
+        assert validation.subjects == ("s3",)
+        if isinstance(dataset, SliceDataset):
+            read.extend([ref(dataset), ref(validation)])
+        else:
+            assert all(one() is None for one in read)
+        return {}
+
+    monkeypatch.setattr(run, "train_network", train_nothing)
+    replace(trained.training, shards=shards, work=tmp_path / "work", folds=0).train()
+    assert set(seen) == {"SliceDataset", "FociDataset"}
 
 
 def test_folds_need_subjects() -> None:
