@@ -1,6 +1,6 @@
 """Calibration of a bundle on prepared subjects: weights, threshold rule and scale of the map.
 
-Everything here works on shards, so it needs neither an image reader nor a device of its own.
+Everything here works on what `prepare` wrote, so it needs no image library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmccd_cli.anomaly.candidates import adaptive_threshold, mask_at, score_scan
 from mmccd_cli.anomaly.mask import mask_from_map
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.anomaly.score import SmoothedScore, map_from_score, smooth
-from mmccd_cli.config import METHODS, MODALITIES, ConfidenceConfig, ScoreConfig
+from mmccd_cli.config import METHODS, MODALITIES, ConfidenceConfig, FociConfig, ScoreConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.progress import silent
 from mmccd_cli.training.calibration_data import (
@@ -44,10 +44,16 @@ from mmccd_cli.weights.bundle import Bundle, BundleConfig
 
 T = TypeVar("T")
 
+Looks = tuple[
+    Sequence[CalibrationSubject], Sequence[CalibrationSubject], Sequence[CalibrationSubject]
+]
+"""The same subjects in each of `LOOKS`; none where a look is of no use."""
+
 OFFSETS = tuple(round(0.1 * i, 1) for i in range(-4, 26))
+"""What is tried as the constant of the rule "otsu", where there are healthy subjects only."""
 RIDGES = (1e-2, 1e-4)
 """Weights that are nearly even hold better on other scanners; others must be clearly better."""
-LEAST_SLOPE, OFFSET_RANGE = (0.1, None), (-4.0, 4.0)
+MAP_SLOPE_BOUNDS, MAP_OFFSET_RANGE = (0.1, None), (-4.0, 4.0)
 """Bounds of the logistic regression that makes the map a probability."""
 REFINE_MM = {"FLAIR": 3.0}
 """How far contours may move, by the reference scan. In version 0.2.0, at full resolution, 3 mm
@@ -65,7 +71,8 @@ LOOKS: tuple[dict[str, Any], ...] = (
     {"painter": Painter()},
     {"painter": Painter(), "other_scanner": True},
 )
-"""How every subject is looked at: as it is, with painted lesions, as if from another scanner."""
+"""How every subject may be looked at: as it is, with painted lesions, and with these as if from
+another scanner."""
 MOST_SUBJECTS = 32
 """All signals of so many subjects, three times, lie in memory at a time: about 65 MB each."""
 FALSE_POSITIVES_ML = 1.0
@@ -80,6 +87,7 @@ class CalibrationRow:
         method: "mmccd" or "cyclic-unet".
         config: The chosen score.
         dice: Mean Dice on the calibration subjects, on the training grid; NaN without lesions.
+        false_positive_ml: Mean volume of the masks of healthy subjects; NaN with lesions.
         left_out_dice: The same with ridge and rule chosen on the other subjects each time.
         trials: (weights, rule, mean Dice) of everything that was tried.
         fold_configs: For each fold, what is chosen without its subjects.
@@ -93,6 +101,7 @@ class CalibrationRow:
     config: ScoreConfig
     dice: float = float("nan")
     left_out_dice: float = float("nan")
+    false_positive_ml: float = float("nan")
     trials: list[dict[str, Any]]
     fold_configs: list[ScoreConfig] = field(default_factory=list)
     reliability: dict[str, Any] | None = None
@@ -106,16 +115,36 @@ class CalibrationRow:
             fold_configs=[replace(own, min_confidence=confidence) for own in self.fold_configs],
         )
 
+    @property
+    def healthy(self) -> bool:
+        """Whether it was found on healthy subjects, who have no Dice."""
+        return math.isnan(self.dice)
+
+    @property
+    def in_words(self) -> str:
+        """What was found."""
+        if not self.healthy:
+            return f"Dice {self.dice:.3f}, left out {self.left_out_dice:.3f}"
+        found = f"{self.false_positive_ml:.2f} ml of false positives"
+        if self.false_positive_ml <= FALSE_POSITIVES_ML:
+            return found
+        return f"{found}: no threshold that is tried leaves {FALSE_POSITIVES_ML:g} ml or less"
+
     def describe(self, *, unseen: bool) -> dict[str, Any]:
-        """As plain values, for the model card."""
-        return {
+        """As plain values, all of them finite."""
+        about = {
             "method": self.method,
             "modalities": list(self.config.modalities),
+            "networks_know_the_subjects": not unseen,
+            "trials": self.trials,
+        }
+        if self.healthy:
+            return {**about, "false_positive_ml": round(self.false_positive_ml, 4)}
+        return {
+            **about,
             "dice": round(self.dice, 4),
             "left_out_dice": round(self.left_out_dice, 4),
-            "networks_know_the_subjects": not unseen,
             "reliability": self.reliability,
-            "trials": self.trials,
         }
 
 
@@ -146,7 +175,9 @@ def calibrate(
     """Choose all numbers of a bundle's scores on prepared subjects.
 
     With labelled lesions the mean Dice decides. With healthy subjects only, the threshold is the
-    lowest that leaves at most `FALSE_POSITIVES_ML` on average; weights then stay as they are.
+    lowest that leaves at most `FALSE_POSITIVES_ML` on average, or the highest that is tried, and a
+    line says so; all signals of the restoration network count alike, or all cycles where there is
+    none.
 
     Args:
         bundle: The bundle.
@@ -166,12 +197,11 @@ def calibrate(
     scores = dict(bundle.config.scores)
     fold_scores = [dict(fold.bundle.config.scores) for fold in folds]
     rows: list[CalibrationRow] = []
-    looks: list[Sequence[CalibrationSubject]] = [(), (), ()]
+    looks: Looks = ((), (), ())
     for method in METHODS:
         sampling = replace(bundle.config.sampling, method=method)  # type: ignore[arg-type]  # one of METHODS
         load = partial(load_subjects, known_by, shards, sampling=sampling, device=device)
-        looks = [load(**look, known=before) for look, before in zip(LOOKS, looks, strict=True)]
-        subjects, painted, elsewhere = looks
+        subjects, painted, elsewhere = looks = _look(load, looks, foci=bundle.config.foci)
         search = Search(
             subjects=subjects,
             bundle=bundle,
@@ -183,10 +213,7 @@ def calibrate(
         found = []
         for modalities in sets_of(bundle):
             found.append(row := search.choose(modalities))
-            report(
-                f"{method:12s} {'+'.join(modalities):16s} Dice {row.dice:.3f}, "
-                f"left out {row.left_out_dice:.3f}"
-            )
+            report(f"{method:12s} {'+'.join(modalities):16s} {row.in_words}")
         found = with_least_confidences(found)
         # What does not gain by a further modality does not ask for it.
         chosen: dict[tuple[str, ...], CalibrationRow] = {}
@@ -202,12 +229,14 @@ def calibrate(
         "subjects": search.ids,
         "folds": [list(fold.subjects) for fold in folds],
         "criterion": search.criterion,
-        "rows": [row.describe(unseen=bool(folds)) for row in rows],
+        # The model card shows the Dice of these.
+        "rows": [row.describe(unseen=bool(folds)) for row in rows if not row.healthy],
+        "healthy_rows": [row.describe(unseen=bool(folds)) for row in rows if row.healthy],
     }
     of_folds = []
     for fold, own in zip(folds, fold_scores, strict=True):
         others = [subject for subject in search.ids if subject not in fold.subjects]
-        told = {**about, "subjects": others, "rows": []}
+        told = {**about, "subjects": others, "rows": [], "healthy_rows": []}
         del told["folds"]
         of_folds.append(replace(fold.bundle.config, scores=own, calibration=told))
     return Calibration(replace(bundle.config, scores=scores, calibration=about), of_folds, rows)
@@ -234,6 +263,31 @@ def with_least_confidences(rows: Sequence[CalibrationRow]) -> list[CalibrationRo
             index = even
         chosen.append(row.needing(MIN_CONFIDENCES[index]) if dice.size else row)
     return chosen
+
+
+def _look(
+    load: Callable[..., list[CalibrationSubject]], known: Looks, *, foci: FociConfig | None
+) -> Looks:
+    """Load every subject in each of `LOOKS` that is of use.
+
+    Without lesions nothing is learnt from painted ones; without a network of small foci nothing is
+    learnt from another scanner.
+
+    Args:
+        load: As `load_subjects`.
+        known: The same looks with another method's cycles, which are computed anew.
+        foci: The network of small foci, if there is one.
+    """
+    subjects = load(**LOOKS[0], known=known[0])
+    if not has_lesions(subjects):
+        return subjects, (), ()
+    painted = load(**LOOKS[1], known=known[1])
+    return subjects, painted, load(**LOOKS[2], known=known[2]) if foci is not None else ()
+
+
+def has_lesions(subjects: Sequence[CalibrationSubject]) -> bool:
+    """Whether any subject has a lesion."""
+    return any(bool(subject.lesion.any()) for subject in subjects)
 
 
 def _at_most(count: int, folds: Sequence[Fold]) -> list[Fold]:
@@ -301,14 +355,17 @@ class Search:
     @property
     def labelled(self) -> bool:
         """Whether any subject has a lesion."""
-        return any(bool(subject.lesion.any()) for subject in self.subjects)
+        return has_lesions(self.subjects)
 
     @property
     def criterion(self) -> str:
         """What decides, in words."""
         if self.labelled:
             return "mean Dice on the training grid"
-        return f"at most {FALSE_POSITIVES_ML} ml of false positives in healthy subjects"
+        return (
+            f"the lowest threshold with at most {FALSE_POSITIVES_ML} ml of false positives in "
+            "healthy subjects, or the highest that was tried"
+        )
 
     def choose(self, modalities: tuple[str, ...]) -> CalibrationRow:
         """Choose the score of a subject that has these modalities."""
@@ -441,7 +498,7 @@ class Search:
         return smooth(signals, subject.brain, spacing_mm=spacing_mm, config=config)
 
     def _choose_by_false_positives(self, modalities: tuple[str, ...]) -> CalibrationRow:
-        """The lowest threshold that keeps false positives in healthy subjects within a budget."""
+        """The lowest threshold that keeps false positives within a budget, else the highest."""
         voxel_ml = float(np.prod(self.bundle.template.spacing_mm)) / 1000
         kind = "cycle" if self.bundle.config.restoration is None else "restoration"
         weights = {f"{kind}:{modality}": 1.0 for modality in modalities}
@@ -458,6 +515,7 @@ class Search:
         return CalibrationRow(
             method=self.method,
             config=replace(config, threshold_rule="otsu", threshold_offset=offset),
+            false_positive_ml=mean,
             trials=[{"weights": weights, "offset": offset, "false_positive_ml": mean}],
         )
 
@@ -485,10 +543,10 @@ class Search:
             np.concatenate(beyond)[:, None],
             np.concatenate(truth),
             np.concatenate(share),
-            bounds=[LEAST_SLOPE],
+            bounds=[MAP_SLOPE_BOUNDS],
             ridge=0.0,
         )
-        offset = round(float(np.clip(offset, *OFFSET_RANGE)), 4)
+        offset = round(float(np.clip(offset, *MAP_OFFSET_RANGE)), 4)
         return {
             "map_scale": round(1 / float(slope), 4),
             "map_offset": offset,

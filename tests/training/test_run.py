@@ -13,15 +13,16 @@ import pytest
 import torch
 from training_data import SUBJECTS, tiny_recipe, write_shards
 
-from mmccd_cli.config import MODALITIES
+from mmccd_cli.config import METHODS, MODALITIES
 from mmccd_cli.errors import DataError, WeightsError
-from mmccd_cli.training import foci_painting, run
+from mmccd_cli.training import calibration, foci_painting, run
 from mmccd_cli.training.calibration import (
+    OFFSETS,
     Calibration,
     _at_most,
     calibrate,
 )
-from mmccd_cli.training.calibration_data import Fold, load_subjects
+from mmccd_cli.training.calibration_data import CalibrationSubject, Fold, load_subjects
 from mmccd_cli.training.networks import Spec
 from mmccd_cli.training.normal_ranges import fit_normal_ranges
 from mmccd_cli.training.painting import Painter
@@ -121,15 +122,52 @@ def test_what_is_known_of_subjects_is_not_computed_again(trained: Trained) -> No
                 assert (signal != before.signals[name]).any()
 
 
-def test_healthy_subjects_calibrate_by_a_budget(trained: Trained, tmp_path: Path) -> None:
-    shards = write_shards(tmp_path / "healthy", lesions=False)
-    found = calibrate(load_bundle(trained.out), shards)
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("healthy") / "shards", lesions=False)
+
+
+def test_healthy_subjects_calibrate_by_a_budget(
+    trained: Trained, healthy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[dict[str, Any]] = []
+
+    def load(*whom: Any, **how: Any) -> list[CalibrationSubject]:
+        loaded.append(how)
+        return load_subjects(*whom, **how)
+
+    monkeypatch.setattr(calibration, "load_subjects", load)
+    found = calibrate(load_bundle(trained.out), healthy)
     assert "false positives" in found.config.calibration["criterion"]
     for row in found.rows:
         (score,) = found.config.scores[row.method]
         assert score.threshold_rule == "otsu"
-        assert row.trials[0]["false_positive_ml"] <= 1.0
+        assert row.false_positive_ml <= 1.0
+        assert row.in_words == f"{row.false_positive_ml:.2f} ml of false positives"
         assert set(score.weights) == {"restoration:FLAIR"}
+    assert len(loaded) == 2, "one look for each method: there is nothing to learn from painted ones"
+    assert not any("painter" in how for how in loaded)
+
+
+def test_a_bundle_that_is_calibrated_on_healthy_subjects_can_be_used(
+    trained: Trained, healthy: Path, tmp_path: Path
+) -> None:
+    training = replace(trained.training, shards=healthy, folds=0)
+    found = training.calibrate(load_bundle(trained.out), tmp_path / "out")
+    bundle = load_bundle(tmp_path / "out")
+    assert bundle.config.scores == found.config.scores
+    assert [row["method"] for row in bundle.config.calibration["healthy_rows"]] == list(METHODS)
+
+
+def test_a_budget_that_cannot_be_kept_is_told(
+    trained: Trained, healthy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "FALSE_POSITIVES_ML", -1.0)
+    lines: list[str] = []
+    found = calibrate(load_bundle(trained.out), healthy, report=lines.append)
+    assert {score.threshold_offset for (score,) in found.config.scores.values()} == {OFFSETS[-1]}
+    assert all("no threshold that is tried leaves -1 ml or less" in line for line in lines)
+    assert "or the highest that was tried" in found.config.calibration["criterion"]
 
 
 def test_a_checkpoint_is_not_continued_on_other_slices_of_the_same_subjects(
