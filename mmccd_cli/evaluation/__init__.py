@@ -4,12 +4,13 @@ In the order in which data passes through:
 
 1. `cases`: a subject in memory, what a method says about it, and the row of its scores.
 2. `baselines`: scores without networks, which a learned method has to beat.
-3. `comparison/`: published models to compare with, trained on the same slices.
+3. `comparison/`: published models to compare with, trained on the slices of the same subjects.
 4. `passes`: how many slices went through networks.
 5. `methods`: bundles, baselines and comparison models -> predictions.
 6. `thresholds`, `folds`: constants, chosen on subjects that are not scored with them.
 7. `published_protocol`: the way in which the literature scores, by an oracle.
-8. `free_response`: lesions found against false positives, by confidence.
+8. `free_response`: lesions found against false positives, by confidence;
+   `free_response_picture`: their curves as a picture.
 9. `plan`: who is scored by what, and the whole run.
 10. `tables`: rows -> CSV, summary and text.
 

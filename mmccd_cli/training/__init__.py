@@ -10,7 +10,7 @@ In the order in which data passes through:
 5. `samples`: slices in memory, and one drawn at random.
 6. `runtime`: device, precision, and the processes that share a batch.
 7. `trainer`: the one training loop, for any network and any loss; checkpoints and the log.
-8. `painting`: lesions painted into healthy tissue.
+8. `painting`: lesions painted into healthy tissue; `scanners`: scans as if from another scanner.
 9. `networks`: what each network of a recipe learns, and its loss; `restoration`: that of the
    restoration network; `foci`: that of the network of small foci, for which `foci_subjects` says
    where lesions may lie and `foci_painting` paints them.

@@ -34,7 +34,7 @@ class BiasFields:
     Attributes:
         degree: Degree of the polynomial, see `BundleConfig.bias_field_degree`.
         unit: One robust standard deviation, in the unit of the images.
-        lesion_dilation_mm: How far lesions are grown before they are left out.
+        lesion_dilation_mm: How far lesions are grown, in space, before they are left out.
         spacing_mm: Voxel size.
     """
 
@@ -95,7 +95,11 @@ class BiasFields:
 def healthy_tissue(
     volumes: SubjectVolumes, distance_mm: float, spacing_mm: tuple[float, float, float]
 ) -> BoolArray:
-    """(I, J, K) bool, brain at least so far away from any lesion."""
+    """(I, J, K) bool, brain at least so far away from any lesion.
+
+    The distance is Euclidean and reaches across slices, for atlas, bias fields and small foci; that
+    of the slices from which the other networks learn is taken within the slice, see `load_dataset`.
+    """
     return volumes.brain & erode(~volumes.lesion, distance_mm, spacing_mm)
 
 

@@ -1,7 +1,8 @@
 """Lesions painted into healthy tissue, so that small and faint ones can be counted on.
 
 A painter knows nothing of what networks do. It draws irregular blobs with soft edges: bright on
-FLAIR and T2w and dark on T1w, as most lesions are, or, now and then, the other way round.
+FLAIR and T2w and dark on T1w, as most lesions are, or the other way round for a share of them that
+is none unless asked for.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def load_dataset(
 
     Args:
         folder: What `prepare` wrote.
-        config: Decides how healthy tissue is told apart and how far lesions are grown.
+        config: Decides how healthy tissue is told apart, and how far lesions are grown in the slice.
         split: Only subjects of this split.
         subjects: Only these subjects, instead of a split.
         change: What is done to each of them first.
@@ -118,7 +118,11 @@ def load_dataset(
 
 
 def _dilate(lesion: Tensor, distance_mm: float, spacing_mm: list[float]) -> Tensor:
-    """Grow (K, 1, H, W) bool masks by a distance within the slice."""
+    """Grow (K, 1, H, W) bool masks by a distance within the slice, along both of its axes.
+
+    The window is a square, so at corners it reaches 1.4 times as far; slices beside a lesion do not
+    count. `healthy_tissue` takes the distance in space instead.
+    """
     radius = round(distance_mm / float(np.mean(spacing_mm[:2])))
     if radius < 1 or not lesion.any():
         return lesion

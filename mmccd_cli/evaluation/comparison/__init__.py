@@ -1,4 +1,4 @@
-"""Published methods to compare with, trained on the same slices: AE, VAE, DAE and diffusion.
+"""Published methods to compare with, trained on the same subjects: AE, VAE, DAE and diffusion.
 
 In the order in which data passes through:
 

@@ -1,8 +1,9 @@
 """Reconstruction methods that ours is compared with: AE, VAE, DAE and diffusion, of one modality.
 
 Each learns to give back healthy slices; what it cannot give back is suspicious. All of them see the
-same slices as our networks, at a size that a CPU trains in minutes. Only torch and numpy are
-needed.
+slices of `prepare`, at a size that a CPU trains in minutes. Where a recipe takes bias fields off,
+our networks learn from what is left of these slices; the comparison models, as published, do not.
+No image library is needed.
 
 | kind | how it keeps a lesion from coming through                                   | passes |
 |------|------------------------------------------------------------------------------|--------|

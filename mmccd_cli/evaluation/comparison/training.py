@@ -1,5 +1,6 @@
 """Comparison models learn from the slices of `prepare`, with the lesion hidden as for our networks.
 
+Bias fields are left in, as they are when such a model is scored; our networks learn without them.
 As for our own bundles, the thresholds are then chosen on the training subjects' slices.
 """
 
@@ -36,7 +37,7 @@ from mmccd_cli.translation.masking import hide
 from mmccd_cli.translation.schedule import Schedule
 
 DEFAULT_TRAINING = TrainingConfig(iterations=1200, batch_size=16, learning_rate=1e-3)
-"""Their recipe: the sampling, augmentation and schedule of our compact networks."""
+"""Their recipe: augmentation and schedule of our compact networks, with fewer and smaller steps."""
 
 
 def make_comparison_model(
