@@ -62,7 +62,7 @@ EDGE_SCORE = "flair-z"
 """The score that also has a row with the contour rule and the seeds of our own map."""
 
 
-def threshold_rules(
+def threshold_rows(
     name: str, score: ScoreConfig, constants: Mapping[str, float]
 ) -> dict[str, ScoreConfig]:
     """Return rule -> settings of each threshold row of a score, whose own rule does not count."""

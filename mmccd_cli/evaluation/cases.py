@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from mmccd_cli.anomaly.components import BoolArray
 from mmccd_cli.anomaly.metrics import CaseMetrics, measure_case, measure_healthy
 from mmccd_cli.errors import CONCERNS_ALL, DataError, MmccdError, as_mmccd_error, let_go
-from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_image
 from mmccd_cli.inputs.subjects import Subject
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.progress import silent
+from mmccd_cli.training.dataset import read_lesion
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ Report = Callable[[str, int, int], None]
 """Called with what is being done, the number of the subject, and the number of all."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Case:
     """One subject in memory.
 
@@ -204,21 +204,14 @@ def load_case(subject: Subject, *, healthy: bool = False) -> Case:
     """
     volumes = {m: read_image(subject, m)[0] for m in subject.paths}
     if healthy:
-        return Case(subject.id, volumes, None)
+        return Case(subject=subject.id, volumes=volumes, reference=None)
     if subject.segmentation is None:
         raise DataError(
             f"{subject.id} has no segmentation to compare with.",
             next_step="Give healthy subjects by --healthy, others with a *_seg.nii.gz.",
         )
-    labels, _ = read_nifti(subject.segmentation, allow_constant=True)
-    case = Case(subject.id, volumes, np.asarray(labels.data > 0))
-    grid = case.grid
-    if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
-        raise DataError(
-            f"{subject.segmentation} does not lie on the grid of its images.",
-            next_step="Resample the segmentation to the grid of the first scan.",
-        )
-    return case
+    reference = read_lesion(subject.segmentation, next(iter(volumes.values())))
+    return Case(subject=subject.id, volumes=volumes, reference=reference)
 
 
 def evaluate_cases(

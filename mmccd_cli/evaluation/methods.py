@@ -20,7 +20,7 @@ from mmccd_cli.evaluation.baselines import (
     Z_SCORE,
     describe_threshold,
     plain_score,
-    threshold_rules,
+    threshold_rows,
 )
 from mmccd_cli.evaluation.cases import Candidates, Case, Prediction
 from mmccd_cli.evaluation.comparison.files import ComparisonModel
@@ -241,7 +241,7 @@ class RuleMethod:
         raw = self.scorer.score(case)
         if raw is None:
             return
-        rules = threshold_rules(self.scorer.name, self.scorer.config, self.constants)
+        rules = threshold_rows(self.scorer.name, self.scorer.config, self.constants)
         for rule, config in rules.items():
             began = time.perf_counter()
             mask = mask_at(raw.smoothed, find_threshold(raw.smoothed, config), config)

@@ -27,9 +27,8 @@ from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.spatial import resample
 from mmccd_cli.preprocessing.subject import PreparedSubject
+from mmccd_cli.training.calibration_data import FROM_LESIONS_MM, FROM_RIM_MM
 
-FROM_RIM_MM, FROM_LESIONS_MM = 4.0, 8.0
-"""How far painted lesions stay away from the rim of the brain, and from the subject's own."""
 VOLUMES_ML = (0.05, 0.2, 1.0, 5.0, 20.0, 150.0)
 """Ends of the classes of volume; drawn evenly in the logarithm between the outer ones."""
 CONTRASTS = (1.5, 3.0)

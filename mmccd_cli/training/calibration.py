@@ -60,6 +60,7 @@ REFINE_MM = {"FLAIR": 3.0}
 gained 0.006 Dice on the training subjects with FLAIR (13 of 17 better), and lost with T2w, where
 fluid is as bright."""
 EVEN_ODDS = 0.5
+"""As a probability."""
 MIN_CONFIDENCES = (0.25, 0.3, 0.4, EVEN_ODDS)
 """Never more than even odds: what suits large tumours would hide small lesions."""
 SMALL_LESIONS_MAY_COST = 0.01
@@ -479,7 +480,11 @@ class Search:
     def fusion(self) -> Fusion:
         """Fits weights to all subjects."""
         smoothing = ScoreConfig(modalities=("FLAIR",), weights={"intensity:FLAIR": 1.0})
-        return Fusion(self.subjects, self.bundle.template.spacing_mm, smoothing)
+        return Fusion(
+            subjects=self.subjects,
+            spacing_mm=self.bundle.template.spacing_mm,
+            smoothing=smoothing,
+        )
 
     def _tried(self, options: _Weighted) -> list[Trial]:
         """Every kind of threshold rule with the weights of one ridge."""

@@ -22,7 +22,7 @@ from mmccd_cli.inputs.scans import read_image, sha256_of_image
 from mmccd_cli.inputs.subjects import Subject, find_subjects
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.brain import find_brain
-from mmccd_cli.preprocessing.spatial import resample
+from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.preprocessing.subject import PreparedSubject, prepare_subject
 from mmccd_cli.progress import silent
 from mmccd_cli.template import Quantisation, Template, bounding_box
@@ -36,7 +36,9 @@ from mmccd_cli.training.slices import (
 )
 
 GRID_MULTIPLE = 16
+"""Of slices' height and width, so that networks can halve them four times."""
 GRID_MARGIN_MM = 2.0
+"""Room between the brains and the border of the grid."""
 SUBJECTS_FOR_GRID, SUBJECTS_FOR_TEMPLATE = 32, 100
 """Of a large data set so many are enough."""
 
@@ -308,17 +310,34 @@ def lesion_on_template(
     """
     if subject.segmentation is None:
         return np.zeros(template.shape, dtype=bool)
-    labels, _ = read_nifti(subject.segmentation, allow_constant=True)
     grid = prepared.reference_volume
-    if labels.shape != grid.shape or not np.allclose(labels.affine, grid.affine, atol=1e-2):
-        raise DataError(
-            f"{subject.segmentation} does not lie on the grid of its images.",
-            next_step="Resample it to the images' grid, or remove it.",
-        )
+    lesion = read_lesion(subject.segmentation, grid)
     matrix = np.linalg.inv(prepared.to_reference)
-    share = Volume((labels.data > 0).astype(np.float32), grid.affine)
+    share = Volume(lesion.astype(np.float32), grid.affine)
     sampled = resample(share, template.shape, template.affine, matrix=matrix, smooth=True)
     return sampled.data >= 0.5
+
+
+def read_lesion(segmentation: Path, grid: Volume) -> NDArray[np.bool_]:
+    """Read a segmentation that lies on the grid of its images.
+
+    Args:
+        segmentation: Its file.
+        grid: The image that it was drawn on.
+
+    Returns:
+        (I, J, K) bool, any label of it.
+
+    Raises:
+        DataError: It cannot be read, or lies on another grid.
+    """
+    labels, _ = read_nifti(segmentation, allow_constant=True)
+    if not same_grid(labels, grid):
+        raise DataError(
+            f"{segmentation} does not lie on the grid of its images.",
+            next_step="Resample it to the grid of the first scan, or remove it.",
+        )
+    return np.asarray(labels.data > 0)
 
 
 def _index(

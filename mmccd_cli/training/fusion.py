@@ -19,11 +19,12 @@ EVERY = 4
 RANGE = 8.0
 """Signals beyond this many robust standard deviations count as this many."""
 BIAS_RANGE = (-10.0, 10.0)
+"""What `foci_bias` may be; log odds."""
 SCORE_AT_EVEN_ODDS = 2.0
 """Weights are scaled so that this score means even odds of a lesion."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Fusion:
     """Fits weights to subjects; each smoothed signal is sampled once.
 

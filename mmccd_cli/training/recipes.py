@@ -29,7 +29,7 @@ and T2w and dark on T1w.
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that a training needs besides data.
 

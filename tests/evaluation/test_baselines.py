@@ -28,7 +28,11 @@ def phantom(*, dimmer: float = 0.0) -> Case:
         m: np.where(brain, 100 + 5 * (n + contrast * lesion), 0).astype(np.float32)
         for (m, contrast), n in zip(contrasts.items(), noise, strict=True)
     }
-    case = Case("a", {m: Volume(data, np.eye(4)) for m, data in images.items()}, lesion)
+    case = Case(
+        subject="a",
+        volumes={m: Volume(data, np.eye(4)) for m, data in images.items()},
+        reference=lesion,
+    )
     case.shared("brain", lambda: brain)
     return case
 
@@ -69,7 +73,9 @@ def test_a_missing_scan_makes_no_row_and_a_flat_one_is_named() -> None:
     case = phantom()
     flat = Volume(np.ones(case.grid.shape, dtype=np.float32), np.eye(4))
     brain = case.shared("brain", dict)[0]
-    alone, dull = (Case("b", {"FLAIR": v}, case.reference) for v in (case.grid, flat))
+    alone, dull = (
+        Case(subject="b", volumes={"FLAIR": v}, reference=case.reference) for v in (case.grid, flat)
+    )
     dull.shared("brain", lambda: brain)
     assert IntensityScorer("flair-t2w-z").score(alone) is None
     with pytest.raises(DataError, match="contrast"):

@@ -123,5 +123,9 @@ def test_what_methods_share_is_made_once_and_its_time_counts_for_each(subject: S
 
 def test_axial_axis_is_the_one_across_axial_slices() -> None:
     affine = np.array([[0, 1, 0, 0], [0, 0, 1, 0], [-2, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
-    case = Case("a", {"FLAIR": Volume(np.zeros((3, 4, 5), dtype=np.float32), affine)}, None)
+    case = Case(
+        subject="a",
+        volumes={"FLAIR": Volume(np.zeros((3, 4, 5), dtype=np.float32), affine)},
+        reference=None,
+    )
     assert case.axial_axis == 0

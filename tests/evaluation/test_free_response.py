@@ -140,7 +140,9 @@ def observed(
     response: FreeResponse, scan: Scan, *, healthy: bool = False, **changes: Any
 ) -> CaseRow:
     volume = Volume(np.zeros(SHAPE, np.float32), np.eye(4))
-    case = Case("a", {"FLAIR": volume}, None if healthy else scan.reference)
+    case = Case(
+        subject="a", volumes={"FLAIR": volume}, reference=None if healthy else scan.reference
+    )
     candidates = Candidates(
         labels=scan.labels, confidence=scan.confidence, min_confidence=0.5, modalities=("FLAIR",)
     )

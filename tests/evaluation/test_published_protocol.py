@@ -20,7 +20,7 @@ def make_case(subject: str, sizes: dict[int, int], *, healthy: bool = False) -> 
     for level, size in sizes.items():
         reference[100 : 100 + size, 100 : 100 + size, level] = True
     image = Volume(np.zeros(reference.shape, dtype=np.float32), LPS)
-    return Case(subject, {"FLAIR": image}, None if healthy else reference)
+    return Case(subject=subject, volumes={"FLAIR": image}, reference=None if healthy else reference)
 
 
 def predict(
@@ -57,7 +57,7 @@ def test_levels_are_counted_from_the_lowest_in_any_orientation(codes: str) -> No
     case = make_case("a", {75: 9, 85: 4, 155 - 1 - 85: 30})
     assert case.reference is not None
     turned = reorient(Volume(case.reference.astype(np.float32), LPS), codes)
-    other = Case("a", {"FLAIR": turned}, turned.data > 0)
+    other = Case(subject="a", volumes={"FLAIR": turned}, reference=turned.data > 0)
     expected = 75 if "S" in codes else 154 - 75
     assert most_tumour(other) == expected
 
@@ -68,7 +68,7 @@ def test_levels_are_counted_from_the_lowest_in_any_orientation(codes: str) -> No
 def test_other_grids_are_refused(shape: tuple[int, int, int], spacing: float) -> None:
     affine = np.diag([spacing, spacing, spacing, 1.0])
     volume = Volume(np.zeros(shape, dtype=np.float32), affine)
-    case = Case("odd", {"FLAIR": volume}, np.ones(shape, dtype=bool))
+    case = Case(subject="odd", volumes={"FLAIR": volume}, reference=np.ones(shape, dtype=bool))
     with pytest.raises(DataError, match="odd") as caught:
         most_tumour(case)
     assert "deployed" in str(caught.value.next_step)

@@ -47,7 +47,7 @@ SUBJECTS = [subject(number) for number in range(3)]
 
 
 def test_the_signal_that_knows_gets_the_weight() -> None:
-    fusion = Fusion(SUBJECTS, SPACING, SCORE)
+    fusion = Fusion(subjects=SUBJECTS, spacing_mm=SPACING, smoothing=SCORE)
     weights = fusion.weights(("FLAIR",), ridge=1e-3)
     assert weights["cycle:FLAIR"] > 4 * abs(weights.get("intensity:FLAIR", 0.0))
     assert 0.3 < weights["cycle:FLAIR"] < 3, "even odds are at a score of 2"
