@@ -34,6 +34,7 @@ from mmccd_cli.files import write_atomically
 from mmccd_cli.outputs.lesions import EMPTY, encode_tsv
 
 LEAST_LESION_MM3 = 3.0
+"""Volume under which components are not counted."""
 FALSE_POSITIVE_RATES = (1, 2, 4)
 """False positives a scan at which summaries tell the sensitivity."""
 LEVELS = 1000

@@ -22,8 +22,11 @@ from mmccd_cli.evaluation.cases import Case, CaseRow, Prediction
 
 PUBLISHED = "published (ORACLE threshold)"
 LEVELS = range(70, 90)
+"""The axial slices, the lowest of the head first, of which one is taken."""
 SHAPE, LEVEL_COUNT = (240, 240), 155
+"""Size of a slice in voxels, and how many there are."""
 CANDIDATES = 1000
+"""Thresholds that the oracle tries, at even quantiles of the map."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

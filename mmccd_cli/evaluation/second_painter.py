@@ -49,6 +49,7 @@ FINER, LARGE_MM = 2, 12.0
 BENDS = 6
 """Points an axis at which the coordinates of a shape are bent."""
 ATTEMPTS = 50
+"""Places that are tried for one lesion."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ CURVE_THRESHOLDS = tuple(round(0.1 * i, 1) for i in range(1, 51))
 """Thresholds whose masks are made; between them Dice is interpolated."""
 FIXED_CANDIDATES = tuple(round(0.1 * i, 1) for i in range(2, 51))
 ADAPTIVE_CANDIDATES = tuple(round(0.1 * i, 1) for i in range(-10, 31))
+"""What is tried as the constant of each rule, in the score's unit."""
 
 
 @dataclass(frozen=True)

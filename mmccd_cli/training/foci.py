@@ -27,6 +27,7 @@ from mmccd_cli.translation.foci import foci_input
 from mmccd_cli.weights.bundle import FOCI
 
 LESION_WEIGHT = 2.0
+"""How much a painted voxel counts against a healthy one."""
 CONTRAST_STRENGTH, STRETCHED_FRACTION = 0.45, 0.8
 """How much, and how often, the contrast of tissues is stretched."""
 

@@ -23,6 +23,7 @@ FAINT = {"FLAIR": (0.3, 1.4), "T2w": (0.0, 1.4), "T1w": (-1.2, 0.0)}
 FAINT_SHARE_IN_WHITE = 0.65
 """Of that, where most of a patch lies in white matter."""
 VOLUMES_MM3, LARGE_VOLUMES_MM3, FAINT_VOLUMES_MM3 = (15.0, 2000.0), (15.0, 10000.0), (60.0, 6000.0)
+"""Least and largest volume of lesions, of those that may be large, and of faint patches."""
 LARGE_FRACTION, FLUID_FRACTION, WHITE_FRACTION = 0.15, 0.13, 0.85
 """Shares of lesions that may be large, that are dark on FLAIR and no lesions, and that lie in white
 matter, as most do; bright spots of grey matter are mostly healthy."""

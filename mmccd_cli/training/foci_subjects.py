@@ -40,7 +40,8 @@ BESIDE_MM = 8.0
 DOUBTFUL_MM, DOUBTFUL_ABOVE = 10.0, 1.5
 """So near to ventricles, white matter that is as bright as this on FLAIR may be ill in subjects
 with another disease, too."""
-FROM_RIM_MM = 5.0
+WHITE_FROM_RIM_MM = 5.0
+"""Least depth in the brain of what is taken for white matter."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -149,7 +150,7 @@ def _head(
     healthy = healthy_tissue(volumes, config.lesion_dilation_mm, spacing)
     white = ndimage.gaussian_filter(images["T1w"], 0.5) > WHITE_ABOVE
     white &= healthy & (images["T2w"] < FLUID_ABOVE - 1)
-    white &= erode(volumes.brain, FROM_RIM_MM, spacing)
+    white &= erode(volumes.brain, WHITE_FROM_RIM_MM, spacing)
     fluid = ndimage.gaussian_filter(images["T2w"], 0.5) > FLUID_ABOVE
     away_mm = _from_ventricles_mm(fluid, volumes.brain, spacing)
     beside = (away_mm <= BESIDE_MM) & ndimage.binary_dilation(white) & healthy & ~fluid

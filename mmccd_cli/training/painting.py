@@ -25,6 +25,7 @@ ROUGHNESS_MM = 3.0
 EDGE_MM = 1.0
 """Blur of a lesion's outline."""
 ATTEMPTS = 50
+"""Places that are tried for one lesion."""
 
 
 @dataclass(frozen=True, kw_only=True)

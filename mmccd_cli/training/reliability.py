@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 10
+"""Of equal width between 0 and 1."""
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def load_dataset(
 
     Args:
         folder: What `prepare` wrote.
-        config: Decides how healthy tissue is told apart, and how far lesions are grown in the slice.
+        config: Says how healthy tissue is told apart and how far lesions are grown in the slice.
         split: Only subjects of this split.
         subjects: Only these subjects, instead of a split.
         change: What is done to each of them first.

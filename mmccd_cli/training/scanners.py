@@ -11,9 +11,14 @@ from scipy import ndimage
 KNOTS = np.array([-8.0, -3.0, -1.5, -0.5, 0.5, 1.5, 3.0, 6.0, 12.0])
 """Robust standard deviations between which the contrast of tissues is stretched at random."""
 LEAST_SLOPE, MOST_SLOPE = 0.35, 2.8
+"""Bounds of the slopes of that curve."""
 MOST_THICKNESS_MM = 5.0
+"""Of the thick slices of another scanner."""
 THICK_FRACTION, NOISY_FRACTION = 0.4, 0.5
+"""Shares of images with thick slices, and with noise."""
 GAIN, OFFSET, SHADE, NOISE = (0.75, 1.3), (-0.25, 0.25), 0.15, 0.25
+"""Ranges of an image's factor and shift, standard deviation of its shading and the largest one of
+its noise; all but the factor in robust standard deviations."""
 
 
 def stretch_contrast(

@@ -23,6 +23,7 @@ from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.translation.blocks import Dropout
 
 VALIDATION_BATCHES = 4
+"""The same ones each time."""
 _ROW = re.compile(r"([0-9]+),[^,]*,[^,]*")
 """A whole line of a log."""
 _UNREADABLE = (

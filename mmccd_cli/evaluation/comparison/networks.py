@@ -47,9 +47,11 @@ KINDS: tuple[Kind, ...] = ("ae", "vae", "dae", "ddpm")
 ComparisonResidual = Literal["signed", "absolute"]
 RESIDUALS: tuple[ComparisonResidual, ...] = ("signed", "absolute")
 BATCH = 16
+"""Slices that are reconstructed at a time."""
 STAGES = (1, 2, 4, 4)
 """Channels of an autoencoder's stages, as multiples of its width; each halves the resolution."""
 BOTTLENECK_CHANNELS = 16
+"""Channels of an autoencoder beside its dense layers."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
