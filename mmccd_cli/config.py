@@ -282,8 +282,8 @@ class ConfidenceConfig:
         weights: One for each of: decimal logarithm of the volume in ml, mean score of its
             brightest 80 mm3, mean score.
         bias: Logit where all three are 0.
-        above_threshold: Whether scores count from the scan's threshold; those of bundles made
-            before mmccd 0.6 do not.
+        above_threshold: Whether scores count from the scan's threshold, as where small foci
+            count; see `mmccd_cli.training.confidence`.
     """
 
     weights: tuple[Number, Number, Number]
@@ -302,6 +302,8 @@ class ScoreConfig:
             all of `modalities`, "intensity:T2w" the normalised image, "atlas:T2w" how far it lies
             beyond what healthy tissue looks like at the same place; all in robust standard
             deviations (MAD).
+        mirrored: Of "cycle" and "restoration", those whose signals are means of what the networks
+            say of the head and of its mirror image: they depend on no side, and vary less.
         residual: "signed" keeps only what is brighter (or darker) than imagined; "absolute" and
             "squared" (published) do not.
         asymmetry_weight: Share of the other side's blurred score that is taken off, because most
@@ -341,6 +343,7 @@ class ScoreConfig:
 
     modalities: Annotated[tuple[Modality, ...], MinLen(1)]
     weights: Annotated[dict[str, Number], MinLen(1)]
+    mirrored: tuple[Literal["cycle", "restoration"], ...] = ()
     residual: Literal["signed", "absolute", "squared"] = "signed"
     asymmetry_weight: Share = 0.25
     median_mm: Annotated[float, Ge(0), Le(50)] = 6.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -27,8 +27,10 @@ from mmccd_cli.translation.devices import (
 from mmccd_cli.translation.engine import (
     Execution,
     Residual,
+    Turn,
     band_work,
     explaining_device,
+    from_both_sides,
     masked_residual,
     plain_residual,
     release_memory,
@@ -174,18 +176,15 @@ class SignalModel:
         cycles = len(config.sources)
         parts = cycles + bool(config.restored) + config.has_foci
         if config.restored:
-            done = _part_of(advance, cycles, parts)
+            done = _part_of(advance, 0, parts)
             values |= self._restoration_signals(standardised, brain, config, advance=done)
         if config.has_foci:
-            done = _part_of(advance, parts - 1, parts)
+            done = _part_of(advance, parts - cycles - 1, parts)
             values[config.foci_signal] = self._foci_signal(standardised, brain, advance=done)
-        for number, source in enumerate(config.sources):
+        for number, source in enumerate(config.sources, start=parts - cycles):
+            done = _part_of(advance, number, parts)
             values[f"cycle:{source}"] = self._cycle_signal(
-                source,
-                images[source],
-                brain,
-                residual=config.residual,
-                advance=_part_of(advance, number, parts),
+                source, images[source], brain, config=config, advance=done
             )
         return values
 
@@ -225,12 +224,16 @@ class SignalModel:
         """Signals of one pass over standardised scans, signed so that anomalies are positive."""
         network = self._network("restoration")
         stack, scans = _together(inside, brain, multiple=network.config.stride)
-        shown = _shown(inside)
+        shown, mirrored = _shown(inside), "restoration" in config.mirrored
 
         def compute(execution: Execution) -> Tensor:
-            return restoration_residual(network, scans, shown, execution=execution)
+            return from_both_sides(
+                lambda turn: restoration_residual(network, turn(scans), shown, execution=execution),
+                mirrored=mirrored,
+            )
 
-        execution = self._execution(len(stack), scans.shape[-2:], advance=advance)
+        steps = len(stack) * (1 + mirrored)
+        execution = self._execution(steps, scans.shape[-2:], advance=advance)
         residual = run_within_memory(compute, execution).numpy()
         values = {}
         for modality in config.restored:
@@ -315,32 +318,39 @@ class SignalModel:
         image: NDArray[np.float32],
         brain: NDArray[np.bool_],
         *,
-        residual: Residual,
+        config: ScoreConfig,
         advance: Progress,
     ) -> NDArray[np.float32]:
         """(I, J, K) in robust standard deviations, positive where anomalous."""
         bundle, method = self.bundle.config, self.sampling.method
         cycle, intensity = self._cycle(source), bundle.preprocessing.intensity
-        sign = self._sign(source)
+        sign, mirrored = self._sign(source), "cycle" in config.mirrored
         # A sign that is not known cannot be kept.
-        kind: Residual = "absolute" if residual == "signed" and sign == 0 else residual
+        kind: Residual = config.residual
+        if kind == "signed" and sign == 0:
+            kind = "absolute"
         stride = int(np.lcm(bundle.unet.stride, bundle.denoiser.stride))
         stack = to_slices(image, brain, multiple=stride, fill=intensity.background)
         x, levels = torch.from_numpy(stack.data), torch.from_numpy(stack.levels)
-        work = band_work(torch.from_numpy(stack.brain), self.sampling)
-        steps = len(stack) if method == "cyclic-unet" else len(work.pairs)
+        inside = torch.from_numpy(stack.brain)
+        plain = method == "cyclic-unet"
+        steps = len(stack) if plain else len(band_work(inside, self.sampling).pairs)
 
-        def compute(execution: Execution) -> Tensor:
-            if method == "cyclic-unet":
-                return plain_residual(x, cycle, residual=kind, execution=execution)
-            seed = self.sampling.seed
+        def compute(turn: Turn, execution: Execution) -> Tensor:
+            if plain:
+                return plain_residual(turn(x), cycle, residual=kind, execution=execution)
+            work, seed = band_work(turn(inside), self.sampling), self.sampling.seed
             errors, hidden = masked_residual(
-                x, levels, work, cycle=cycle, seed=seed, residual=kind, execution=execution
+                turn(x), levels, work, cycle=cycle, seed=seed, residual=kind, execution=execution
             )
             return errors / hidden.clamp_min(1)
 
+        def of_both(execution: Execution) -> Tensor:
+            return from_both_sides(partial(compute, execution=execution), mirrored=mirrored)
+
+        steps *= 1 + mirrored
         execution = self._execution(steps, x.shape[-2:], advance=advance)
-        errors = run_within_memory(compute, execution).numpy()
+        errors = run_within_memory(of_both, execution).numpy()
         values = errors / np.float32(intensity.scale ** (2 if kind == "squared" else 1))
         if kind == "signed":
             values = values * np.float32(sign)

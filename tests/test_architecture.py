@@ -296,3 +296,12 @@ def test_a_package_shows_what_its_face_names(package: str) -> None:
     face = importlib.import_module(f"mmccd_cli.{package}")
     missing = [name for name in getattr(face, "__all__", ()) if not hasattr(face, name)]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "face", sorted(PACKAGE.glob("*/**/__init__.py")), ids=lambda path: path.parent.name
+)
+def test_a_package_says_what_its_modules_are_for(face: Path) -> None:
+    told = ast.get_docstring(ast.parse(face.read_text(encoding="utf-8"))) or ""
+    modules = {path.stem for path in face.parent.glob("*.py")} - {"__init__"}
+    assert not {name for name in modules if f"`{name}`" not in told}

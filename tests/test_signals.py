@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmccd_cli.anomaly.atlas import RARER_IN_GREY
 from mmccd_cli.config import (
+    MODALITIES,
     CycleConfig,
     DiffusionConfig,
     IntensityConfig,
@@ -25,7 +26,7 @@ from mmccd_cli.config import (
 from mmccd_cli.errors import DeviceMemoryError, UsageError
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.template import NormalRange, Template
-from mmccd_cli.translation.engine import Execution
+from mmccd_cli.translation.engine import LEFT_RIGHT, Execution
 from mmccd_cli.translation.translators import Cycle
 from mmccd_cli.weights.bundle import Bundle, BundleConfig, TemplateConfig
 
@@ -244,6 +245,39 @@ def test_progress_reaches_its_end_and_passes_are_counted() -> None:
     plain = replace(SAMPLING, method="cyclic-unet")
     signals(sampling=plain, advance=lambda done, total: reports.append((done, total)))
     assert reports[-1] == (4, 4), "slices"
+
+
+class OneSided(nn.Module):
+    """Shifts what it sees towards one side."""
+
+    config = UNetConfig(base_channels=8, channel_multipliers=(1, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : len(MODALITIES)].roll(1, dims=LEFT_RIGHT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("cycle", "mmccd"), ("cycle", "cyclic-unet"), ("restoration", "cyclic-unet")],
+)
+def test_a_mirrored_head_has_mirrored_signals(
+    monkeypatch: pytest.MonkeyPatch, kind: str, method: str
+) -> None:
+    """Where that is wanted; a network that tells the sides apart shows where it is not."""
+    monkeypatch.setattr(HandMadeBundle, "network", lambda *_: OneSided())
+    one_sided = lambda x, *_: x.roll(1, dims=LEFT_RIGHT)  # noqa: E731
+    CYCLES["FLAIR"] = Cycle(lambda x: x, forward=one_sided, imagine=one_sided)  # type: ignore[arg-type]
+    images, brain = subject()
+    sampling = replace(SAMPLING, method=method)  # type: ignore[arg-type]
+    name = f"{kind}:FLAIR"
+    for mirrored in ((), (kind,)):
+        config = replace(FLAIR, weights={name: 1.0}, mirrored=mirrored)
+        model = SignalModel(bundle(), sampling, torch.device("cpu"))
+        found = model.signals({"FLAIR": images["FLAIR"]}, brain, config)[name]
+        turned = np.ascontiguousarray(images["FLAIR"][::-1])
+        again = model.signals({"FLAIR": turned}, brain[::-1].copy(), config)[name]
+        assert found.any()
+        assert np.allclose(found, again[::-1], atol=1e-4) == bool(mirrored)
 
 
 def test_the_crop_is_a_multiple_for_both_networks() -> None:

@@ -6,7 +6,8 @@ through:
 1. `segmented`: a subject, its result and its record, which all files are made from.
 2. `images`: map and mask as NIfTI, what they are called, and writing all files at once.
 3. `anatomy`: on which side of the template a lesion lies.
-4. `lesions`: what record, warnings and table say of lesions, and of what was left out.
+4. `lesions`: what record, warnings and table say of lesions, and of what was left out;
+   `numbers`: which voxels are whose.
 5. `record`: what the sidecar says of one run, how it is read back, and JSON.
 6. `schema`: the fields that a record must have, which `mmccd schema` prints.
 7. `bids`: the files of BIDS that show a mask, and what they are called.

@@ -6,9 +6,13 @@ In the order in which data passes through:
    SimpleITK.
 2. `brain`: where the brain is; tells stripped scans from raw heads.
 3. `skull_strippers`: the table of what finds the brain in a raw head; `deepbet`: its networks.
-4. `intensity`: intensities that mean the same in every scan.
-5. `contrast`: whether a scan looks like what its name says.
-6. `subject`: all of these, one after the other, and the way back to the reference scan.
+4. `template_alignment`: where the brain lies in the template.
+5. `intensity`: intensities that mean the same in every scan.
+6. `contrast`: whether a scan looks like what its name says.
+7. `subject`: all of these, one after the other, and the way back to the reference scan.
+
+`bias_field` comes after them, where an atlas is at hand. `least_squares` solves what it and
+`template_alignment` ask.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ from mmccd_cli.template import NormalRange
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
-_THINNED = (slice(None, None, 2),) * 3
 _LEAST_SPREAD = 0.3  # robust standard deviations; the atlas's own is less where few brains lie
 _OUTLIER = 1.5  # spreads; differences beyond it hardly count
 _ROUNDS, _STEPS = 2, 8  # of leaving places out, and of weighing voxels anew
@@ -56,17 +55,22 @@ def remove_bias_field(
         (I, J, K) float32, less the field at every voxel; the image itself where too little of the
         brain is seen.
     """
-    seen_here = seen[_THINNED]
+    kept = [_every_second(n) for n in image.shape]
+    thinned = np.ix_(*kept)
+    seen_here = seen[thinned]
     if seen_here.sum() < _LEAST_VOXELS * (degree + 1):
         return image
     axes = [np.linspace(-1.0, 1.0, n) for n in image.shape]
     powers = [p for p in itertools.product(range(degree + 1), repeat=3) if sum(p) <= degree]
-    places = [axis[::2][index] for axis, index in zip(axes, np.nonzero(seen_here), strict=True)]
+    places = [
+        axis[number][index]
+        for axis, number, index in zip(axes, kept, np.nonzero(seen_here), strict=True)
+    ]
     terms = np.stack(
         [places[0] ** i * places[1] ** j * places[2] ** k for i, j, k in powers], axis=1
     )
-    difference = (image - normal.mean)[_THINNED][seen_here].astype(np.float64)
-    spread = normal.spread[_THINNED][seen_here].astype(np.float64)
+    difference = (image - normal.mean)[thinned][seen_here].astype(np.float64)
+    spread = normal.spread[thinned][seen_here].astype(np.float64)
     width = np.maximum(spread, _LEAST_SPREAD * unit)
     blur = _Blur(seen_here, [2 * mm for mm in spacing_mm])
     found = _fit(terms, difference, width)
@@ -81,6 +85,12 @@ def remove_bias_field(
         coefficients[power] = value
     field = polynomial.polygrid3d(axes[0], axes[1], axes[2], coefficients)
     return (image - field).astype(np.float32)
+
+
+def _every_second(count: int) -> NDArray[np.intp]:
+    """Indices along an axis, the same from either end: a head and its mirror image agree."""
+    from_end = np.minimum(np.arange(count), np.arange(count)[::-1])
+    return np.flatnonzero(from_end % 2 == 0)
 
 
 def _spreads_left(

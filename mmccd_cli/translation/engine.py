@@ -21,6 +21,10 @@ from mmccd_cli.translation.translators import Cycle
 Residual = Literal["signed", "absolute", "squared"]
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
+Turn = Callable[[Tensor], Tensor]
+
+LEFT_RIGHT = 2
+"""The axis of a batch of slices that runs from one side of the brain to the other."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,21 @@ def masked_residual(
         count.index_add_(0, index, hidden)
         execution.advance(len(index))
     return total.cpu(), count.cpu()
+
+
+def from_both_sides(compute: Callable[[Turn], Tensor], *, mirrored: bool = True) -> Tensor:
+    """Mean of what networks say of a head and of its mirror image, turned back.
+
+    Args:
+        compute: Takes what turns slices (N, C, H, W) round, or leaves them, and returns the result
+            for slices so turned.
+        mirrored: Whether to look at the mirror image at all.
+    """
+    found = compute(lambda slices: slices)
+    if not mirrored:
+        return found
+    again = compute(lambda slices: slices.flip(LEFT_RIGHT))
+    return (found + again.flip(LEFT_RIGHT)) / 2
 
 
 def plain_residual(x: Tensor, cycle: Cycle, *, residual: Residual, execution: Execution) -> Tensor:

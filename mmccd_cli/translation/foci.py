@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmccd_cli.translation.engine import Execution
+from mmccd_cli.translation.engine import Execution, from_both_sides
 
 LARGEST_INPUT, INPUT_SCALE = 10.0, 3.0
 """Scans are cut at this many robust standard deviations and divided by the other."""
-LEFT_RIGHT = 2
-"""The axis of a batch of slices that runs from one side of the brain to the other."""
 
 
 def with_neighbours(images: Tensor) -> Tensor:
@@ -79,8 +77,7 @@ def foci_log_odds(
         there = shown.to(slab.device).expand(len(slab), -1)
         inputs = foci_input(slab, other, there)
         with execution.passing():
-            seen, flipped = network(inputs).float(), network(inputs.flip(LEFT_RIGHT)).float()
-        return (seen + flipped.flip(LEFT_RIGHT)) / 2
+            return from_both_sides(lambda turn: network(turn(inputs)).float())
 
     size = execution.batch_size
     slabs = with_neighbours(images).split(size)

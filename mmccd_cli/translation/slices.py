@@ -99,11 +99,19 @@ def from_slices(values: NDArray[np.floating], stack: SliceStack) -> NDArray[np.f
 
 
 def _padded_span(occupied: ArrayLike, multiple: int) -> tuple[int, int]:
-    """First index and length of the occupied range, centred in a multiple."""
-    indices = np.flatnonzero(occupied)
-    length = int(indices[-1] - indices[0] + 1)
+    """First index and length of a multiple that holds the occupied range.
+
+    It lies in the middle of the axis if it can: then networks that join pixels by twos see the same
+    pairs in a brain and in its mirror image. Else it is centred on the range.
+    """
+    occupied = np.asarray(occupied)
+    first, last = np.flatnonzero(occupied)[[0, -1]].tolist()
+    length = last - first + 1
     padded = -(-length // multiple) * multiple
-    return int(indices[0]) - (padded - length) // 2, padded
+    start, odd = divmod(len(occupied) - padded, 2)
+    if not odd and start <= first and last < start + padded:
+        return start, padded
+    return first - (padded - length) // 2, padded
 
 
 def _overlap(stack: SliceStack) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -58,6 +58,7 @@ def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None
         ({"mean": 0.82}, True),
         ({"mean": 0.82, "volume_ml": 0.09}, False),
         ({"mean": 0.82, "confidence": 0.1}, False),
+        ({"confidence": 0.2}, True),  # by default 0.25 are needed with FLAIR
         ({"confidence": 0.4}, True),
     ],
 )

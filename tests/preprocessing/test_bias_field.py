@@ -49,6 +49,27 @@ def test_a_smooth_field_goes(sign: int) -> None:
     assert error(flattened(HEALTHY + FIELD, sign=sign)) < 0.1
 
 
+@pytest.mark.parametrize("shape", [SHAPE, (59, 72, 55)])
+def test_a_mirrored_head_has_the_mirrored_field(shape: tuple[int, int, int]) -> None:
+    part = tuple(slice(n) for n in shape)
+    image, brain = (HEALTHY + FIELD)[part], BRAIN[part]
+    mean, spread = NORMAL.mean[part], NORMAL.spread[part]
+    turned = slice(None, None, -1)
+    found, again = (
+        remove_bias_field(
+            image[side],
+            brain[side],
+            NormalRange(mean[side], spread[side]),
+            degree=2,
+            sign=1,
+            unit=UNIT,
+            spacing_mm=SPACING,
+        )
+        for side in (slice(None), turned)
+    )
+    np.testing.assert_allclose(found, again[turned], atol=1e-4)
+
+
 def test_a_scan_without_a_field_stays_as_it_is() -> None:
     assert error(flattened(HEALTHY)) < 0.1
 

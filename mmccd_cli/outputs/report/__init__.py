@@ -7,7 +7,7 @@ the order in which data passes through:
 2. `checks`: signs that a result may have failed, and the suspicion that they give together.
 3. `panels`: the still pictures.
 4. `viewer`: what the interactive viewer shows.
-5. `facts`: inputs, settings and histograms.
+5. `facts`: inputs, settings and histograms; `thresholds`: the masks that others would give.
 6. `page`: the report of one subject, `templates/report.html`.
 7. `cohort`: the page over all reports of a folder, `templates/cohort.html`.
 8. `group`: the page over a group in the space of the template, `templates/group.html`.
