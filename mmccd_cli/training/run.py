@@ -95,7 +95,8 @@ class Training:
             Network name -> averaged weights, of the networks that saw all training subjects.
 
         Raises:
-            DataError: The slices do not fit the recipe or the folds.
+            DataError: The slices do not fit the recipe or the folds, or are damaged.
+            UsageError, ComputeError, WeightsError: As `fit` does.
         """
         self._check_shards()
         for folder, left_out in self._folds.items():

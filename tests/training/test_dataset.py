@@ -28,6 +28,7 @@ from mmccd_cli.training.dataset import (
     PrepareSettings,
     assign_splits,
     prepare_dataset,
+    read_lesion,
     read_split,
 )
 from mmccd_cli.training.recipes import CYCLES, RECIPES
@@ -257,6 +258,24 @@ def test_a_segmentation_on_another_grid_is_refused(
             tmp_path / "data", tmp_path / "out", SETTINGS, split={"train": ["BraTS-001"]}
         )
     assert "does not lie on the grid" in (caught.value.cause or "")
+
+
+@pytest.mark.parametrize(("degrees", "same"), [(0.0001, True), (0.1, False)])
+def test_a_segmentation_may_lie_off_its_grid_by_rounding_only(
+    tmp_path: Path, tiny_phantom: Phantom, degrees: float, same: bool
+) -> None:
+    """A tenth of a degree is 0.3 mm at the border."""
+    lesion, grid = tiny_phantom.lesion, next(iter(tiny_phantom.volumes.values()))
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned = np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    path = tmp_path / "seg.nii.gz"
+    affine = turned @ tiny_phantom.affine
+    write_nifti(path, 2 * lesion.astype(np.uint8), make_grid(lesion.shape, affine))
+    if same:
+        np.testing.assert_array_equal(read_lesion(path, grid), lesion)
+        return
+    with pytest.raises(DataError, match="does not lie on the grid"):
+        read_lesion(path, grid)
 
 
 def test_subjects_that_share_no_space_are_refused(
