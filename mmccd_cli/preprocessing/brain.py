@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import cc3d
 import numpy as np
@@ -22,6 +23,10 @@ from mmccd_cli.template import Box, bounding_box
 _MIN_ZERO_FRACTION = 0.2
 _MAX_BRAIN_LITRES = 2.4
 _MAX_BORDER_FRACTION = 0.5
+# A raw head on exact zeros may be as small where little of it was imaged. The largest of 31
+# stripped brains has 1.73 litres; of anything larger a skull stripper leaves almost all, or half.
+_DOUBTFUL_LITRES = 1.8
+_MIN_LEFT_OF_BRAIN = 0.85
 _MIN_BRAIN_LITRES = 0.05
 _MIN_HOLE_LITRES = 0.005  # a zero region larger than this was not imaged; smaller ones are noise
 _MM3_PER_LITRE = 1e6
@@ -135,25 +140,50 @@ def find_brain(
     if method not in ("auto", "never", *STRIPPERS):
         known = ", ".join(("auto", "never", *STRIPPERS))
         raise UsageError(f"There is no skull stripper named {method!r}; known are: {known}.")
+    stripping = _Stripping(volumes, _DEFAULT_STRIPPER if method == "auto" else method, threads)
     stripped, reason = (True, "") if method == "never" else is_skull_stripped(volumes)
-    if method == "never" or (method == "auto" and stripped):
-        matrices = align(reference, grid.data != 0)
-        mask = _nonzero_brain(volumes, reference, matrices)
+    if method == "never" or (method == "auto" and stripped and not stripping.finds_a_head):
+        mask = _nonzero_brain(volumes, reference, align(reference, grid.data != 0))
         return BrainMask(_checked(mask, grid, "The scan"), "stripped")
-    name = _DEFAULT_STRIPPER if method == "auto" else method
-    stripper = STRIPPERS[name]
-    source = next(modality for modality in stripper.preferred if modality in volumes)
-    mask = stripper.find(volumes[source], threads)
-    matrix = align(source, mask).get(source, np.eye(4))
-    mask = onto(grid, volumes[source], matrix, mask=mask)
-    notes = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
-    if not stripped and source in stripper.doubtful:
-        notes.append(
+    source, name = stripping.source, stripping.name
+    matrix = align(source, stripping.mask).get(source, np.eye(4))
+    mask = _checked(onto(grid, volumes[source], matrix, mask=stripping.mask), grid, name)
+    told = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
+    if not stripped and source in STRIPPERS[name].doubtful:
+        told.append(
             Caution(f"{name} may leave skull around the brain of a {source}; look at its outline.")
         )
     if (litres := _litres(mask, grid)) > _MAX_BRAIN_LITRES or litres < _SMALL_BRAIN_LITRES:
-        notes.append(Caution(f"The brain mask of {litres:.1f} litres has no plausible size."))
-    return BrainMask(_checked(mask, grid, name), name, tuple(notes))
+        told.append(Caution(f"The brain mask of {litres:.1f} litres has no plausible size."))
+    return BrainMask(mask, name, tuple(told))
+
+
+@dataclass(frozen=True)
+class _Stripping:
+    """What a skull stripper makes of the scan that it likes best, computed when first asked for."""
+
+    volumes: Mapping[str, Volume]
+    name: str
+    threads: int
+
+    @property
+    def source(self) -> str:
+        """The modality that it looks at."""
+        return next(m for m in STRIPPERS[self.name].preferred if m in self.volumes)
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """(I, J, K) on the grid of that scan."""
+        return STRIPPERS[self.name].find(self.volumes[self.source], self.threads)
+
+    @property
+    def finds_a_head(self) -> bool:
+        """Whether what looks like a large stripped brain is a head on a background of zeros."""
+        scan = self.volumes[self.source]
+        occupied = scan.data != 0
+        if _litres(occupied, scan) <= _DOUBTFUL_LITRES:
+            return False
+        return bool(self.mask.sum() < _MIN_LEFT_OF_BRAIN * occupied.sum())
 
 
 def onto(

@@ -37,6 +37,33 @@ def test_stripped_scan_is_left_alone(tiny_phantom: Phantom) -> None:
     assert overlap(found.mask, tiny_phantom.brain).dice > 0.99
 
 
+@pytest.mark.parametrize(("left", "method"), [(0.5, "deepbet"), (0.95, "stripped")])
+def test_a_head_as_small_as_a_brain_is_still_a_head(
+    monkeypatch: pytest.MonkeyPatch, head: Phantom, left: float, method: str
+) -> None:
+    """Little coverage and exact zeros around: a skull stripper says which of the two it is."""
+    scan = head.volumes["FLAIR"]
+    inside = head.brain | (np.random.default_rng(0).random(scan.shape) < 0.03)
+    low = np.flatnonzero(inside.any(axis=(0, 1)))[0]
+    shown = np.where(inside, np.maximum(scan.data, 1.0), 0.0).astype(np.float32)
+    shown[:, :, :low] = 0
+    litres = (shown != 0).sum() * scan.voxel_volume_mm3 / 1e6
+    size = np.cbrt(2.0 / litres)
+    small = Volume(shown, scan.affine @ np.diag([size, size, size, 1.0]))
+    assert is_skull_stripped({"FLAIR": small})[0]
+
+    def find(volume: Volume, threads: int) -> np.ndarray:
+        occupied = np.flatnonzero(volume.data)
+        mask = np.zeros(volume.shape, dtype=bool)
+        mask.ravel()[occupied[: int(left * len(occupied))]] = True
+        return mask
+
+    monkeypatch.setitem(STRIPPERS, "deepbet", SkullStripper(find, ("FLAIR",)))
+    found = find_brain({"FLAIR": small})
+    assert found.method == method
+    assert any("Raw head" in note for note in found.notes) == (method == "deepbet")
+
+
 def test_small_negative_values_are_brain(tiny_phantom: Phantom) -> None:
     scan = tiny_phantom.volumes["FLAIR"]
     data = scan.data.copy()
