@@ -325,6 +325,8 @@ class ScoreConfig:
         map_scale: Score units over which the logit of the map rises by 1.
         map_offset: Logit of the map at the scan's threshold; 0 makes it 0.5 there.
         threshold: Value of the map above which a voxel belongs to the mask.
+        judged_above: The calibrated one, where `threshold` is another: what the map shows above it
+            is what a confidence is of. None where they are the same.
         min_fraction_of_largest: Components need this share of the largest one's volume.
         min_lesion_mm3: Components need this volume.
         confidence: How sure it is that a component is a lesion; None leaves it to seeds and to the
@@ -359,6 +361,7 @@ class ScoreConfig:
     map_scale: Positive = 0.5
     map_offset: Annotated[float, Ge(-10), Le(10)] = 0.0
     threshold: Annotated[float, Gt(0), Lt(1)] = 0.5
+    judged_above: Annotated[float, Gt(0), Lt(1)] | None = None
     min_fraction_of_largest: Share = 0.2
     min_lesion_mm3: NotNegative = 0.0
     confidence: ConfidenceConfig | None = None

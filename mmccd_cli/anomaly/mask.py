@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -136,6 +137,8 @@ class MaskOptions:
                 next_step="Leave --min-confidence out, or use the default weights.",
             )
         chosen = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.threshold not in (None, config.threshold) and config.confidence is not None:
+            chosen["judged_above"] = config.judged_above or config.threshold
         return replace(config, **chosen)
 
     def describe(self) -> dict[str, Any]:
@@ -147,6 +150,7 @@ AS_CALIBRATED = MaskOptions()
 
 MASK_SETTINGS = (
     "threshold",
+    "judged_above",
     "min_lesion_mm3",
     "min_fraction_of_largest",
     "min_seed_mm3",
@@ -179,7 +183,8 @@ def mask_and_lesions(
         scan_threshold: The scan's threshold in score units, which the map was made with.
     """
     whole = np.zeros(anomaly_map.shape, dtype=bool)
-    box = bounding_box(anomaly_map > config.threshold)  # a small part of a head, and of memory
+    lowest = min(config.threshold, config.judged_above or config.threshold)
+    box = bounding_box(anomaly_map > lowest)  # a small part of a head, and of memory
     if whole[box].size == 0:
         return MaskFindings(mask=whole, lesions=[], left_out=[], left_out_small=LeftOutSmall())
     found = _findings(
@@ -328,31 +333,71 @@ def _judge(
         min_fraction_of_largest=0.0 if sure else config.min_fraction_of_largest,
         min_volume_mm3=config.min_lesion_mm3,
     )
-    if config.confidence is None:
-        return _Judged(components=components, seed_value=seed_value, confidence=None)
-    inside = components.labels > 0
-    features = describe_candidates(
-        components.labels[inside],
-        components.voxels,
-        score_from_map(
-            anomaly_map[inside],
-            0.0 if config.confidence.above_threshold else scan_threshold,
-            config,
-        ),
+    judge = partial(
+        _confidences,
+        anomaly_map=anomaly_map,
+        config=config,
         spacing_mm=spacing_mm,
+        scan_threshold=scan_threshold,
     )
-    confidence = confidences(features, config.confidence)
+    confidence = judge(components)
+    if confidence is None:
+        return _Judged(components=components, seed_value=seed_value, confidence=None)
+    if config.judged_above is not None:
+        whole = judge_components(anomaly_map > config.judged_above, spacing_mm)
+        confidence = _inherited(confidence, components, whole, of_whole=judge(whole))
     kept = components.kept & (confidence >= config.min_confidence)
     return _Judged(
         components=replace(components, kept=kept), seed_value=seed_value, confidence=confidence
     )
 
 
+def _confidences(
+    found: JudgedComponents,
+    *,
+    anomaly_map: NDArray[np.float32],
+    config: ScoreConfig,
+    spacing_mm: Sequence[float],
+    scan_threshold: float,
+) -> NDArray[np.float64] | None:
+    """(N,) confidence of each component; None where the score does not know."""
+    if config.confidence is None:
+        return None
+    inside = found.labels > 0
+    start = 0.0 if config.confidence.above_threshold else scan_threshold
+    scores = score_from_map(anomaly_map[inside], start, config)
+    features = describe_candidates(
+        found.labels[inside], found.voxels, scores, spacing_mm=spacing_mm
+    )
+    return confidences(features, config.confidence)
+
+
+def _inherited(
+    own: NDArray[np.float64],
+    components: JudgedComponents,
+    whole: JudgedComponents,
+    *,
+    of_whole: NDArray[np.float64] | None,
+) -> NDArray[np.float64]:
+    """(N,) confidence of components above another threshold than the calibrated one.
+
+    Each has that of the surest candidate that it is a part of, or holds: so a higher threshold
+    takes voxels off a mask, and a lower one adds some. Of one that meets none it is its own.
+    """
+    if of_whole is None:
+        return own
+    both = (components.labels > 0) & (whole.labels > 0)
+    numbers = components.labels[both].astype(np.int64) - 1
+    surest = np.full(len(own), -1.0)
+    np.maximum.at(surest, numbers, of_whole[whole.labels[both].astype(np.int64) - 1])
+    return np.where(surest >= 0, surest, own)
+
+
 def _reason(judged: _Judged, index: int, config: ScoreConfig, *, voxel_mm3: float) -> str:
     """Say which rule leaves a component out: of two that do, the one that asks for more."""
     found = judged.components
     if judged.confidence is not None and judged.confidence[index] < config.min_confidence:
-        return f"its confidence {judged.confidence[index]:.2f} is below {config.min_confidence:g}"
+        return _below(float(judged.confidence[index]), config.min_confidence)
     if found.seed_voxels is not None and not found.has_seeds[index]:
         held = volume_in_words(found.seed_voxels[index] * voxel_mm3)
         needed = volume_in_words(found.least_seed_voxels * voxel_mm3)
@@ -366,6 +411,12 @@ def _reason(judged: _Judged, index: int, config: ScoreConfig, *, voxel_mm3: floa
         return f"{own} is less than {share} of the largest component's {largest}"
     smallest = volume_in_words(config.min_lesion_mm3)
     return f"{own} is less than the smallest lesion of {smallest}"
+
+
+def _below(confidence: float, least: float) -> str:
+    """Say that a confidence is too low, with as many digits as it takes to see it."""
+    digits = next(n for n in range(2, 18) if n == 17 or float(f"{confidence:.{n}f}") < least)
+    return f"its confidence {confidence:.{digits}f} is below {least:g}"
 
 
 def _below_one(value: np.float32) -> str:

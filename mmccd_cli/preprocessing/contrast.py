@@ -19,6 +19,9 @@ from mmccd_cli.template import Template, correlation
 
 _SURROUNDINGS_MM = 42.0  # side of the box that a place is compared with
 _LEAST = 0.22  # correlation below which a scan resembles nothing
+_STRANGE = 0.15
+"""The same, far below what all scans of 34 subjects have: 0.25 and more. One that was laid upside
+down or turned has less than 0.1."""
 _DOUBT = 0.02  # by which another modality's correlation must be higher
 _FAVOURED = {"T1w": 0.04}
 """Modality -> how much more scans of others resemble its image in the template.
@@ -50,6 +53,14 @@ def check_contrast(
                     f"The scan given as {name} looks like {other}: its tissues stand out from each "
                     f"other as on the template's {other}, and not as on its {name}. Look at it in "
                     "a viewer; if files were mixed up, the result is wrong."
+                )
+            )
+        elif likeness[other] < _STRANGE and covered[name].any():
+            said.append(
+                Caution(
+                    f"The scan given as {name} resembles no modality of the template where it "
+                    "lies: its header may place or turn it wrongly, or it is another subject's. "
+                    "Look at it in a viewer, over the other scans."
                 )
             )
     return said

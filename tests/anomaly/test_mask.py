@@ -43,6 +43,31 @@ def test_a_higher_threshold_gives_a_smaller_mask() -> None:
     assert not (masks[2] & ~masks[0]).any()
 
 
+@pytest.mark.parametrize("above_threshold", [False, True])
+def test_a_threshold_of_ones_own_changes_no_candidates_confidence(above_threshold: bool) -> None:
+    """What is left of a candidate higher up is brighter on the whole, and no surer for that."""
+    values = np.zeros(SHAPE, dtype=np.float32)
+    values[LESION] = 3.0
+    values[3:7, 3:7, 3:7] = 1.2  # wide and faint, with a bright middle
+    values[4:6, 4:6, 4:6] = 3.0
+    values[3:5, 14:16, 3:5] = 0.8  # below the scan's threshold
+    sure = ConfidenceConfig(weights=(0.0, 0.0, 4.0), bias=-7.0, above_threshold=above_threshold)
+    config = replace(PLAIN, confidence=sure, min_confidence=0.5)
+    if above_threshold:
+        config = replace(config, confidence=replace(sure, bias=-3.0))
+    default = mask_of(values, config)
+    np.testing.assert_array_equal(default, LESION)
+    higher = MaskOptions(threshold=0.8).applied_to(config)
+    np.testing.assert_array_equal(mask_of(values, higher), LESION)
+    alone = replace(higher, judged_above=None)
+    assert mask_of(values, alone).sum() > LESION.sum(), "each by itself, the middle would be kept"
+    lower = mask_of(values, MaskOptions(threshold=0.3).applied_to(config))
+    assert not (default & ~lower).any()
+    assert MaskOptions(threshold=config.threshold).applied_to(config) == config
+    again = MaskOptions(threshold=0.9).applied_to(higher)
+    assert again.judged_above == config.threshold
+
+
 def test_small_components_go_by_volume_in_millimetres() -> None:
     values = np.zeros(SHAPE, dtype=np.float32)
     values[LESION] = 4  # 180 voxels, 1440 mm3

@@ -68,11 +68,12 @@ def test_of_scans_that_are_mixed_up_both_are_named(template: Template) -> None:
     assert _suspected(_prepare(5, template, names)) == [("FLAIR", "T1w"), ("T1w", "FLAIR")]
 
 
-def test_what_resembles_nothing_is_not_judged(template: Template) -> None:
+def test_what_resembles_nothing_is_said_to(template: Template) -> None:
     noise = np.random.default_rng(0).normal(size=template.shape).astype(np.float32)
     flat = np.zeros(template.shape, np.float32)
     for image in (noise, flat):
-        assert check_contrast({"T1w": image}, {"T1w": template.mask}, template) == []
+        (said,) = check_contrast({"T1w": image}, {"T1w": template.mask}, template)
+        assert "resembles no modality" in said
     hidden = {"T1w": np.zeros(template.shape, bool)}
     assert check_contrast({"T1w": noise}, hidden, template) == []
     bare = Template({}, template.mask, template.affine)
