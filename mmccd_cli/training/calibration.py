@@ -26,6 +26,7 @@ from mmccd_cli.training.calibration_data import (
     CalibrationSubject,
     Fold,
     load_subjects,
+    mirrored_kinds,
     sets_of,
 )
 from mmccd_cli.training.confidence import learn_confidence
@@ -324,10 +325,6 @@ class _Weighted:
     of_folds: list[dict[str, float]]
 
 
-def _score(modalities: tuple[str, ...], weights: dict[str, float]) -> ScoreConfig:
-    return ScoreConfig(modalities=modalities, weights=weights, min_seed_mm3=0.0)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """The search for one method's scores.
@@ -488,14 +485,22 @@ class Search:
 
     def _tried(self, options: _Weighted) -> list[Trial]:
         """Every kind of threshold rule with the weights of one ridge."""
-        rules = threshold_rules(_score(options.modalities, options.of_all))
+        rules = threshold_rules(self._score(options.modalities, options.of_all))
         dice = []
         for subject in self.subjects:
             weights = self._weights_for(subject, options.of_all, options.of_folds)
-            smoothed = self._smooth(subject, _score(options.modalities, weights))
+            smoothed = self._smooth(subject, self._score(options.modalities, weights))
             dice.append(dice_of_rules(smoothed, subject.lesion, rules))
         by_rule = zip(rules, zip(*dice, strict=True), strict=True)
         return [Trial(options.ridge, settings, np.array(rows)) for settings, rows in by_rule]
+
+    def _score(self, modalities: tuple[str, ...], weights: dict[str, float]) -> ScoreConfig:
+        return ScoreConfig(
+            modalities=modalities,
+            weights=weights,
+            mirrored=mirrored_kinds(self.method, modalities),
+            min_seed_mm3=0.0,
+        )
 
     def _smooth(self, subject: CalibrationSubject, config: ScoreConfig) -> SmoothedScore:
         spacing_mm = self.bundle.template.spacing_mm
@@ -507,7 +512,8 @@ class Search:
         voxel_ml = float(np.prod(self.bundle.template.spacing_mm)) / 1000
         kind = "cycle" if self.bundle.config.restoration is None else "restoration"
         weights = {f"{kind}:{modality}": 1.0 for modality in modalities}
-        config = ScoreConfig(modalities=modalities, weights=weights)
+        mirrored = mirrored_kinds(self.method, modalities)
+        config = ScoreConfig(modalities=modalities, weights=weights, mirrored=mirrored)
         smoothed = [self._smooth(subject, config) for subject in self.subjects]
         for offset in OFFSETS:
             volumes = []

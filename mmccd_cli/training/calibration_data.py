@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from mmccd_cli.training.painting import Painter, paint
 from mmccd_cli.training.scanners import acquire, stretch_contrast
 from mmccd_cli.training.slices import SubjectVolumes, read_index, read_volumes
 from mmccd_cli.weights.bundle import Bundle
+
+Signals = dict[str, NDArray[np.float32]]
+Compute = Callable[[ScoreConfig], Signals]
 
 MODALITY_SETS = tuple(
     chosen
@@ -57,10 +61,10 @@ class CalibrationSubject:
     id: str
     brain: NDArray[np.bool_]
     lesion: NDArray[np.bool_]
-    signals: dict[str, NDArray[np.float32]]
-    of_sets: dict[tuple[str, ...], dict[str, NDArray[np.float32]]] = field(default_factory=dict)
+    signals: Signals
+    of_sets: dict[tuple[str, ...], Signals] = field(default_factory=dict)
 
-    def signals_for(self, config: ScoreConfig) -> dict[str, NDArray[np.float32]]:
+    def signals_for(self, config: ScoreConfig) -> Signals:
         """All signals that a score may combine."""
         return {**self.signals, **self.of_sets.get(config.modalities, {})}
 
@@ -105,26 +109,39 @@ def load_subjects(
             compute = partial(model.signals, volumes.images, volumes.brain)
             if known:
                 before = known[len(found)]
-                cycles = compute(_cycles(fold.bundle))
-                found.append(replace(before, signals={**before.signals, **cycles}))
-                continue
-            found.append(
-                CalibrationSubject(
+            else:
+                before = CalibrationSubject(
                     id=subject,
                     brain=volumes.brain,
                     lesion=volumes.lesion,
-                    signals=compute(_everything(fold.bundle)),
+                    signals=compute(_atlases(fold.bundle)),
                     of_sets={
-                        modalities: {
-                            name: signal
-                            for name, signal in compute(_of_set(fold.bundle, modalities)).items()
-                            if not name.startswith("intensity")  # the same for every set
-                        }
+                        modalities: _without("intensity", compute(_of_set(fold.bundle, modalities)))
                         for modalities in sets_of(fold.bundle)
                     },
                 )
-            )
+            found.append(_with_cycles(before, compute, fold.bundle, method=sampling.method))
     return found
+
+
+def _with_cycles(
+    subject: CalibrationSubject, compute: Compute, bundle: Bundle, *, method: str
+) -> CalibrationSubject:
+    """A subject with the cycles of a method; those of sets that want them mirrored besides."""
+    of_sets = {}
+    for modalities, signals in subject.of_sets.items():
+        own = _without("cycle", signals)
+        if "cycle" in mirrored_kinds(method, modalities):
+            cycles = compute(_cycles(bundle, modalities, mirrored=True))
+            own |= _without("intensity", cycles)
+        of_sets[modalities] = own
+    signals = subject.signals | compute(_cycles(bundle, bundle.sources))
+    return replace(subject, signals=signals, of_sets=of_sets)
+
+
+def _without(kind: str, signals: Signals) -> Signals:
+    """All signals but those of a kind; intensities are the same for every set."""
+    return {name: signal for name, signal in signals.items() if not name.startswith(kind)}
 
 
 def _painted(
@@ -158,24 +175,44 @@ def sets_of(bundle: Bundle) -> list[tuple[str, ...]]:
     return [modalities for modalities in MODALITY_SETS if set(modalities) <= set(bundle.sources)]
 
 
+def mirrored_kinds(
+    method: str, modalities: Sequence[str]
+) -> tuple[Literal["restoration", "cycle"], ...]:
+    """What is the mean over a head and its mirror image; see `ScoreConfig.mirrored`.
+
+    Restoration always: it takes one pass. Cycles where FLAIR is missing and a cycle takes two
+    passes, and not hundreds: of six subjects left out, T1w alone has an average precision of 0.669
+    instead of 0.630 so (restoration alone 0.659), T2w alone 0.890 instead of 0.888, and sets with
+    FLAIR what they have without (version 0.11.0).
+    """
+    if method == "cyclic-unet" and "FLAIR" not in modalities:
+        return ("restoration", "cycle")
+    return ("restoration",)
+
+
 def _of_set(bundle: Bundle, modalities: tuple[str, ...]) -> ScoreConfig:
     """A score that asks for what the networks say that see all modalities of a set."""
     kind = "intensity" if bundle.config.restoration is None else "restoration"
     return ScoreConfig(
         modalities=modalities,
         weights={f"{kind}:{modality}": 1.0 for modality in modalities},
+        mirrored=("restoration",),
         foci_weight=0.0 if bundle.config.foci is None else 1.0,
     )
 
 
-def _cycles(bundle: Bundle) -> ScoreConfig:
-    """A score that asks for all cycles of a bundle."""
-    weights = {f"cycle:{source}": 1.0 for source in bundle.sources}
+def _cycles(bundle: Bundle, modalities: tuple[str, ...], *, mirrored: bool = False) -> ScoreConfig:
+    """A score that asks for the cycles of some modalities."""
+    return ScoreConfig(
+        modalities=modalities,
+        weights={f"cycle:{source}": 1.0 for source in modalities if source in bundle.sources},
+        mirrored=("cycle",) if mirrored else (),
+    )
+
+
+def _atlases(bundle: Bundle) -> ScoreConfig:
+    """A score that asks for what needs no network: intensities, and where there are, atlases."""
+    known = [source for source in bundle.sources if source in bundle.template.normal]
+    kind = "atlas" if known else "intensity"
+    weights = {f"{kind}:{modality}": 1.0 for modality in known or bundle.sources}
     return ScoreConfig(modalities=bundle.sources, weights=weights)
-
-
-def _everything(bundle: Bundle) -> ScoreConfig:
-    """A score that asks for all cycles and atlases of a bundle."""
-    cycles = _cycles(bundle)
-    atlases = {f"atlas:{m}": 1.0 for m in bundle.sources if m in bundle.template.normal}
-    return replace(cycles, weights={**cycles.weights, **atlases})
