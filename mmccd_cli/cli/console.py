@@ -9,8 +9,9 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -72,11 +73,11 @@ class Console:
         if self.verbosity >= 0:
             self._say(text, prefix=typer.style("  warning:", fg="yellow") + " ")
 
-    def remarks(self, record: Mapping[str, Any]) -> None:
-        """Say a record's warnings, which files show another mask, and its notes."""
+    def remarks(self, record: Mapping[str, Any], folder: Path = Path()) -> None:
+        """Say a record's warnings, which files in its folder show another mask, and its notes."""
         from mmccd_cli.outputs.remask import describe_stale
 
-        for text in [*record["warnings"], *describe_stale(record)]:
+        for text in [*record["warnings"], *describe_stale(record, folder)]:
             self.warning(text)
         for text in record.get("notes", ()):
             self.note(text)
@@ -195,21 +196,27 @@ class JsonConsole(Console):
 
 def lesions_of(record: Mapping[str, Any]) -> str:
     """Say how many lesions a subject's record holds, and their volume."""
-    return f"{_counted(record['lesions'], 'lesion')}, {record['lesion_volume_ml']:.2f} ml"
+    return f"{counted(len(record['lesions']), 'lesion')}, {record['lesion_volume_ml']:.2f} ml"
 
 
 def left_out_of(record: Mapping[str, Any]) -> str:
-    """Say how much the map shows that is not in the mask, as the end of a sentence."""
-    if not (left_out := record.get("left_out")):
+    """Say how much the map shows that is not in the mask, as the end of a sentence.
+
+    All of it counts, as in the table that is named: what is listed, and what is only counted.
+    """
+    left_out, small = record.get("left_out", ()), record.get("left_out_small", {})
+    number = len(left_out) + small.get("count", 0)
+    if not number:
         return ""
-    volume = sum(candidate["volume_ml"] for candidate in left_out)
+    volume = sum(candidate["volume_ml"] for candidate in left_out) + small.get("volume_ml", 0.0)
     outputs = record["outputs"]
     where = outputs.get("table", outputs["sidecar"])
-    return f"; {_counted(left_out, 'candidate')} left out ({volume:.2f} ml), see {where}"
+    return f"; {counted(number, 'candidate')} left out ({volume:.2f} ml), see {where}"
 
 
-def _counted(items: Sized, name: str) -> str:
-    return f"{len(items)} {name}{'' if len(items) == 1 else 's'}"
+def counted(number: int, name: str) -> str:
+    """Say a number of things, whose name becomes plural where there is not one of them."""
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 class Progress:
@@ -266,6 +273,15 @@ class Progress:
         if not self._bar and done and (told or waited >= least):
             self._tell(f"{self._description}: {_how_far(self._parts)}")
 
+    def passes(self, done: int, total: int) -> None:
+        """Show that so many passes of the networks of a step are done, as `advance` does.
+
+        Their pace is measured from the first one: to read and to register takes another time.
+        """
+        if self._parts.total == 0 or done < self._parts.done:  # begun anew, as on another device
+            self._parts = Pace(total, done=done, spared=done)
+        self.advance(done, total)
+
     def end(self, *, spared: bool = False) -> str:
         """End one of the expected steps; return how far all are, or nothing where the bar says it.
 
@@ -296,7 +312,9 @@ class Progress:
         share = parts.done / parts.total if parts.total else 0.0
         several = steps is not None and steps.total > 1
         pace = steps if steps is not None and several else parts
-        left = pace.left(share if several else 0.0)
+        # Passes alone do not tell how long a whole step takes; one that is through does.
+        known = several and pace.done > pace.spared
+        left = pace.left(share if known else 0.0)
         whole = None if pace.total == 0 else pace.total
         self._bar.update(
             self._task,
@@ -310,6 +328,8 @@ class Progress:
 
 def _how_far(pace: Pace) -> str:
     """Say how much is done, and how long that took and the rest will take."""
-    text = f"{pace.done} of {pace.total}, {duration(pace.elapsed)} so far"
+    text = f"{pace.done} of {pace.total}"
+    if pace.elapsed >= 1:
+        text += f", {duration(pace.elapsed)} so far"
     left = None if pace.done == pace.total else pace.left()
     return text if left is None else f"{text}, about {duration(left)} left"

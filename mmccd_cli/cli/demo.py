@@ -38,7 +38,7 @@ def demo(
             console.info(f"  {path}")
         segmenter = model.load(preset=preset)
         progress.begin("segmenting")
-        record, dice = segment_demo(files, segmenter, force=force, advance=progress.advance)
+        record, dice = segment_demo(files, segmenter, force=force, advance=progress.passes)
     bundle = record["bundle"]
     console.info(
         f"Segmented it with {bundle['name']} {bundle['version']} on {record['device']}, "

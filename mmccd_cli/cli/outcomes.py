@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mmccd_cli import __version__
-from mmccd_cli.cli.console import JsonConsole, Progress, left_out_of, lesions_of
+from mmccd_cli.cli.console import JsonConsole, Progress, counted, left_out_of, lesions_of
 from mmccd_cli.cli.options import RunOptions
 from mmccd_cli.errors import (
     DataError,
@@ -129,7 +129,7 @@ class _View:
     def advanced(self, job: Job, done: int, total: int) -> None:
         """So many passes of the networks are done for a subject, in any thread."""
         if job.subject.id == self._now:
-            self._progress.advance(done, total)
+            self._progress.passes(done, total)
 
     def report(self, outcome: Outcome) -> None:
         """Print what became of a subject.
@@ -161,7 +161,7 @@ class _View:
         if outcome.status == "skipped" and record["versions"]["mmccd"] != __version__:
             console.note(f"made by mmccd {record['versions']['mmccd']}")
         if outcome.status == "done":
-            console.remarks(record)
+            console.remarks(record, job.targets["sidecar"].parent if job else Path())
             for stage, value in record["seconds"].items():
                 console.detail(f"  {stage}: {value:.1f} s")
 
@@ -173,7 +173,7 @@ class _View:
             kinds = [kind for kind in ("done", "planned", "skipped", "failed") if kind in statuses]
             counts = ", ".join(f"{statuses.count(kind)} {kind}" for kind in kinds)
             where = "" if "planned" in statuses else self._where()
-            console.info(f"{len(outcomes)} subjects: {counts}{where}")
+            console.info(f"{counted(len(outcomes), 'subject')}: {counts}{where}")
         failed = [(o.name, as_mmccd_error(o.error)) for o in outcomes if o.error is not None]
         if len(failed) == len(outcomes) == 1:
             raise typer.Exit(failed[0][1].exit_code)

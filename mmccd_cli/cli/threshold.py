@@ -71,7 +71,7 @@ def threshold(
             f"{record['subject']}: {lesions_of(record)} above {record['threshold']:g}, "
             f"written to {job.files['mask']}{left_out_of(record)}"
         )
-        for sentence in describe_stale(record):
+        for sentence in describe_stale(record, job.files["sidecar"].parent):
             console.warning(sentence)
     if failed:
         console.table(failed)

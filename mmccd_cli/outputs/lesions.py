@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
-from mmccd_cli.anomaly.mask import LeftOut, Lesion
+from mmccd_cli.anomaly.mask import LEAST_LISTED_MM3, MOST_LISTED, LeftOut, Lesion
 from mmccd_cli.outputs.anatomy import Place, place_of
 
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ def _warnings_of_found(
     bright = [found for found in left_out if _is_bright(found)]
     if bright:
         found = _counted(len(bright), sum(candidate.volume_ml for candidate in bright))
+        what = "a lesion" if len(bright) == 1 else "lesions"
         said.append(
-            f"{_BRIGHT_LEFT_OUT}{found} that may be lesions, beside {_ml(kept_ml)} in it"
+            f"{_BRIGHT_LEFT_OUT}{found} that may be {what}, beside {_ml(kept_ml)} in it"
             f"{_strongest(bright)}."
         )
     return said
@@ -120,7 +121,7 @@ def lesion_table(found: Findings, *, settings: Mapping[str, Any]) -> bytes:
         [*_row(each), *place_cells(each, settings)] for each in (*found.lesions, *found.left_out)
     ]
     if (small := found.left_out_small).count:
-        reason = f"{small.count} more that are too small or too many to be listed"
+        reason = f"{small.count} more, {_why_unlisted(found.left_out)}"
         known = {"kept": "no", "volume_ml": f"{small.volume_ml:.6g}", "reason": reason}
         rows.append([known.get(name, EMPTY) for name in (*COLUMNS, *PLACE)])
     return encode_tsv([*COLUMNS, *PLACE], rows)
@@ -152,6 +153,13 @@ def _row(lesion: Lesion) -> list[Any]:
     return [lesion.id, kept, *numbers_of(lesion), box, reason, confidence]
 
 
+def _why_unlisted(left_out: Sequence[LeftOut]) -> str:
+    """Say why candidates are counted and not listed; no option of the mask has a part in it."""
+    below = f"below {LEAST_LISTED_MM3:g} mm3"
+    full = len(left_out) >= MOST_LISTED
+    return f"{below}, or beyond the {MOST_LISTED} largest" if full else f"each {below}"
+
+
 def _is_bright(candidate: LeftOut) -> bool:
     """Tell whether it might be a lesion after all."""
     if candidate.volume_ml < _SOME_ML:
@@ -162,14 +170,24 @@ def _is_bright(candidate: LeftOut) -> bool:
 
 
 def _strongest(left_out: Sequence[LeftOut]) -> str:
-    """Describe the candidate with the highest peak; those of some volume come first."""
+    """Describe the candidate that is most like a lesion.
+
+    That is the one with the highest confidence; where none is known the one with the highest peak,
+    those of some volume first.
+    """
     if not left_out:
         return ""
-    it = max(left_out, key=lambda found: (found.volume_ml >= _SOME_ML, found.peak, found.mean))
+    sure = [found for found in left_out if found.confidence is not None]
+    if sure:
+        it = max(sure, key=lambda found: (found.confidence or 0.0, found.volume_ml))
+        name, known = "surest", f", a confidence of {it.confidence:.2f}"
+    else:
+        it = max(left_out, key=lambda found: (found.volume_ml >= _SOME_ML, found.peak, found.mean))
+        name, known = "strongest", ""
     place = ", ".join(f"{mm:.0f}" for mm in it.centroid_ras_mm)
     return (
-        f"; the strongest has {_ml(it.volume_ml)} and a peak of {it.peak:.3g}, at ({place}) mm: "
-        f"{it.reason}"
+        f"; the {name} has {_ml(it.volume_ml)}{known} and a peak of {it.peak:.3g}, at ({place}) "
+        f"mm: {it.reason}"
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +39,11 @@ from mmccd_cli.outputs.record import jsonable
 _OLDER_MAP = "The map was made by mmccd"
 _WITHOUT_MASK = "dicom_map"
 _TABLE = ("lesions", "left_out", "left_out_small")
+_WORDS_OF_SETTINGS = (
+    ("threshold", "threshold", ""),
+    ("min_lesion_mm3", "smallest lesion", " mm3"),
+    ("min_confidence", "least confidence", ""),
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -125,13 +132,58 @@ def remask(
     )
 
 
-def describe_stale(record: Mapping[str, Any]) -> list[str]:
-    """Return a sentence on each file of a result that shows a mask from before the record's."""
+def describe_stale(record: Mapping[str, Any], folder: Path = Path()) -> list[str]:
+    """Say which files of a result show a mask from before the record's, and how to draw them anew.
+
+    Args:
+        record: The record of the result.
+        folder: Where it lies, for the line that draws them.
+
+    Returns:
+        A sentence on all of them; none where there are none.
+    """
+    stale: dict[str, dict[str, Any]] = record.get("stale_outputs", {})
+    if not stale:
+        return []
+    names = " and ".join(old["file"] for old in stale.values())
+    changes = {_what_changed(old, record) for old in stale.values()}
+    how = f" ({changes.pop()})" if len(changes) == 1 and "" not in changes else ""
+    shows, is_drawn = ("show", "they are") if len(stale) > 1 else ("shows", "it is")
     return [
-        f"{old['file']} still shows the mask of before, above {old['threshold']:g}: it is drawn "
-        f"from the scans, by mmccd segment ... --threshold {record['threshold']:g} --force"
-        for old in record.get("stale_outputs", {}).values()
+        f"{names} still {shows} the mask of before{how}: {is_drawn} drawn from the scans, by "
+        f"{_line_that_draws(stale, record, folder)}"
     ]
+
+
+def _what_changed(old: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """Say in which settings the mask that a stale file shows is another than the record's."""
+    now = {**record["settings"]["score"], "threshold": record["threshold"]}
+    changed = [
+        f"{word} {old[name]:g}, now {now[name]:g}{unit}"
+        for name, word, unit in _WORDS_OF_SETTINGS
+        if isinstance(old.get(name), int | float) and old[name] != now.get(name, old[name])
+    ]
+    return "; ".join(changed)
+
+
+def _line_that_draws(
+    stale: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any], folder: Path
+) -> str:
+    """Return the line that makes files of a result anew with the settings of its mask."""
+    outputs = record["outputs"]
+    like = f"--like {shlex.quote(str(folder / outputs['sidecar']))}"
+    options = {kind: f"--{kind.replace('_', '-')}" for kind in stale}
+    if any(kind in BIDS_OUTPUTS for kind in outputs):
+        flags = " ".join(options.values())
+        labels = re.match(r"sub-([A-Za-z0-9+]+)(?:_ses-([A-Za-z0-9+]+))?", outputs["map"])
+        who = f" --participant-label {labels[1]}" if labels else ""
+        who += f" --session-id {labels[2]}" if labels and labels[2] else ""
+        return f"mmccd bids BIDS_DIR OUT participant{who} {like} {flags} --force"
+    files = [f"--out {shlex.quote(str(folder / outputs['map']))}"]
+    for kind, option in options.items():
+        beside = folder / (name := stale[kind]["file"])
+        files.append(f"{option} {shlex.quote(str(beside) if beside.is_file() else name)}")
+    return f"mmccd segment SUBJECT {like} {' '.join(files)} --force"
 
 
 def _with_kept(changed: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +191,12 @@ def _with_kept(changed: dict[str, Any], record: Mapping[str, Any]) -> dict[str, 
 
     Those that show the same mask and table go on to be outputs, all others are stale.
     """
-    of_record = {"threshold": record.get("threshold"), "shown_sha256": _shown(record)}
+    score = record["settings"]["score"]
+    of_record = {
+        "threshold": record.get("threshold"),
+        **{name: score[name] for name in ("min_lesion_mm3", "min_confidence") if name in score},
+        "shown_sha256": _shown(record),
+    }
     before = {kind: {"file": name, **of_record} for kind, name in record.get("outputs", {}).items()}
     known = before | record.get("stale_outputs", {})
     kept = {kind: old for kind, old in known.items() if kind not in changed["outputs"]}

@@ -116,6 +116,12 @@ class StaleFile(_Checked):
 
     file: PlainName = Field(description="Its name.")
     threshold: Share = Field(description="The threshold of the mask that it shows.")
+    min_lesion_mm3: float | None = Field(
+        default=None, description="Its smallest lesion; null where it is not known."
+    )
+    min_confidence: float | None = Field(
+        default=None, description="Its least confidence; null where it is not known."
+    )
     shown_sha256: Sha256 | None = Field(
         default=None,
         description="Hash over the mask and the lesion table that it shows. Records before 0.7.0 "
@@ -213,7 +219,10 @@ class ErrorRecord(_Checked):
 
 
 class FailedRecord(_Record):
-    """The record of a subject that could not be done; it is printed, and in no file."""
+    """The record of a subject that could not be done.
+
+    It is printed, and in no file but `log/failed-*.json` of BIDS derivatives.
+    """
 
     status: Literal["failed"]
     error: ErrorRecord

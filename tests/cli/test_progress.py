@@ -59,6 +59,39 @@ def test_the_pace_is_that_of_the_steps_that_took_time(clock: list[float]) -> Non
     assert Progress().end() == ""  # no steps were expected
 
 
+def test_the_pace_of_passes_is_measured_from_the_first(clock: list[float]) -> None:
+    lines: list[str] = []
+    progress = Progress(say=lines.append)
+    progress.begin("case", told=False)
+    clock[0] += 600  # to read and to register is no pass
+    progress.passes(10, 110)
+    clock[0] += 60
+    progress.passes(60, 110)
+    progress.passes(0, 110)  # on another device, from the beginning
+    clock[0] += 60
+    progress.passes(55, 110)
+    assert lines == [
+        "case: 10 of 110",
+        "case: 60 of 110, 60 s so far, about 60 s left",
+        "case: 55 of 110, 60 s so far, about 60 s left",
+    ]
+
+
+def test_passes_of_the_first_subject_do_not_foretell_all(clock: list[float]) -> None:
+    rich = RichProgress(console=RichConsole(file=io.StringIO(), force_terminal=True))
+    progress = Progress(rich)
+    (task,) = rich.tasks
+    progress.expect(10)
+    progress.begin("a")
+    clock[0] += 30
+    progress.passes(1, 100)
+    assert task.fields["left"] == ""
+    progress.end()
+    progress.begin("b")
+    progress.passes(50, 100)
+    assert task.fields["left"] == "3 min left"
+
+
 def test_a_training_says_which_network_it_is_at(clock: list[float]) -> None:
     lines: list[str] = []
     report = training_reporter(Progress(say=lines.append), ["a", "b"])

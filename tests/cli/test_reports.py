@@ -112,9 +112,16 @@ def test_the_line_of_a_report_makes_the_mask_that_it_shows(
         assert len(made["lesions"]) == step["lesions"]
         assert made["settings"]["requested"]["min_lesion_mm3"] == 100
         said.append(done.stderr)
-    assert f"r.html still shows the mask of before, above {own['threshold']:g}" in said[0]
-    assert f"--threshold {facts['steps'][2]['threshold']:g} --force" in said[0]
-    assert f"r.html still shows the mask of before, above {own['threshold']:g}" in said[1]
+    for step, text in zip((facts["steps"][2], facts["steps"][-2]), said, strict=True):
+        before = f"r.html still shows the mask of before (threshold {own['threshold']:g}"
+        assert f"{before}, now {step['threshold']:g})" in text
+    (line,) = re.findall("by mmccd (segment SUBJECT .* --force)", said[1])
+    drawn = mmccd(*(str(subject) if word == "SUBJECT" else word for word in shlex.split(line)))
+    assert drawn.exit_code == 0, drawn.stderr
+    remade = json.loads(Path("a map.json").read_text())
+    assert remade["output_sha256"] == made["output_sha256"]
+    assert (remade["stale_outputs"], remade["outputs"]["report"]) == ({}, "r.html")
+    assert mmccd("segment", subject, *files, "--force").exit_code == 0
     words = ["threshold", "a map.nii.gz", "--force", "--json", "--min-lesion"]
     for size in ("100mm3", "1ml"):  # the mask that the report shows
         same = CliRunner().invoke(app, [*words, size])
@@ -123,7 +130,7 @@ def test_the_line_of_a_report_makes_the_mask_that_it_shows(
         assert (made["stale_outputs"], made["outputs"]["report"]) == ({}, "r.html")
     again = mmccd("segment", subject, "--out", "a map.nii.gz", "--min-lesion", "20ml", "--resume")
     assert "new mask" in again.stderr
-    assert "r.html still shows the mask of before" in again.stderr
+    assert "r.html still shows the mask of before (smallest lesion 1000, now" in again.stderr
     anew = mmccd("segment", subject, *files, "--resume")
     assert anew.exit_code == 0, anew.stderr
     assert "still shows" not in anew.stderr

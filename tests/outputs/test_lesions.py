@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmccd_cli.anomaly.mask import LeftOut, LeftOutSmall, Lesion, MaskFindings
+from mmccd_cli.anomaly.mask import MOST_LISTED, LeftOut, LeftOutSmall, Lesion, MaskFindings
 from mmccd_cli.outputs.anatomy import MIDLINE
 from mmccd_cli.outputs.lesions import is_mask_warning, lesion_table, mask_warnings
 
@@ -46,8 +46,10 @@ def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None
         b"1\tyes\t12.3457\t0.99\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\tn/a\tn/a\tleft\t21.25\n"
         b'2\tno\t1.2\t0.9\t0.75\t-1.25\t20\t3.5\t1:5,2:7,3:9\t"a\treason"\tn/a\tleft\t21.25\n'
         b"n/a\tno\t0.012\tn/a\tn/a\tn/a\tn/a\tn/a\tn/a\t"
-        b"3 more that are too small or too many to be listed\tn/a\tn/a\tn/a\n"
+        b"3 more, each below 10 mm3\tn/a\tn/a\tn/a\n"
     )
+    many = lesion_table(found([], [WEAK] * MOST_LISTED, SMALL), settings={})
+    assert b"\t3 more, below 10 mm3, or beyond the 100 largest\t" in many
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,9 @@ def test_an_empty_mask_is_told_in_words() -> None:
     )
     assert is_mask_warning(said)
     assert not is_mask_warning("T2w was mended.")
+    sure = replace(WEAK, id=4, volume_ml=0.02, peak=0.8, confidence=0.2)
+    (said,) = mask_warnings(found([], [replace(bright, confidence=0.1), sure], NONE))
+    assert "; the surest has 0.020 ml, a confidence of 0.20 and a peak of 0.8, at" in said
 
 
 def test_a_mask_of_much_of_the_brain_is_doubted() -> None:
