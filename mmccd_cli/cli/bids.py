@@ -12,15 +12,22 @@ import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import JsonConsole, switch
+from mmccd_cli.cli.console import JsonConsole, counted, switch
 from mmccd_cli.cli.group import end_partial, show_group
 from mmccd_cli.cli.help import PlainCommand
 from mmccd_cli.cli.options import OUTPUT, method_option
 from mmccd_cli.cli.outcomes import choose_shard, run_cohort
 from mmccd_cli.cli.start import begin_imports
-from mmccd_cli.errors import DataError, UsageError, WeightsError
+from mmccd_cli.errors import (
+    DataError,
+    SomeSubjectsFailed,
+    UsageError,
+    WeightsError,
+    as_mmccd_error,
+)
 
 if TYPE_CHECKING:
+    from mmccd_cli.cohort.group import LeftOut
     from mmccd_cli.inputs.bids import BidsFilter
 
 selection_option = partial(typer.Option, rich_help_panel="Selection")
@@ -162,23 +169,7 @@ def bids(
             next_step="Use mmccd segment --skull-strip MASK --bids-out DIR, one by one.",
         )
     if level == "group":
-        from mmccd_cli.cohort.derivatives import summarise_derivatives
-
-        path, number = summarise_derivatives(out)
-        console.info(f"{number} results: {path}")
-        try:
-            files, left_out, _ = show_group(
-                out,
-                console,
-                weights=model.weights,
-                offline=model.offline,
-                cache_dir=model.cache_dir,
-            )
-            console.info(f"Maps of the group: {files[-1]}")
-        except (DataError, WeightsError) as error:  # the table is what the level is for
-            console.warning(f"There are no maps of the group. {error}")
-            return
-        end_partial(left_out)
+        _summarise(bids_dir, out, model=model, console=console)
         return
     begin_imports()
     from mmccd_cli.cohort.jobs import RunSettings
@@ -200,3 +191,34 @@ def bids(
         run=run,
         console=console,
     )
+
+
+def _summarise(
+    source: Path, out: Path, *, model: options.ModelOptions, console: JsonConsole
+) -> None:
+    """Write table, page and maps of all results, and tell which sessions failed.
+
+    Raises:
+        typer.Exit: Some did, or a result is damaged.
+    """
+    from mmccd_cli.cohort.derivatives import summarise_derivatives
+
+    found = summarise_derivatives(out, source)
+    failed = f", {len(found.failures)} failed" if found.failures else ""
+    console.info(f"{counted(found.results, 'result')}{failed}: {found.table}")
+    left_out: Sequence[LeftOut] = ()
+    try:
+        files, left_out, _ = show_group(
+            out,
+            console,
+            weights=model.weights,
+            offline=model.offline,
+            cache_dir=model.cache_dir,
+        )
+        console.info(f"Maps of the group: {files[-1]}")
+    except (DataError, WeightsError) as error:  # the table is what the level is for
+        console.warning(f"There are no maps of the group. {error}")
+    if errors := [(it.name, as_mmccd_error(it.error)) for it in found.failures if it.error]:
+        console.table([(name, error.message) for name, error in errors])
+        raise typer.Exit(SomeSubjectsFailed.exit_code)
+    end_partial(left_out)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mmccd_cli.cohort.derivatives import tell_validators
 from mmccd_cli.cohort.results import read_result
 from mmccd_cli.cohort.steps import TEMPLATE_CODE
 from mmccd_cli.errors import DataError, MmccdError, WeightsError, as_mmccd_error
@@ -29,7 +30,6 @@ from mmccd_cli.template import Template
 FOLDER = "group"
 """Where, in the folder of the results, all that is said of the group lies."""
 _LEAST_SEEN = 0.5  # share of the subjects that a voxel must be seen in
-_IGNORE = ".bidsignore"
 _OTHER_WEIGHTS = "It was made with other weights, whose template is another."
 
 SUBJECT_COLUMNS = (
@@ -102,8 +102,10 @@ def find_members(out: Path) -> tuple[list[Member], list[LeftOut]]:
         gone.
 
     Raises:
-        DataError: There is none with a record.
+        DataError: There is no such folder, or none with a record in it.
     """
+    if not out.is_dir():
+        raise DataError(f"There is no folder {out}.", next_step="Check the name.")
     found, damaged = list[Member](), list[LeftOut]()
     for map_file in maps_in(out) or _maps_beside_each_other(out):
         files = outputs_beside(map_file)
@@ -278,7 +280,7 @@ def write_group(
             values,
             grid,
             intent="estimate",
-            description=f"mmccd {name} of {maps.number} subjects",
+            description=f"mmccd {name}, subjects: {maps.number}",
             display_range=(0.0, 1.0),
         )
         for name, values in (("frequency", maps.frequency), ("mean", maps.mean))
@@ -296,7 +298,7 @@ def write_group(
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():
         write_atomically(path, content)
-    _tell_validators(out)
+    tell_validators(out, FOLDER)
     return list(contents), left_out
 
 
@@ -347,10 +349,3 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
         return f"{value:.6g}" if isinstance(value, float) else str(value)
 
     return encode_tsv(columns, ([cell(row[name]) for name in columns] for row in rows))
-
-
-def _tell_validators(out: Path) -> None:
-    """Tell those who check a data set of BIDS that the group's folder is none of theirs."""
-    ignore = out / _IGNORE
-    if ignore.is_file() and FOLDER not in (lines := ignore.read_text().splitlines()):
-        write_atomically(ignore, "\n".join([*lines, FOLDER, ""]).encode())

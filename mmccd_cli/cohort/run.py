@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from mmccd_cli.cohort.derivatives import write_root
+from mmccd_cli.cohort.derivatives import earlier_failures, note_failure, write_root
 from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.plan import Cohort, RunPolicy
 from mmccd_cli.cohort.prefetch import prefetch
@@ -69,6 +69,8 @@ def segment_cohort(
         for outcome in chain(cohort.failures, done):
             if cohort.summary is not None:
                 cohort.summary.add(outcome)
+            if cohort.bids_root is not None:
+                note_failure(cohort.bids_root, outcome)
             outcomes.append(outcome)
             yield outcome
         if cohort.summary is not None and (table := cohort.summary.unite()):
@@ -78,7 +80,9 @@ def segment_cohort(
             from mmccd_cli.outputs.report.cohort import write_cohort_page
 
             tables = cohort.summary.path.parent.glob("summary*.tsv") if cohort.summary else ()
-            write_cohort_page(cohort.report_dir, outcomes, tables=tables)
+            root = cohort.bids_root
+            before = [] if root is None else earlier_failures(root, outcomes)
+            write_cohort_page(cohort.report_dir, [*before, *outcomes], tables=tables)
 
 
 def preview_cohort(

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -22,6 +23,7 @@ from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import Phantom
 
 Call = Callable[..., Result]
+_LEVELS = ("participant", "group")
 _MAP = "space-orig_desc-anomaly_probseg"
 
 
@@ -85,8 +87,8 @@ def _lesion_rows(anat: Path) -> list[list[str]]:
 
 
 def _table(mmccd: Call, out: Path) -> str:
-    """What the level group writes."""
-    assert mmccd("bids", "unused", out, "group").exit_code == 0
+    """What the level group writes; it also tells that a session had failed."""
+    assert mmccd("bids", "unused", out, "group").exit_code in (0, 6)
     return (out / "summary.tsv").read_text()
 
 
@@ -249,7 +251,12 @@ def test_group_writes_one_table(
 ) -> None:
     out = shutil.copytree(first_run[1], tmp_path / "out")
     header, *rows = [row.split("\t") for row in _table(mmccd, out).splitlines()]
-    assert [row[0] for row in rows] == ["sub-01", "sub-02_ses-a", "sub-02_ses-b"]
+    assert [row[:2] for row in rows] == [
+        ["sub-01", "done"],
+        ["sub-02_ses-a", "done"],
+        ["sub-02_ses-b", "done"],
+        ["sub-03", "failed"],
+    ]
     assert header[2] == "lesion_volume_ml"
     found = {path.name for path in (out / "group").iterdir()}
     assert found >= {"frequency.nii.gz", "lesions.tsv", "index.html"}
@@ -260,6 +267,34 @@ def test_group_writes_one_table(
     assert f"sub-01 is left out: sub-01_{_MAP}.json holds no record" in partial.stderr
     nothing = mmccd("bids", "unused", tmp_path / "nothing", "group")
     assert nothing.exit_code == 3
+    assert "There is no folder" in nothing.stderr
+
+
+def test_a_session_that_failed_is_told_until_it_is_done(
+    first_run: tuple[Result, Path], mmccd: Call, data_set: Path, tmp_path: Path
+) -> None:
+    raw, out = (shutil.copytree(path, tmp_path / path.name) for path in (data_set, first_run[1]))
+    participant, group = (partial(mmccd, "bids", raw, out, level) for level in _LEVELS)
+    again = participant("--participant-label", "01", "--report", "--force")
+    assert again.exit_code == 0, again.stderr
+    assert "sub-03" in (out / "index.html").read_text("utf-8")
+    told = group()
+    assert told.exit_code == 6
+    assert "3 results, 1 failed" in told.stderr
+    assert re.search(r"sub-03  sub-03_FLAIR.nii.gz is damaged", told.stderr)
+    assert "sub-03_FLAIR.nii.gz is damaged" in (out / "index.html").read_text("utf-8")
+    assert str(tmp_path) not in "".join(p.read_text() for p in (out / "log").iterdir())
+    assert _issues(out) == []
+    shutil.move(raw / "sub-03", tmp_path / "left out")
+    assert group().exit_code == 0  # nobody asks for it any more
+    shutil.move(tmp_path / "left out", raw / "sub-03")
+    good = raw / "sub-02" / "ses-a" / "anat" / "sub-02_ses-a_FLAIR.nii.gz"
+    shutil.copy(good, raw / "sub-03" / "anat" / "sub-03_FLAIR.nii.gz")
+    assert participant("--participant-label", "03").exit_code == 0
+    done = group()
+    assert (done.exit_code, "4 results: " in done.stderr) == (0, True)
+    assert "\nsub-03\tdone\t" in (out / "summary.tsv").read_text()
+    assert not list((out / "log").iterdir())
 
 
 def test_a_dry_run_says_which_files_are_meant_and_writes_nothing(
