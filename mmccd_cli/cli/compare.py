@@ -26,8 +26,10 @@ _COLUMNS = ("change", "ids_a", "ids_b", "volume_a_ml", "volume_b_ml", "peak_a", 
 @command
 def compare(
     *,
-    a: Annotated[Path, typer.Argument(metavar="A", help="Map of the first result.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="Map of the second result.")],
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="Map of the first result, or another mask of a map.")
+    ],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The same of the second result.")],
     scan_a: Annotated[
         Path | None,
         input_option(help="Reference scan of A, where B is of another examination."),
@@ -56,6 +58,7 @@ def compare(
 
     Examples:
       mmccd compare old.nii.gz new.nii.gz
+      mmccd compare map.nii.gz strict.nii.gz
       mmccd compare 2021.nii.gz 2023.nii.gz --scan-a f21.nii.gz --scan-b f23.nii.gz
     """
     if (scan_a is None) != (scan_b is None):
@@ -66,7 +69,7 @@ def compare(
     written = [path for path in (out, table) if path is not None]
     refuse_to_overwrite(written, [a, b, *(scans or ())], force=force)
     from mmccd_cli.cohort.compare import compare as compare_results
-    from mmccd_cli.cohort.compare import find_position
+    from mmccd_cli.cohort.compare import find_position, others_remark
     from mmccd_cli.cohort.results import read_result
     from mmccd_cli.inputs.nifti import encode_nifti, is_compressed_name
 
@@ -75,8 +78,9 @@ def compare(
         progress.begin("finding how the scans lie to each other", told=scans is not None)
         position = find_position(first, second, scans)
         found = compare_results(first, second, position)
-    if position.remark:
-        console.warning(position.remark)
+    warnings = [str(text) for text in (position.remark, others_remark(first, second)) if text]
+    for text in warnings:
+        console.warning(text)
     contents = {}
     if out is not None:
         contents[out] = encode_nifti(
@@ -90,7 +94,8 @@ def compare(
     if table is not None:
         contents[table] = _table(found)
     write_all_atomically(contents)
-    console.answer(_record(first, second, position, found=found), *_lines(first, second, found))
+    record = _record(first, second, position, found=found) | {"warnings": warnings}
+    console.answer(record, *_lines(first, second, found))
 
 
 def _record(a: Result, b: Result, position: Position, *, found: Comparison) -> dict[str, Any]:
@@ -104,7 +109,6 @@ def _record(a: Result, b: Result, position: Position, *, found: Comparison) -> d
         "difference_ml": round(sum(b.volumes_ml) - sum(a.volumes_ml), 6),
         "lesions": [asdict(lesion) for lesion in found.lesions],
         "differs": _differing(a, b),
-        "warnings": [str(position.remark)] if position.remark else [],
     }
 
 
@@ -113,17 +117,27 @@ def _named(result: Result) -> dict[str, Any]:
     return {
         "subject": record["subject"],
         "map": record["outputs"]["map"],
+        "mask": record["outputs"]["mask"],
+        "scans": _scans(result),
         "threshold": record["threshold"],
         "lesion_volume_ml": round(sum(result.volumes_ml), 6),
         "lesions": len(result.volumes_ml),
     }
 
 
+def _scans(result: Result) -> list[str]:
+    """Name the modalities that the map was made from."""
+    record = result.record
+    counted = record["settings"]["score"].get("modalities", list(record["inputs"]))
+    return [name for name in record["inputs"] if name in counted]
+
+
 def _differing(a: Result, b: Result) -> list[str]:
-    """Name what was not the same when the two were made, beside their scans."""
+    """Name what was not the same when the two were made, beside the examination itself."""
     asked = [result.record["settings"]["requested"] for result in (a, b)]
     found = [name for name in asked[0] | asked[1] if asked[0].get(name) != asked[1].get(name)]
     weights, version = ([r.record[key] for r in (a, b)] for key in ("bundle", "versions"))
+    found += ["scans"] if _scans(a) != _scans(b) else []
     found += ["weights"] if weights[0]["sha256"] != weights[1]["sha256"] else []
     return found + (["version"] if version[0]["mmccd"] != version[1]["mmccd"] else [])
 
@@ -140,6 +154,8 @@ def _lines(a: Result, b: Result, found: Comparison) -> list[str]:
     ]
     if differing := _differing(a, b):
         lines.append(f"Made with different {' and '.join(differing)}")
+    if "scans" in differing:
+        lines.append(f"  {' and '.join(_scans(a))} before, {' and '.join(_scans(b))} after")
     for lesion in found.lesions:
         numbers = [" and ".join(map(str, ids)) or "-" for ids in (lesion.ids_a, lesion.ids_b)]
         place = ", ".join(f"{mm:.0f}" for mm in lesion.centroid_ras_mm)

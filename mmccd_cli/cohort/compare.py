@@ -129,6 +129,23 @@ def find_position(a: Result, b: Result, scans: tuple[Path, Path] | None = None) 
     return Position(np.eye(4), "headers", _HEADERS)
 
 
+def others_remark(a: Result, b: Result) -> Caution | None:
+    """Say where two results are not of one subject, as far as their records tell.
+
+    They tell where they have no scan in common and the labels of BIDS are two people's. Other names
+    do not: those of two examinations of one person mostly differ.
+    """
+    scans = [{it["sha256"] for it in result.record["inputs"].values()} for result in (a, b)]
+    labels = [str(result.record.get("subject", "")).partition("_")[0] for result in (a, b)]
+    if scans[0] & scans[1] or labels[0] == labels[1]:
+        return None
+    if not all(label.startswith("sub-") for label in labels):
+        return None
+    return Caution(
+        f"The two are of {labels[0]} and {labels[1]}: what differs is no change of one person."
+    )
+
+
 def compare(a: Result, b: Result, position: Position) -> Comparison:
     """Compare two results on the grid of the first."""
     moved = _moved_to(a, b, position)

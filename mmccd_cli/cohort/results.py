@@ -18,7 +18,7 @@ from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.anatomy import matrix_to_template
 from mmccd_cli.outputs.bids import outputs_beside
 from mmccd_cli.outputs.numbers import number_lesions
-from mmccd_cli.outputs.record import Sidecar, read_sidecar
+from mmccd_cli.outputs.record import Sidecar, read_record, read_sidecar
 
 Matrix = NDArray[np.float64]
 
@@ -56,13 +56,17 @@ class Result:
         return matrix_to_template(self.record["settings"])
 
 
-def read_result(map_file: Path) -> Result:
-    """Read a map, and the mask and the record beside it.
+def read_result(file: Path) -> Result:
+    """Read a map with the mask and the record beside it, or another mask of a map with its own.
+
+    Args:
+        file: A map; or a mask that `mmccd threshold MAP --out MASK` made beside its map.
 
     Raises:
         DataError: One of them is missing, cannot be read, or does not belong to the others.
     """
-    files = outputs_beside(map_file)
+    files = _files_of(file)
+    map_file = files["map"]
     record = sidecar_of(map_file, files["sidecar"]).record
     volume, grid = read_nifti(map_file, allow_constant=True)
     if not files["mask"].is_file():
@@ -78,6 +82,32 @@ def read_result(map_file: Path) -> Result:
             next_step=f"Make the mask anew: mmccd threshold {map_file} --force",
         )
     return Result(record=record, map=volume, grid=grid, mask=mask)
+
+
+def _files_of(file: Path) -> dict[str, Path]:
+    """Name map, mask and record of a result, which is called by its map or by another mask.
+
+    Raises:
+        DataError: It is a mask, and is not the one of its record, or has no map beside it.
+    """
+    files = {**outputs_beside(file), "map": file}
+    record = read_record(files["sidecar"])
+    if record is None or record["outputs"]["mask"] != file.name or not file.is_file():
+        return files
+    map_file = file.with_name(record["outputs"]["map"])
+    if not map_file.is_file():
+        raise DataError(
+            f"{file} is a mask, and its map {map_file.name} is not beside it.",
+            cause=f"{files['sidecar'].name} names the map, and no folder: both must lie in one.",
+            next_step=f"Put {map_file.name} into the folder of the mask.",
+        )
+    if record["output_sha256"].get("mask") != sha256_of_file(file):
+        raise DataError(
+            f"{file} is not the mask that {files['sidecar']} speaks of.",
+            cause="One of them was changed or replaced.",
+            next_step=f"Make it anew: mmccd threshold {map_file} --out {file} --force",
+        )
+    return {**files, "map": map_file, "mask": file}
 
 
 def sidecar_of(map_file: Path, record_file: Path) -> Sidecar:

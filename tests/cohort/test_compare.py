@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from mmccd_cli import Segmenter
 from mmccd_cli.cli.app import app
-from mmccd_cli.cohort.compare import compare, find_position, match_lesions
+from mmccd_cli.cohort.compare import compare, find_position, match_lesions, others_remark
 from mmccd_cli.cohort.jobs import RunSettings
 from mmccd_cli.cohort.results import Result
 from mmccd_cli.errors import DataError
@@ -172,6 +173,7 @@ def test_the_command_tells_two_thresholds_apart(
     assert done.stdout.count("\n") == 1, "an object a line"
     said = json.loads(done.stdout)
     assert (said["position"], said["differs"], said["warnings"]) == ("same scan", ["threshold"], [])
+    assert said["a"]["scans"] == ["FLAIR", "T2w"]
     assert said["difference_ml"] < 0
     assert {lesion["change"] for lesion in said["lesions"]} <= {"shrunk", "gone", "same"}
     rows = (tmp_path / "d.tsv").read_text().splitlines()
@@ -185,3 +187,48 @@ def test_the_command_tells_two_thresholds_apart(
     assert CliRunner().invoke(app, [*words, "--scan-a", str(low)]).exit_code == 2
     (high.parent / "case_mask.nii.gz").unlink()
     assert CliRunner().invoke(app, [*words, "--force"]).exit_code == 3
+
+
+def run(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_another_mask_of_a_map_is_found_with_its_map(
+    segmenter: Segmenter, write_subject: Callable[..., Path], tmp_path: Path
+) -> None:
+    phantom = make_phantom(0, shape=(34, 38, 30), spacing_mm=(6, 6, 6))
+    folder = write_subject(tmp_path / "data", phantom, "brats", id="sub-01")
+    own, strict = tmp_path / "map.nii.gz", tmp_path / "strict.nii.gz"
+    segmenter.segment_files(folder, out=own)
+    assert run("threshold", own, "--threshold", "0.8", "--out", strict).exit_code == 0
+    done = run("compare", own, strict, "--json")
+    assert done.exit_code == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["differs"] == ["threshold"]
+    assert [said[name]["mask"] for name in "ab"] == ["map_mask.nii.gz", "strict.nii.gz"]
+    assert [said[name]["map"] for name in "ab"] == ["map.nii.gz"] * 2
+    assert said["difference_ml"] < 0
+
+    alone = tmp_path / "alone.nii.gz"
+    segmenter.segment_files({"FLAIR": folder / "sub-01_flair.nii.gz"}, out=alone)
+    other = run("compare", own, alone)
+    assert "Made with different scans\n  FLAIR and T2w before, FLAIR after" in other.stdout
+    assert other.stderr == ""
+    write_nifti(strict, read_nifti(strict)[0].data * 0, make_grid((34, 38, 30), np.eye(4)))
+    changed = run("compare", own, strict)
+    assert (changed.exit_code, "is not the mask that" in changed.stderr) == (3, True)
+    own.rename(tmp_path / "moved.nii.gz")
+    missing = run("compare", strict, alone)
+    assert (missing.exit_code, "its map map.nii.gz is not beside it" in missing.stderr) == (3, True)
+
+
+def test_two_people_are_told_apart_where_their_labels_say_it() -> None:
+    def named(subject: str, scan: str) -> Result:
+        made = result({}, scan=scan)
+        return replace(made, record={**made.record, "subject": subject})
+
+    remark = others_remark(named("sub-01_ses-a", "one"), named("sub-02_ses-a", "two"))
+    assert "sub-01 and sub-02" in str(remark)
+    assert others_remark(named("sub-01_ses-a", "one"), named("sub-01_ses-b", "two")) is None
+    assert others_remark(named("2021", "one"), named("2023", "two")) is None
+    assert others_remark(named("sub-01", "one"), named("sub-02", "one")) is None
