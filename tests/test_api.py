@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -91,6 +92,27 @@ def test_errors_are_typed(bundle: Path, subject: Path, tmp_path: Path) -> None:
         segmenter.segment_files(subject, out=tmp_path / "map.nii.gz")
     assert caught.value.next_step
     assert (tmp_path / "map.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threshold": 3},
+        {"threshold": 1.0},
+        {"threshold": float("nan")},
+        {"threshold": "0.5"},
+        {"min_lesion_mm3": -4},
+        {"min_lesion_mm3": float("inf")},
+        {"min_confidence": 9},
+        {"min_confidence": True},
+        {"space": "foo"},
+    ],
+)
+def test_settings_that_cannot_be_are_told_when_they_are_made(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))) as caught:
+        RunSettings(**wrong)
+    assert caught.value.next_step
+    assert RunSettings(threshold=np.float32(0.5), min_lesion_mm3=0, min_confidence=1)
 
 
 def test_the_package_imports_nothing_heavy_by_itself() -> None:

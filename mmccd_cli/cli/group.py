@@ -10,7 +10,7 @@ import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import Console, JsonConsole
+from mmccd_cli.cli.console import Console, JsonConsole, counted
 from mmccd_cli.cli.options import weights_option
 from mmccd_cli.errors import SomeSubjectsFailed
 from mmccd_cli.files import refuse_to_overwrite
@@ -59,7 +59,7 @@ def group(
         "files": [str(path.relative_to(out)) for path in files],
         "left_out": [each._asdict() for each in left_out],
     }
-    console.answer(data, f"{number} subjects: {page}")
+    console.answer(data, f"{counted(number, 'subject')}: {page}")
     end_partial(left_out)
 
 

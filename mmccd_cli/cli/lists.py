@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from mmccd_cli.errors import UsageError, unreadable
+from mmccd_cli.errors import DataError, UsageError, unreadable
 
 MOST_BYTES = 64 << 20
 PATIENCE_S = 10.0
@@ -46,6 +46,10 @@ def _content(path: Path | None) -> bytes:
             return _content_of_pipe(path)
         with path.open("rb") as stream:
             return stream.read(MOST_BYTES + 1)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"There is no list {path}.", next_step="Check the name and the folder."
+        ) from error
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -60,8 +60,8 @@ def map_value(text: str) -> float | None:
     value = _number(text)
     if value is None or not 0 < value < 1:
         raise typer.BadParameter(
-            f"{text} is not a value of the anomaly map, which lies within [0, 1]. "
-            "Give a number between 0 and 1, or auto for the calibrated threshold."
+            f"{text} cannot be a threshold of the anomaly map. Give a number above 0 and below 1, "
+            "or auto for the calibrated threshold."
         )
     return value
 
@@ -319,7 +319,8 @@ class MaskChoice:
             metavar="auto|VALUE",
             parser=map_value,
             show_default="auto",
-            help="Value of the map above which a voxel belongs to the mask; auto as calibrated.",
+            help="Value of the map, above 0 and below 1, above which a voxel belongs to the mask; "
+            "auto as calibrated.",
         ),
     ] = None
     min_lesion_mm3: Annotated[
@@ -358,7 +359,10 @@ class RunOptions:
     ] = False
     dry_run: Annotated[
         bool,
-        switch("--dry-run", help="Say what would be done, and do nothing."),
+        switch(
+            "--dry-run",
+            help="Say what would be done, by names and headers of the files, and do nothing.",
+        ),
     ] = False
     workers: Annotated[
         int | None,

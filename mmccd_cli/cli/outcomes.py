@@ -158,6 +158,7 @@ class _View:
         console.info(f"{text}; {how_far}" if how_far else text)
         if outcome.status == "planned" and job:
             _explain(job, console.info)
+            console.remarks(record)
         if outcome.status == "skipped" and record["versions"]["mmccd"] != __version__:
             console.note(f"made by mmccd {record['versions']['mmccd']}")
         if outcome.status == "done":
@@ -201,7 +202,7 @@ def _explain(job: Job, say: Callable[[str], None]) -> None:
     for kind, path in job.inputs.items():
         reason = job.subject.reasons.get(kind)
         say(f"  {kind}: {path}" + (f", {reason}" if reason else ""))
-    for path, reason in job.subject.ignored:
+    for path, reason in job.subject.left_out:
         say(f"  left out: {path} ({reason})")
     for kind, path in job.targets.items():
         say(f"  writes {kind}: {path}")

@@ -309,7 +309,7 @@ def subject_row(member: Member, lesions: Sequence[Mapping[str, Any]]) -> dict[st
     """
     record = member.record
     left, right = (
-        sum(lesion["volume_ml"] for lesion in lesions if lesion["side"] == side)
+        round(sum(lesion["volume_ml"] for lesion in lesions if lesion["side"] == side), 6)
         for side in ("left", "right")
     )
     return {
@@ -335,6 +335,7 @@ def lesion_rows(member: Member, template: Template) -> list[dict[str, Any]]:
         row = dict.fromkeys(LESION_COLUMNS)
         row |= {name: lesion[name] for name in ("volume_ml", "peak", "mean")}
         row |= {"subject": member.name, "index": lesion["id"]}
+        row["volume_ml"] = round(lesion["volume_ml"], 6)
         if place is not None:
             row |= {"side": place.side, "midline_mm": place.midline_mm}
             row |= dict(zip(LESION_COLUMNS[-3:], place.template_ras_mm, strict=True))

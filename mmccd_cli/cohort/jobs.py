@@ -6,8 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.shards import Shard
@@ -18,6 +19,8 @@ from mmccd_cli.inputs.subjects import Subject, find_subject
 from mmccd_cli.outputs.images import CORE_OUTPUTS, output_paths
 from mmccd_cli.outputs.record import Outcome
 
+Space = Literal["native", "template"]
+LARGEST_MM3 = 1e12
 LONGEST_NAME = 255
 """Bytes of the longest name of a file on common file systems."""
 
@@ -87,13 +90,35 @@ class RunSettings:
         min_confidence: Least confidence of a lesion; None as calibrated.
         skull_strip: "auto", "never" or a method's name.
         space: Whether the map lies on the reference's grid or on the template's.
+
+    Raises:
+        UsageError: One of them is out of its range.
     """
 
     threshold: float | None = None
     min_lesion_mm3: float | None = None
     min_confidence: float | None = None
     skull_strip: str = "auto"
-    space: Literal["native", "template"] = "native"
+    space: Space = "native"
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "threshold": (lambda value: 0 < value < 1, "above 0 and below 1"),
+            "min_lesion_mm3": (lambda value: 0 <= value < LARGEST_MM3, "of mm3 from 0 on"),
+            "min_confidence": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+        }
+        for name, (fits, range_in_words) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and fits(value)):
+                raise UsageError(
+                    f"{name} cannot be {value!r}.",
+                    next_step=f"Give a number {range_in_words}, or None for the calibrated one.",
+                )
+        spaces = get_args(Space)
+        if self.space not in spaces:
+            raise UsageError(
+                f"There is no space {self.space!r}.", next_step=f"Give {' or '.join(spaces)}."
+            )
 
     @property
     def mask_options(self) -> MaskOptions:
@@ -119,6 +144,10 @@ class RunSettings:
             "space": self.space,
             **self.mask_options.describe(),
         }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 class FoundSubjects(NamedTuple):

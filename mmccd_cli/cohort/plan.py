@@ -181,7 +181,7 @@ class SubjectSelection:
         yield (
             bool(self.folders and self.files),
             "A subject was given both as a folder and as files.",
-            "Give one of them.",
+            "Leave the folder out, and name all files; or give the folder alone.",
         )
         yield (
             [self.out, self.out_dir, self.bids_out].count(None) != 2,

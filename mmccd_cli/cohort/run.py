@@ -93,7 +93,7 @@ def preview_cohort(
     policy: RunPolicy,
     observer: Observer = SILENT,
 ) -> Generator[Outcome, None, None]:
-    """Tell what `segment_cohort` would do, from the files' names alone; nothing is written.
+    """Tell what `segment_cohort` would do, from the files' names and headers; nothing is written.
 
     It takes and raises what `segment_cohort` does.
 

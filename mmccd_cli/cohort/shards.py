@@ -40,7 +40,8 @@ class Shard:
 
     def describe(self, folders: Sequence[Path]) -> str:
         """Return which share this is, and how many of the folders are in it."""
-        mine = f"{len(self.pick(folders))} of {len(folders)} subjects"
+        noun = "subject" if len(folders) == 1 else "subjects"
+        mine = f"{len(self.pick(folders))} of {len(folders)} {noun}"
         return f"{self.origin} {self.index} of {self.count}: {mine}"
 
     def __str__(self) -> str:

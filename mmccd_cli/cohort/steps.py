@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.resume import PreviousResult, find_previous
+from mmccd_cli.errors import notes_and_warnings
 from mmccd_cli.inputs.nifti import NiftiGrid, make_grid
-from mmccd_cli.inputs.scans import Scans, name_inputs, read_image, read_scans
+from mmccd_cli.inputs.scans import Scans, check_headers, name_inputs, read_image, read_scans
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import encode_images, write_outputs
@@ -65,12 +66,13 @@ class JobSteps:
         return find_previous(job, self.pipeline.bundle.sha256, self.requested)
 
     def describe_plan(self, job: Job, *, resume: bool) -> Outcome:
-        """Tell what would be done with a subject, from the names of its files alone."""
+        """Tell what would be done with a subject, from its files' names and headers alone."""
         name, bundle = job.subject.id, self.pipeline.bundle
         previous = self.find_previous(job) if resume else None
         if previous is not None and previous.is_current:
             return Outcome(name, "skipped", {**previous.record, "status": "skipped"})
         score = bundle.choose_score(self.pipeline.sampling.method, tuple(job.subject.paths))
+        notes, warnings = notes_and_warnings(check_headers(job.subject, job.brain_mask))
         record = {
             "record_version": RECORD_VERSION,
             "subject": name,
@@ -83,6 +85,8 @@ class JobSteps:
             "only_the_mask": previous is not None,
             "bundle": describe_bundle(bundle),
             "settings": {"requested": self.requested},
+            "warnings": warnings,
+            "notes": notes,
         }
         return Outcome(name, "planned", record, from_map=previous is not None)
 

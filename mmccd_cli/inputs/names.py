@@ -55,12 +55,14 @@ class NameReading:
         path: The file.
         modality: The modality that it is taken for; None where it is left out.
         is_lesion_mask: Whether it is a mask of a lesion.
+        has_agent: Whether its name says contrast agent.
         reason: Why it is left out, unless it has a modality.
     """
 
     path: Path
     modality: str | None = None
     is_lesion_mask: bool = False
+    has_agent: bool = False
     reason: str = ""
 
 
@@ -160,7 +162,8 @@ def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
     if other := sorted(words & OTHER_IMAGE_WORDS):
         return NameReading(path=path, reason=f"another kind of image ({', '.join(other)})")
     if agent := agent_in(tokens):
-        return NameReading(path=path, reason=f"contrast-enhanced ({agent}), which is not T1w")
+        reason = f"contrast-enhanced ({agent}), which is not T1w"
+        return NameReading(path=path, has_agent=True, reason=reason)
     if modality := modality_of(tokens):
         return NameReading(path=path, modality=modality)
     return NameReading(path=path, reason="its name states no modality")

@@ -124,14 +124,23 @@ def read_nifti(
     path = Path(path)
     notes = notes if notes is not None else []
     with _open(path, digests) as stream:
-        header = _parse_header(path, stream.read(max(_HEADER_OF_SIZE)))
-        _keep_three_dimensions(path, header)
-        grid = NiftiGrid.of_header(header, _affine_in_mm(path, header, notes))
+        header, grid = _read_header(path, stream, notes)
         stored = _stored_values(path, stream, header)
         if stream.read(_TAIL_BYTES):  # at its end, a compressed file is checked
             notes.append(f"{path.name}: bytes after the last voxel are ignored.")
     data = finite_values(path, stored, allow_constant=allow_constant, notes=notes)
     return Volume(data, grid.affine), grid
+
+
+def read_grid(path: Path, *, notes: list[str] | None = None) -> NiftiGrid:
+    """Read where the voxels of an image lie, and none of them; see `read_nifti`.
+
+    Raises:
+        DataError: Missing, not NIfTI, too large or several volumes.
+        GeometryError: No usable affine or spacing.
+    """
+    with _open(path, None) as stream:
+        return _read_header(path, stream, notes if notes is not None else [])[1]
 
 
 def finite_values(
@@ -305,6 +314,15 @@ def _open(path: Path, digests: list[str] | None) -> Iterator[BinaryIO]:
         ) from error
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _read_header(
+    path: Path, stream: BinaryIO, notes: list[str]
+) -> tuple[nib.Nifti1Header, NiftiGrid]:
+    """Read the header of an image of three dimensions, and what it says of its grid."""
+    header = _parse_header(path, stream.read(max(_HEADER_OF_SIZE)))
+    _keep_three_dimensions(path, header)
+    return header, NiftiGrid.of_header(header, _affine_in_mm(path, header, notes))
 
 
 def _parse_header(path: Path, raw: bytes) -> nib.Nifti1Header:

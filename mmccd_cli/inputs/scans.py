@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from mmccd_cli.errors import DataError, GeometryError
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.dicom.files import sha256_of_files
-from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
-from mmccd_cli.inputs.subjects import Subject
+from mmccd_cli.inputs.nifti import NiftiGrid, read_grid, read_nifti
+from mmccd_cli.inputs.subjects import Subject, name_doubts
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.template import spacing_of, voxel_volume_mm3
 
 BRAIN_MASK = "brain_mask"
 
@@ -47,7 +49,7 @@ def read_scans(subject: Subject, brain_mask: Path | None = None) -> Scans:
         DataError: One of them cannot be used.
     """
     started = time.perf_counter()
-    notes: list[str] = []
+    notes: list[str] = [*name_doubts(subject)]
     digests: list[str] = []
     read = {name: read_image(subject, name, notes=notes, digests=digests) for name in subject.paths}
     mask = read_nifti(brain_mask, allow_constant=True, digests=digests) if brain_mask else None
@@ -92,6 +94,27 @@ def read_image(
     return volume, grid
 
 
+def check_headers(subject: Subject, brain_mask: Path | None = None) -> list[str]:
+    """Refuse files that cannot be used as far as their headers tell; no voxel is read.
+
+    The headers of DICOM series were read when they were found.
+
+    Returns:
+        Sentences on what the headers and names say, as `Scans.notes` has them.
+
+    Raises:
+        DataError: One of them cannot be used.
+    """
+    notes: list[str] = [*name_doubts(subject)]
+    for modality, path in subject.paths.items():
+        if modality not in subject.series:
+            grid = read_grid(path, notes=notes)
+            _check_field(str(path), grid.shape, grid.affine)
+    if brain_mask is not None:
+        read_grid(brain_mask)
+    return notes
+
+
 def check_head(source: str, volume: Volume) -> None:
     """Refuse an image that cannot be a head; what is in doubt passes.
 
@@ -99,22 +122,26 @@ def check_head(source: str, volume: Volume) -> None:
         GeometryError: Its field of view is far too small or too large, or its voxels are.
         DataError: It is noise.
     """
-    litres = volume.voxel_volume_mm3 * volume.data.size / 1e6
-    largest = max(volume.spacing_mm)
+    _check_field(source, volume.shape, volume.affine)
+    if _is_noise(volume.data):
+        raise DataError(
+            f"{source} cannot be a head: neighbouring voxels have nothing in common.",
+            cause="It is noise, was scrambled, or its header states a wrong type or shape.",
+            next_step="Look at it in a viewer and give the scan itself.",
+        )
+
+
+def _check_field(source: str, shape: Sequence[int], affine: NDArray[np.float64]) -> None:
+    """Refuse a grid that no scan of a head has; see `check_head`."""
+    extent_mm = np.multiply(shape, spacing_of(affine))
+    litres, largest = voxel_volume_mm3(affine) * math.prod(shape) / 1e6, max(spacing_of(affine))
     if not _MIN_FIELD_LITRES <= litres <= _MAX_FIELD_LITRES or largest > _MAX_SPACING_MM:
-        extent_mm = np.multiply(volume.shape, volume.spacing_mm)
         size = " x ".join(f"{side:.3g}" for side in extent_mm)
         raise GeometryError(
             f"{source} cannot be a head: it shows {size} mm ({litres:.3g} litres) in voxels of up "
             f"to {largest:.3g} mm.",
             cause="The voxel spacing in its header is wrong, for example in another unit.",
             next_step="Convert the scan again from DICOM, or mend its affine with nifti_tool.",
-        )
-    if _is_noise(volume.data):
-        raise DataError(
-            f"{source} cannot be a head: neighbouring voxels have nothing in common.",
-            cause="It is noise, was scrambled, or its header states a wrong type or shape.",
-            next_step="Look at it in a viewer and give the scan itself.",
         )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mmccd_cli.config import MODALITIES
-from mmccd_cli.errors import DataError, UsageError
+from mmccd_cli.errors import Caution, DataError, UsageError
 from mmccd_cli.files import check_regular_file
 from mmccd_cli.inputs.bids import (
     EVERYTHING,
@@ -36,6 +37,7 @@ from mmccd_cli.inputs.names import (
 if TYPE_CHECKING:
     from mmccd_cli.inputs.dicom.stacks import Stack
 
+_REFERENCE = "taken for the reference segmentation, which is read to evaluate, not to segment"
 _OPTION_OF_MODALITY = {"T1w": "--t1", "T2w": "--t2", "FLAIR": "--flair"}
 
 
@@ -62,6 +64,12 @@ class Subject:
     layout: str = "plain"
     series: Mapping[str, Stack] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> list[tuple[Path, str]]:
+        """Every file beside the images that is not read for a map, each with the reason."""
+        reference = [] if self.segmentation is None else [(self.segmentation, _REFERENCE)]
+        return [*self.ignored, *reference]
 
     @property
     def files(self) -> list[Path]:
@@ -134,12 +142,48 @@ def subject_from_files(files: Mapping[str, Path], *, id: str | None = None) -> S
         seen[path.resolve()] = modality
     series = {}
     for modality, path in paths.items():
+        _refuse_nifti_folder(path, _OPTION_OF_MODALITY[modality])
         if path.is_dir() or is_archive(path) or has_dicom_files(path):
             from mmccd_cli.inputs.dicom.studies import read_single_series
 
             series[modality] = read_single_series(path)
     name = _safe_name(id) if id else _id_of_file(next(iter(paths.values())))
     return Subject(id=name, paths=paths, layout="files", series=series)
+
+
+def _refuse_nifti_folder(path: Path, option: str) -> None:
+    """Refuse a folder of NIfTI files where one image is meant.
+
+    Raises:
+        DataError: It is one.
+    """
+    if path.is_dir() and (files := nifti_files(path)):
+        raise DataError(
+            f"{path}, given as {option}, is a folder of NIfTI files; {option} takes one image.",
+            next_step=f"Name the file: {option} {shlex.quote(str(files[0]))}; or give the folder "
+            "alone, as SUBJECT.",
+        )
+
+
+def name_doubts(subject: Subject) -> list[Caution]:
+    """Say which images the user named although their names say contrast agent.
+
+    In a folder they are left out; here it is the user who states what they are.
+    """
+    if subject.layout != "files":
+        return []
+    named = {name: path for name, path in subject.paths.items() if name not in subject.series}
+    files = list(named.values())
+    doubts = []
+    for number, (modality, path) in enumerate(named.items()):
+        if read_names(files, path.resolve().parent.name)[number].has_agent:
+            doubts.append(
+                Caution(
+                    f"{path.name} was given as {modality}, but its name says contrast agent: what "
+                    "takes that up may look like a lesion. Give the image without it, if any."
+                )
+            )
+    return doubts
 
 
 def _dicom_subject(source: Path, name: str) -> Subject:
@@ -252,19 +296,22 @@ def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
         readings = read_bids_names(files, wanted)
     else:
         readings = read_names(files, folder.resolve().name)
-    hint = FILTER_HINT if is_bids else "."
-    found: dict[str, Path] = {}
-    for modality in MODALITIES:
-        paths = [reading.path for reading in readings if reading.modality == modality]
+    hint = FILTER_HINT if is_bids else ""
+    candidates = {
+        modality: [reading.path for reading in readings if reading.modality == modality]
+        for modality in MODALITIES
+    }
+    for modality, paths in candidates.items():
         if len(paths) > 1:
             raise DataError(
                 f"{folder} has {len(paths)} images for {modality}: {_listed(paths)}.",
                 cause="Their names do not tell which one is meant.",
-                next_step=f"Name the file: {_OPTION_OF_MODALITY[modality]} '{paths[0]}'{hint}",
+                next_step="Name all files instead of the folder, this one or another: "
+                f"{_as_options(candidates)}{hint}",
             )
-        if paths:
-            found[modality] = paths[0]
-            _check_content(paths[0])
+    found = {modality: paths[0] for modality, paths in candidates.items() if paths}
+    for path in found.values():
+        _check_content(path)
     if not found:
         reasons = "; ".join(f"{reading.path.name}: {reading.reason}" for reading in readings[:4])
         raise DataError(
@@ -288,11 +335,21 @@ def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
     )
 
 
+def _as_options(candidates: Mapping[str, Sequence[Path]]) -> str:
+    """Write the first image of each modality as the options that name it."""
+    return " ".join(
+        f"{_OPTION_OF_MODALITY[modality]} {shlex.quote(str(paths[0]))}"
+        for modality, paths in candidates.items()
+        if paths
+    )
+
+
 def _check_folder(folder: Path) -> None:
     if folder.is_file():
         raise DataError(
             f"{folder} is a file; a subject is a folder.",
-            next_step="Give its folder, or name the modality: --flair, --t2 or --t1 FILE.",
+            next_step="Give its folder (DATA/*/ names all folders of DATA), or name the modality: "
+            "--flair, --t2 or --t1 FILE.",
         )
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}.", next_step="Check the name.")
@@ -353,25 +410,51 @@ def _check_content(path: Path) -> None:
 
 
 def _no_images(folder: Path) -> DataError:
-    others = sorted(path for path in folder.iterdir() if path.is_file())
-    if others:
+    """The error for a folder without images of its own: it may hold those of whole subjects."""
+    inside = _subfolders(folder)
+    if any(_is_bids_subject(path) for path in inside):
         return DataError(
-            f"{folder} holds no image.",
-            cause=f"It holds {len(others)} other files, such as {others[0].name}, and none of them "
-            "is DICOM.",
-            next_step="Give a folder of .nii.gz files or of DICOM series.",
+            f"{folder} is a BIDS data set; a subject is one folder of it.",
+            next_step=f"Take all of it: mmccd bids {shlex.quote(str(folder))} OUT participant",
         )
-    with_images = [path for path in _subfolders(folder) if nifti_files(path)]
-    if with_images:
+    groups = [folder] if any(map(_holds_images, inside)) else inside
+    groups = [group for group in groups if any(map(_holds_images, _subfolders(group)))]
+    found = [path for group in groups for path in _subfolders(group) if _holds_images(path)]
+    if found:
+        all_of_them = " ".join(f"{shlex.quote(str(group))}/*/" for group in groups)
+        own = f"Give the subject's own folder: {shlex.quote(str(found[0]))}"
+        several = f"; or all of them: mmccd segment {all_of_them} --out-dir OUT"
         return DataError(
             f"{folder} holds no image itself.",
-            cause=f"Subfolders of it do ({len(with_images)}), such as {with_images[0].name}.",
-            next_step=f"Give the subject's own folder: {with_images[0]}",
+            cause=f"Folders in it do ({len(found)}), such as {found[0].relative_to(folder)}.",
+            next_step=own + (several if len(found) > 1 else ""),
+        )
+    if others := sorted(path for path in folder.iterdir() if path.is_file()):
+        number = "one other file" if len(others) == 1 else f"{len(others)} other files, such as"
+        return DataError(
+            f"{folder} holds no image.",
+            cause=f"It holds {number} {others[0].name}; none is NIfTI by its name, or DICOM.",
+            next_step="Give a folder of .nii.gz files or of DICOM series.",
+        )
+    if inside:
+        return DataError(
+            f"{folder} holds no image, and neither do the folders in it.",
+            next_step="Give the folder that holds the subject's .nii.gz files or DICOM series.",
         )
     return DataError(
         f"{folder} is empty: no image in it.",
         next_step="Give the folder that holds the subject's .nii.gz files or DICOM series.",
     )
+
+
+def _holds_images(folder: Path) -> bool:
+    return bool(nifti_files(folder)) or _is_bids_subject(folder)
+
+
+def _is_bids_subject(folder: Path) -> bool:
+    if not folder.name.startswith("sub-"):
+        return False
+    return (folder / "anat").is_dir() or any(map(_is_session_with_images, _subfolders(folder)))
 
 
 def _id_of_file(path: Path) -> str:

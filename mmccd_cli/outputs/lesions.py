@@ -59,7 +59,8 @@ def describe_mask(
 
     def placed(lesion: Lesion) -> dict[str, Any]:
         place = place_of(lesion.centroid_ras_mm, settings)
-        return asdict(lesion) | (asdict(place) if place else dict.fromkeys(PLACE_FIELDS))
+        volume = {"volume_ml": round(lesion.volume_ml, 6)}
+        return asdict(lesion) | volume | (asdict(place) if place else dict.fromkeys(PLACE_FIELDS))
 
     return {
         "lesion_volume_ml": round(sum(lesion.volume_ml for lesion in found.lesions), 6),

@@ -162,7 +162,7 @@ def describe_bundle(bundle: Bundle) -> dict[str, str | None]:
 
 def describe_ignored(subject: Subject) -> list[dict[str, str]]:
     """Return the files that were left out, each with its reason."""
-    return [{"file": path.name, "reason": reason} for path, reason in subject.ignored]
+    return [{"file": path.name, "reason": reason} for path, reason in subject.left_out]
 
 
 def versions() -> dict[str, str]:

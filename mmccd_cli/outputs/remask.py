@@ -212,7 +212,13 @@ def _with_kept(changed: dict[str, Any], record: Mapping[str, Any]) -> dict[str, 
 
 def _shown(record: Mapping[str, Any]) -> str:
     """Return a hash over the mask and the lesion table of a record."""
-    shown = [record["output_sha256"]["mask"], *(record.get(name) for name in _TABLE)]
+
+    def rounded(part: Any) -> Any:  # as earlier versions did not
+        if isinstance(part, list):
+            return [{**row, "volume_ml": round(row["volume_ml"], 6)} for row in part]
+        return part
+
+    shown = [record["output_sha256"]["mask"], *(rounded(record.get(name)) for name in _TABLE)]
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 

@@ -229,7 +229,7 @@ class FailedRecord(_Record):
 
 
 class PlannedRecord(_Record):
-    """The record of a subject with --dry-run, from the names of its files alone."""
+    """The record of a subject with --dry-run, from the names and headers of its files alone."""
 
     status: Literal["planned"]
     layout: str = Field(description="What the subject's folder was taken for.")
@@ -239,6 +239,10 @@ class PlannedRecord(_Record):
     outputs: dict[str, PlainName] = Field(description="Kind of output to its file's name.")
     only_the_mask: bool = Field(description="Whether the map that is there would be kept.")
     bundle: BundleRecord
+    warnings: list[str] = Field(
+        default=[], description="Sentences to read first, of what names and headers say."
+    )
+    notes: list[str] = Field(default=[], description="Sentences of what headers say.")
 
 
 AnyRecord = Annotated[

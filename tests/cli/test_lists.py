@@ -41,9 +41,11 @@ def test_a_device_without_an_end_is_refused() -> None:
 
 
 def test_a_list_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in (tmp_path, tmp_path / "gone"):
-        with pytest.raises(DataError, match="cannot be read"):
-            lists.read_list(path, null=False)
+    with pytest.raises(DataError, match="cannot be read"):
+        lists.read_list(tmp_path, null=False)
+    with pytest.raises(DataError, match="There is no list") as caught:
+        lists.read_list(tmp_path / "gone", null=False)
+    assert "name" in str(caught.value.next_step)
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(UsageError, match="closed"):
         lists.read_list(None, null=False)

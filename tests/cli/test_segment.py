@@ -291,6 +291,38 @@ def test_dry_run_says_what_each_file_is_and_writes_nothing(
     assert plan["inputs"]["T1w"]["file"].endswith("t1.nii.gz")
 
 
+def test_dry_run_finds_what_headers_tell(run: Run, subject: Path, tmp_path: Path) -> None:
+    (flair,) = subject.glob("*_flair.nii.gz")
+    whole = nib.load(flair)
+    values, words = np.asanyarray(whole.dataobj), (subject, "--out", tmp_path / "m.nii.gz")
+    spoilt = {
+        "holds 2 volumes": np.stack([values, values], axis=-1),
+        "is a single slice": values[:, :, 20],
+    }
+    for said, data in spoilt.items():
+        nib.save(nib.Nifti1Image(data, whole.affine), flair)
+        result = run(*words, "--dry-run")
+        assert (result.exit_code, said in result.stderr) == (3, True), result.stderr
+    flair.write_text("no image")
+    assert "The content is text" in run(*words, "--dry-run").stderr
+    metres = np.diag([1e-3, 1e-3, 1e-3, 1]) @ whole.affine
+    nib.save(nib.Nifti1Image(values, metres), flair)
+    assert "cannot be a head" in run(*words, "--dry-run").stderr
+
+
+def test_dry_run_doubts_a_file_that_is_named_after_contrast_agent(
+    run: Run, subject: Path, tmp_path: Path
+) -> None:
+    (flair,), (t1,) = subject.glob("*_flair.nii.gz"), subject.glob("*_t1.nii.gz")
+    t1 = t1.rename(tmp_path / "t1c.nii.gz")
+    words = ("--flair", flair, "--t1", t1, "--out", tmp_path / "m.nii.gz", "--dry-run")
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "warning: t1c.nii.gz was given as T1w" in result.stderr
+    (warning,) = json.loads(result.stdout)["warnings"]
+    assert "contrast agent" in warning
+
+
 # Many subjects.
 
 

@@ -134,9 +134,8 @@ def test_several_acquisitions_are_an_error_of_that_session_alone(tmp_path: Path)
     assert name == "sub-01"
     assert "2 images for FLAIR" in error.message
     assert "--bids-filter-file" in str(error.next_step)
-    assert f"--flair '{tmp_path / 'sub-01' / 'anat' / 'sub-01_acq-2d_FLAIR.nii.gz'}'" in str(
-        error.next_step
-    )
+    own = tmp_path / "sub-01" / "anat" / "sub-01_acq-2d_FLAIR.nii.gz"
+    assert f"--flair {own};" in str(error.next_step)
     with pytest.raises(DataError) as caught:
         find_subject(tmp_path / "sub-01")
     assert vars(caught.value) == vars(error)

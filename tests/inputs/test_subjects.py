@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import pytest
 
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.inputs.subjects import find_subject, find_subjects, subject_from_files
+from mmccd_cli.inputs.subjects import (
+    find_subject,
+    find_subjects,
+    name_doubts,
+    subject_from_files,
+)
 
 
 def folder_with(parent: Path, *names: str) -> Path:
@@ -172,8 +178,67 @@ def test_folders_that_are_no_subject(tmp_path):
     with pytest.raises(DataError, match="holds no image") as caught:
         find_subject(folder_with(tmp_path / "dicom", "IM0001.dcm"))
     assert "DICOM" in caught.value.next_step
-    with pytest.raises(DataError, match="no image itself"):
-        find_subject(tmp_path)
+    (tmp_path / "outside" / "inside").mkdir(parents=True)
+    with pytest.raises(DataError, match="and neither do the folders in it"):
+        find_subject(tmp_path / "outside")
+
+
+def test_a_folder_of_subjects_says_how_to_give_them(tmp_path):
+    for case in ("case 1", "case 2"):
+        folder_with(tmp_path / "data" / case, "flair.nii.gz")
+    folder_with(tmp_path / "data", "participants.tsv")
+    with pytest.raises(DataError, match="no image itself") as caught:
+        find_subject(tmp_path / "data")
+    assert f"mmccd segment {tmp_path}/data/*/ --out-dir OUT" in caught.value.next_step
+    with pytest.raises(DataError, match="no image itself") as caught:
+        find_subject(tmp_path)  # two levels down
+    assert f"mmccd segment {tmp_path}/data/*/ --out-dir" in caught.value.next_step
+    for label in ("sub-01", "sub-02"):
+        folder_with(tmp_path / "study" / label / "ses-a" / "anat", f"{label}_ses-a_T1w.nii.gz")
+    folder_with(tmp_path / "study", "participants.tsv")
+    with pytest.raises(DataError, match="is a BIDS data set") as caught:
+        find_subject(tmp_path / "study")
+    assert f"mmccd bids {tmp_path}/study OUT participant" in caught.value.next_step
+
+
+def test_the_advice_for_two_files_of_a_modality_can_be_followed(tmp_path):
+    case = folder_with(tmp_path / "a case", "a_flair.nii", "b_flair.nii", "t2.nii", "t1.nii")
+    with pytest.raises(DataError, match="2 images for FLAIR") as caught:
+        find_subject(case)
+    *_, line = caught.value.next_step.partition(": ")
+    words = shlex.split(line)
+    names = {"--flair": "FLAIR", "--t2": "T2w", "--t1": "T1w"}
+    files = {names[name]: Path(file) for name, file in zip(words[::2], words[1::2], strict=True)}
+    assert subject_from_files(files).paths == {
+        "FLAIR": case / "a_flair.nii",
+        "T2w": case / "t2.nii",
+        "T1w": case / "t1.nii",
+    }
+
+
+def test_a_folder_of_files_is_no_image(tmp_path):
+    case = folder_with(tmp_path / "case", "flair.nii.gz")
+    with pytest.raises(DataError, match="given as --flair, is a folder of NIfTI files") as caught:
+        subject_from_files({"FLAIR": case})
+    assert f"--flair {case}/flair.nii.gz" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("name", "doubted"),
+    [("t1c.nii.gz", True), ("x_T1_Gd.nii.gz", True), ("t1.nii.gz", False), ("gd_t1.nii.gz", False)],
+)
+def test_contrast_agent_in_the_name_of_a_file_that_was_given_is_doubted(tmp_path, name, doubted):
+    case = folder_with(tmp_path / "gd", name, "t2.nii.gz")  # the folder's own name says nothing
+    subject = subject_from_files({"T1w": case / name, "T2w": case / "t2.nii.gz"})
+    assert [str(said).split(" ")[0] for said in name_doubts(subject)] == [name] * doubted
+    assert name_doubts(find_subject(case)) == []
+
+
+def test_the_reference_segmentation_is_named_among_what_is_not_read(tmp_path):
+    subject = find_subject(folder_with(tmp_path / "case", "flair.nii", "lesion.nii", "dwi.nii"))
+    reasons = {path.name: reason for path, reason in subject.left_out}
+    assert reasons.keys() == {"dwi.nii", "lesion.nii"}
+    assert "reference segmentation" in reasons["lesion.nii"]
 
 
 def test_separate_files(tmp_path):

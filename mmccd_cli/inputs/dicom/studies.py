@@ -213,7 +213,7 @@ def _no_dicom(source: Path, ignored: Sequence[tuple[str, str]]) -> DataError:
     return DataError(
         f"{source} holds no DICOM image of MR.",
         cause=f"What was found: {told}." if told else None,
-        next_step="Give a folder or zip of DICOM series, or a folder of .nii.gz files.",
+        next_step="Give a folder or zip of DICOM series of MR, or NIfTI files (.nii.gz).",
     )
 
 
