@@ -29,6 +29,9 @@ fi
 status=0
 "${mmccd[@]}" bids "$what" "$out" participant "${common[@]}" || status=$?
 if ((status == 0 || status == 6)); then
-    "${mmccd[@]}" bids "$what" "$out" group
+    # It ends with 6 where a session failed in any task; this task ends as its own share did.
+    group=0
+    "${mmccd[@]}" bids "$what" "$out" group || group=$?
+    ((group == 0 || group == 6)) || exit "$group"
 fi
 exit "$status"
