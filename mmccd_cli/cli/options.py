@@ -60,7 +60,7 @@ def map_value(text: str) -> float | None:
     value = _number(text)
     if value is None or not 0 < value < 1:
         raise typer.BadParameter(
-            f"{text} cannot be a threshold of the anomaly map. Give a number above 0 and below 1, "
+            f"{text} is not a threshold of the anomaly map. Give a number above 0 and below 1, "
             "or auto for the calibrated threshold."
         )
     return value
