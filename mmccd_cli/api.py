@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.plan import Cohort, RunPolicy, SubjectSelection
 from mmccd_cli.cohort.run import segment_cohort
 from mmccd_cli.cohort.steps import JobSteps
-from mmccd_cli.config import METHODS, PRESETS, choose_sampling
+from mmccd_cli.config import METHODS, MODALITIES, PRESETS, choose_sampling
 from mmccd_cli.errors import UsageError
+from mmccd_cli.inputs.nifti import finite_values
 from mmccd_cli.inputs.scans import check_head
 from mmccd_cli.inputs.subjects import Subject, find_subject, subject_from_files
 from mmccd_cli.inputs.volume import Volume
@@ -107,12 +109,24 @@ class Segmenter(Pipeline):
         """Segment volumes in memory; see `Pipeline.segment`.
 
         Args:
-            volumes: Modality -> volume; refused is what cannot be a head, as of files.
+            volumes: Modality -> volume, as of files: voxels that are not finite become 0, which a
+                note says, and what cannot be a head is refused.
             **options: Those of `Pipeline.segment`.
         """
-        for modality, volume in volumes.items():
+        if unknown := sorted(set(volumes) - set(MODALITIES)):
+            raise UsageError(
+                f"There is no modality {', '.join(unknown)}.",
+                next_step=f"Name the volumes {', '.join(MODALITIES)}.",
+            )
+        notes: list[str] = []
+        mended = {
+            modality: Volume(finite_values(modality, volume.data, notes=notes), volume.affine)
+            for modality, volume in volumes.items()
+        }
+        for modality, volume in mended.items():
             check_head(modality, volume)
-        return super().segment(volumes, **options)
+        result = super().segment(mended, **options)
+        return replace(result, notes=[*notes, *result.notes])
 
     def segment_files(
         self,

@@ -77,6 +77,18 @@ def test_volumes_in_memory_must_be_heads_too(segmenter: Segmenter, tiny_phantom:
         segmenter.segment({"FLAIR": flair, "T2w": Volume(flair.data, metres)})
 
 
+def test_volumes_in_memory_are_mended_as_files_are(
+    segmenter: Segmenter, tiny_phantom: Phantom
+) -> None:
+    flair = tiny_phantom.volumes["FLAIR"]
+    data = flair.data.copy()
+    data[0, 0, 0] = np.nan
+    result = segmenter.segment({"FLAIR": Volume(data, flair.affine)})
+    assert any("FLAIR: 1 voxels were NaN" in note for note in result.notes)
+    with pytest.raises(UsageError, match="no modality T1"):
+        segmenter.segment({"FLAIR": flair, "T1": flair})
+
+
 def test_errors_are_typed(bundle: Path, subject: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError):
         Segmenter.from_pretrained(tmp_path)

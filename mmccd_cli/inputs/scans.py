@@ -52,7 +52,9 @@ def read_scans(subject: Subject, brain_mask: Path | None = None) -> Scans:
     notes: list[str] = [*name_doubts(subject)]
     digests: list[str] = []
     read = {name: read_image(subject, name, notes=notes, digests=digests) for name in subject.paths}
-    mask = read_nifti(brain_mask, allow_constant=True, digests=digests) if brain_mask else None
+    mask = None
+    if brain_mask:
+        mask = read_nifti(brain_mask, allow_constant=True, notes=notes, digests=digests)
     hashes = dict(zip([*subject.paths, BRAIN_MASK], digests, strict=False))
     return Scans(
         volumes={name: volume for name, (volume, _) in read.items()},

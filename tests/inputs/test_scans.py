@@ -11,7 +11,7 @@ import pytest
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
-from mmccd_cli.inputs.scans import check_head, describe_inputs, read_image
+from mmccd_cli.inputs.scans import check_head, describe_inputs, read_image, read_scans
 from mmccd_cli.inputs.subjects import find_subject, subject_from_files
 from mmccd_cli.inputs.volume import Volume
 
@@ -34,6 +34,17 @@ def test_what_may_never_end_is_refused_before_it_is_read(tmp_path):
     subject = subject_from_files({"T1w": tmp_path / "t1.nii.gz"})
     with pytest.raises(DataError, match="only regular files"):
         describe_inputs(subject, tmp_path / "flair.nii.gz")
+
+
+def test_what_was_mended_in_a_brain_mask_is_told(tmp_path):
+    volume = head()
+    mask = (volume.data > 0).astype(np.float32)
+    mask[0, 0, 0] = np.nan
+    for name, data in (("flair", volume.data), ("mask", mask)):
+        write_nifti(tmp_path / f"{name}.nii", data, make_grid(volume.shape, volume.affine))
+    subject = subject_from_files({"FLAIR": tmp_path / "flair.nii"})
+    notes = read_scans(subject, tmp_path / "mask.nii").notes
+    assert any("mask.nii: 1 voxels were NaN" in note for note in notes)
 
 
 def head(factor: float = 1.0, **settings) -> Volume:

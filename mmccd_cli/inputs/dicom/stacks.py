@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.errors import GeometryError
+from mmccd_cli.inputs.dicom.files import DicomFile
 from mmccd_cli.inputs.dicom.headers import Acquisition, DicomFrame
 from mmccd_cli.inputs.volume import problem_of_affine
 from mmccd_cli.template import spacing_of
@@ -72,9 +73,10 @@ def group_frames(frames: Iterable[DicomFrame]) -> list[list[DicomFrame]]:
     Returns:
         Groups in the order of their series' numbers; copies of one instance are dropped.
     """
-    kept: dict[tuple[str, int | None], DicomFrame] = {}
+    kept: dict[tuple[str | DicomFile, int | None], DicomFrame] = {}
     for frame in frames:
-        kept.setdefault((frame.instance, frame.index), frame)
+        # Without an instance's UID, which some anonymisers take away, a file is its own.
+        kept.setdefault((frame.instance or frame.file, frame.index), frame)
     groups: list[list[DicomFrame]] = []
     groups_of_key: dict[tuple, list[list[DicomFrame]]] = defaultdict(list)
     for frame in kept.values():

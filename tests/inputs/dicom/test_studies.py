@@ -313,6 +313,12 @@ def test_copies_do_not_count_and_repetitions_are_two_series(tmp_path, flair, vol
     assert found.ignored == (("series 1 (ax flair)", "another FLAIR: acquired later"),)
 
 
+def test_slices_that_lost_their_identifiers_are_all_there(flair, volumes):
+    for path in slices_of(flair):
+        change(path, SOPInstanceUID="")
+    assert same_place(volume_in(flair), volumes["FLAIR"])
+
+
 def mix_two_series(paths: list[Path]) -> None:
     for path in paths[:4]:
         change(path, SOPInstanceUID=generate_uid())
