@@ -9,8 +9,15 @@ import pytest
 from scipy import ndimage
 
 from mmccd_cli.anomaly.components import erode
-from mmccd_cli.config import MODALITIES
-from mmccd_cli.training.calibration_data import FROM_LESIONS_MM, FROM_RIM_MM, _painted
+from mmccd_cli.config import MODALITIES, ScoreConfig
+from mmccd_cli.training.calibration_data import (
+    FROM_LESIONS_MM,
+    FROM_RIM_MM,
+    MODALITY_SETS,
+    CalibrationSubject,
+    _painted,
+    _with_cycles,
+)
 from mmccd_cli.training.painting import Painter
 from mmccd_cli.training.slices import SubjectVolumes
 from mmccd_cli.weights.bundle import Bundle, load_bundle
@@ -95,3 +102,26 @@ def test_a_look_is_the_same_each_time(small: Bundle) -> None:
         once, again = (painted(small, other_scanner=other_scanner) for _ in range(2))
         for modality in MODALITIES:
             np.testing.assert_array_equal(once.images[modality], again.images[modality])
+
+
+def test_cycles_are_mirrored_where_flair_is_missing_and_they_are_cheap() -> None:
+    shipped = load_bundle(Path(__file__).parents[2] / "weights" / "glioma-compact")
+    asked: list[ScoreConfig] = []
+
+    def compute(config: ScoreConfig) -> dict[str, np.ndarray]:
+        asked.append(config)
+        return {name: np.full(SHAPE, len(config.mirrored), np.float32) for name in config.weights}
+
+    brain = np.ones(SHAPE, bool)
+    known = {modalities: {"restoration:T2w": np.ones(SHAPE)} for modalities in MODALITY_SETS}
+    bare = CalibrationSubject(id="a", brain=brain, lesion=brain, signals={}, of_sets=known)
+    plain = _with_cycles(bare, compute, shipped, method="cyclic-unet")
+    masked = _with_cycles(plain, compute, shipped, method="mmccd")
+    for modalities in MODALITY_SETS:
+        cycles = {name for name in plain.of_sets[modalities] if name.startswith("cycle")}
+        wanted = set() if "FLAIR" in modalities else {f"cycle:{m}" for m in modalities}
+        assert cycles == wanted
+        assert all((plain.of_sets[modalities][name] == 1).all() for name in cycles)
+        assert masked.of_sets[modalities].keys() == known[modalities].keys()
+    assert asked[-1].mirrored == ()
+    assert set(plain.signals) == {f"cycle:{source}" for source in shipped.sources}

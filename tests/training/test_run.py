@@ -115,7 +115,9 @@ def test_what_is_known_of_subjects_is_not_computed_again(trained: Trained) -> No
     ):
         assert after.id == expected.id
         assert after.signals.keys() == expected.signals.keys()
-        assert after.of_sets is before.of_sets
+        for modalities, signals in after.of_sets.items():
+            assert signals.keys() == expected.of_sets[modalities].keys()
+            assert all(signal is before.of_sets[modalities][n] for n, signal in signals.items())
         for name, signal in after.signals.items():
             np.testing.assert_array_equal(signal, expected.signals[name], err_msg=name)
             if name.startswith("cycle"):
