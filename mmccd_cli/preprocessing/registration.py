@@ -70,9 +70,9 @@ def register(fixed: Volume, moving: Volume, *, seed: int = 0) -> Matrix:
     """Find how one image of a head lies in another, turned and shifted, whatever their contrasts.
 
     Mutual information, from several starts (the headers as they are, centres of mass, rotations
-    of 20 degrees) at 8 mm, then at 4 mm: to a millimetre or two. Thick slices keep their own spacing. Only how the images
-    lie to each other counts, not where the headers' origin is. One thread, so that the result is
-    the same to the last bit; a second would not make it faster.
+    of 20 degrees) at 8 mm, then at 4 mm: to a millimetre or two. Thick slices keep their own
+    spacing. Only how the images lie to each other counts, not where the headers' origin is. One
+    thread, so that the result is the same to the last bit; a second would not make it faster.
 
     Args:
         fixed: The image whose world the answer starts from.
