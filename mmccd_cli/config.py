@@ -281,14 +281,17 @@ class ConfidenceConfig:
     Attributes:
         weights: One for each of: decimal logarithm of the volume in ml, mean score of its
             brightest 80 mm3, mean score.
-        bias: Logit where all three are 0.
+        bias: Logit where everything is 0.
         above_threshold: Whether scores count from the scan's threshold, as where small foci
             count; see `mmccd_cli.training.confidence`.
+        sphericity_weight: Weight of the decimal logarithm of the sphericity, which is 1 for a ball
+            and next to nothing for a net; 0 in bundles up to version 3.7.
     """
 
     weights: tuple[Number, Number, Number]
     bias: Number
     above_threshold: bool = False
+    sphericity_weight: Number = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)

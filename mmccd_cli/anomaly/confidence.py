@@ -1,4 +1,4 @@
-"""How sure it is that a candidate is a lesion: from its score and its size, and nothing else.
+"""How sure it is that a candidate is a lesion: from its score, its size and its shape alone.
 
 So the confidences of a map that lies on the disk are those of a new run.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.components import FloatArray
+from mmccd_cli.anomaly.components import FloatArray, component_surfaces
 from mmccd_cli.config import ConfidenceConfig
 
 PEAK_MM3 = 80.0
@@ -30,42 +30,55 @@ def describe_candidates(
     """Measure candidates.
 
     Args:
-        labels: Integers of any shape, number of the candidate at each voxel; 0 is none.
+        labels: (I, J, K) integers, number of the candidate at each voxel; 0 is none.
         voxels: (N,) voxels of each candidate, number 1 first.
-        scores: Float of the same shape, the score of each voxel.
+        scores: (V,) float, the score of each voxel of a candidate, in the order of `labels`.
         spacing_mm: Voxel size.
 
     Returns:
-        (N, 3): what `ConfidenceConfig.weights` are for, of each.
+        (N, 4): what `ConfidenceConfig` has weights for, of each.
     """
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, dtype=float)))
-    inside = labels > 0
-    numbers, values = labels[inside].astype(np.int64), scores[inside].astype(np.float64)
+    numbers, values = labels[labels > 0].astype(np.int64), scores.astype(np.float64)
     order = np.lexsort((-values, numbers))  # candidate by candidate, the brightest voxel first
     numbers, values = numbers[order], values[order]
     starts = np.concatenate([[0], np.cumsum(voxels)[:-1]]).astype(np.int64)
     counts = np.maximum(voxels, 1)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     top = np.minimum(counts, max(1, round(PEAK_MM3 / voxel_mm3)))
+    volumes_mm3 = counts * voxel_mm3
+    surfaces_mm2 = component_surfaces(labels, len(voxels), spacing_mm)
     return np.stack(
         [
             np.log10(np.maximum(voxels * voxel_mm3 / 1000, LEAST_ML)),
             (sums[starts + top] - sums[starts]) / top,
             (sums[starts + counts] - sums[starts]) / counts,
+            np.log10(sphericities(volumes_mm3, surfaces_mm2)),
         ],
         axis=1,
     )
+
+
+def sphericities(
+    volumes_mm3: NDArray[np.float64], surfaces_mm2: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Surface of the ball of the same volume over that of each shape: 1 for a ball.
+
+    Source: Wadell, Journal of Geology 40 (1932) 443.
+    """
+    return (36 * np.pi * volumes_mm3**2) ** (1 / 3) / surfaces_mm2
 
 
 def confidences(features: NDArray[np.float64], config: ConfidenceConfig) -> NDArray[np.float64]:
     """Confidence of each candidate.
 
     Args:
-        features: (N, 3), from `describe_candidates`.
+        features: (N, 4), from `describe_candidates`.
         config: The calibrated weights.
 
     Returns:
         (N,) in [0, 1].
     """
-    logits = features @ np.asarray(config.weights, dtype=float) + config.bias
+    weights = np.array([*config.weights, config.sphericity_weight], dtype=float)
+    logits = features @ weights + config.bias
     return 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))

@@ -363,12 +363,9 @@ def _confidences(
     """(N,) confidence of each component; None where the score does not know."""
     if config.confidence is None:
         return None
-    inside = found.labels > 0
     start = 0.0 if config.confidence.above_threshold else scan_threshold
-    scores = score_from_map(anomaly_map[inside], start, config)
-    features = describe_candidates(
-        found.labels[inside], found.voxels, scores, spacing_mm=spacing_mm
-    )
+    scores = score_from_map(anomaly_map[found.labels > 0], start, config)
+    features = describe_candidates(found.labels, found.voxels, scores, spacing_mm=spacing_mm)
     return confidences(features, config.confidence)
 
 

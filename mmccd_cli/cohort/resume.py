@@ -14,7 +14,7 @@ from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.scans import describe_inputs
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import MAP_DESCRIPTION, MASK_DESCRIPTION, first_bytes, is_described
-from mmccd_cli.outputs.record import encode_sidecar, jsonable, read_record, read_sidecar
+from mmccd_cli.outputs.record import Sidecar, encode_sidecar, jsonable, read_record, read_sidecar
 from mmccd_cli.outputs.remask import score_of_record
 from mmccd_cli.outputs.schema import RECORD_VERSION
 
@@ -38,14 +38,10 @@ def find_previous(
         The previous result; None where its map has other inputs, weights or settings, is not the
         one that its sidecar speaks of, or cannot give all that is asked for.
     """
-    try:
-        sidecar = read_sidecar(job.targets["sidecar"])
-        record = sidecar.record
-        score_of_record(record, AS_CALIBRATED)
-    except (OSError, ValueError, DataError):
+    sidecar = find_result(job)
+    if sidecar is None:
         return None
-    if not job.targets["map"].is_file():
-        return None
+    record = sidecar.record
     earlier, now = _requested(record), jsonable(requested)
     hashes = record["output_sha256"]
     same_map = (
@@ -71,6 +67,16 @@ def find_previous(
     if not remakes or (job.extras and now["space"] != "native"):
         return None
     return PreviousResult(record, False)
+
+
+def find_result(job: Job) -> Sidecar | None:
+    """Read the record of the result at a job's places; None where none is, or a damaged one."""
+    try:
+        sidecar = read_sidecar(job.targets["sidecar"])
+        score_of_record(sidecar.record, AS_CALIBRATED)
+    except (OSError, ValueError, DataError):
+        return None
+    return sidecar if job.targets["map"].is_file() else None
 
 
 def is_ours(job: Job) -> bool:

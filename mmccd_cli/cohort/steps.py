@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mmccd_cli.cohort.jobs import Job, RunSettings
-from mmccd_cli.cohort.resume import PreviousResult, find_previous
+from mmccd_cli.cohort.resume import PreviousResult, find_previous, find_result
 from mmccd_cli.errors import notes_and_warnings
 from mmccd_cli.inputs.nifti import NiftiGrid, make_grid
 from mmccd_cli.inputs.scans import Scans, check_headers, name_inputs, read_image, read_scans
@@ -25,7 +25,7 @@ from mmccd_cli.outputs.record import (
     encode_sidecar,
     jsonable,
 )
-from mmccd_cli.outputs.remask import remask
+from mmccd_cli.outputs.remask import remask, with_kept
 from mmccd_cli.outputs.segmented import SegmentedSubject
 from mmccd_cli.progress import Progress, Stopwatch, silent
 
@@ -238,6 +238,8 @@ def _write(
         if kind in contents
     }
     record["output_sha256"] = {**record["output_sha256"], **hashes}
+    if (there := find_result(job)) is not None:
+        record |= with_kept(jsonable(record), there.record)
     if "report" in job.extras:
         from mmccd_cli.outputs.report.checks import suspicion
 

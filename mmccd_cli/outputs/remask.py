@@ -128,7 +128,7 @@ def remask(
         grid=grid,
         found=found,
         contents=contents,
-        record=_with_kept(jsonable(changed), record),
+        record=with_kept(jsonable(changed), record),
     )
 
 
@@ -186,10 +186,14 @@ def _line_that_draws(
     return f"mmccd segment SUBJECT {like} {' '.join(files)} --force"
 
 
-def _with_kept(changed: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
+def with_kept(changed: dict[str, Any], record: Mapping[str, Any]) -> dict[str, Any]:
     """Add to a changed record which files of the one before were not made anew.
 
-    Those that show the same mask and table go on to be outputs, all others are stale.
+    Those that show the same map, mask and table go on to be outputs, all others are stale.
+
+    Args:
+        changed: The record of what replaces a result.
+        record: The record of the result that is replaced.
     """
     score = record["settings"]["score"]
     of_record = {
@@ -201,10 +205,11 @@ def _with_kept(changed: dict[str, Any], record: Mapping[str, Any]) -> dict[str, 
     known = before | record.get("stale_outputs", {})
     kept = {kind: old for kind, old in known.items() if kind not in changed["outputs"]}
     now = _shown(changed)
+    same_map = changed["output_sha256"]["map"] == record["output_sha256"].get("map")
     true = {
         kind: old["file"]
         for kind, old in kept.items()
-        if kind == _WITHOUT_MASK or old.get("shown_sha256") == now
+        if same_map and (kind == _WITHOUT_MASK or old.get("shown_sha256") == now)
     }
     stale = {kind: old for kind, old in kept.items() if kind not in true}
     return changed | {"outputs": changed["outputs"] | true, "stale_outputs": stale}

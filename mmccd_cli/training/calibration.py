@@ -29,7 +29,7 @@ from mmccd_cli.training.calibration_data import (
     mirrored_kinds,
     sets_of,
 )
-from mmccd_cli.training.confidence import learn_confidence
+from mmccd_cli.training.confidence import finer_mask, learn_confidence, on_finer_grid
 from mmccd_cli.training.fusion import EVERY, Fusion, fit_foci, fit_logistic
 from mmccd_cli.training.painting import Painter
 from mmccd_cli.training.reliability import Reliability
@@ -64,8 +64,6 @@ EVEN_ODDS = 0.5
 """As a probability."""
 MIN_CONFIDENCES = (0.25, 0.3, 0.4, EVEN_ODDS)
 """Never more than even odds: what suits large tumours would hide small lesions."""
-SMALL_LESIONS_MAY_COST = 0.01
-"""Mean Dice of large lesions that a lower confidence may cost where small foci count."""
 FOCI_ARE_SEEN_ON = "FLAIR"
 """On T2w fluid is as bright as small foci are; in version 0.6.0 a healthy head had 2 ml marked."""
 LOOKS: tuple[dict[str, Any], ...] = (
@@ -248,8 +246,7 @@ def with_least_confidences(rows: Sequence[CalibrationRow]) -> list[CalibrationRo
     """Choose the confidence that lesions need for all sets of modalities of one method.
 
     It is even odds, unless another gives clearly better masks. Where small foci count, it is the
-    lowest that costs masks no more than `SMALL_LESIONS_MAY_COST`, for small lesions hardly weigh in
-    a mean Dice of large ones, and one for all sets: their means differ by chance.
+    one with the best masks, and one for all sets: their means differ by chance.
     """
     shared = np.mean(
         [row.dice_by_confidence for row in rows if row.config.has_foci] or [(0.0,)], axis=0
@@ -258,7 +255,7 @@ def with_least_confidences(rows: Sequence[CalibrationRow]) -> list[CalibrationRo
     for row in rows:
         dice, even = np.array(row.dice_by_confidence), MIN_CONFIDENCES.index(EVEN_ODDS)
         if row.config.has_foci:
-            index = int((shared >= shared.max() - SMALL_LESIONS_MAY_COST).argmax())
+            index = int(shared.argmax())
         elif dice.size and dice.max() > dice[even] + CLEARLY_BETTER:
             index = int(dice.argmax())
         else:
@@ -451,7 +448,7 @@ class Search:
         return learn_confidence(learners, config, spacing_mm=self.bundle.template.spacing_mm)
 
     def _dice_by_confidence(self, configs: Sequence[ScoreConfig]) -> tuple[float, ...]:
-        """Mean Dice where lesions need each of `MIN_CONFIDENCES`.
+        """Mean Dice where lesions need each of `MIN_CONFIDENCES`, on the grid of `on_finer_grid`.
 
         Args:
             configs: The score of each fold, and last the one of everybody.
@@ -461,16 +458,17 @@ class Search:
             config = self._weights_for(subject, configs[-1], configs[:-1])
             signals = subject.signals_for(config)
             scored = score_scan(signals, subject.brain, spacing_mm=spacing, config=config)
-            anomaly_map = map_from_score(scored.values, scored.threshold, config)
-            anomaly_map[~subject.brain] = 0.0
+            values = on_finer_grid(scored.values)
+            anomaly_map = map_from_score(values, scored.threshold, config)
+            lesion = finer_mask(subject.lesion)
             for index, least in enumerate(MIN_CONFIDENCES):
                 mask = mask_from_map(
                     anomaly_map,
                     replace(config, min_confidence=least),
-                    spacing_mm=spacing,
+                    spacing_mm=[size / 2 for size in spacing],
                     scan_threshold=scored.threshold,
                 )
-                dice[index] += overlap(mask, subject.lesion).dice / len(self.subjects)
+                dice[index] += overlap(mask, lesion).dice / len(self.subjects)
         return tuple(dice.tolist())
 
     @cached_property

@@ -17,7 +17,11 @@ from mmccd_cli.training.fusion import fit_logistic
 LEAST_OVERLAP = 0.3
 """Share of a candidate's voxels that a lesion must hold, for the candidate to be one."""
 RIDGE = 1e-3
-"""Penalty of large weights, against the mean log loss."""
+"""Penalty of large weights, of features in units of their spread, against the mean log loss."""
+HALF = 0.5
+"""Share of a voxel that a mask must hold, for the voxel to belong to it."""
+LEAST_SPREAD = 1e-6
+"""Below this spread a feature is the same for all candidates."""
 
 
 def learn_confidence(
@@ -44,13 +48,17 @@ def learn_confidence(
     # By their radius: to lose a large lesion is worse than to lose a small one.
     share = 10 ** (features[:, 0] / 3)
     share /= share.sum()
-    # Nothing makes a candidate less likely by being larger or brighter.
-    weights, bias = fit_logistic(features, truth, share, bounds=[(0.0, None)] * 3, ridge=RIDGE)
-    volume, peak, mean = (round(float(weight), 4) for weight in weights)
+    # The ridge asks for weights in units of what they are for.
+    spread = np.maximum(features.std(axis=0), LEAST_SPREAD)
+    # Nothing makes a candidate less likely by being larger, brighter or rounder.
+    bounds = [(0.0, None)] * features.shape[1]
+    weights, bias = fit_logistic(features / spread, truth, share, bounds=bounds, ridge=RIDGE)
+    volume, peak, mean, sphericity = (round(float(weight), 4) for weight in weights / spread)
     return ConfidenceConfig(
         weights=(volume, peak, mean),
         bias=round(bias, 4),
         above_threshold=counts_from_threshold(config),
+        sphericity_weight=sphericity,
     )
 
 
@@ -68,12 +76,42 @@ def counts_from_threshold(config: ScoreConfig) -> bool:
 def _candidates(
     subject: CalibrationSubject, config: ScoreConfig, spacing_mm: tuple[float, float, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Features (N, 3) of a subject's candidates, and which of them are lesions."""
+    """Features (N, 4) of a subject's candidates, and which of them are lesions.
+
+    They are measured on a grid of half the spacing, which is about that of most scans: where small
+    candidates have few voxels, all of them look round.
+    """
     signals = subject.signals_for(config)
     scored = score_scan(signals, subject.brain, spacing_mm=spacing_mm, config=config)
-    above = scored.values > scored.threshold
+    values = on_finer_grid(scored.values)
+    above = values > scored.threshold
     labels, voxels, _ = label_components(above)
     start = np.float32(scored.threshold if counts_from_threshold(config) else 0.0)
-    features = describe_candidates(labels, voxels, scored.values - start, spacing_mm=spacing_mm)
-    held = np.bincount(labels[above & subject.lesion], minlength=len(voxels) + 1)[1:]
+    halves = [spacing / 2 for spacing in spacing_mm]
+    features = describe_candidates(labels, voxels, values[above] - start, spacing_mm=halves)
+    inside = above & finer_mask(subject.lesion)
+    held = np.bincount(labels[inside], minlength=len(voxels) + 1)[1:]
     return features, held >= LEAST_OVERLAP * voxels
+
+
+def on_finer_grid(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Put a voxel between every two neighbours, by linear interpolation.
+
+    Args:
+        volume: (I, J, K) float32.
+
+    Returns:
+        (2 I - 1, 2 J - 1, 2 K - 1) float32.
+    """
+    for axis in range(volume.ndim):
+        lines = np.moveaxis(volume, axis, 0)
+        finer = np.empty((2 * len(lines) - 1, *lines.shape[1:]), np.float32)
+        finer[::2] = lines
+        finer[1::2] = (lines[1:] + lines[:-1]) / 2
+        volume = np.moveaxis(finer, 0, axis)
+    return volume
+
+
+def finer_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A mask (I, J, K) on the grid of `on_finer_grid`: voxels of which it holds `HALF`."""
+    return on_finer_grid(mask.astype(np.float32)) >= HALF

@@ -8,6 +8,7 @@ from grids import block
 from scipy import ndimage
 
 from mmccd_cli.anomaly.components import (
+    component_surfaces,
     erode,
     fill_holes,
     grow_into_rim,
@@ -104,3 +105,21 @@ def test_components_need_seeds_and_those_without_are_no_yardstick() -> None:
     np.testing.assert_array_equal(kept(min_seed_mm3=8.0), small | tiny)
     np.testing.assert_array_equal(kept(min_fraction_of_largest=0.2), small)
     assert not kept(min_seed_mm3=8.1).any()
+
+
+def test_surfaces_are_outer_faces_in_square_millimetres() -> None:
+    """Two boxes that share a face, one of them at the border of the array."""
+    labels = np.zeros((6, 5, 4), np.uint16)
+    labels[0:2, 0:3, 0:1], labels[2:4, 0:3, 0:1] = 1, 2
+    box = 2 * (2 * 1.0 * 3 * 2.0 + 2 * 1.0 * 4.0 + 3 * 2.0 * 4.0)
+    found = component_surfaces(labels, 3, (1.0, 2.0, 4.0))
+    np.testing.assert_allclose(found, [box, box, 0.0])
+
+
+def test_a_ball_has_half_as_much_again_whatever_the_voxels() -> None:
+    for spacing in ((1.0, 1.0, 1.0), (0.5, 0.5, 2.0)):
+        shape = [round(40 / size) for size in spacing]
+        place = [size * (np.arange(n) + 0.5) - 20 for size, n in zip(spacing, shape, strict=True)]
+        ball = sum(axis**2 for axis in np.meshgrid(*place, indexing="ij")) <= 15.0**2
+        (found,) = component_surfaces(ball.astype(np.uint8), 1, spacing)
+        assert found / (4 * np.pi * 15.0**2) == pytest.approx(1.5, rel=0.03)

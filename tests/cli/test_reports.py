@@ -135,6 +135,12 @@ def test_the_line_of_a_report_makes_the_mask_that_it_shows(
     assert anew.exit_code == 0, anew.stderr
     assert "still shows" not in anew.stderr
     assert not json.loads(Path("a map.json").read_text()).get("stale_outputs")
+    without = ["segment", subject, "--out", "a map.nii.gz", "--force", "--min-lesion"]
+    assert "still shows" not in mmccd(*without, "100mm3").stderr
+    assert json.loads(Path("a map.json").read_text())["outputs"]["report"] == "r.html"
+    replaced = mmccd(*without, "20ml")
+    assert "r.html still shows the mask of before (smallest lesion 100, now" in replaced.stderr
+    assert "report" in json.loads(Path("a map.json").read_text())["stale_outputs"]
 
 
 def test_report_options_that_cannot_be(mmccd: Mmccd, tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmccd_cli.anomaly.confidence import confidences, describe_candidates
-from mmccd_cli.config import ConfidenceConfig, ScoreConfig
+from mmccd_cli.anomaly.confidence import confidences, describe_candidates, sphericities
+from mmccd_cli.config import ConfidenceConfig, ScoreConfig, from_dict, to_dict
 from mmccd_cli.training.calibration_data import CalibrationSubject
-from mmccd_cli.training.confidence import learn_confidence
+from mmccd_cli.training.confidence import finer_mask, learn_confidence, on_finer_grid
 from mmccd_cli.training.fusion import Fusion, fit_foci
 
 SHAPE, SPACING = (40, 40, 24), (2.0, 2.0, 2.0)
@@ -44,6 +44,8 @@ def subject(number: int) -> CalibrationSubject:
 
 
 SUBJECTS = [subject(number) for number in range(3)]
+ROUGH = -0.15
+"""About the decimal logarithm of a noisy box's sphericity."""
 
 
 def test_the_signal_that_knows_gets_the_weight() -> None:
@@ -60,8 +62,8 @@ def test_confidence_tells_lesions_from_what_is_none() -> None:
     assert learnt is not None
     assert not learnt.above_threshold
     assert min(learnt.weights) >= 0
-    lesion = np.array([[np.log10(6.0), 4.0, 3.9]])
-    spot = np.array([[np.log10(0.5), 2.2, 2.0]])
+    lesion = np.array([[np.log10(6.0), 4.0, 3.9, ROUGH]])
+    spot = np.array([[np.log10(0.5), 2.2, 2.0, ROUGH]])
     assert confidences(lesion, learnt)[0] > 0.8
     assert confidences(spot, learnt)[0] < 0.2
 
@@ -75,8 +77,8 @@ def test_with_foci_confidence_counts_from_the_scans_threshold() -> None:
     learnt = learn_confidence(silent, replace(SCORE, foci_weight=1.0), spacing_mm=SPACING)
     assert learnt is not None
     assert learnt.above_threshold
-    lesion = np.array([[np.log10(6.0), 2.5, 2.4]])
-    spot = np.array([[np.log10(0.5), 0.7, 0.5]])
+    lesion = np.array([[np.log10(6.0), 2.5, 2.4, ROUGH]])
+    spot = np.array([[np.log10(0.5), 0.7, 0.5, ROUGH]])
     assert confidences(lesion, learnt)[0] > 0.8
     assert confidences(spot, learnt)[0] < 0.2
 
@@ -86,23 +88,80 @@ def test_nothing_can_be_learnt_where_all_are_lesions() -> None:
     assert learn_confidence(SUBJECTS, above_spots, spacing_mm=SPACING) is None
 
 
+def test_of_equal_size_and_brightness_the_rounder_one_is_surer() -> None:
+    """Lesions are balls here, and nets of the same brightness none."""
+    grid = np.indices(SHAPE)
+
+    def with_net(number: int) -> CalibrationSubject:
+        ball = ((grid - np.reshape([12 + number, 12, 12], (3, 1, 1, 1))) ** 2).sum(axis=0) <= 25
+        net = np.zeros(SHAPE, bool)
+        net[24:36, 24 : 36 + number, 4:18] = (grid.sum(axis=0) % 3 == 0)[
+            24:36, 24 : 36 + number, 4:18
+        ]
+        net[24:36, 24, 4:18] = True
+        signal = np.where(ball | net, 3.0, 0.0).astype(np.float32)
+        plain = SUBJECTS[number]
+        return replace(
+            plain,
+            lesion=ball,
+            signals={"cycle:FLAIR": signal, "intensity:FLAIR": signal},
+        )
+
+    learners = [with_net(number) for number in range(3)]
+    learnt = learn_confidence(learners, replace(SCORE, median_mm=0.0), spacing_mm=SPACING)
+    assert learnt is not None
+    assert learnt.sphericity_weight > 1
+    round_one, net = confidences(np.array([[0.6, 3.0, 3.0, -0.18], [0.6, 3.0, 3.0, -0.6]]), learnt)
+    assert round_one > 0.7 > 0.3 > net
+
+
+def test_a_confidence_of_older_weights_knows_no_sphericity() -> None:
+    older = to_dict(ConfidenceConfig(weights=(1.0, 0.0, 1.0), bias=-2.0))
+    del older["sphericity_weight"]
+    known = from_dict(ConfidenceConfig, older)
+    same = confidences(np.array([[0.0, 1.0, 1.0, -0.1], [0.0, 1.0, 1.0, -0.9]]), known)
+    assert same[0] == same[1]
+
+
 def test_candidates_are_measured_each_on_its_own() -> None:
     labels = np.zeros((8, 8, 8), int)
     labels[0:2, 0:2, 0:2], labels[5:8, 5:8, 5:8] = 1, 2
     scores = np.where(labels == 1, 3.0, 1.0)
     scores[5, 5, 5] = 9.0
-    features = describe_candidates(labels, np.array([8, 27]), scores, spacing_mm=(2.0, 2.0, 2.0))
-    assert features.shape == (2, 3)
-    np.testing.assert_allclose(features[0], [np.log10(0.064), 3.0, 3.0])
+    spacing = (2.0, 2.0, 2.0)
+    features = describe_candidates(
+        labels, np.array([8, 27]), scores[labels > 0], spacing_mm=spacing
+    )
+    of_a_cube = np.log10((np.pi / 6) ** (1 / 3))
+    np.testing.assert_allclose(features[0], [np.log10(0.064), 3.0, 3.0, of_a_cube])
     # The peak is the mean of ten voxels of 8 mm3, one of them 9 and nine of them 1.
-    np.testing.assert_allclose(features[1], [np.log10(0.216), 1.8, (9 + 26) / 27])
-    nothing = describe_candidates(labels * 0, np.zeros(0, int), scores, spacing_mm=(2.0, 2.0, 2.0))
+    np.testing.assert_allclose(features[1], [np.log10(0.216), 1.8, (9 + 26) / 27, of_a_cube])
+    nothing = describe_candidates(
+        labels * 0, np.zeros(0, int), np.zeros(0, np.float32), spacing_mm=spacing
+    )
     assert confidences(nothing, ConfidenceConfig(weights=(1.0, 1.0, 1.0), bias=0.0)).shape == (0,)
+
+
+def test_sphericity_is_one_for_a_ball_of_any_size() -> None:
+    radius = np.array([0.5, 3.0, 40.0])
+    found = sphericities(4 / 3 * np.pi * radius**3, 4 * np.pi * radius**2)
+    np.testing.assert_allclose(found, 1.0)
+
+
+def test_between_two_voxels_lies_their_mean() -> None:
+    volume = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    finer = on_finer_grid(volume)
+    assert finer.shape == (3, 5, 7)
+    np.testing.assert_array_equal(finer[::2, ::2, ::2], volume)
+    assert finer[1, 1, 1] == volume[:2, :2, :2].mean()
+    mask = finer_mask(volume >= 12)
+    np.testing.assert_array_equal(mask, np.arange(3)[:, None, None] >= np.ones((3, 5, 7)))
 
 
 def test_confidence_lies_between_zero_and_one() -> None:
     config = ConfidenceConfig(weights=(0.0, 1e6, 0.0), bias=0.0)
-    found = confidences(np.array([[0.0, 1.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, 0.0]]), config)
+    peaks = np.array([[0.0, peak, 0.0, 0.0] for peak in (1.0, -1.0, 0.0)])
+    found = confidences(peaks, config)
     assert found == pytest.approx([1.0, 0.0, 0.5])
 
 
