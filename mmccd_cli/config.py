@@ -284,8 +284,8 @@ class ConfidenceConfig:
         bias: Logit where everything is 0.
         above_threshold: Whether scores count from the scan's threshold, as where small foci
             count; see `mmccd_cli.training.confidence`.
-        sphericity_weight: Weight of the decimal logarithm of the sphericity, which is 1 for a ball
-            and next to nothing for a net; 0 in bundles up to version 3.7.
+        sphericity_weight: Weight of the sphericity, which is 1 for a ball and next to nothing for a
+            net; 0 in bundles up to version 3.7.
     """
 
     weights: tuple[Number, Number, Number]

@@ -53,7 +53,7 @@ def describe_candidates(
             np.log10(np.maximum(voxels * voxel_mm3 / 1000, LEAST_ML)),
             (sums[starts + top] - sums[starts]) / top,
             (sums[starts + counts] - sums[starts]) / counts,
-            np.log10(sphericities(volumes_mm3, surfaces_mm2)),
+            sphericities(volumes_mm3, surfaces_mm2),
         ],
         axis=1,
     )

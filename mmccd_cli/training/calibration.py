@@ -246,7 +246,8 @@ def with_least_confidences(rows: Sequence[CalibrationRow]) -> list[CalibrationRo
     """Choose the confidence that lesions need for all sets of modalities of one method.
 
     It is even odds, unless another gives clearly better masks. Where small foci count, it is the
-    one with the best masks, and one for all sets: their means differ by chance.
+    lowest whose masks are not clearly worse than the best, for small lesions hardly weigh in a mean
+    Dice of large ones, and one for all sets: their means differ by chance.
     """
     shared = np.mean(
         [row.dice_by_confidence for row in rows if row.config.has_foci] or [(0.0,)], axis=0
@@ -255,7 +256,7 @@ def with_least_confidences(rows: Sequence[CalibrationRow]) -> list[CalibrationRo
     for row in rows:
         dice, even = np.array(row.dice_by_confidence), MIN_CONFIDENCES.index(EVEN_ODDS)
         if row.config.has_foci:
-            index = int(shared.argmax())
+            index = int((shared >= shared.max() - CLEARLY_BETTER).argmax())
         elif dice.size and dice.max() > dice[even] + CLEARLY_BETTER:
             index = int(dice.argmax())
         else:

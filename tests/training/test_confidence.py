@@ -44,8 +44,8 @@ def subject(number: int) -> CalibrationSubject:
 
 
 SUBJECTS = [subject(number) for number in range(3)]
-ROUGH = -0.15
-"""About the decimal logarithm of a noisy box's sphericity."""
+ROUGH = 0.7
+"""About the sphericity of a noisy box."""
 
 
 def test_the_signal_that_knows_gets_the_weight() -> None:
@@ -89,37 +89,30 @@ def test_nothing_can_be_learnt_where_all_are_lesions() -> None:
 
 
 def test_of_equal_size_and_brightness_the_rounder_one_is_surer() -> None:
-    """Lesions are balls here, and nets of the same brightness none."""
-    grid = np.indices(SHAPE)
+    """Lesions are balls here, and sheets of the same brightness none, some larger, some smaller."""
+    place = np.indices(SHAPE) - np.reshape([12, 12, 12], (3, 1, 1, 1))
 
-    def with_net(number: int) -> CalibrationSubject:
-        ball = ((grid - np.reshape([12 + number, 12, 12], (3, 1, 1, 1))) ** 2).sum(axis=0) <= 25
-        net = np.zeros(SHAPE, bool)
-        net[24:36, 24 : 36 + number, 4:18] = (grid.sum(axis=0) % 3 == 0)[
-            24:36, 24 : 36 + number, 4:18
-        ]
-        net[24:36, 24, 4:18] = True
-        signal = np.where(ball | net, 3.0, 0.0).astype(np.float32)
-        plain = SUBJECTS[number]
-        return replace(
-            plain,
-            lesion=ball,
-            signals={"cycle:FLAIR": signal, "intensity:FLAIR": signal},
-        )
+    def with_sheet(plain: CalibrationSubject, radius: int) -> CalibrationSubject:
+        ball, sheet = (place**2).sum(axis=0) <= radius**2, np.zeros(SHAPE, bool)
+        sheet[22:36, 4:36, 12] = True
+        signal = np.where(ball | sheet, 3.0, 0.0).astype(np.float32)
+        signals = {"cycle:FLAIR": signal, "intensity:FLAIR": signal}
+        return replace(plain, lesion=ball, signals=signals)
 
-    learners = [with_net(number) for number in range(3)]
+    learners = [
+        with_sheet(plain, radius) for plain, radius in zip(SUBJECTS, (2, 3, 5), strict=True)
+    ]
     learnt = learn_confidence(learners, replace(SCORE, median_mm=0.0), spacing_mm=SPACING)
     assert learnt is not None
-    assert learnt.sphericity_weight > 1
-    round_one, net = confidences(np.array([[0.6, 3.0, 3.0, -0.18], [0.6, 3.0, 3.0, -0.6]]), learnt)
-    assert round_one > 0.7 > 0.3 > net
+    ball, sheet = confidences(np.array([[0.0, 3.0, 3.0, 0.67], [0.0, 3.0, 3.0, 0.2]]), learnt)
+    assert ball > 0.4 > 0.1 > sheet
 
 
 def test_a_confidence_of_older_weights_knows_no_sphericity() -> None:
     older = to_dict(ConfidenceConfig(weights=(1.0, 0.0, 1.0), bias=-2.0))
     del older["sphericity_weight"]
     known = from_dict(ConfidenceConfig, older)
-    same = confidences(np.array([[0.0, 1.0, 1.0, -0.1], [0.0, 1.0, 1.0, -0.9]]), known)
+    same = confidences(np.array([[0.0, 1.0, 1.0, 0.8], [0.0, 1.0, 1.0, 0.1]]), known)
     assert same[0] == same[1]
 
 
@@ -132,7 +125,7 @@ def test_candidates_are_measured_each_on_its_own() -> None:
     features = describe_candidates(
         labels, np.array([8, 27]), scores[labels > 0], spacing_mm=spacing
     )
-    of_a_cube = np.log10((np.pi / 6) ** (1 / 3))
+    of_a_cube = (np.pi / 6) ** (1 / 3)
     np.testing.assert_allclose(features[0], [np.log10(0.064), 3.0, 3.0, of_a_cube])
     # The peak is the mean of ten voxels of 8 mm3, one of them 9 and nine of them 1.
     np.testing.assert_allclose(features[1], [np.log10(0.216), 1.8, (9 + 26) / 27, of_a_cube])
