@@ -49,7 +49,8 @@ def learn_confidence(
     share = 10 ** (features[:, 0] / 3)
     share /= share.sum()
     # The ridge asks for weights in units of what they are for.
-    spread = np.maximum(features.std(axis=0), LEAST_SPREAD)
+    spread = features.std(axis=0)
+    spread[spread < LEAST_SPREAD] = 1.0
     # Nothing makes a candidate less likely by being larger, brighter or rounder.
     bounds = [(0.0, None)] * features.shape[1]
     weights, bias = fit_logistic(features / spread, truth, share, bounds=bounds, ridge=RIDGE)

@@ -105,7 +105,7 @@ def test_of_equal_size_and_brightness_the_rounder_one_is_surer() -> None:
     learnt = learn_confidence(learners, replace(SCORE, median_mm=0.0), spacing_mm=SPACING)
     assert learnt is not None
     ball, sheet = confidences(np.array([[0.0, 3.0, 3.0, 0.67], [0.0, 3.0, 3.0, 0.2]]), learnt)
-    assert ball > 0.4 > 0.1 > sheet
+    assert ball > 0.7 > 0.3 > sheet
 
 
 def test_a_confidence_of_older_weights_knows_no_sphericity() -> None:
