@@ -146,7 +146,7 @@ class IntensityScorer(Scorer):
         brain, seconds = case.shared("brain", lambda: find_brain(case.volumes).mask)
         began = time.perf_counter()
         signals = {
-            f"intensity:{modality}": normalise(images[modality], brain, Z_SCORE)[0]
+            f"intensity:{modality}": normalise(images[modality], brain, Z_SCORE)
             for modality in self.config.modalities
         }
         smoothed = smooth(signals, brain, spacing_mm=grid.spacing_mm, config=self.config)

@@ -161,7 +161,7 @@ def measure_painted(
         images, numbers, lesions = paint_lesions(canvas, volumes, generator)
         painted = replace(
             prepared,
-            images={m: normalise(i, prepared.covered[m], intensity)[0] for m, i in images.items()},
+            images={m: normalise(i, prepared.covered[m], intensity) for m, i in images.items()},
         )
         for own in chosen:
             after = _segment(pipeline, painted, own)

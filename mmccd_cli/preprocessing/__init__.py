@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
     submod_attrs={
         "brain": ["BrainMask", "find_brain", "is_skull_stripped"],
-        "intensity": ["IntensityScale", "normalise"],
+        "intensity": ["normalise"],
         "skull_strippers": ["STRIPPERS", "SkullStripper"],
         "registration": ["refine", "register"],
         "spatial": ["resample", "same_grid"],

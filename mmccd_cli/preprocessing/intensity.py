@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,26 +13,13 @@ _PUBLISHED_PERCENTILE = 90.0
 _MIN_VOXELS = 10
 
 
-@dataclass(frozen=True)
-class IntensityScale:
-    """The linear map that normalised a scan: `(value - center) / width`.
-
-    Args:
-        center: The input value that becomes 0.
-        width: The input difference that becomes 1.
-    """
-
-    center: float
-    width: float
-
-
 def normalise(
     data: NDArray[np.floating],
     mask: NDArray[np.bool_],
     settings: IntensityConfig,
     *,
     name: str = "The image",
-) -> tuple[NDArray[np.float32], IntensityScale]:
+) -> NDArray[np.float32]:
     """Rescale a scan by robust statistics of the voxels in a mask.
 
     Median and median deviation move little when a lesion covers a part of the brain: with a
@@ -47,7 +32,7 @@ def normalise(
         name: How errors call the scan.
 
     Returns:
-        float32 array of the same shape, `settings.background` outside the mask, and the scale.
+        float32 array of the same shape, `settings.background` outside the mask.
 
     Raises:
         DataError: The mask is (nearly) empty or the values in it are constant.
@@ -69,13 +54,12 @@ def normalise(
             cause="Most of its brain voxels have one and the same value, as in a mask.",
             next_step="Look at it in a viewer and give the scan itself.",
         )
-    scale = IntensityScale(center, width / settings.scale)
-    values = (values.astype(np.float32) - np.float32(scale.center)) / np.float32(scale.width)
+    values = (values.astype(np.float32) - np.float32(center)) / np.float32(width / settings.scale)
     if settings.clip is not None:
         np.clip(values, -settings.clip, settings.clip, out=values)
     normalised = np.full(data.shape, settings.background, dtype=np.float32)
     normalised[mask] = values
-    return normalised, scale
+    return normalised
 
 
 def _statistics(values: NDArray[np.floating], method: str) -> tuple[float, float]:

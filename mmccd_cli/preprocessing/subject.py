@@ -26,7 +26,7 @@ from mmccd_cli.preprocessing.brain import (
     zero_background,
 )
 from mmccd_cli.preprocessing.contrast import check_contrast
-from mmccd_cli.preprocessing.intensity import IntensityScale, normalise
+from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.registration import refine, register
 from mmccd_cli.preprocessing.spatial import LARGE, cut_out, doubled, resample, same_grid
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
@@ -84,7 +84,6 @@ class PreparedSubject:
         reference_volume: Its scan as it came in, its background 0.
         reference_brain: (I, J, K) bool on the reference grid.
         matrices: Modality -> (4, 4) reference world -> that modality's world, RAS+ mm.
-        scales: Modality -> the intensity map that was applied.
         brain_method: How the brain mask was found.
         notes: What happened; a `Caution` is to be read before trusting the result.
         seconds: Stage -> seconds.
@@ -99,7 +98,6 @@ class PreparedSubject:
     reference_volume: Volume
     reference_brain: NDArray[np.bool_]
     matrices: dict[str, Matrix]
-    scales: dict[str, IntensityScale]
     brain_method: str
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -174,11 +172,10 @@ def prepare_subject(
         notes += _check_overlap(brain, template)
     with watch.stage("intensity"):
         covered = {name: seen & brain for name, (_, seen) in sampled.items()}
-        normalised = {
+        images = {
             name: normalise(data, covered[name], settings.intensity, name=name)
             for name, (data, _) in sampled.items()
         }
-        images = {name: image for name, (image, _) in normalised.items()}
         notes += [*_check_coverage(covered, brain), *check_contrast(images, covered, template)]
     return PreparedSubject(
         images=images,
@@ -190,7 +187,6 @@ def prepare_subject(
         reference_volume=grid,
         reference_brain=found.mask,
         matrices=matrices,
-        scales={name: scale for name, (_, scale) in normalised.items()},
         brain_method=found.method,
         notes=tuple(notes),
         seconds=watch.seconds,

@@ -163,7 +163,7 @@ def _painted(
     images, numbers = paint(images, healthy, painter, spacing_mm=spacing_mm, generator=generator)
     if other_scanner:
         acquired = {m: acquire(v, spacing_mm, generator) for m, v in images.items()}
-        finished = {m: normalise(v, brain, settings)[0] for m, v in acquired.items()}
+        finished = {m: normalise(v, brain, settings) for m, v in acquired.items()}
     else:
         outside = np.float32(settings.background)
         finished = {m: np.where(brain, v * scale, outside) for m, v in images.items()}
