@@ -145,6 +145,7 @@ def component_surfaces(
         (count,) in mm2, label 1 first.
     """
     surfaces = np.zeros(count + 1)
+    voxel_mm3 = float(np.prod(np.asarray(spacing_mm, dtype=float)))
     for axis, spacing in enumerate(spacing_mm):
         lines = np.moveaxis(labels, axis, 0)
         faces = np.zeros(count + 1, dtype=np.int64)
@@ -153,7 +154,7 @@ def component_surfaces(
         differs = lines[1:] != lines[:-1]
         for side in (lines[1:][differs], lines[:-1][differs]):
             faces += np.bincount(side, minlength=count + 1)
-        surfaces += faces * (float(np.prod(np.asarray(spacing_mm, dtype=float))) / spacing)
+        surfaces += faces * (voxel_mm3 / spacing)
     return surfaces[1:]
 
 

@@ -164,7 +164,9 @@ class JobSteps:
             if "table" in job.targets:
                 settings = segmented.record["settings"]
                 contents["table"] = lesion_table(result, settings=settings)
-        return _write(job, segmented, contents, clock=clock, force=force)
+        before = find_result(job)
+        replaced = None if before is None else before.record
+        return _write(job, segmented, contents, clock=clock, force=force, replaced=replaced)
 
     def redo_mask(
         self, job: Job, previous: PreviousResult, *, force: bool | Callable[[], bool]
@@ -229,8 +231,12 @@ def _write(
     *,
     clock: Stopwatch,
     force: bool | Callable[[], bool],
+    replaced: Mapping[str, Any] | None = None,
 ) -> SegmentedSubject:
-    """Make the kinds of output that are not among the contents, and write all files of a job."""
+    """Make the kinds of output that are not among the contents, and write all files of a job.
+
+    Where a result is replaced whose record is given, the new record tells of its files that stay.
+    """
     record = segmented.record
     hashes = {
         kind: hashlib.sha256(contents[kind]).hexdigest()
@@ -238,8 +244,8 @@ def _write(
         if kind in contents
     }
     record["output_sha256"] = {**record["output_sha256"], **hashes}
-    if (there := find_result(job)) is not None:
-        record |= with_kept(jsonable(record), there.record)
+    if replaced is not None:
+        record |= with_kept(jsonable(record), replaced)
     if "report" in job.extras:
         from mmccd_cli.outputs.report.checks import suspicion
 

@@ -205,7 +205,7 @@ def with_kept(changed: dict[str, Any], record: Mapping[str, Any]) -> dict[str, A
     known = before | record.get("stale_outputs", {})
     kept = {kind: old for kind, old in known.items() if kind not in changed["outputs"]}
     now = _shown(changed)
-    same_map = changed["output_sha256"]["map"] == record["output_sha256"].get("map")
+    same_map = changed["output_sha256"].get("map") == record["output_sha256"].get("map")
     true = {
         kind: old["file"]
         for kind, old in kept.items()

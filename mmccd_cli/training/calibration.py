@@ -29,7 +29,12 @@ from mmccd_cli.training.calibration_data import (
     mirrored_kinds,
     sets_of,
 )
-from mmccd_cli.training.confidence import finer_mask, learn_confidence, on_finer_grid
+from mmccd_cli.training.confidence import (
+    finer_mask,
+    finer_spacing,
+    learn_confidence,
+    on_finer_grid,
+)
 from mmccd_cli.training.fusion import EVERY, Fusion, fit_foci, fit_logistic
 from mmccd_cli.training.painting import Painter
 from mmccd_cli.training.reliability import Reliability
@@ -466,7 +471,7 @@ class Search:
                 mask = mask_from_map(
                     anomaly_map,
                     replace(config, min_confidence=least),
-                    spacing_mm=[size / 2 for size in spacing],
+                    spacing_mm=finer_spacing(spacing),
                     scan_threshold=scored.threshold,
                 )
                 dice[index] += overlap(mask, lesion).dice / len(self.subjects)

@@ -88,8 +88,8 @@ def _candidates(
     above = values > scored.threshold
     labels, voxels, _ = label_components(above)
     start = np.float32(scored.threshold if counts_from_threshold(config) else 0.0)
-    halves = [spacing / 2 for spacing in spacing_mm]
-    features = describe_candidates(labels, voxels, values[above] - start, spacing_mm=halves)
+    finer_mm = finer_spacing(spacing_mm)
+    features = describe_candidates(labels, voxels, values[above] - start, spacing_mm=finer_mm)
     inside = above & finer_mask(subject.lesion)
     held = np.bincount(labels[inside], minlength=len(voxels) + 1)[1:]
     return features, held >= LEAST_OVERLAP * voxels
@@ -111,6 +111,11 @@ def on_finer_grid(volume: NDArray[np.float32]) -> NDArray[np.float32]:
         finer[1::2] = (lines[1:] + lines[:-1]) / 2
         volume = np.moveaxis(finer, 0, axis)
     return volume
+
+
+def finer_spacing(spacing_mm: Sequence[float]) -> tuple[float, ...]:
+    """Voxel size of the grid of `on_finer_grid`."""
+    return tuple(size / 2 for size in spacing_mm)
 
 
 def finer_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
