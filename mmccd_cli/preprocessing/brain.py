@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import cc3d
 import numpy as np
@@ -30,6 +31,7 @@ _MIN_LEFT_OF_BRAIN = 0.85
 _MIN_BRAIN_LITRES = 0.05
 _MIN_HOLE_LITRES = 0.005  # a zero region larger than this was not imaged; smaller ones are noise
 _MM3_PER_LITRE = 1e6
+_MAX_LOST_MM = 12.0  # empty slices in a row; what lies farther apart is not one brain
 _SMALL_BRAIN_LITRES = 0.7
 _LARGEST_BRAIN_LITRES = 5.0  # with room for any hydrocephalus
 _LEVELS = 100.0  # to which the values of a given mask are rounded
@@ -228,6 +230,12 @@ def imaged(volume: Volume, brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return seen
 
 
+def lost_slices(mask: NDArray[np.bool_]) -> int:
+    """How many slices along any axis hold nothing of a mask, though some on both sides do."""
+    shown = [np.flatnonzero(np.moveaxis(mask, axis, 0).any(axis=(1, 2))) for axis in range(3)]
+    return sum(int(np.ptp(slices)) + 1 - len(slices) for slices in shown if len(slices))
+
+
 def _parts_with(mask: NDArray[np.bool_], min_voxels: float) -> Iterator[Box]:
     """Boxes that hold the components of so many voxels, each one whole in one of them at least.
 
@@ -254,7 +262,19 @@ def _nonzero_brain(
         if name != reference:
             matrix = matrices.get(name, np.eye(4))
             occupied |= onto(grid, volume, matrix, mask=volume.data != 0)
-    return fill_holes(_largest_component(occupied))
+    return fill_holes(_largest_component(_across_lost_slices(occupied, grid)))
+
+
+def _across_lost_slices(mask: NDArray[np.bool_], grid: Volume) -> NDArray[np.bool_]:
+    """A mask with what lies on both sides of empty slices in them, so that these do not part it."""
+    whole = mask.copy()
+    for axis, spacing_mm in enumerate(grid.spacing_mm):
+        slices, filled = np.moveaxis(mask, axis, 0), np.moveaxis(whole, axis, 0)
+        shown = np.flatnonzero(slices.any(axis=(1, 2)))
+        for before, after in pairwise(shown):
+            if 0 < (after - before - 1) * spacing_mm <= _MAX_LOST_MM:
+                filled[before + 1 : after] |= slices[before] & slices[after]
+    return whole
 
 
 def _checked(mask: NDArray[np.bool_], grid: Volume, origin: str) -> NDArray[np.bool_]:

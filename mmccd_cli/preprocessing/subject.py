@@ -22,6 +22,7 @@ from mmccd_cli.preprocessing.brain import (
     BrainMask,
     find_brain,
     imaged,
+    lost_slices,
     onto,
     zero_background,
 )
@@ -176,7 +177,11 @@ def prepare_subject(
             name: normalise(data, covered[name], settings.intensity, name=name)
             for name, (data, _) in sampled.items()
         }
-        notes += [*_check_coverage(covered, brain), *check_contrast(images, covered, template)]
+        notes += [
+            *_check_slices(scans),
+            *_check_coverage(covered, brain),
+            *check_contrast(images, covered, template),
+        ]
     return PreparedSubject(
         images=images,
         brain=brain,
@@ -425,6 +430,18 @@ def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:
         return []
     text = f"Brain and template overlap poorly (Dice {dice:.2f}); check the alignment."
     return [Caution(text)]
+
+
+def _check_slices(scans: Mapping[str, AlignedScan]) -> list[str]:
+    lost = {name: lost_slices(scan.brain) for name, scan in scans.items()}
+    return [
+        Caution(
+            f"{name} is empty in {count} of its slices through the brain: what lies there, or "
+            "next to it, may be missed."
+        )
+        for name, count in lost.items()
+        if count
+    ]
 
 
 def _check_coverage(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import PreprocessingConfig
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import read_nifti
@@ -151,6 +152,20 @@ def test_missing_part_is_noted_and_left_out(template: Template) -> None:
     assert hidden.any()
     assert (result.images["FLAIR"][hidden] == -3).all()
     assert (result.covered["T2w"] == result.brain).all()
+
+
+@pytest.mark.parametrize("lost", [["FLAIR"], ["FLAIR", "T2w", "T1w"]])
+def test_lost_slices_part_no_brain_and_are_named(template: Template, lost: list[str]) -> None:
+    volumes = dict(_subject().volumes)
+    whole = prepare_subject(volumes, template, TRUST)
+    for name in lost:
+        data = volumes[name].data.copy()
+        data[:, :, 40:42] = 0
+        volumes[name] = Volume(data, volumes[name].affine)
+    result = prepare_subject(volumes, template, TRUST)
+    assert overlap(result.brain, whole.brain).dice > 0.99
+    told = [note for note in result.notes if "empty in 2 of its slices" in note]
+    assert [note.split()[0] for note in told] == lost
 
 
 @pytest.mark.parametrize("background", [-4.5, -1024.0, 7.0])
