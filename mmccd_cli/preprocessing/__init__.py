@@ -7,12 +7,13 @@ In the order in which data passes through:
 2. `brain`: where the brain is; tells stripped scans from raw heads.
 3. `skull_strippers`: the table of what finds the brain in a raw head; `deepbet`: its networks.
 4. `template_alignment`: where the brain lies in the template.
-5. `intensity`: intensities that mean the same in every scan.
-6. `contrast`: whether a scan looks like what its name says.
-7. `subject`: all of these, one after the other, and the way back to the reference scan.
+5. `bias_field`: what makes a part of a scan brighter than another, where an atlas is at hand; as a
+   gain before `intensity`, and as an offset after all of these.
+6. `intensity`: intensities that mean the same in every scan.
+7. `contrast`: whether a scan looks like what its name says.
+8. `subject`: all of these, one after the other, and the way back to the reference scan.
 
-`bias_field` comes after them, where an atlas is at hand. `least_squares` solves what it and
-`template_alignment` ask.
+`least_squares` solves what `template_alignment` and `bias_field` ask.
 """
 
 from __future__ import annotations

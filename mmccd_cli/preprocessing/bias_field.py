@@ -1,8 +1,10 @@
 """The bias field of a scan: what differs smoothly from healthy tissue at the same places.
 
-Coils see what is near them brighter, and scanners weigh tissues differently. Both change slowly
-across a brain; a lesion is a place. So a polynomial is fitted to the difference from the atlas, on
-a grid of twice its voxels, robustly, and again without the places that stand out from it.
+Coils see what is near them brighter, which multiplies intensities, and scanners weigh tissues
+differently, which adds to them. Both change slowly across a brain; a lesion is a place. So a
+polynomial is fitted to the difference from the atlas, on a grid of twice its voxels, robustly, and
+again without the places that stand out from it: once as a gain, before intensities are normalised,
+and once as an offset, afterwards.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from numpy.polynomial import polynomial
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from mmccd_cli.config import IntensityConfig
+from mmccd_cli.preprocessing.intensity import center_and_width
 from mmccd_cli.preprocessing.least_squares import normal_equations
 from mmccd_cli.template import NormalRange
 
@@ -28,6 +32,10 @@ _STANDS_OUT = 0.7  # spreads, after the blur
 _GROWN_MM = 8.0  # how far such places are grown before they are left out
 _MOST_SPREADS = 3.0  # that a voxel counts in the blur
 _LEAST_VOXELS = 200  # of the thinned grid, for each degree and one more
+_GAIN_DEGREE, _GAIN_ROUNDS = 2, 2
+_LEAST_GAIN, _GREATEST_GAIN = 0.3, 3.0  # of one round
+_FAINT_GAIN = 0.05  # standard deviation of a gain's logarithm of which half is taken off
+_MOST_NEGATIVE = 0.05  # share of the brain; where more is below 0, 0 is not "no signal"
 
 
 def remove_bias_field(
@@ -55,12 +63,94 @@ def remove_bias_field(
         (I, J, K) float32, less the field at every voxel; the image itself where too little of the
         brain is seen.
     """
-    kept = [_every_second(n) for n in image.shape]
+    field = _smooth_field(
+        image - normal.mean,
+        seen,
+        normal.spread,
+        degree=degree,
+        sign=sign,
+        unit=unit,
+        spacing_mm=spacing_mm,
+    )
+    return image if field is None else (image - field).astype(np.float32)
+
+
+def divide_by_gain(
+    data: FloatArray,
+    seen: BoolArray,
+    normal: NormalRange,
+    *,
+    settings: IntensityConfig,
+    spacing_mm: tuple[float, float, float],
+) -> FloatArray:
+    """Divide a scan by the smooth gain that makes its healthy tissue as bright as the atlas says.
+
+    A faint gain cannot be told from how tissues differ between scanners, and hardly counts: of one
+    whose logarithm has the standard deviation s, s^2 / (s^2 + 0.05^2) is taken off.
+
+    Args:
+        data: (I, J, K) float32, intensities of the scanner, on the template's grid.
+        seen: (I, J, K) bool, brain that the scan shows and the atlas knows.
+        normal: What healthy tissue looks like once it is normalised.
+        settings: How it is normalised.
+        spacing_mm: Voxel size.
+
+    Returns:
+        (I, J, K) float32; the scan itself where too little of the brain is seen, or where many of
+        its values are negative, so that its zero is not the absence of signal.
+    """
+    values = data[seen]
+    if values.size == 0 or (values < 0).mean() > _MOST_NEGATIVE:
+        return data
+    gain = np.zeros(data.shape)  # its logarithm
+    for _ in range(_GAIN_ROUNDS):
+        even = data * np.exp(-gain)
+        center, width = center_and_width(even[seen], settings.method)
+        if not width > 0:
+            return data
+        unit = width / settings.scale
+        expected = np.maximum(normal.mean + center / unit, 0)
+        more = _smooth_field(
+            (even - center) / unit - normal.mean,
+            seen,
+            normal.spread,
+            degree=_GAIN_DEGREE,
+            sign=0,
+            unit=settings.scale,
+            spacing_mm=spacing_mm,
+            of=expected,
+        )
+        if more is None:
+            return data
+        gain += np.log(np.clip(1 + more, _LEAST_GAIN, _GREATEST_GAIN))
+    gain -= gain[seen].mean()
+    variance = float(gain[seen].var())
+    share = variance / (variance + _FAINT_GAIN**2)
+    return (data * np.exp(-share * gain)).astype(np.float32)
+
+
+def _smooth_field(
+    difference: FloatArray,
+    seen: BoolArray,
+    spread: FloatArray,
+    *,
+    degree: int,
+    sign: int,
+    unit: float,
+    spacing_mm: tuple[float, float, float],
+    of: FloatArray | None = None,
+) -> NDArray[np.float64] | None:
+    """(I, J, K) polynomial that, times `of`, comes nearest to a difference from the atlas.
+
+    None where too little of the brain is seen. `of` is 1 by default; all else is as in
+    `remove_bias_field`.
+    """
+    kept = [_every_second(n) for n in difference.shape]
     thinned = np.ix_(*kept)
     seen_here = seen[thinned]
     if seen_here.sum() < _LEAST_VOXELS * (degree + 1):
-        return image
-    axes = [np.linspace(-1.0, 1.0, n) for n in image.shape]
+        return None
+    axes = [np.linspace(-1.0, 1.0, n) for n in difference.shape]
     powers = [p for p in itertools.product(range(degree + 1), repeat=3) if sum(p) <= degree]
     places = [
         axis[number][index]
@@ -69,22 +159,23 @@ def remove_bias_field(
     terms = np.stack(
         [places[0] ** i * places[1] ** j * places[2] ** k for i, j, k in powers], axis=1
     )
-    difference = (image - normal.mean)[thinned][seen_here].astype(np.float64)
-    spread = normal.spread[thinned][seen_here].astype(np.float64)
-    width = np.maximum(spread, _LEAST_SPREAD * unit)
+    if of is not None:
+        terms *= of[thinned][seen_here][:, np.newaxis]
+    here = difference[thinned][seen_here].astype(np.float64)
+    width = np.maximum(spread[thinned][seen_here].astype(np.float64), _LEAST_SPREAD * unit)
     blur = _Blur(seen_here, [2 * mm for mm in spacing_mm])
-    found = _fit(terms, difference, width)
+    found = _fit(terms, here, width)
     for _ in range(_ROUNDS):
-        left = _spreads_left(found, terms, difference, width=width)
+        left = _spreads_left(found, terms, here, width=width)
         usual = ~blur.stands_out(np.clip(left, -_MOST_SPREADS, _MOST_SPREADS), sign)
         if usual.sum() < len(usual) / 4:
             break
-        found = _fit(terms[usual], difference[usual], width[usual])
+        found = _fit(terms[usual], here[usual], width[usual])
     coefficients = np.zeros((degree + 1,) * 3)
     for power, value in zip(powers, found, strict=True):
         coefficients[power] = value
-    field = polynomial.polygrid3d(axes[0], axes[1], axes[2], coefficients)
-    return (image - field).astype(np.float32)
+    found_here = polynomial.polygrid3d(axes[0], axes[1], axes[2], coefficients)
+    return np.asarray(found_here, dtype=np.float64)
 
 
 def _every_second(count: int) -> NDArray[np.intp]:

@@ -47,7 +47,7 @@ def normalise(
             cause="Its field of view misses the brain, or the brain mask is wrong.",
             next_step="Look at it in a viewer, or give a mask: --skull-strip MASK.nii.gz",
         )
-    center, width = _statistics(values, settings.method)
+    center, width = center_and_width(values, settings.method)
     if not (np.isfinite(width) and width > 0):
         raise DataError(
             f"{name} has no contrast inside the brain.",
@@ -62,7 +62,8 @@ def normalise(
     return normalised
 
 
-def _statistics(values: NDArray[np.floating], method: str) -> tuple[float, float]:
+def center_and_width(values: NDArray[np.floating], method: str) -> tuple[float, float]:
+    """What `normalise` takes off values, and what it divides them by, before its scale."""
     if method == "percentile":
         upper = float(np.percentile(values, _PUBLISHED_PERCENTILE))
         return upper / 2, upper / 6

@@ -18,6 +18,7 @@ from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
+from mmccd_cli.preprocessing.bias_field import divide_by_gain
 from mmccd_cli.preprocessing.brain import (
     BrainMask,
     find_brain,
@@ -173,9 +174,13 @@ def prepare_subject(
         notes += _check_overlap(brain, template)
     with watch.stage("intensity"):
         covered = {name: seen & brain for name, (_, seen) in sampled.items()}
+        even = {
+            name: _without_gain(data, covered[name], template, name=name, settings=settings)
+            for name, (data, _) in sampled.items()
+        }
         images = {
             name: normalise(data, covered[name], settings.intensity, name=name)
-            for name, (data, _) in sampled.items()
+            for name, data in even.items()
         }
         notes += [
             *_check_slices(scans),
@@ -414,6 +419,27 @@ class _Sampler:
             overwrite=True,
             threads=self._threads,
         ).data
+
+
+def _without_gain(
+    data: NDArray[np.float32],
+    seen: NDArray[np.bool_],
+    template: Template,
+    *,
+    name: str,
+    settings: PreprocessingConfig,
+) -> NDArray[np.float32]:
+    """A scan on the template's grid less its gain, where the template knows healthy tissue."""
+    normal = template.normal.get(name)
+    if normal is None:
+        return data
+    return divide_by_gain(
+        data,
+        seen & template.mask,
+        normal,
+        settings=settings.intensity,
+        spacing_mm=template.spacing_mm,
+    )
 
 
 def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:

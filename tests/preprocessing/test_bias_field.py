@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from mmccd_cli.preprocessing.bias_field import remove_bias_field
+from mmccd_cli.config import IntensityConfig
+from mmccd_cli.preprocessing.bias_field import divide_by_gain, remove_bias_field
+from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.least_squares import normal_equations
 from mmccd_cli.template import NormalRange
 
@@ -112,3 +114,65 @@ def test_sums_by_block_are_those_of_all() -> None:
     matrix, side = normal_equations(columns, weight, target)
     np.testing.assert_allclose(matrix, columns.T @ (columns * weight[:, None]))
     np.testing.assert_allclose(side, columns.T @ (target * weight))
+
+
+COIL = np.exp(0.25 * Y - 0.2 * Z + 0.15 * X**2).astype(np.float32)
+SETTINGS = IntensityConfig(scale=UNIT)
+
+
+def scanned(healthy: np.ndarray = HEALTHY) -> np.ndarray:
+    """Intensities as a scanner has them: nothing is 0, the brain's median is 4 deviations."""
+    return np.where(BRAIN, 100 * (healthy + 4 * UNIT), 0).astype(np.float32)
+
+
+def evened(data: np.ndarray) -> np.ndarray:
+    return divide_by_gain(data, BRAIN, NORMAL, settings=SETTINGS, spacing_mm=SPACING)
+
+
+def normalised(data: np.ndarray) -> np.ndarray:
+    return normalise(data, BRAIN, SETTINGS)
+
+
+def unevenness(data: np.ndarray) -> float:
+    """Standard deviation of what multiplies the scan, in the brain."""
+    return float(np.log(data[BRAIN] / scanned()[BRAIN]).std())
+
+
+def test_a_gain_goes() -> None:
+    seen = scanned() * COIL
+    assert unevenness(seen) > 0.12
+    assert unevenness(evened(seen)) < 0.03
+    assert error(normalised(seen)) > 0.45
+    assert error(normalised(evened(seen))) < 0.25
+
+
+def test_a_gain_takes_contrast_along_which_no_offset_gives_back() -> None:
+    """Tissue in the dark has less contrast, too."""
+    seen = normalised(scanned() * COIL)
+    assert error(flattened(normalised(evened(scanned() * COIL)))) < 0.5 * error(flattened(seen))
+
+
+def test_a_faint_gain_hardly_counts() -> None:
+    faint = scanned() * COIL**0.1
+    taken = np.log(evened(faint)[BRAIN] / faint[BRAIN])
+    assert unevenness(faint) > 0.012
+    assert taken.std() < 0.25 * unevenness(faint)
+
+
+def test_a_scan_whose_zero_is_no_absence_of_signal_is_not_divided() -> None:
+    scores = np.where(BRAIN, HEALTHY, 0).astype(np.float32)
+    assert evened(scores) is scores
+
+
+def test_too_little_brain_for_a_gain_is_left_alone() -> None:
+    seen = scanned() * COIL
+    few = BRAIN & (np.cumsum(BRAIN).reshape(SHAPE) < 2000)
+    assert divide_by_gain(seen, few, NORMAL, settings=SETTINGS, spacing_mm=SPACING) is seen
+
+
+def test_a_lesion_keeps_its_contrast_under_a_gain() -> None:
+    ball = (X - 0.3) ** 2 + (Y + 0.3) ** 2 + Z**2 < 0.09
+    lesion = HEALTHY + 3 * UNIT * ball.astype(np.float32)
+    found, true = (normalised(evened(scanned(lesion) * gain)) for gain in (COIL, 1.0))
+    assert found[ball].mean() - HEALTHY[ball].mean() > 2.5 * UNIT
+    assert found[ball].mean() == pytest.approx(true[ball].mean(), abs=0.4 * UNIT)
