@@ -1,9 +1,9 @@
 """Does the same head give the same mask? `python repeatability.py SUBJECT... [--out table.csv]`.
 
 Each subject is segmented as it is and again after changes that no reader of the scan would notice:
-another origin of the header, affines a hair off, a little noise, another unit of intensities, the
-head mirrored, a DICOM series made of each scan, two threads instead of one, voxels half a step
-further. Masks are compared with the unchanged one: Dice, and volume in percent.
+another origin of the header, affines a hair off, a little noise, another unit of intensities, a
+coil that sees one end brighter, the head mirrored, a DICOM series made of each scan, two threads
+instead of one, voxels half a step further. Masks are compared with the unchanged one: Dice, and volume in percent.
 
 Half a step further, masks are compared on voxels of half the size that lie between both grids. A
 mask of thick slices is another one there before anything is segmented: the last row has the
@@ -65,6 +65,12 @@ def noisy(scan: Volume) -> Volume:
 def in_another_unit(scan: Volume) -> Volume:
     """A thousand times the intensity."""
     return Volume(np.float32(1000) * scan.data, scan.affine)
+
+
+def shaded(scan: Volume) -> Volume:
+    """Intensities that rise from 70 to 130 percent along the second axis of voxels."""
+    gain = np.linspace(0.7, 1.3, scan.shape[1], dtype=np.float32)
+    return Volume(scan.data * gain[:, np.newaxis], scan.affine)
 
 
 def mirrored(scan: Volume) -> Volume:
@@ -148,6 +154,7 @@ CHANGES: dict[str, tuple[Change, Compare]] = {
     "affine noise 1e-4 mm": (noisy_affine, same_grid),
     "noise 1 %": (noisy, same_grid),
     "intensities x 1000": (in_another_unit, same_grid),
+    "gain of +-30 %": (shaded, same_grid),
     "mirrored": (mirrored, mirrored_back),
     "DICOM and back": (through_dicom, same_grid),
     "half a voxel": (half_a_voxel_on, between_grids),
