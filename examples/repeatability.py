@@ -3,7 +3,8 @@
 Each subject is segmented as it is and again after changes that no reader of the scan would notice:
 another origin of the header, affines a hair off, a little noise, another unit of intensities, a
 coil that sees one end brighter, the head mirrored, a DICOM series made of each scan, two threads
-instead of one, voxels half a step further. Masks are compared with the unchanged one: Dice, and volume in percent.
+instead of one, voxels half a step further. Masks are compared with the unchanged one: Dice, and
+volume in percent.
 
 Half a step further, masks are compared on voxels of half the size that lie between both grids. A
 mask of thick slices is another one there before anything is segmented: the last row has the
