@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -177,24 +178,19 @@ def evaluate(
       mmccd evaluate DATA --out scores.csv
       mmccd evaluate DATA --split split.json --constants-from train --out val.csv
     """
-    if out is not None:
-        from mmccd_cli.evaluation.free_response import curves_path
-        from mmccd_cli.evaluation.tables import summary_path
-
-        curves = curves_path(out)
-        written = [out, summary_path(out), curves, curves.with_suffix(".svg")]
-        refuse_to_overwrite(written, force=force)
     named = model.weights is not None or compared.constants_from != "shipped"
     if chosen.folds and (chosen.split or chosen.healthy or compared.comparison or named):
         raise UsageError(
             "--folds says itself which weights score which subjects.",
             next_step="Leave out --split, --healthy, --weights, --comparison and --constants-from.",
         )
+    subjects = chosen.subjects()
+    if out is not None:
+        read = [path for path in (chosen.folds, Path(compared.constants_from)) if path]
+        _refuse_to_overwrite(out, [*read, *subjects.files], force=force)
     comparison = compared.load_with(model)
     with console.progress() as progress:
         from mmccd_cli.evaluation.plan import plan_evaluation, plan_folds, run_evaluation
-
-        subjects = chosen.subjects()
 
         def report(step: str, number: int, total: int) -> None:
             progress.begin(step)
@@ -223,6 +219,16 @@ def evaluate(
     ours = tuple(comparison.methods) if compared.modalities else ()
     if result.failed or any(name.startswith(ours) for name in result.about["lacking_scans"]):
         raise typer.Exit(SomeSubjectsFailed.exit_code)
+
+
+def _refuse_to_overwrite(out: Path, read: Iterable[Path], *, force: bool) -> None:
+    """Refuse what an evaluation would write over what it reads, or without leave over a file."""
+    from mmccd_cli.evaluation.free_response import curves_path
+    from mmccd_cli.evaluation.tables import summary_path
+
+    curves = curves_path(out)
+    written = [out, summary_path(out), curves, curves.with_suffix(".svg")]
+    refuse_to_overwrite(written, read, force=force)
 
 
 def _show(result: Evaluation, console: Console) -> None:

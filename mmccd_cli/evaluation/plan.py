@@ -71,6 +71,14 @@ class EvaluationSubjects:
         return find_subjects(self.data_dir, skipped=self.skipped)
 
     @property
+    def files(self) -> list[Path]:
+        """Every file that is read of them, and the split file."""
+        everyone = [*self.found, *self.healthy()]
+        references = [s.segmentation for s in everyone]
+        scans = [path for s in everyone for path in s.files]
+        return [*filter(None, [self.split_file, *references]), *scans]
+
+    @property
     def labelled(self) -> dict[str, Subject]:
         """Id -> subject, of all with a segmentation."""
         return {s.id: s for s in self.found if s.segmentation is not None}

@@ -92,6 +92,22 @@ def test_all_rows_in_csv_summary_and_table(data: Path, bundle: Path, tmp_path: P
     assert re.search(r"flair-z \(fixed\) +hd95_mm", again.stdout)
 
 
+@pytest.mark.parametrize("name", ["seg", "flair", "split.json", "folds.json", "old.summary.json"])
+def test_what_is_read_is_never_overwritten(data: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "folds.json").write_text(json.dumps({"one": ["a", "b"], "two": ["c"]}))
+    (tmp_path / "old.summary.json").write_text("{}")
+    scans = {path.name.split("_")[-1].split(".")[0]: path for path in (data / "a").iterdir()}
+    out = scans.get(name, tmp_path / name.replace(".summary.json", ".csv"))
+    kept = {path: path.read_bytes() for path in [*data.rglob("*.gz"), *tmp_path.glob("*.json")]}
+    words = ["--folds", tmp_path / name] if name == "folds.json" else []
+    words = words or ["--split", tmp_path / "split.json"]
+    words += ["--constants-from", tmp_path / name] if "summary" in name else []
+    result = evaluate(data, *words, "--method", "none", "--out", out, "--force")
+    assert result.exit_code == 2
+    assert "an input is never overwritten" in " ".join(result.stderr.split())
+    assert kept == {path: path.read_bytes() for path in kept}
+
+
 def test_folds_score_every_subject_by_a_bundle_that_has_not_seen_it(
     data: Path, tmp_path: Path
 ) -> None:
