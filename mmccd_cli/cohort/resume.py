@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mmccd_cli.anomaly.mask import AS_CALIBRATED, MASK_SETTINGS
@@ -55,7 +56,7 @@ def find_previous(
         return None
     current = (
         earlier == now
-        and set(job.extras) <= set(record["outputs"])
+        and all(record["outputs"].get(kind) == job.names[kind] for kind in job.extras)
         and sidecar.is_nested == bool(job.sidecar_fields)
         and "left_out" in record  # those before 0.3.0 do not say what their masks left out
         and all(path.is_file() for path in job.targets.values())
@@ -79,22 +80,44 @@ def find_result(job: Job) -> Sidecar | None:
     return sidecar if job.targets["map"].is_file() else None
 
 
-def is_ours(job: Job) -> bool:
-    """Tell whether what lies at the outputs' places was made by mmccd, so may be replaced.
+def foreign_outputs(job: Job) -> list[Path]:
+    """Name what lies at the outputs' places and was not made by mmccd, so may not be replaced.
 
-    A damaged result is known by how its record begins, or by the headers of its images.
+    A damaged result is known by how its record begins, or by the headers of its images. Extras may
+    have any name, so they are known by the record that names them.
     """
-    if [kind for kind, path in job.targets.items() if path.exists()] == ["report"]:
-        from mmccd_cli.outputs.report.cohort import is_report
-
-        return is_report(job.targets["report"])
+    existing = {kind: path for kind, path in job.targets.items() if path.exists()}
+    if list(existing) == ["report"]:
+        return [] if _is_report(existing["report"]) else [existing["report"]]
     sidecar, images = job.targets["sidecar"], {"map": MAP_DESCRIPTION, "mask": MASK_DESCRIPTION}
     own = encode_sidecar({"record_version": RECORD_VERSION}, job.sidecar_fields)[:_BEGINNING]
-    return (
-        read_record(sidecar) is not None
+    record = read_record(sidecar)
+    is_ours = (
+        record is not None
         or (sidecar.is_file() and own.startswith(first_bytes(sidecar, _BEGINNING)))
         or any(is_described(job.targets[kind], text) for kind, text in images.items())
     )
+    if not is_ours:
+        return list(existing.values())
+    extras = [kind for kind in job.extras if kind in existing]
+    return [existing[kind] for kind in extras if not _is_our_extra(job, kind, record)]
+
+
+def _is_our_extra(job: Job, kind: str, record: Mapping[str, Any] | None) -> bool:
+    """Tell whether an extra that lies there belongs to the result.
+
+    Where a damaged record cannot tell, it does if its name is made from the subject's.
+    """
+    if record is None:
+        return job.makes_folder or (kind == "report" and _is_report(job.targets[kind]))
+    stale = record.get("stale_outputs", {}).get(kind, {})
+    return job.names[kind] in (record["outputs"].get(kind), stale.get("file"))
+
+
+def _is_report(path: Path) -> bool:
+    from mmccd_cli.outputs.report.cohort import is_report
+
+    return is_report(path)
 
 
 def _requested(record: Mapping[str, Any]) -> dict[str, Any]:

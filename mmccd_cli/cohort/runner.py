@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from mmccd_cli.cohort.jobs import Job
 from mmccd_cli.cohort.plan import RunPolicy
 from mmccd_cli.cohort.prefetch import in_background
-from mmccd_cli.cohort.resume import PreviousResult, is_ours
+from mmccd_cli.cohort.resume import PreviousResult, foreign_outputs
 from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads
 from mmccd_cli.errors import CONCERNS_ALL, OutputExistsError, let_go
-from mmccd_cli.files import refuse_to_overwrite
+from mmccd_cli.files import only_writer, refuse_to_overwrite
 from mmccd_cli.inputs.scans import Scans
 from mmccd_cli.outputs.record import Outcome
 from mmccd_cli.outputs.segmented import SegmentedSubject
@@ -114,9 +114,11 @@ class Runner:
 
     def _prepared(self, job: Job, held: list[Scans | None]) -> Ready:
         """What `prepare` returns; the scans are let go of as soon as they are not needed."""
-        if self.policy.resume and (previous := self.steps.find_previous(job)) is not None:
+        previous = self.steps.find_previous(job) if self.policy.resume else None
+        if previous is None or not previous.is_current:
+            refuse_to_replace(job, self.policy)
+        if previous is not None:
             return previous
-        refuse_to_replace(job, self.policy)
         with heard_by(partial(self.staged, job)):
             return self.steps.prepare(
                 job,
@@ -157,18 +159,23 @@ class Runner:
 
 
 def _may_replace(job: Job, policy: RunPolicy) -> bool:
-    return policy.force or (policy.resume and is_ours(job))
+    return policy.force or (policy.resume and not foreign_outputs(job))
 
 
 def refuse_to_replace(job: Job, policy: RunPolicy) -> None:
-    """Refuse what `Cohort.check` leaves to each subject's turn: outputs that nobody knows."""
-    refuse_to_overwrite(
-        job.targets.values(),
-        job.input_files,
-        force=_may_replace(job, policy),
-        make_folders=job.makes_folder,
-        next_step="Move it away, or run again with --force and without --resume.",
-    )
+    """Refuse what `Cohort.check` leaves to each subject's turn: outputs that nobody knows.
+
+    Who writes them just now is waited for, because the record that names them comes last.
+    """
+    with only_writer(job.targets["sidecar"].parent):
+        targets = list(job.targets.values())
+        refuse_to_overwrite(targets, job.input_files, force=True, make_folders=job.makes_folder)
+        refuse_to_overwrite(
+            foreign_outputs(job) if policy.resume else targets,
+            force=policy.force,
+            make_folders=job.makes_folder,
+            next_step="Move it away, or run again with --force and without --resume.",
+        )
 
 
 def choose_workers(jobs: int, cores: int) -> int:

@@ -424,6 +424,45 @@ def test_resume_overwrites_nothing_that_is_not_ours(
     assert (tmp_path / "map.json").read_text() == '{"my": "thesis"}'
 
 
+@pytest.mark.parametrize("earlier", [None, "look.png"])
+@pytest.mark.parametrize("way", [(), ("--threshold", "0.7"), ("--dry-run",)])
+def test_resume_leaves_a_picture_that_is_not_the_result_s(
+    run: Run, subject: Path, tmp_path: Path, earlier: str | None, way: tuple[str, ...]
+) -> None:
+    words = (subject, "--out", tmp_path / "map.nii.gz")
+    asked = ("--picture", tmp_path / earlier) if earlier else ()
+    assert run(*words, *asked).exit_code == 0
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"holiday")
+    kept = {path: path.read_bytes() for path in tmp_path.glob("map*")}
+    result = run(*words, "--picture", photo, "--resume", *way)
+    assert result.exit_code == 2, result.stderr
+    assert "photo.png exists already" in " ".join(result.stderr.split())
+    assert photo.read_bytes() == b"holiday"
+    assert kept == {path: path.read_bytes() for path in kept}
+    photo.unlink()
+    assert run(*words, "--picture", photo, "--resume").exit_code == 0
+    assert photo.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("how", ["--out", "--out-dir"])
+def test_resume_goes_on_where_a_record_is_damaged(
+    run: Run, subject: Path, tmp_path: Path, how: str
+) -> None:
+    out, name = {
+        "--out": (tmp_path / "map.nii.gz", str(tmp_path / "look.png")),
+        "--out-dir": (tmp_path / "out", "look.png"),
+    }[how]
+    words = (subject, how, out, "--picture", name)
+    assert run(*words).exit_code == 0
+    (record,) = (path for path in tmp_path.rglob("*.json") if "data" not in path.parts)
+    record.write_bytes(record.read_bytes()[:100])
+    # Who chose the name of a picture must say that it may go; a subject's own name says it.
+    assert run(*words, "--resume").exit_code == (2 if how == "--out" else 0)
+    assert run(*words, "--force").exit_code == 0
+    assert "up to date" in run(*words, "--resume").stderr
+
+
 # A demonstration.
 
 
