@@ -138,8 +138,11 @@ class EvaluationSubjects:
             return []
         try:
             return find_subjects(self.healthy_dir)
-        except DataError:
-            return [find_subject(self.healthy_dir)]
+        except DataError as error:
+            try:
+                return [find_subject(self.healthy_dir)]
+            except DataError:
+                raise error from None
 
 
 @dataclass(frozen=True, kw_only=True)

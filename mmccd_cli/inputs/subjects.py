@@ -229,17 +229,27 @@ def find_subjects(dataset: Path, *, skipped: list[tuple[Path, str]] | None = Non
         The subjects in the order of their paths; each session of a BIDS subject is one.
 
     Raises:
-        DataError: Not a folder, or no subject in it.
+        DataError: Not a folder, no subject in it, or two of one name.
     """
     dataset = Path(dataset)
     _check_folder(dataset)
     skipped = skipped if skipped is not None else []
     subjects: list[Subject] = []
+    folder_of_name: dict[str, Path] = {}
     for folder in _candidate_folders(dataset):
         try:
-            subjects.append(find_subject(folder))
+            subject = find_subject(folder)
         except DataError as error:
             skipped.append((folder, error.message))
+            continue
+        name = subject.id.casefold()  # file systems may not tell upper from lower case
+        if (first := folder_of_name.setdefault(name, folder)) != folder:
+            raise DataError(
+                f"{first} and {folder} are both the subject {subject.id}.",
+                cause="Subjects are told apart by their names, whatever group they are in.",
+                next_step=f"Rename one of the two folders, or give one group: {folder.parent}",
+            )
+        subjects.append(subject)
     if not subjects:
         if nifti_files(dataset):
             raise DataError(

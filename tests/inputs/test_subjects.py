@@ -323,3 +323,15 @@ def test_a_name_that_is_no_text_becomes_one_that_can_be_written(tmp_path):
         pytest.skip("this file system only takes names in UTF-8")
     assert find_subject(folder).id == "M_fcller_1"  # the byte's number: names stay different
     assert find_subject(folder).paths["T1w"].is_file()
+
+
+@pytest.mark.parametrize("other", ["c1", "C1"])
+def test_two_subjects_of_one_name_in_two_groups_are_refused(tmp_path, other):
+    folder_with(tmp_path / "HGG" / "c1", "c1_flair.nii.gz")
+    folder_with(tmp_path / "LGG" / other, "x_flair.nii.gz")
+    with pytest.raises(DataError, match="both the subject") as caught:
+        find_subjects(tmp_path)
+    assert str(tmp_path / "HGG" / "c1") in caught.value.message
+    assert str(tmp_path / "LGG" / other) in caught.value.message
+    assert "Rename" in caught.value.next_step
+    assert [subject.id for subject in find_subjects(tmp_path / "LGG")] == [other]
