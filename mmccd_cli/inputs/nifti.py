@@ -177,10 +177,10 @@ def finite_values(
     name = source.name if isinstance(source, Path) else source
     lost = data.size - n_finite
     notes.append(Caution(f"{name}: {lost} voxels were NaN or infinite as float32; now 0."))
-    mended = np.where(finite, data, np.float32(0))
-    if not allow_constant and mended.min() == mended.max():
-        raise _constant(source, data[finite][0], lost=lost)
-    return mended
+    numbers = data[finite]
+    if not allow_constant and numbers.min() == numbers.max():
+        raise _constant(source, numbers[0], lost=lost)
+    return np.where(finite, data, np.float32(0))
 
 
 def _constant(source: Path | str, value: np.floating, *, lost: int = 0) -> DataError:

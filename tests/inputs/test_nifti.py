@@ -270,6 +270,7 @@ BAD_FILES = {
     "two axes": (lambda p: saved(p, RAMP[:, :, 0]), "single slice"),
     "only NaN": (lambda p: saved(p, RAMP * np.nan), "no number"),
     "constant": (lambda p: saved(p, RAMP * 0 + 3), "constant"),
+    "constant beside NaN": (lambda p: saved(p, np.where(RAMP > 2, 5, np.nan)), "constant"),
     "constant, far beyond float32": (lambda p: saved(p, np.full(SHAPE, 1e300)), "as float32"),
     "tiny values": (lambda p: saved(p, RAMP.astype(float) * 1e-300), "as float32"),
     "unknown type": (lambda p: with_header(p, datatype=999), "data type code 999"),
