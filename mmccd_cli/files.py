@@ -82,19 +82,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path: Where to write; an existing file is replaced.
 
     Yields:
-        A path in the same folder, at which no file exists yet.
+        A path in the same folder, of an empty file that is locked until the block ends.
 
     Raises:
         OSError: The folder cannot be written or is full; nothing is left behind.
     """
-    temporary = _temporary(path)
-    try:
-        yield temporary
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary, held = _open_temporary(path)
+    with held:
+        try:
+            yield temporary
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            if _fcntl is None:  # Windows renames no file that is open
+                held.close()
+            os.replace(temporary, path)
+        finally:
+            if _fcntl is None:
+                held.close()
+            temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)
 
 
