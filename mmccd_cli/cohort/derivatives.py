@@ -31,6 +31,7 @@ from mmccd_cli.outputs.schema import FailedRecord
 BIDS_VERSION = "1.10.0"
 
 _IGNORE = ".bidsignore"
+_MAP_OF_BIDS = re.compile(r"(sub-.+)_space-[^_]+_desc-anomaly_probseg\.nii\.gz")
 _LOG, _FAILED = "log", "failed-"
 _NOT_BIDS = ("**/figures", "summary*.tsv", "*.html", "group", _LOG)
 _README = """# Anomalies in brain MRI
@@ -259,7 +260,14 @@ def _results(out: Path) -> list[Outcome]:
 
 def row_of_result(record: dict[str, Any]) -> Outcome:
     """Return a result as the table has it: named after its map, which tells runs apart."""
-    return Outcome(record["outputs"]["map"].partition("_space-")[0], "done", record)
+    return Outcome(name_of_result(record["outputs"]["map"]), "done", record)
+
+
+def name_of_result(map_name: str) -> str:
+    """Return what tells a result from all others of its folder: how the name of its map begins."""
+    if match := _MAP_OF_BIDS.fullmatch(map_name):
+        return match[1]
+    return re.sub(r"\.nii(\.gz)?$", "", map_name, flags=re.IGNORECASE)
 
 
 def find_sources(subjects: Iterable[Subject], out: Path) -> dict[str, Source]:
@@ -271,7 +279,8 @@ def find_sources(subjects: Iterable[Subject], out: Path) -> dict[str, Source]:
     Returns:
         Subject's id -> its data set.
     """
-    links: dict[str, str] = dict(_read_description(out).get("DatasetLinks") or {})
+    known = _read_description(out).get("DatasetLinks")
+    links: dict[str, Any] = dict(known) if isinstance(known, dict) else {}
     sources: dict[str, Source] = {}
     for subject in subjects:
         root, base = _root_of(subject)
@@ -324,13 +333,22 @@ def _check_root(out: Path, sources: Iterable[Source]) -> None:
                 next_step=f"Give {out / 'derivatives' / 'mmccd'}",
             )
     description = _read_description(out)
-    makers = [entry.get("Name") for entry in description.get("GeneratedBy") or []]
-    if (out / DESCRIPTION).exists() and "mmccd" not in makers:
+    if (out / DESCRIPTION).exists() and not _is_ours(description):
         raise UsageError(
             f"{out} holds another data set: {description.get('Name', 'without a name')}.",
-            cause=f"Its {DESCRIPTION} was not written by mmccd.",
+            cause=f"Its {DESCRIPTION} was not written by mmccd, or is damaged.",
             next_step="Give a folder of its own, such as BIDS_DIR/derivatives/mmccd.",
         )
+
+
+def _is_ours(description: Mapping[str, Any]) -> bool:
+    """Tell whether mmccd wrote a description, and what it goes on with has the form of BIDS."""
+    try:
+        makers = check_json(list[dict[str, Any]], description.get("GeneratedBy") or [])
+        check_json(dict[str, str], description.get("DatasetLinks") or {})
+    except ValueError:
+        return False
+    return any(entry.get("Name") == "mmccd" for entry in makers)
 
 
 def _files_of_root() -> dict[str, bytes]:

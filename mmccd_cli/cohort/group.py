@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.cohort.derivatives import tell_validators
+from mmccd_cli.cohort.derivatives import name_of_result, tell_validators
 from mmccd_cli.cohort.results import read_result
 from mmccd_cli.cohort.steps import TEMPLATE_CODE
 from mmccd_cli.errors import DataError, MmccdError, WeightsError, as_mmccd_error
@@ -110,7 +110,7 @@ def find_members(out: Path) -> tuple[list[Member], list[LeftOut]]:
     for map_file in maps_in(out) or _maps_beside_each_other(out):
         files = outputs_beside(map_file)
         file = files["sidecar"].name
-        name = files["sidecar"].stem.partition("_space-")[0]
+        name = name_of_result(map_file.name)
         try:
             record = read_sidecar(files["sidecar"]).record
         except FileNotFoundError:
@@ -271,8 +271,8 @@ def write_group(
     maps, used, left_out = combine(members, template, bundle_sha256, advance=advance)
     left_out = [*damaged, *left_out]
     grid = make_grid(template.shape, template.affine, code=TEMPLATE_CODE)
-    placed = {member.name: lesion_rows(member, template) for member in used}
-    subjects = [subject_row(member, placed[member.name]) for member in used]
+    placed = {member.map: lesion_rows(member, template) for member in used}
+    subjects = [subject_row(member, placed[member.map]) for member in used]
     lesions = [row for rows in placed.values() for row in rows]
     folder = out / FOLDER
     contents = {

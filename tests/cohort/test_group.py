@@ -100,6 +100,29 @@ def test_a_lesion_lies_where_it_lay_in_the_scan(results: Path, segmenter: Segmen
     assert volume == pytest.approx(member.record["lesion_volume_ml"], rel=0.25)
 
 
+def test_names_that_speak_of_a_space_are_not_mixed_up(
+    results: Path, bundle: Path, tmp_path: Path
+) -> None:
+    records = {}
+    for name, source in (("p_space-A", "case-a"), ("p_space-B", "case-b")):
+        for path in results.glob(f"{source}*"):
+            target = tmp_path / path.name.replace(source, name)
+            target.write_bytes(path.read_bytes())
+        records[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    code, _, stderr = _group(tmp_path, bundle)
+    assert code == 0, stderr
+    lines = (tmp_path / "group" / "subjects.tsv").read_text().splitlines()
+    head, *rows = (line.split("\t") for line in lines)
+    found = {cells[0]: dict(zip(head, cells, strict=True)) for cells in rows}
+    assert found.keys() == records.keys()
+    for name, row in found.items():
+        sides = float(row["left_ml"]) + float(row["right_ml"])
+        assert sides <= float(row["lesion_volume_ml"]) + 1e-3
+        assert int(row["lesions"]) == len(records[name]["lesions"])
+        largest = max(lesion["volume_ml"] for lesion in records[name]["lesions"])
+        assert float(row["largest_lesion_ml"]) == pytest.approx(largest, rel=1e-4)
+
+
 def test_results_of_other_weights_are_left_out_with_the_reason(
     results: Path, bundle: Path, tmp_path: Path
 ) -> None:
