@@ -16,6 +16,7 @@ from mmccd_cli.config import SamplingConfig, to_dict
 from mmccd_cli.errors import DataError, MmccdError, UsageError
 from mmccd_cli.inputs.scans import BRAIN_MASK
 from mmccd_cli.inputs.subjects import Subject, find_subject
+from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import CORE_OUTPUTS, output_paths
 from mmccd_cli.outputs.record import Outcome
 
@@ -38,6 +39,9 @@ class Job:
         makes_folder: Whether the outputs' folders are made where they are missing.
         sidecar_fields: What the sidecar says beside the record.
         reports_index: The page over all reports, where the report is one of several.
+
+    Raises:
+        UsageError: A kind of output is not known.
     """
 
     subject: Subject
@@ -46,6 +50,9 @@ class Job:
     makes_folder: bool = False
     sidecar_fields: Mapping[str, Any] = field(default_factory=dict)
     reports_index: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_extras(self.extras)
 
     @property
     def extras(self) -> list[str]:
@@ -148,6 +155,19 @@ class RunSettings:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_extras(kinds: Iterable[str], known: Iterable[str] = EXTRA_OUTPUTS) -> None:
+    """Refuse kinds of output that cannot be made.
+
+    Raises:
+        UsageError: One of them is not known.
+    """
+    known = list(known)
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise UsageError(
+            f"There is no kind of output {unknown[0]!r}.", next_step=f"Give {', '.join(known)}."
+        )
 
 
 class FoundSubjects(NamedTuple):

@@ -14,6 +14,7 @@ from mmccd_cli.cohort.jobs import (
     FoundSubjects,
     Job,
     RunSettings,
+    check_extras,
     find_all_subjects,
     plan_job,
     plan_jobs,
@@ -166,6 +167,7 @@ class SubjectSelection:
     report_dir: Path | None = None
 
     def __post_init__(self) -> None:
+        check_extras(self.extras, SUFFIX_OF_EXTRA)
         for wrong, message, next_step in self._faults():
             if wrong:
                 raise UsageError(message, next_step=next_step)

@@ -161,9 +161,9 @@ def update_summaries(folder: Path, outcome: Outcome) -> None:
     """Write a subject's row anew in every table of a folder that has one."""
     for path in sorted(folder.glob("summary*.tsv")):
         if match := _NAME.fullmatch(path.name):
-            shard = match[1] and Shard(int(match[1]), int(match[2]))
             with contextlib.suppress(UsageError):  # somebody else's table is none of ours
-                Summary(folder, shard or None).replace(outcome)
+                shard = Shard(int(match[1]), int(match[2])) if match[1] else None
+                Summary(folder, shard).replace(outcome)
 
 
 def _table(rows: Iterable[Mapping[str, str]]) -> bytes:

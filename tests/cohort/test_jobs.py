@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mmccd_cli.cohort.jobs import RunSettings, find_all_subjects, plan_job
-from mmccd_cli.cohort.plan import Cohort, RunPolicy
+from mmccd_cli.cohort.jobs import Job, RunSettings, find_all_subjects, plan_job
+from mmccd_cli.cohort.plan import Cohort, RunPolicy, SubjectSelection
 from mmccd_cli.cohort.shards import Shard, choose_shard
 from mmccd_cli.cohort.summary import COLUMNS, Summary, update_summaries
 from mmccd_cli.errors import DataError, UsageError
@@ -262,12 +262,23 @@ def test_a_new_mask_changes_the_rows_that_are_there(tmp_path: Path) -> None:
     for name, shard in (("a", Shard(1, 2)), ("b", Shard(2, 2))):
         (tmp_path / f"{name}.nii.gz").touch()
         Summary(tmp_path, shard).add(_done(name))
+    (tmp_path / "summary_shard-9-of-3.tsv").write_text("mine")  # no share, and none of ours
     update_summaries(tmp_path, _done("b", ml=0.25))
+    assert (tmp_path / "summary_shard-9-of-3.tsv").read_text() == "mine"
     volumes = {
         path.name: [row["lesion_volume_ml"] for row in _rows(path)]
-        for path in tmp_path.glob("*.tsv")
+        for path in tmp_path.glob("*-of-2.tsv")
     }
     assert volumes == {
         "summary_shard-1-of-2.tsv": ["1.5"],
         "summary_shard-2-of-2.tsv": ["0.25"],
     }
+
+
+def test_a_kind_of_output_that_is_not_known_is_refused_at_once(tmp_path: Path) -> None:
+    subject = Subject(id="a", paths={"FLAIR": tmp_path / "a.nii"})
+    with pytest.raises(UsageError, match="no kind of output 'pictures'") as caught:
+        Job(subject=subject, targets={"map": tmp_path / "m.nii", "pictures": tmp_path / "p.png"})
+    assert "picture, report" in (caught.value.next_step or "")
+    with pytest.raises(UsageError, match="no kind of output 'pictures'"):
+        SubjectSelection(folders=[tmp_path], out_dir=tmp_path, extras={"pictures": Path("p.png")})
