@@ -56,11 +56,12 @@ def threshold(
     from mmccd_cli.outputs.remask import describe_stale
 
     failed: list[tuple[str, str]] = []
-    for job in plan_masks(maps, out, force=force):
+    jobs = plan_masks(maps, out, force=force)
+    for job in jobs:
         try:
             record = make_mask(job, MaskOptions(**asdict(mask)), force=force)
         except (MmccdError, OSError) as error:
-            if len(maps) == 1:
+            if len(jobs) == 1:
                 raise
             known = as_mmccd_error(error)
             console.error(known, about=str(job.files["map"]))

@@ -383,6 +383,9 @@ def test_threshold_refuses_what_does_not_belong_together(done: Path) -> None:
         result = _threshold(done / f"{name}.nii.gz", "--force")
         assert result.exit_code == 3, result.stderr
         assert "Traceback" not in result.stderr
+        # So it is where its own mask is named beside it, which is left out.
+        both = _threshold(*done.glob(f"{name}*.nii.gz"), "--force")
+        assert (both.exit_code, both.stderr) == (3, result.stderr)
     folder = _threshold(done, "--force")
     assert folder.exit_code == 2
     assert "It is a folder." in folder.stderr
