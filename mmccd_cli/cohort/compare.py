@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -25,6 +26,8 @@ from mmccd_cli.preprocessing.registration import refine, register
 from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.template import correlation, transform_points
 
+Boxes = list[tuple[slice, slice, slice] | None]
+"""Of each number of an image the box that holds it, the first one's first; None where it is not."""
 Change = Literal["new", "gone", "grown", "shrunk", "same", "out of view"]
 
 LEAST_OVERLAP = 0.1
@@ -114,8 +117,8 @@ def find_position(a: Result, b: Result, scans: tuple[Path, Path] | None = None) 
         DataError: A scan cannot be read, or is not the one that a result was made from.
     """
     spaces = {result.record["settings"].get("space", "native") for result in (a, b)}
-    reference_hashes = {_reference_sha256(result) for result in (a, b)}
-    if len(spaces) == len(reference_hashes) == 1:
+    same_scan = _reference_sha256(a) == _reference_sha256(b) is not None
+    if same_scan and len(spaces) == 1:
         return Position(np.eye(4), "same scan")
     if scans is not None and spaces == {"native"}:
         fixed, moving = (_read_scan(*pair) for pair in zip(scans, (a, b), strict=True))
@@ -124,7 +127,7 @@ def find_position(a: Result, b: Result, scans: tuple[Path, Path] | None = None) 
     to_a, to_b = a.to_template, b.to_template
     same_template = a.record["bundle"]["sha256"] == b.record["bundle"]["sha256"]
     if to_a is not None and to_b is not None and same_template:
-        exact = len(reference_hashes) == 1 or spaces.isdisjoint({"native"})
+        exact = same_scan or spaces.isdisjoint({"native"})
         return Position(np.linalg.inv(to_b) @ to_a, "template", None if exact else _TEMPLATE)
     return Position(np.eye(4), "headers", _HEADERS)
 
@@ -135,7 +138,8 @@ def others_remark(a: Result, b: Result) -> Caution | None:
     They tell where they have no scan in common and the labels of BIDS are two people's. Other names
     do not: those of two examinations of one person mostly differ.
     """
-    scans = [{it["sha256"] for it in result.record["inputs"].values()} for result in (a, b)]
+    inputs = [result.record["inputs"].values() for result in (a, b)]
+    scans = [{it["sha256"] for it in each if it.get("sha256")} for each in inputs]
     labels = [str(result.record.get("subject", "")).partition("_")[0] for result in (a, b)]
     if scans[0] & scans[1] or labels[0] == labels[1]:
         return None
@@ -151,8 +155,9 @@ def compare(a: Result, b: Result, position: Position) -> Comparison:
     moved = _moved_to(a, b, position)
     both = (a.map.data > 0) & (moved.map.data > 0)
     difference = np.where(both, moved.map.data - a.map.data, np.float32(0)).astype(np.float32)
+    boxes = find_objects(a.numbered), find_objects(moved.numbered)
     lesions = [
-        _change(members, a, moved)
+        _change(members, a, moved, boxes=boxes)
         for members in match_lesions(a.numbered, moved.numbered, len(b.volumes_ml))
     ]
     lesions.sort(key=lambda found: -abs(found.volume_b_ml - found.volume_a_ml))
@@ -222,17 +227,19 @@ def _moved_to(a: Result, b: Result, position: Position) -> _Moved:
 
 def _keep_smallest(numbers: NDArray[np.uint16], b: Result, to_index: Matrix) -> None:
     """Give each lesion that fell between the voxels of a coarser grid the one at its centre."""
+    boxes = find_objects(b.numbered)
     for lost in set(range(1, len(b.volumes_ml) + 1)) - set(np.unique(numbers).tolist()):
-        centre = np.argwhere(b.numbered == lost).mean(axis=0)
+        centre = _voxels(([lost], []), (b.numbered, b.numbered), (boxes, [])).mean(axis=0)
         index = np.rint(transform_points(to_index, centre)).astype(int)
         if (index >= 0).all() and (index < numbers.shape).all() and not numbers[tuple(index)]:
             numbers[tuple(index)] = lost
 
 
-def _change(members: tuple[list[int], list[int]], a: Result, moved: _Moved) -> LesionChange:
+def _change(
+    members: tuple[list[int], list[int]], a: Result, moved: _Moved, *, boxes: tuple[Boxes, Boxes]
+) -> LesionChange:
     ids_a, ids_b = members
-    in_a, in_b = np.isin(a.numbered, ids_a), np.isin(moved.numbered, ids_b)
-    where = np.argwhere(in_a | in_b)
+    where = _voxels(members, (a.numbered, moved.numbered), boxes)
     index = tuple(where.T)
     before = sum(a.volumes_ml[number - 1] for number in ids_a)
     after = sum(moved.volumes_ml[number - 1] for number in ids_b)
@@ -257,6 +264,27 @@ def _change(members: tuple[list[int], list[int]], a: Result, moved: _Moved) -> L
     )
 
 
+def _voxels(
+    members: tuple[list[int], list[int]],
+    numbered: tuple[NDArray[np.integer], NDArray[np.integer]],
+    boxes: tuple[Boxes, Boxes],
+) -> NDArray[np.intp]:
+    """(N, 3) voxels of lesions in either of two images, found within their boxes."""
+    found = [
+        of[number - 1]
+        for ids, of in zip(members, boxes, strict=True)
+        for number in ids
+        if number <= len(of)
+    ]
+    ends = np.array([[(s.start, s.stop) for s in box] for box in found if box is not None])
+    if not len(ends):  # outside of the grid
+        return np.empty((0, 3), dtype=np.intp)
+    low, high = ends[:, :, 0].min(axis=0), ends[:, :, 1].max(axis=0)
+    box = tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))
+    of_a, of_b = (np.isin(n[box], ids) for n, ids in zip(numbered, members, strict=True))
+    return np.argwhere(of_a | of_b) + low
+
+
 def _kind(before: float, after: float) -> Change:
     if before == 0 or after == 0:
         return "new" if before == 0 else "gone"
@@ -266,9 +294,10 @@ def _kind(before: float, after: float) -> Change:
     return "grown" if after > before else "shrunk"
 
 
-def _reference_sha256(result: Result) -> str:
+def _reference_sha256(result: Result) -> str | None:
+    """Return the hash of the scan that a result lies on; None where the record does not say it."""
     record: Mapping[str, Any] = result.record
-    return record["inputs"].get(record["reference"], {}).get("sha256", "")
+    return record["inputs"].get(record["reference"], {}).get("sha256") or None
 
 
 def _read_scan(path: Path, result: Result) -> Volume:

@@ -232,3 +232,23 @@ def test_two_people_are_told_apart_where_their_labels_say_it() -> None:
     assert others_remark(named("sub-01_ses-a", "one"), named("sub-01_ses-b", "two")) is None
     assert others_remark(named("2021", "one"), named("2023", "two")) is None
     assert others_remark(named("sub-01", "one"), named("sub-02", "one")) is None
+
+
+def test_scans_whose_hashes_are_not_known_are_not_the_same() -> None:
+    settings = {"reference_to_template": np.eye(4).tolist()}
+    for unknown in ("", None):
+        a, b = (result({}, scan=unknown, settings=settings) for _ in range(2))  # type: ignore[arg-type]
+        position = find_position(a, b)
+        assert (position.by, position.remark is None) == ("template", False)
+        a.record["subject"], b.record["subject"] = "sub-01", "sub-02"  # type: ignore[index]
+        assert "sub-01 and sub-02" in str(others_remark(a, b))
+
+
+def test_a_lesion_is_looked_for_within_its_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges = {(6, 6, 8): 4, (12, 12, 12): 2, (6, 14, 12): 3}
+    a, b = result(edges), result({**edges, (12, 12, 12): 3})
+    sizes, isin = list[int](), np.isin
+    monkeypatch.setattr(np, "isin", lambda of, ids: sizes.append(of.size) or isin(of, ids))
+    assert len(compare(a, b, find_position(a, b)).lesions) == 3
+    assert sizes
+    assert max(sizes) <= 64
