@@ -29,6 +29,7 @@ from mmccd_cli.evaluation.passes import counting_passes
 from mmccd_cli.pipeline import Pipeline, SegmentationResult
 from mmccd_cli.preprocessing.brain import find_brain
 from mmccd_cli.preprocessing.intensity import normalise
+from mmccd_cli.preprocessing.spatial import same_grid
 from mmccd_cli.preprocessing.subject import prepare_subject, to_reference_grid
 
 
@@ -140,13 +141,13 @@ class IntensityScorer(Scorer):
     def score(self, case: Case) -> RawScore | None:
         """Score the scans as they lie."""
         grid = case.grid
-        images = {m: v.data for m, v in case.volumes.items() if v.shape == grid.shape}
-        if not set(self.config.modalities) <= set(images):
+        on_grid = {m: v for m, v in case.volumes.items() if same_grid(grid, v)}
+        if not set(self.config.modalities) <= set(on_grid):
             return None
-        brain, seconds = case.shared("brain", lambda: find_brain(case.volumes).mask)
+        brain, seconds = case.shared("brain", lambda: find_brain(on_grid).mask)
         began = time.perf_counter()
         signals = {
-            f"intensity:{modality}": normalise(images[modality], brain, Z_SCORE)
+            f"intensity:{modality}": normalise(on_grid[modality].data, brain, Z_SCORE)
             for modality in self.config.modalities
         }
         smoothed = smooth(signals, brain, spacing_mm=grid.spacing_mm, config=self.config)

@@ -82,6 +82,17 @@ def test_a_missing_scan_makes_no_row_and_a_flat_one_is_named() -> None:
         IntensityScorer("flair-z").score(dull)
 
 
+def test_scans_on_another_grid_of_the_same_shape_are_not_added_up() -> None:
+    case = phantom()
+    moved = np.eye(4)
+    moved[0, 3] = 20.0
+    scans = {**case.volumes, "T2w": Volume(case.volumes["T2w"].data, moved)}
+    elsewhere = Case(subject="c", volumes=scans, reference=case.reference)
+    elsewhere.shared("brain", lambda: case.shared("brain", dict)[0])
+    assert IntensityScorer("flair-t2w-z").score(elsewhere) is None
+    assert IntensityScorer("flair-z").score(elsewhere) is not None
+
+
 def test_every_baseline_has_shipped_constants() -> None:
     assert set(SHIPPED_CONSTANTS) == set(BASELINES)
     assert all(set(c) == {"fixed", "adaptive"} for c in SHIPPED_CONSTANTS.values())
