@@ -42,7 +42,7 @@ from mmccd_cli.weights.bundle import Bundle
 if TYPE_CHECKING:
     import torch
 
-    from mmccd_cli.signals import SignalModel
+    from mmccd_cli.signals import ComputedSignals, SignalModel
 
 Space = Literal["native", "template"]
 
@@ -187,18 +187,18 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         """Where the networks run."""
-        return self._model.device
+        return self._model.place.device
 
-    def describe_device(self) -> str:
-        """Name of the device for people."""
+    def describe_device(self, device: torch.device | None = None) -> str:
+        """Name of a device for people; by default of that of the next subject."""
         from mmccd_cli.translation.devices import describe_device
 
-        return describe_device(self.device, self.threads)
+        return describe_device(device or self.device, self.threads)
 
     @property
     def precision(self) -> str:
-        """In what arithmetic: "fp32", "bf16" or "fp16"."""
-        return self._model.precision
+        """In what arithmetic subjects begin: "fp32", "bf16" or "fp16"."""
+        return self._model.place.precision
 
     def segment(
         self,
@@ -290,10 +290,10 @@ class Pipeline:
         chosen = options.applied_to(calibrated)
         watch = Stopwatch(dict(prepared.seconds))
         with watch.stage("inference"):
-            signals = self.signals(prepared, calibrated, advance)
+            computed = self._compute(prepared, calibrated, advance)
         with watch.stage("score"):
             score = score_scan(
-                signals,
+                computed.values,
                 prepared.brain,
                 spacing_mm=self.bundle.template.spacing_mm,
                 config=calibrated,
@@ -324,10 +324,10 @@ class Pipeline:
                 "score_threshold_of_this_scan": score.threshold,
                 "space": space if space == "native" else self.bundle.config.template.space,
                 "reference_to_template": prepared.to_reference.tolist(),
-                "precision": self.precision,
+                "precision": computed.place.precision,
             },
-            device=self.describe_device(),
-            notes=[*prepared.notes, *self._model.notes, *_unused(prepared, calibrated)],
+            device=self.describe_device(computed.place.device),
+            notes=[*prepared.notes, *computed.place.notes, *_unused(prepared, calibrated)],
             seconds=watch.seconds,
             prepared=prepared,
         )
@@ -344,11 +344,17 @@ class Pipeline:
             Name -> (I, J, K) float32 on the template's grid, in robust standard deviations,
             positive where anomalous.
         """
-        values = self._model.signals(prepared.images, prepared.brain, config, advance=advance)
-        for name, signal in values.items():
+        return self._compute(prepared, config, advance).values
+
+    def _compute(
+        self, prepared: PreparedSubject, config: ScoreConfig, advance: Progress
+    ) -> ComputedSignals:
+        """All `signals` of a subject, and how they were computed."""
+        computed = self._model.compute(prepared.images, prepared.brain, config, advance=advance)
+        for name, signal in computed.values.items():
             # What a modality does not show is no evidence, neither bright nor dark.
             signal[~prepared.covered[name.partition(":")[2]]] = 0.0
-        return values
+        return computed
 
     def _on_output_grid(
         self, prepared: PreparedSubject, score: ScanScore, space: Space

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -45,8 +46,39 @@ from mmccd_cli.weights.bundle import Bundle
 from mmccd_cli.weights.rehearsal import LARGEST, overflown
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where the networks compute, and in what arithmetic.
+
+    Attributes:
+        device: The device.
+        precision: "fp32", "bf16" or "fp16".
+        notes: What the user should know of how it came to this.
+    """
+
+    device: torch.device
+    precision: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ComputedSignals:
+    """The signals of one subject, and how they were computed.
+
+    Attributes:
+        values: As `SignalModel.signals` returns them.
+        place: Where, and in what arithmetic, this subject was computed.
+    """
+
+    values: dict[str, NDArray[np.float32]]
+    place: Place
+
+
 class SignalModel:
     """The networks of a bundle on a device; each is loaded when first needed, in any thread.
+
+    A subject whose signals overflow is computed again in fp32, and no other subject with it. A
+    device whose memory does not suffice is left for good.
 
     Args:
         bundle: The weights.
@@ -58,7 +90,7 @@ class SignalModel:
             single slice, because nobody asked for the device by name.
 
     Attributes:
-        notes: What the user should know of how the device was used.
+        place: Where the next subject begins.
     """
 
     def __init__(
@@ -72,12 +104,10 @@ class SignalModel:
         may_use_cpu: bool = False,
     ) -> None:
         self.bundle, self.sampling = bundle, sampling
-        self.device, self.batch_size = device, batch_size
-        self.precision = choose_precision(precision, device)
-        self.may_use_cpu = may_use_cpu
-        self.notes: list[str] = []
-        self._cycles: dict[str, Cycle] = {}
-        self._networks: dict[str, UNet] = {}
+        self.place = Place(device=device, precision=choose_precision(precision, device))
+        self.batch_size, self.may_use_cpu = batch_size, may_use_cpu
+        self._cycles: dict[tuple[str, torch.device], Cycle] = {}
+        self._networks: dict[tuple[str, torch.device], UNet] = {}
         self._loading = threading.Lock()
 
     def signals(
@@ -105,21 +135,43 @@ class SignalModel:
         Raises:
             WeightsError: The networks overflow.
         """
+        return self.compute(images, brain, config, advance=advance).values
+
+    def compute(
+        self,
+        images: Mapping[str, NDArray[np.float32]],
+        brain: NDArray[np.bool_],
+        config: ScoreConfig,
+        *,
+        advance: Progress = silent,
+    ) -> ComputedSignals:
+        """Compute the `signals` of a subject, and tell how; in any thread.
+
+        Args:
+            images: See `signals`, like all others.
+            brain: See `signals`.
+            config: See `signals`.
+            advance: See `signals`.
+
+        Raises:
+            WeightsError: The networks overflow.
+        """
+        place = self.place
         while True:
             try:
-                values = self._signals(images, brain, config, advance=advance)
+                values = self._signals(images, brain, config, place=place, advance=advance)
             except DeviceMemoryError:
-                if not self.may_use_cpu or self.device.type == "cpu":
+                if not self.may_use_cpu or place.device.type == "cpu":
                     raise
-                self._go_to_cpu()
+                place = self._leave(place.device)
                 continue
             beyond = [name for name, v in values.items() if not np.abs(v).max() < LARGEST]
             if not beyond:
-                return values
-            if self.precision == "fp32":
+                return ComputedSignals(values=values, place=place)
+            if place.precision == "fp32":
                 raise overflown(self.bundle, beyond[0].partition(":")[2])
-            self.notes.append(f"{self.precision} overflowed; everything was computed in fp32")
-            self.precision = "fp32"
+            note = f"{place.precision} overflowed; everything was computed in fp32"
+            place = replace(place, precision="fp32", notes=(*place.notes, note))
 
     def load(self, config: ScoreConfig) -> None:
         """Read the networks that a score needs, unless they are there.
@@ -129,29 +181,35 @@ class SignalModel:
             ComputeError: The device stopped computing.
         """
         # What is to be done where memory does not suffice is decided when they are needed.
+        device = self.place.device
         with suppress(DeviceMemoryError):
             for source in config.sources:
-                self._cycle(source)
+                self._cycle(source, device)
             if config.restored:
-                self._network("restoration")
+                self._network("restoration", device)
             if config.has_foci:
-                self._network("foci")
+                self._network("foci", device)
 
-    def _cycle(self, source: str) -> Cycle:
-        with self._loading, explaining_device(self.device, "a network"):
-            if source not in self._cycles:
-                self._cycles[source] = self.bundle.cycle(source, self.sampling, self.device)
-            return self._cycles[source]
+    def _cycle(self, source: str, device: torch.device) -> Cycle:
+        with self._loading, explaining_device(device, "a network"):
+            if (source, device) not in self._cycles:
+                self._cycles[source, device] = self.bundle.cycle(source, self.sampling, device)
+            return self._cycles[source, device]
 
-    def _go_to_cpu(self) -> None:
-        self.notes.append(
-            f"The memory of {describe_device(self.device)} does not suffice for a single "
-            "slice; the CPU was used, which takes longer."
-        )
-        self._cycles.clear()
-        self._networks.clear()
-        release_memory(self.device)
-        self.device, self.precision = torch.device("cpu"), "fp32"
+    def _leave(self, device: torch.device) -> Place:
+        """Go on with the CPU, this subject and all that follow, where a device is too small."""
+        with self._loading:
+            if self.place.device == device:  # else a subject beside this one has left it
+                note = (
+                    f"The memory of {describe_device(device)} does not suffice for a single "
+                    "slice; the CPU was used, which takes longer."
+                )
+                cpu = torch.device("cpu")
+                self.place = Place(device=cpu, precision="fp32", notes=(note,))
+            self._cycles = {key: c for key, c in self._cycles.items() if key[1] != device}
+            self._networks = {key: n for key, n in self._networks.items() if key[1] != device}
+            release_memory(device)
+            return self.place
 
     def _signals(
         self,
@@ -159,9 +217,10 @@ class SignalModel:
         brain: NDArray[np.bool_],
         config: ScoreConfig,
         *,
+        place: Place,
         advance: Progress,
     ) -> dict[str, NDArray[np.float32]]:
-        """One attempt at `signals`."""
+        """One attempt at `signals`, in one place."""
         scale = np.float32(self.bundle.config.preprocessing.intensity.scale)
         images = {m: self._without_bias_field(m, images[m], brain) for m in config.modalities}
         standardised = {
@@ -177,14 +236,18 @@ class SignalModel:
         parts = cycles + bool(config.restored) + config.has_foci
         if config.restored:
             done = _part_of(advance, 0, parts)
-            values |= self._restoration_signals(standardised, brain, config, advance=done)
+            values |= self._restoration_signals(
+                standardised, brain, config, place=place, advance=done
+            )
         if config.has_foci:
             done = _part_of(advance, parts - cycles - 1, parts)
-            values[config.foci_signal] = self._foci_signal(standardised, brain, advance=done)
+            values[config.foci_signal] = self._foci_signal(
+                standardised, brain, place=place, advance=done
+            )
         for number, source in enumerate(config.sources, start=parts - cycles):
             done = _part_of(advance, number, parts)
             values[f"cycle:{source}"] = self._cycle_signal(
-                source, images[source], brain, config=config, advance=done
+                source, images[source], brain, config=config, place=place, advance=done
             )
         return values
 
@@ -219,10 +282,11 @@ class SignalModel:
         brain: NDArray[np.bool_],
         config: ScoreConfig,
         *,
+        place: Place,
         advance: Progress,
     ) -> dict[str, NDArray[np.float32]]:
         """Signals of one pass over standardised scans, signed so that anomalies are positive."""
-        network = self._network("restoration")
+        network = self._network("restoration", place.device)
         stack, scans = _together(inside, brain, multiple=network.config.stride)
         shown, mirrored = _shown(inside), "restoration" in config.mirrored
 
@@ -232,8 +296,10 @@ class SignalModel:
                 mirrored=mirrored,
             )
 
-        steps = len(stack) * (1 + mirrored)
-        execution = self._execution(steps, scans.shape[-2:], advance=advance)
+        steps, channels = len(stack) * (1 + mirrored), network.config.base_channels
+        execution = self._execution(
+            steps, scans.shape[-2:], channels=channels, place=place, advance=advance
+        )
         residual = run_within_memory(compute, execution).numpy()
         values = {}
         for modality in config.restored:
@@ -248,10 +314,11 @@ class SignalModel:
         inside: Mapping[str, NDArray[np.float32]],
         brain: NDArray[np.bool_],
         *,
+        place: Place,
         advance: Progress,
     ) -> NDArray[np.float32]:
         """(I, J, K) log odds of small foci on standardised scans, 0 where they are below."""
-        network = self._network("foci")
+        network = self._network("foci", place.device)
         others = {
             modality: other_side(
                 image, brain, centre=self._middle, spacing_mm=self.bundle.template.spacing_mm
@@ -267,7 +334,10 @@ class SignalModel:
                 network, scans, mirrored=mirrored, shown=shown, execution=execution
             )
 
-        execution = self._execution(len(stack), scans.shape[-2:], advance=advance)
+        channels = network.config.base_channels
+        execution = self._execution(
+            len(stack), scans.shape[-2:], channels=channels, place=place, advance=advance
+        )
         found = run_within_memory(compute, execution).numpy()
         volume = from_slices(np.where(stack.brain, found, np.float32(0)), stack)
         return np.maximum(volume - self._rarer_in_grey, np.float32(0))
@@ -285,14 +355,16 @@ class SignalModel:
         """The plane between the sides of the template, and so of a subject that lies on it."""
         return middle_of_template(self.bundle.template)
 
-    def _network(self, name: str) -> UNet:
+    def _network(self, name: str, device: torch.device) -> UNet:
         """A network that sees all scans at once, loaded when first needed."""
-        with self._loading, explaining_device(self.device, "a network"):
-            if name not in self._networks:
-                self._networks[name] = self.bundle.network(name, self.device)
-            return self._networks[name]
+        with self._loading, explaining_device(device, "a network"):
+            if (name, device) not in self._networks:
+                self._networks[name, device] = self.bundle.network(name, device)
+            return self._networks[name, device]
 
-    def _execution(self, steps: int, size: Sequence[int], *, advance: Progress) -> Execution:
+    def _execution(
+        self, steps: int, size: Sequence[int], *, channels: int, place: Place, advance: Progress
+    ) -> Execution:
         """Where networks run on slices of this size, and how their progress becomes a share."""
         done = 0
 
@@ -301,13 +373,12 @@ class SignalModel:
             done += passed
             advance(done, steps)
 
-        channels = self.bundle.config.denoiser.base_channels
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        threads = torch.get_num_threads() if place.device.type == "cpu" else 1
         pixels = size[0] * size[1] * threads
         return Execution(
-            self.device,
-            batch_size=self.batch_size or choose_batch_size(self.device, pixels, channels),
-            autocast=PRECISIONS[self.precision],
+            place.device,
+            batch_size=self.batch_size or choose_batch_size(place.device, pixels, channels),
+            autocast=PRECISIONS[place.precision],
             advance=count,
             threads=threads,
         )
@@ -319,11 +390,12 @@ class SignalModel:
         brain: NDArray[np.bool_],
         *,
         config: ScoreConfig,
+        place: Place,
         advance: Progress,
     ) -> NDArray[np.float32]:
         """(I, J, K) in robust standard deviations, positive where anomalous."""
         bundle, method = self.bundle.config, self.sampling.method
-        cycle, intensity = self._cycle(source), bundle.preprocessing.intensity
+        cycle, intensity = self._cycle(source, place.device), bundle.preprocessing.intensity
         sign, mirrored = self._sign(source), "cycle" in config.mirrored
         # A sign that is not known cannot be kept.
         kind: Residual = config.residual
@@ -349,7 +421,11 @@ class SignalModel:
             return from_both_sides(partial(compute, execution=execution), mirrored=mirrored)
 
         steps *= 1 + mirrored
-        execution = self._execution(steps, x.shape[-2:], advance=advance)
+        networks = (bundle.unet,) if plain else (bundle.unet, bundle.denoiser)
+        channels = max(network.base_channels for network in networks)
+        execution = self._execution(
+            steps, x.shape[-2:], channels=channels, place=place, advance=advance
+        )
         errors = run_within_memory(of_both, execution).numpy()
         values = errors / np.float32(intensity.scale ** (2 if kind == "squared" else 1))
         if kind == "signed":

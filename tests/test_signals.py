@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -341,21 +343,21 @@ def plain_model(**options: Any) -> SignalModel:
 def test_a_small_device_is_used_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = full_device(monkeypatch, fits=1)
     model = plain_model(may_use_cpu=True)
-    model.signals(*subject(), FLAIR)
+    computed = model.compute(*subject(), FLAIR)
     assert tried == ["cuda 4", "cuda 2", "cuda 1"]
-    assert not model.notes
+    assert not computed.place.notes
 
 
 def test_the_cpu_takes_over_from_a_full_device(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = full_device(monkeypatch, fits=0)
     model = plain_model(may_use_cpu=True)
     for _ in range(2):  # once full, it is not tried again
-        values = model.signals(*subject(), FLAIR)
+        computed = model.compute(*subject(), FLAIR)
+        (note,) = computed.place.notes
+        assert note.startswith("The memory of cuda")
+        assert (computed.place.device.type, computed.place.precision) == ("cpu", "fp32")
+        assert computed.values["cycle:FLAIR"].any()
     assert tried == ["cuda 4", "cuda 2", "cuda 1", "cpu 4", "cpu 4"]
-    assert values["cycle:FLAIR"].any()
-    (note,) = model.notes
-    assert note.startswith("The memory of cuda")
-    assert (model.device.type, model.precision) == ("cpu", "fp32")
 
 
 def test_a_device_that_was_named_is_not_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,20 +366,94 @@ def test_a_device_that_was_named_is_not_left(monkeypatch: pytest.MonkeyPatch) ->
         plain_model().signals(*subject(), FLAIR)
 
 
-def test_half_precision_that_overflows_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[torch.dtype | None] = []
+BRIGHTEST = 100.0
+"""Of a scan that is too bright for half precision."""
+
+
+def overflowing(monkeypatch: pytest.MonkeyPatch, wait: Any = lambda: None) -> list[Any]:
+    """Networks that overflow on bright scans in half precision; returns the precisions tried."""
+    seen: list[Any] = []
 
     def overflow(x: Tensor, *_: Any, execution: Execution, **__: Any) -> Tensor:
         seen.append(execution.autocast)
-        return torch.full_like(x, 1.0 if execution.autocast is None else torch.inf)
+        beyond = execution.autocast is not None and x.max() >= BRIGHTEST
+        if beyond:
+            wait()
+        return torch.full_like(x, torch.inf if beyond else 1.0)
 
     full_device(monkeypatch, fits=4)
     monkeypatch.setattr("mmccd_cli.signals.plain_residual", overflow)
+    return seen
+
+
+def bright_subject() -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
+    images, brain = subject()
+    images["FLAIR"][BRIGHT] = BRIGHTEST
+    return images, brain
+
+
+def test_half_precision_that_overflows_is_given_up_for_one_subject(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that no result depends on the subjects before it."""
+    seen = overflowing(monkeypatch)
     model = plain_model()
-    values = model.signals(*subject(), FLAIR)
-    assert seen == [torch.float16, None]
-    assert np.isfinite(values["cycle:FLAIR"]).all()
-    assert "fp16 overflowed" in model.notes[0]
+    found = [model.compute(*scans, FLAIR) for scans in (subject(), bright_subject(), subject())]
+    assert seen == [torch.float16, torch.float16, None, torch.float16]
+    assert [computed.place.precision for computed in found] == ["fp16", "fp32", "fp16"]
+    assert [len(computed.place.notes) for computed in found] == [0, 1, 0]
+    assert "fp16 overflowed" in found[1].place.notes[0]
+    assert np.isfinite(found[1].values["cycle:FLAIR"]).all()
+
+
+def test_two_subjects_may_overflow_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    overflowing(monkeypatch, Barrier(2, timeout=30).wait)
+    model = plain_model()
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(model.compute, *bright_subject(), FLAIR) for _ in range(2)]
+    for computed in (each.result() for each in running):
+        assert computed.place.precision == "fp32"
+        assert len(computed.place.notes) == 1
+
+
+def test_two_subjects_may_find_a_device_full_beside_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    meet = Barrier(2, timeout=30).wait
+
+    def compute(x: Tensor, *_: Any, execution: Execution, **__: Any) -> Tensor:
+        if execution.device.type == "cuda":
+            if execution.batch_size == 1:
+                meet()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.ones_like(x)
+
+    full_device(monkeypatch, fits=0)
+    monkeypatch.setattr("mmccd_cli.signals.plain_residual", compute)
+    model = plain_model(may_use_cpu=True)
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(model.compute, *subject(), FLAIR) for _ in range(2)]
+    assert [len(each.result().place.notes) for each in running] == [1, 1]
+    assert LOADED == ["FLAIR", "FLAIR"], "once for each device"
+
+
+def test_a_batch_is_as_large_as_its_own_networks_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def choose(device: torch.device, pixels: int, channels: int) -> int:
+        asked.append(channels)
+        return 4
+
+    monkeypatch.setattr("mmccd_cli.signals.choose_batch_size", choose)
+    plain = bundle()
+    wide = replace(plain.config.denoiser, base_channels=16)
+    each = replace(plain, config=replace(plain.config, denoiser=wide))
+    monkeypatch.setattr(HandMadeBundle, "network", lambda *_: Sure())
+    config = replace(FLAIR, foci_weight=1.0)
+    for method in ("mmccd", "cyclic-unet"):
+        model = SignalModel(each, replace(SAMPLING, method=method), torch.device("cpu"))  # type: ignore[arg-type]
+        model.signals(*subject(), config)
+    assert asked == [Sure.config.base_channels, 16, Sure.config.base_channels, 8]
 
 
 def test_a_device_too_full_for_the_networks_is_left_for_the_cpu(
