@@ -47,9 +47,10 @@ def group(
     Examples:
       mmccd group out
     """
-    from mmccd_cli.cohort.group import FOLDER
+    from mmccd_cli.cohort.group import FILES, FOLDER
 
-    refuse_to_overwrite([out / FOLDER / "index.html"], force=force, make_folders=True)
+    written = [out / FOLDER / name for name in FILES]
+    refuse_to_overwrite(written, force=force, make_folders=True)
     files, left_out, number = show_group(
         out, console, weights=weights, offline=offline, cache_dir=cache_dir
     )

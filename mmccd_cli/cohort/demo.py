@@ -13,7 +13,7 @@ from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.inputs.subjects import subject_from_files
-from mmccd_cli.outputs.images import output_paths
+from mmccd_cli.outputs.images import is_described, output_paths
 from mmccd_cli.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SUBJECT = "phantom"
 LESION = "lesion"
+_DESCRIPTION = "synthetic, by mmccd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
     """Name the files of a demonstration in a folder that need not exist.
 
     Raises:
-        UsageError: A result exists already, or the folder cannot be written.
+        UsageError: A result, or another scan, exists already, or the folder cannot be written.
     """
     names = ("FLAIR", "T2w", "T1w", LESION)
     files = DemoFiles(
@@ -55,7 +56,9 @@ def plan_demo(folder: Path, *, force: bool = False) -> DemoFiles:
             "picture": folder / "anomaly.png",
         },
     )
-    refuse_to_overwrite(files.targets.values(), force=force, make_folders=True)
+    # Scans of an earlier demonstration, whose bytes are the same, may be there.
+    scans = [path for path in files.scans.values() if not is_described(path, _DESCRIPTION)]
+    refuse_to_overwrite([*files.targets.values(), *scans], force=force, make_folders=True)
     return files
 
 
@@ -63,13 +66,12 @@ def write_scans(files: DemoFiles) -> None:
     """Make the synthetic subject, on the grid of BraTS, and write it as NIfTI."""
     phantom = make_phantom()
     grid = make_grid(phantom.lesion.shape, phantom.affine)
-    description = "synthetic, by mmccd"
     for name, path in files.scans.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if name == LESION:
-            write_nifti(path, phantom.lesion, grid, intent="label", description=description)
+            write_nifti(path, phantom.lesion, grid, intent="label", description=_DESCRIPTION)
         else:
-            write_nifti(path, phantom.volumes[name].data, grid, description=description)
+            write_nifti(path, phantom.volumes[name].data, grid, description=_DESCRIPTION)
 
 
 def segment_demo(

@@ -29,6 +29,7 @@ from mmccd_cli.template import Template
 
 FOLDER = "group"
 """Where, in the folder of the results, all that is said of the group lies."""
+FILES = ("frequency.nii.gz", "mean.nii.gz", "subjects.tsv", "lesions.tsv", "index.html")
 _LEAST_SEEN = 0.5  # share of the subjects that a voxel must be seen in
 _OTHER_WEIGHTS = "It was made with other weights, whose template is another."
 

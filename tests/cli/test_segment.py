@@ -476,6 +476,16 @@ def test_demo(mmccd: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         tmp_path / "demo"
     )
     assert mmccd("demo", "--out-dir", tmp_path / "demo").exit_code == 2
+    for path in (tmp_path / "demo").glob("anomaly*"):
+        path.unlink()
+    scan, *_ = (tmp_path / "demo" / "phantom").iterdir()
+    own = scan.read_bytes()
+    scan.write_bytes(b"my own scan")
+    assert mmccd("demo", "--out-dir", tmp_path / "demo").exit_code == 2
+    assert scan.read_bytes() == b"my own scan"
+    scan.write_bytes(own)
+    assert mmccd("demo", "--out-dir", tmp_path / "demo").exit_code == 0
+    assert scan.read_bytes() == own
 
 
 # Values of options.

@@ -82,6 +82,10 @@ def test_a_group_has_maps_tables_and_a_page(
     assert all(name in page for name in NAMES)
     assert page.count("data:image/jpeg") == 16
     assert _group(out, bundle)[0] == 2
+    (out / "group" / "index.html").unlink()
+    (out / "group" / "subjects.tsv").write_text("mine")
+    assert _group(out, bundle)[0] == 2
+    assert (out / "group" / "subjects.tsv").read_text() == "mine"
     assert _group(out, bundle, "--force")[0] == 0
 
 
