@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
     from mmccd_cli.config import TrainingConfig
+    from mmccd_cli.training.dataset import SliceSource
     from mmccd_cli.training.recipes import Recipe
     from mmccd_cli.training.trainer import TrainingProgress
 
@@ -73,7 +75,40 @@ class DataOptions:
             UsageError: The folder of the data is missing.
             DataError: There is no usable subject.
         """
-        from mmccd_cli.training.dataset import PrepareSettings, prepare_dataset, read_split
+        from mmccd_cli.training.dataset import prepare_dataset
+
+        source = self._source()
+        progress.begin("preparing slices")
+        result = prepare_dataset(
+            source.data_dir,
+            out,
+            source.settings,
+            split=source.split,
+            template=source.template,
+            report=lambda _, done, total: progress.advance(done, total),
+        )
+        for name, reason in result.skipped:
+            console.note(f"{name} was left out: {reason}")
+        console.info(f"Prepared {len(result.subjects)} subjects in {out}.")
+
+    def check(self, slices: Path) -> None:
+        """Refuse slices that an earlier run made from something else.
+
+        Raises:
+            UsageError: It did.
+            DataError: The slices' index, or the data set, cannot be read.
+        """
+        from mmccd_cli.training.dataset import check_source
+
+        check_source(slices, self._source())
+
+    def _source(self) -> SliceSource:
+        """Return what slices are made from.
+
+        Raises:
+            UsageError: The folder of the data is missing.
+        """
+        from mmccd_cli.training.dataset import PrepareSettings, SliceSource, read_split
         from mmccd_cli.weights.bundle import load_bundle
         from mmccd_cli.weights.resolve import resolve_weights
 
@@ -82,11 +117,9 @@ class DataOptions:
         recipe, template = self.recipe(), None
         if self.template is not None:
             template = load_bundle(resolve_weights(self.template)).template
-        progress.begin("preparing slices")
-        result = prepare_dataset(
-            self.data_dir,
-            out,
-            PrepareSettings(
+        return SliceSource(
+            data_dir=self.data_dir,
+            settings=PrepareSettings(
                 spacing_mm=recipe.spacing_mm,
                 preprocessing=recipe.preprocessing,
                 require_segmentation=self.data != "folder",
@@ -94,11 +127,7 @@ class DataOptions:
             ),
             split=read_split(self.split) if self.split else None,
             template=template,
-            report=lambda _, done, total: progress.advance(done, total),
         )
-        for name, reason in result.skipped:
-            console.note(f"{name} was left out: {reason}")
-        console.info(f"Prepared {len(result.subjects)} subjects in {out}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +243,6 @@ def train(
             "Give either --data-dir or --prepared.",
             next_step="mmccd train --data brats2021 --data-dir DIR --out weights/NAME",
         )
-    refuse_to_overwrite([out / "bundle.json"], force=force, make_folders=True)
     work = work or out.with_name(out.name + ".work")
     recipe = source.recipe()
     recipe = replace(
@@ -225,6 +253,7 @@ def train(
     )
     check_address_space()
     _check_networks(network or (), recipe)
+    _refuse_to_overwrite(out, work, recipe, force=force)
     with console.progress() as progress:
         from mmccd_cli.training.networks import network_specs
         from mmccd_cli.training.run import FOLD_BUNDLE, BundleText, Training
@@ -232,8 +261,11 @@ def train(
 
         options.use_threads(threads)
         shards, runtime = prepared or work / "slices", make_runtime(device, precision)
-        if prepared is None and not (shards / "dataset.json").exists() and runtime.rank == 0:
-            source.prepare(shards, console, progress)
+        if prepared is None and runtime.rank == 0:
+            if (shards / "dataset.json").exists():
+                source.check(shards)
+            else:
+                source.prepare(shards, console, progress)
         runtime.barrier()
         training = Training(
             shards=shards,
@@ -273,6 +305,26 @@ def _check_networks(wanted: Sequence[str], recipe: Recipe) -> None:
             f"The recipe {recipe.name} has no network {unknown[0]}.",
             next_step=f"Give one of: {', '.join(known)}.",
         )
+
+
+def _refuse_to_overwrite(out: Path, work: Path, recipe: Recipe, *, force: bool) -> None:
+    """Refuse a bundle where its files lie, unless a run that was killed while writing left them."""
+    from mmccd_cli.training.networks import network_specs
+    from mmccd_cli.training.run import FOLD_BUNDLE
+    from mmccd_cli.weights.bundle import TEMPLATE
+    from mmccd_cli.weights.index import CARD, FRONT_MATTER, INDEX
+
+    def is_left(name: str) -> bool:
+        path, draft = out / name, work / FOLD_BUNDLE / name
+        if not path.is_file() or name == INDEX:  # which is written last
+            return False
+        if name == CARD:
+            return path.read_bytes().startswith(FRONT_MATTER.encode())
+        return draft.is_file() and filecmp.cmp(path, draft, shallow=False)
+
+    networks = [f"{spec.name}.safetensors" for spec in network_specs(recipe)]
+    names = [name for name in (INDEX, CARD, TEMPLATE, *networks) if not is_left(name)]
+    refuse_to_overwrite([out / name for name in names], force=force, make_folders=True)
 
 
 def training_reporter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from mmccd_cli import __version__
 from mmccd_cli.config import MODALITIES, PreprocessingConfig, to_dict
-from mmccd_cli.errors import DataError, MmccdError
+from mmccd_cli.errors import DataError, MmccdError, UsageError
 from mmccd_cli.files import read_json_as, sha256_of_file
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_image, sha256_of_image
@@ -28,13 +29,17 @@ from mmccd_cli.progress import silent
 from mmccd_cli.template import Quantisation, Template, bounding_box
 from mmccd_cli.training.mean_template import MeanTemplate, symmetrised
 from mmccd_cli.training.slices import (
+    INDEX,
     TEMPLATE,
     SubjectVolumes,
+    read_index,
     write_index,
     write_shard,
     write_template,
 )
 
+MADE_FROM = "made_from"
+"""Key of the slices' index that tells, by option, the hash of what they were made from."""
 GRID_MULTIPLE = 16
 """Of slices' height and width, so that networks can halve them four times."""
 GRID_MARGIN_MM = 2.0
@@ -59,6 +64,23 @@ class PrepareSettings:
     preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
     require_segmentation: bool = False
     strict: bool = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SliceSource:
+    """What slices are made from.
+
+    Attributes:
+        data_dir: Folder of subjects.
+        settings: Grid, normalisation, and what is left out.
+        split: Name of a split -> ids; None for the default one.
+        template: What subjects are registered to; None for their own mean.
+    """
+
+    data_dir: Path
+    settings: PrepareSettings = field(default_factory=PrepareSettings)
+    split: dict[str, list[str]] | None = None
+    template: Template | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +130,7 @@ def prepare_dataset(
     if not usable or (settings.strict and problems):
         raise _nothing_usable(data_dir, settings, problems)
     makers: list[Subject] = []
+    made_from = _describe_source(found, settings, split=split, template=template)
     if template is None:
         makers = [s for s in usable if assigned[s.id] == "train"][:SUBJECTS_FOR_TEMPLATE]
         template = _own_template(
@@ -117,6 +140,7 @@ def prepare_dataset(
             report=lambda name, number: report(name, number, len(makers) + len(usable)),
         )
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)  # it would not speak of slices that are replaced
     entries: list[dict[str, Any]] = []
     for number, subject in enumerate(usable, start=1 + len(makers)):
         report(subject.id, number, len(makers) + len(usable))
@@ -133,8 +157,65 @@ def prepare_dataset(
     if not entries:
         raise _nothing_usable(data_dir, settings, problems)
     write_template(folder, template)
-    write_index(folder, _index(entries, template, settings=settings, problems=problems))
+    index = _index(entries, template, settings=settings, problems=problems)
+    write_index(folder, index | {MADE_FROM: made_from})
     return PreparedDataset(tuple(e["id"] for e in entries), tuple(problems))
+
+
+def check_source(folder: Path, source: SliceSource) -> None:
+    """Refuse slices that were made from something else; those of older versions do not say it.
+
+    Subjects are told by their names, and by the names and sizes of their files. Grid and
+    normalisation are in the slices' index, and are none of this.
+
+    Raises:
+        UsageError: They were.
+        DataError: The slices' index, or the data set, cannot be read.
+    """
+    index = read_index(folder)
+    if MADE_FROM not in index:
+        return
+    now = _describe_source(
+        find_subjects(source.data_dir),
+        source.settings,
+        split=source.split,
+        template=source.template,
+    )
+    known = index[MADE_FROM] if isinstance(index[MADE_FROM], dict) else {}
+    if other := [f"--{name}" for name, said in now.items() if known.get(name) != said]:
+        raise UsageError(
+            f"The slices in {folder} were made with another {' and '.join(other)}.",
+            cause="An earlier run left them, and they would be trained on instead.",
+            next_step=f"Give another folder by --work, or train on them: --prepared {folder}",
+        )
+
+
+def _describe_source(
+    found: Sequence[Subject],
+    settings: PrepareSettings,
+    *,
+    split: dict[str, list[str]] | None,
+    template: Template | None,
+) -> dict[str, str]:
+    """Hash what slices are made from, by the option that says it; no name can be read from it."""
+    subjects = []
+    for subject in found:
+        files = [*subject.files, *filter(None, [subject.segmentation])]
+        subjects.append([subject.id, sorted([path.name, path.stat().st_size] for path in files)])
+    arrays: dict[str, NDArray] = {}
+    if template is not None:
+        arrays = {**template.images, "mask": template.mask, "affine": template.affine}
+    hashes = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
+    facts = {
+        "data-dir": sorted(subjects),
+        "data": settings.require_segmentation,
+        "split": split,
+        "template": hashes,
+    }
+    return {
+        name: hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).hexdigest()
+        for name, fact in facts.items()
+    }
 
 
 def assign_splits(ids: Sequence[str], split: dict[str, list[str]] | None) -> dict[str, str]:

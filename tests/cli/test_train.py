@@ -68,3 +68,25 @@ def test_a_bundle_without_calibration_is_refused_with_advice(
         assert "mmccd train" in refused.stderr
     assert train("--force").exit_code == 0
     assert call("weights", "verify", bundle).exit_code == 0
+
+
+def test_every_file_of_a_bundle_needs_force_but_those_that_a_killed_run_left(
+    train: Train, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "new"
+    bundle.mkdir()
+    (bundle / "README.md").write_text("mine")
+    assert train().exit_code == 2
+    assert [path.name for path in tmp_path.iterdir() if path.name == "new.work"] == []
+    assert (bundle / "README.md").read_text() == "mine"
+    (bundle / "README.md").unlink()
+    assert train().exit_code == 0
+    (bundle / "bundle.json").unlink()  # which comes last
+    again = train()
+    assert again.exit_code == 0, again.stderr
+    assert call("weights", "verify", bundle).exit_code == 0
+    (bundle / "bundle.json").unlink()
+    network = next(bundle.glob("*.unet.safetensors"))
+    network.write_bytes(b"mine")
+    assert train().exit_code == 2
+    assert network.read_bytes() == b"mine"

@@ -16,9 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from training_data import tiny_recipe
+from typer.testing import CliRunner
 
 from mmccd_cli.anomaly.metrics import overlap
-from mmccd_cli.errors import DataError
+from mmccd_cli.cli.app import app
+from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.signals import SignalModel
@@ -26,7 +28,9 @@ from mmccd_cli.template import Quantisation
 from mmccd_cli.training.dataset import (
     PreparedDataset,
     PrepareSettings,
+    SliceSource,
     assign_splits,
+    check_source,
     prepare_dataset,
     read_lesion,
     read_split,
@@ -228,6 +232,50 @@ def test_strict_stops_at_the_first_odd_subject(odd_data: Path, tmp_path: Path) -
     with pytest.raises(DataError, match=r"BraTS2021_00000_flair\.nii\.gz"):
         prepare_dataset(odd_data, tmp_path / "shards", strict, split=SPLIT)
     assert not (tmp_path / "shards").exists()
+
+
+def test_a_killed_second_run_leaves_no_index_over_mixed_slices(
+    prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = Path(shutil.copytree(prepared.shards, tmp_path / "shards"))
+    template = read_template(shards, read_index(shards)["affine"])
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmccd_cli.training.dataset.write_shard", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(prepared.data, shards, SETTINGS, split=SPLIT, template=template)
+    with pytest.raises(DataError, match="is not a prepared data set"):
+        read_index(shards)
+
+
+def test_slices_of_other_data_are_not_trained_on(prepared: Prepared, tmp_path: Path) -> None:
+    """`mmccd train --data-dir` goes on with slices that are there if they are those of the data."""
+    slices = Path(shutil.copytree(prepared.shards, tmp_path / "new.work" / "slices"))
+    index = read_index(slices)
+    assert str(prepared.data) not in json.dumps(index)
+    same = SliceSource(data_dir=prepared.data, split=SPLIT)
+    check_source(slices, same)
+    few = tmp_path / "few"
+    shutil.copytree(prepared.data / "BraTS2021_00000", few / "BraTS2021_00000")
+    template = read_template(slices, index["affine"])
+    for other, option in (
+        (replace(same, data_dir=few), "--data-dir"),
+        (replace(same, split=None), "--split"),
+        (replace(same, template=template), "--template"),
+        (replace(same, settings=replace(SETTINGS, require_segmentation=True)), "--data"),
+    ):
+        with pytest.raises(UsageError, match=f"another {option}[.]") as caught:
+            check_source(slices, other)
+        assert "--work" in (caught.value.next_step or "")
+    words = ["train", "--data-dir", few, "--out", tmp_path / "new", "--device", "cpu"]
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 2, result.stderr
+    assert "--data-dir" in result.stderr
+    del index["made_from"]  # as older versions wrote it
+    (slices / "dataset.json").write_text(json.dumps(index))
+    check_source(slices, replace(same, data_dir=few))
 
 
 def test_no_usable_subject(
