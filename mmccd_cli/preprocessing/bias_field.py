@@ -80,6 +80,7 @@ def divide_by_gain(
     seen: BoolArray,
     normal: NormalRange,
     *,
+    sign: int,
     settings: IntensityConfig,
     spacing_mm: tuple[float, float, float],
 ) -> FloatArray:
@@ -92,6 +93,7 @@ def divide_by_gain(
         data: (I, J, K) float32, intensities of the scanner, on the template's grid.
         seen: (I, J, K) bool, brain that the scan shows and the atlas knows.
         normal: What healthy tissue looks like once it is normalised.
+        sign: See `remove_bias_field`.
         settings: How it is normalised.
         spacing_mm: Voxel size.
 
@@ -115,7 +117,7 @@ def divide_by_gain(
             seen,
             normal.spread,
             degree=_GAIN_DEGREE,
-            sign=0,
+            sign=sign,
             unit=settings.scale,
             spacing_mm=spacing_mm,
             of=expected,

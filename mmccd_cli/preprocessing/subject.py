@@ -47,6 +47,7 @@ Matrix = NDArray[np.float64]
 
 _MIN_WEIGHT = 0.05  # less than this share of a sample lies inside the mask: leave it out
 _MARGIN_VOXELS = 4
+_SIGN_OF_LESIONS = {"FLAIR": 1, "T2w": 1, "T1w": -1}  # bright, bright, dark, as most are
 _MIN_OVERLAP = 0.8
 _MIN_COVERED = 0.95
 # Volume of the brain as a share of the template's; of adults it is 0.6 to 1.3. Below the first,
@@ -437,6 +438,7 @@ def _without_gain(
         data,
         seen & template.mask,
         normal,
+        sign=_SIGN_OF_LESIONS[name],
         settings=settings.intensity,
         spacing_mm=template.spacing_mm,
     )

@@ -126,7 +126,7 @@ def scanned(healthy: np.ndarray = HEALTHY) -> np.ndarray:
 
 
 def evened(data: np.ndarray) -> np.ndarray:
-    return divide_by_gain(data, BRAIN, NORMAL, settings=SETTINGS, spacing_mm=SPACING)
+    return divide_by_gain(data, BRAIN, NORMAL, sign=1, settings=SETTINGS, spacing_mm=SPACING)
 
 
 def normalised(data: np.ndarray) -> np.ndarray:
@@ -167,7 +167,7 @@ def test_a_scan_whose_zero_is_no_absence_of_signal_is_not_divided() -> None:
 def test_too_little_brain_for_a_gain_is_left_alone() -> None:
     seen = scanned() * COIL
     few = BRAIN & (np.cumsum(BRAIN).reshape(SHAPE) < 2000)
-    assert divide_by_gain(seen, few, NORMAL, settings=SETTINGS, spacing_mm=SPACING) is seen
+    assert divide_by_gain(seen, few, NORMAL, sign=1, settings=SETTINGS, spacing_mm=SPACING) is seen
 
 
 def test_a_lesion_keeps_its_contrast_under_a_gain() -> None:
