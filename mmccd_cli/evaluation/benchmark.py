@@ -96,10 +96,10 @@ def benchmark_presets(setup: BenchmarkSetup, *, budget_s: float) -> Iterator[Pre
     """
     passes = expected_passes(setup.bundle, tuple(setup.subject.paths))
     last: PresetCost | None = None
-    for number, preset in enumerate(BENCHMARKED):
+    for preset in BENCHMARKED:
         cost = None
-        if last is not None:
-            cost = last.scaled_to(preset, passes[preset] / passes[BENCHMARKED[number - 1]])
+        if last is not None and passes[last.preset]:
+            cost = last.scaled_to(preset, passes[preset] / passes[last.preset])
         if cost is None or cost.inference_seconds <= budget_s:
             cost = run_process(setup, preset)
         last = cost
@@ -110,7 +110,7 @@ def expected_passes(bundle: Bundle, modalities: tuple[str, ...]) -> dict[str, in
     """Tell how many slices each preset would send through networks for a brain like the template's.
 
     Returns:
-        Preset -> slices over all cycles, each time counted.
+        Preset -> slices over all networks, each time counted; 0 where a score needs none.
     """
     config, mask = bundle.config, bundle.template.mask
     multiple = int(np.lcm(config.unet.stride, config.denoiser.stride))
@@ -118,11 +118,17 @@ def expected_passes(bundle: Bundle, modalities: tuple[str, ...]) -> dict[str, in
     passes = {}
     for preset in BENCHMARKED:
         sampling = choose_sampling(config.sampling, preset)
+        score = bundle.choose_score(sampling.method, modalities)
         a_cycle = 2 * len(stack)
         if sampling.method == "mmccd":
             pairs = band_work(torch.from_numpy(stack.brain), sampling).pairs
             a_cycle = len(pairs) * (sampling.num_inference_steps + 1)
-        passes[preset] = a_cycle * len(bundle.choose_score(sampling.method, modalities).sources)
+        sides = {kind: 1 + (kind in score.mirrored) for kind in ("cycle", "restoration")}
+        passes[preset] = (
+            a_cycle * len(score.sources) * sides["cycle"]
+            + len(stack) * bool(score.restored) * sides["restoration"]
+            + 2 * len(stack) * score.has_foci  # always of both sides
+        )
     return passes
 
 

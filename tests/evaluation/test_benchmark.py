@@ -13,7 +13,7 @@ from bundles import choose_few_bands
 from typer.testing import CliRunner
 
 from mmccd_cli.cli.app import app
-from mmccd_cli.config import UNetConfig
+from mmccd_cli.config import FociConfig, RestorationConfig, ScoreConfig, UNetConfig
 from mmccd_cli.errors import ComputeError
 from mmccd_cli.evaluation import benchmark
 from mmccd_cli.evaluation.benchmark import (
@@ -95,6 +95,55 @@ def test_the_passes_that_are_told_have_the_ratio_of_those_that_are_made(
         made[preset] = count.passes
     for preset in told:
         assert told[preset] / told["fast"] == pytest.approx(made[preset] / made["fast"], rel=0.15)
+
+
+def with_score(setup: BenchmarkSetup, score: ScoreConfig) -> BenchmarkSetup:
+    """The setup with another score, the only one of every method."""
+    config = setup.bundle.config
+    scores = {method: (score,) for method in config.scores}
+    networks = {
+        "restoration": RestorationConfig(unet=replace(SMALL, in_channels=6, out_channels=3)),
+        "foci": FociConfig(unet=replace(SMALL, in_channels=15)),
+    }
+    return replace(
+        setup, bundle=replace(setup.bundle, config=replace(config, scores=scores, **networks))
+    )
+
+
+def test_all_networks_of_a_preset_count(setup: BenchmarkSetup) -> None:
+    """Restoration and small foci are passes as well, and a mirrored head is seen twice."""
+    cycle = ScoreConfig(modalities=("FLAIR",), weights={"cycle:FLAIR": 1.0})
+    restored = replace(cycle, weights={"restoration:FLAIR": 1.0})
+    with_foci = replace(restored, foci_weight=1.0)
+    told = {}
+    for name, score in {
+        "cycle": cycle,
+        "mirrored cycle": replace(cycle, mirrored=("cycle",)),
+        "restoration": restored,
+        "mirrored restoration": replace(restored, mirrored=("restoration",)),
+        "foci": with_foci,
+    }.items():
+        other = with_score(setup, score).bundle
+        told[name] = expected_passes(other, ("FLAIR",))["fast"]
+    slices = told["restoration"]
+    assert slices > 0
+    assert told["mirrored restoration"] == 2 * slices
+    assert told["foci"] == 3 * slices
+    assert told["mirrored cycle"] == 2 * told["cycle"]
+
+
+def test_presets_without_a_cycle_are_estimated_and_those_without_networks_run(
+    setup: BenchmarkSetup, without_processes: list[str]
+) -> None:
+    restored = ScoreConfig(modalities=("FLAIR",), weights={"restoration:FLAIR": 1.0})
+    costs = [*benchmark_presets(with_score(setup, restored), budget_s=0.0)]
+    assert without_processes == ["fast"]
+    assert {cost.inference_seconds for cost in costs} == {2.0}
+    without_processes.clear()
+    plain = replace(restored, weights={"intensity:FLAIR": 1.0})
+    costs = [*benchmark_presets(with_score(setup, plain), budget_s=0.0)]
+    assert without_processes == ["fast", "balanced", "paper"]
+    assert not any(cost.estimated for cost in costs)
 
 
 @pytest.mark.parametrize("budget_s", [0.0, 1e6])
