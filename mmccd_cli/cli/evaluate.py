@@ -186,8 +186,9 @@ def evaluate(
         )
     subjects = chosen.subjects()
     if out is not None:
-        read = [path for path in (chosen.folds, Path(compared.constants_from)) if path]
-        _refuse_to_overwrite(out, [*read, *subjects.files], force=force)
+        source = Path(compared.constants_from)
+        options = [path for path in (chosen.folds, source) if path and path.is_file()]
+        _refuse_to_overwrite(out, [*options, *subjects.files], force=force)
     comparison = compared.load_with(model)
     with console.progress() as progress:
         from mmccd_cli.evaluation.plan import plan_evaluation, plan_folds, run_evaluation
@@ -199,8 +200,9 @@ def evaluate(
         if chosen.folds:
             plan = plan_folds(chosen.folds, subjects, comparison, report=report)
         else:
-            source = compared.constants_from
-            plan = plan_evaluation(subjects, comparison, constants_from=source, report=report)
+            plan = plan_evaluation(
+                subjects, comparison, constants_from=compared.constants_from, report=report
+            )
         unlabelled = [s.id for s in subjects.found if s.segmentation is None]
         if unlabelled and not (chosen.folds or chosen.split):
             console.note(
