@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.candidates import ScanScore, score_scan
+from mmccd_cli.anomaly.components import voxel_mm3_of
 from mmccd_cli.anomaly.contour import refine_contour
 from mmccd_cli.anomaly.mask import (
     AS_CALIBRATED,
@@ -392,7 +393,11 @@ def _calibrated_map(
     if calibrated.refine_mm > 0 and anomaly_map[candidates].size:
         mask = sparse_zeros(anomaly_map.shape, bool)
         mask[candidates] = mask_from_map(
-            anomaly_map[candidates], calibrated, spacing_mm=spacing, scan_threshold=scan_threshold
+            anomaly_map[candidates],
+            calibrated,
+            spacing_mm=spacing,
+            voxel_mm3=voxel_mm3_of(output.shown.affine),
+            scan_threshold=scan_threshold,
         )
         refine_contour(
             anomaly_map,

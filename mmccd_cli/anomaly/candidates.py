@@ -21,6 +21,7 @@ from mmccd_cli.anomaly.components import (
     fill_holes,
     grow_into_rim,
     judge_components,
+    straight_voxel_mm3,
 )
 from mmccd_cli.anomaly.score import SmoothedScore, score_of_foci, smooth
 from mmccd_cli.config import ScoreConfig
@@ -130,6 +131,7 @@ def judged_candidates(
         judge_components(
             (smoothed.values > threshold) & smoothed.region,
             smoothed.spacing_mm,
+            voxel_mm3=smoothed.voxel_mm3,
             seeds=seeds,
             min_seed_mm3=config.min_seed_mm3,
             min_fraction_of_largest=config.min_fraction_of_largest,
@@ -252,11 +254,14 @@ def edge_profile(
     inside = np.where(smoothed.brain, smoothed.raw, 0).astype(np.float32)
     edges = ndimage.gaussian_gradient_magnitude(inside, EDGE_SIGMA_VOXELS).astype(np.float32)
     interior = erode(smoothed.brain, EDGE_RIM_MM, smoothed.spacing_mm)
+    spacing_mm = smoothed.spacing_mm
+    voxel_mm3 = smoothed.voxel_mm3 or straight_voxel_mm3(spacing_mm)
     strengths = []
     for found in judged:
         mask = found.mask
-        volumes_mm3 = found.voxels[found.kept] * float(np.prod(smoothed.spacing_mm))
-        beyond = compactness(mask, volumes_mm3, smoothed.spacing_mm) - least_compactness
+        volumes_mm3 = found.voxels[found.kept] * voxel_mm3
+        compact = compactness(mask, volumes_mm3, spacing_mm, voxel_mm3=voxel_mm3)
+        beyond = compact - least_compactness
         worth = _worth(beyond) if least_compactness > 0 else 1.0
         strengths.append(worth * _contour_strength(mask, edges, interior) if worth else 0.0)
     return np.array(strengths)
@@ -267,7 +272,13 @@ def _worth(beyond: float) -> float:
     return min(max(0.5 + beyond / (2 * COMPACTNESS_TOLERANCE), 0.0), 1.0)
 
 
-def compactness(mask: BoolArray, volumes_mm3: FloatArray, spacing_mm: Sequence[float]) -> float:
+def compactness(
+    mask: BoolArray,
+    volumes_mm3: FloatArray,
+    spacing_mm: Sequence[float],
+    *,
+    voxel_mm3: float | None = None,
+) -> float:
     """Volume of the core of a mask, against the cores of balls as large as its components.
 
     Lesions of all sizes are nearly as compact as balls; healthy tissue that a low threshold lets
@@ -277,6 +288,7 @@ def compactness(mask: BoolArray, volumes_mm3: FloatArray, spacing_mm: Sequence[f
         mask: (I, J, K) bool.
         volumes_mm3: (N,) volume of each of its components.
         spacing_mm: Voxel size; the core's depth, `CORE_MM`, is taken in whole voxels.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
 
     Returns:
         Next to 0 for a large net without a core, 1 for balls; 1, too, where not even balls would
@@ -289,7 +301,7 @@ def compactness(mask: BoolArray, volumes_mm3: FloatArray, spacing_mm: Sequence[f
     core = mask[bounding_box(mask, margin=1)]
     for _ in range(max(1, round(CORE_MM / float(np.mean(spacing_mm))))):
         core = _eroded_once(core)
-    volume = float(core.sum() * np.prod(np.asarray(spacing_mm, dtype=float)))
+    volume = float(core.sum() * (voxel_mm3 or straight_voxel_mm3(spacing_mm)))
     return (volume + DOUBT_MM3) / (balls + DOUBT_MM3)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmccd_cli.template import Box, bounding_box
+from mmccd_cli.template import Box, bounding_box, spacing_of, voxel_volume_mm3
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating[Any]]
@@ -24,6 +24,22 @@ LESION_CONNECTIVITY: Literal[26] = 26
 HOLE_CONNECTIVITY: Literal[6] = 6
 PLANE_CONNECTIVITY: Literal[4] = 4
 _SLACK = 1e-6  # of a volume in mm3, which float32 spacings make inexact
+
+
+def voxel_mm3_of(affine: NDArray[np.float64]) -> float:
+    """Volume of a voxel, mm3, by which all rules count: exact where slices are moved against each
+    other, and elsewhere the product of the spacing to the last bit.
+
+    Args:
+        affine: (4, 4), voxel index to RAS+ mm.
+    """
+    straight, exact = straight_voxel_mm3(spacing_of(affine)), voxel_volume_mm3(affine)
+    return straight if abs(exact - straight) <= _SLACK * straight else exact
+
+
+def straight_voxel_mm3(spacing_mm: Sequence[float]) -> float:
+    """Volume of a voxel, mm3, on a grid without shear."""
+    return float(np.prod(np.asarray(spacing_mm, dtype=float)))
 
 
 def erode(mask: BoolArray, distance_mm: float, spacing_mm: Sequence[float]) -> BoolArray:
@@ -129,23 +145,28 @@ def component_sizes(labels: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64]
 
 
 def component_surfaces(
-    labels: NDArray[np.integer[Any]], count: int, spacing_mm: Sequence[float]
+    labels: NDArray[np.integer[Any]],
+    count: int,
+    spacing_mm: Sequence[float],
+    *,
+    voxel_mm3: float | None = None,
 ) -> NDArray[np.float64]:
     """Surface of each component, as the sum of its voxels' outer faces.
 
     The border of the array is outside. A large ball has 1.5 times the surface of a smooth one,
-    however small its voxels are; a cube has its own.
+    however small its voxels are; a cube has its own. A face is the voxel's volume over its depth.
 
     Args:
         labels: (I, J, K) integers, 0 for the background.
         count: Number of components.
         spacing_mm: Voxel size, mm.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
 
     Returns:
         (count,) in mm2, label 1 first.
     """
     surfaces = np.zeros(count + 1)
-    voxel_mm3 = float(np.prod(np.asarray(spacing_mm, dtype=float)))
+    voxel_mm3 = voxel_mm3 or straight_voxel_mm3(spacing_mm)
     for axis, spacing in enumerate(spacing_mm):
         lines = np.moveaxis(labels, axis, 0)
         faces = np.zeros(count + 1, dtype=np.int64)
@@ -194,6 +215,7 @@ def judge_components(
     mask: BoolArray,
     spacing_mm: Sequence[float],
     *,
+    voxel_mm3: float | None = None,
     seeds: BoolArray | None = None,
     min_seed_mm3: float = 0.0,
     min_fraction_of_largest: float = 0.0,
@@ -204,13 +226,14 @@ def judge_components(
     Args:
         mask: (I, J, K) bool.
         spacing_mm: Voxel size, mm.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
         seeds: (I, J, K) bool; None asks for no seeds.
         min_seed_mm3: Volume of seeds that a component needs; a voxel at the least.
         min_fraction_of_largest: Share of the volume of the largest component with enough seeds.
         min_volume_mm3: Volume that a component needs.
     """
     labels, voxels, _ = label_components(mask)
-    voxel_mm3 = float(np.prod(np.asarray(spacing_mm, dtype=float)))
+    voxel_mm3 = voxel_mm3 or straight_voxel_mm3(spacing_mm)
     held, least_held = None, max(1.0, min_seed_mm3 / voxel_mm3)
     has_seeds = np.ones(len(voxels), dtype=bool)
     if seeds is not None:

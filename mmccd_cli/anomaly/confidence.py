@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.components import FloatArray, component_surfaces
+from mmccd_cli.anomaly.components import (
+    FloatArray,
+    component_surfaces,
+    straight_voxel_mm3,
+)
 from mmccd_cli.config import ConfidenceConfig
 
 PEAK_MM3 = 80.0
@@ -26,6 +30,7 @@ def describe_candidates(
     scores: FloatArray,
     *,
     spacing_mm: Sequence[float],
+    voxel_mm3: float | None = None,
 ) -> NDArray[np.float64]:
     """Measure candidates.
 
@@ -34,11 +39,12 @@ def describe_candidates(
         voxels: (N,) voxels of each candidate, number 1 first.
         scores: (V,) float, the score of each voxel of a candidate, in the order of `labels`.
         spacing_mm: Voxel size.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
 
     Returns:
         (N, 4): what `ConfidenceConfig` has weights for, of each.
     """
-    voxel_mm3 = float(np.prod(np.asarray(spacing_mm, dtype=float)))
+    voxel_mm3 = voxel_mm3 or straight_voxel_mm3(spacing_mm)
     numbers, values = labels[labels > 0].astype(np.int64), scores.astype(np.float64)
     order = np.lexsort((-values, numbers))  # candidate by candidate, the brightest voxel first
     numbers, values = numbers[order], values[order]
@@ -47,7 +53,7 @@ def describe_candidates(
     sums = np.concatenate([[0.0], np.cumsum(values)])
     top = np.minimum(counts, max(1, round(PEAK_MM3 / voxel_mm3)))
     volumes_mm3 = counts * voxel_mm3
-    surfaces_mm2 = component_surfaces(labels, len(voxels), spacing_mm)
+    surfaces_mm2 = component_surfaces(labels, len(voxels), spacing_mm, voxel_mm3=voxel_mm3)
     return np.stack(
         [
             np.log10(np.maximum(voxels * voxel_mm3 / 1000, LEAST_ML)),

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from mmccd_cli.anomaly.components import (
     fill_holes,
     judge_components,
     label_components,
+    voxel_mm3_of,
 )
 from mmccd_cli.anomaly.confidence import confidences, describe_candidates
 from mmccd_cli.anomaly.score import map_from_score, score_from_map
@@ -109,6 +111,8 @@ class MaskFindings:
 LEAST_LISTED_MM3 = 10.0
 """Below this volume a candidate that was left out is only counted."""
 MOST_LISTED = 100
+LARGEST_MM3 = 1e12
+"""No lesion is as large; what is asked for of its volume must be less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +123,29 @@ class MaskOptions:
         threshold: Value of the map above which a voxel belongs to the mask.
         min_lesion_mm3: Smallest lesion.
         min_confidence: Least confidence of a lesion.
+
+    Raises:
+        UsageError: One of them is out of its range.
     """
 
     threshold: float | None = None
     min_lesion_mm3: float | None = None
     min_confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "threshold": (lambda value: 0 < value < 1, "above 0 and below 1"),
+            "min_lesion_mm3": (lambda value: 0 <= value < LARGEST_MM3, "of mm3 from 0 on"),
+            "min_confidence": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+        }
+        for name, (fits, range_in_words) in ranges.items():
+            value = getattr(self, name)
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if value is not None and not (number and fits(value)):
+                raise UsageError(
+                    f"{name} cannot be {value!r}.",
+                    next_step=f"Give a number {range_in_words}, or None for the calibrated one.",
+                )
 
     def applied_to(self, config: ScoreConfig) -> ScoreConfig:
         """Return a score's settings with the user's choices in it.
@@ -217,7 +239,11 @@ def _findings(
 ) -> MaskFindings:
     """`mask_and_lesions` of a part of a map."""
     judged = _judge(
-        anomaly_map, config, spacing_mm=spacing_of(affine), scan_threshold=scan_threshold
+        anomaly_map,
+        config,
+        spacing_mm=spacing_of(affine),
+        voxel_mm3=voxel_mm3_of(affine),
+        scan_threshold=scan_threshold,
     )
     mask = fill_holes(judged.components.mask, config.fill_holes)
     lesions = find_lesions(mask, anomaly_map, affine, judged=judged)
@@ -247,6 +273,7 @@ def mask_from_map(
     *,
     spacing_mm: Sequence[float],
     scan_threshold: float,
+    voxel_mm3: float | None = None,
 ) -> BoolArray:
     """Threshold an anomaly map, keep the components that count and fill their holes.
 
@@ -255,8 +282,15 @@ def mask_from_map(
         config: Threshold of the map, seeds, component sizes and holes.
         spacing_mm: Voxel size.
         scan_threshold: The scan's threshold in score units, which the map was made with.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
     """
-    judged = _judge(anomaly_map, config, spacing_mm=spacing_mm, scan_threshold=scan_threshold)
+    judged = _judge(
+        anomaly_map,
+        config,
+        spacing_mm=spacing_mm,
+        voxel_mm3=voxel_mm3,
+        scan_threshold=scan_threshold,
+    )
     return fill_holes(judged.components.mask, config.fill_holes)
 
 
@@ -266,6 +300,7 @@ def number_candidates(
     *,
     spacing_mm: Sequence[float],
     scan_threshold: float,
+    voxel_mm3: float | None = None,
 ) -> tuple[NDArray[np.integer[Any]], NDArray[np.float64] | None]:
     """Number all that the mask could hold, whatever confidence it asks for.
 
@@ -274,6 +309,7 @@ def number_candidates(
         config: See `mask_from_map`.
         spacing_mm: See `mask_from_map`.
         scan_threshold: See `mask_from_map`.
+        voxel_mm3: See `mask_from_map`.
 
     Returns:
         (I, J, K) integers, the candidate at each voxel, 0 where there is none; and the confidence
@@ -283,6 +319,7 @@ def number_candidates(
         anomaly_map,
         replace(config, min_confidence=0.0),
         spacing_mm=spacing_mm,
+        voxel_mm3=voxel_mm3,
         scan_threshold=scan_threshold,
     )
     labels = judged.components.labels
@@ -321,6 +358,7 @@ def _judge(
     *,
     spacing_mm: Sequence[float],
     scan_threshold: float,
+    voxel_mm3: float | None = None,
 ) -> _Judged:
     """Tell which components count: by their confidence where it is known, else by seeds."""
     seed_value = np.float32(map_from_score(np.array(config.seed_threshold), scan_threshold, config))
@@ -328,6 +366,7 @@ def _judge(
     components = judge_components(
         anomaly_map > config.threshold,
         spacing_mm,
+        voxel_mm3=voxel_mm3,
         seeds=None if sure or config.min_seed_mm3 <= 0 else anomaly_map > seed_value,
         min_seed_mm3=config.min_seed_mm3,
         min_fraction_of_largest=0.0 if sure else config.min_fraction_of_largest,
@@ -338,6 +377,7 @@ def _judge(
         anomaly_map=anomaly_map,
         config=config,
         spacing_mm=spacing_mm,
+        voxel_mm3=voxel_mm3,
         scan_threshold=scan_threshold,
     )
     confidence = judge(components)
@@ -359,13 +399,16 @@ def _confidences(
     config: ScoreConfig,
     spacing_mm: Sequence[float],
     scan_threshold: float,
+    voxel_mm3: float | None = None,
 ) -> NDArray[np.float64] | None:
     """(N,) confidence of each component; None where the score does not know."""
     if config.confidence is None:
         return None
     start = 0.0 if config.confidence.above_threshold else scan_threshold
     scores = score_from_map(anomaly_map[found.labels > 0], start, config)
-    features = describe_candidates(found.labels, found.voxels, scores, spacing_mm=spacing_mm)
+    features = describe_candidates(
+        found.labels, found.voxels, scores, spacing_mm=spacing_mm, voxel_mm3=voxel_mm3
+    )
     return confidences(features, config.confidence)
 
 

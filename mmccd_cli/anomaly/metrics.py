@@ -19,7 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmccd_cli.anomaly.components import BoolArray, FloatArray, label_components
+from mmccd_cli.anomaly.components import (
+    BoolArray,
+    FloatArray,
+    label_components,
+    straight_voxel_mm3,
+)
 from mmccd_cli.template import bounding_box
 
 MIN_OVERLAP = 0.1
@@ -209,6 +214,7 @@ def lesion_overlap(
     spacing_mm: Sequence[float],
     *,
     min_volume_mm3: float = 0.0,
+    voxel_mm3: float | None = None,
 ) -> LesionOverlap:
     """Count lesions that were found and components that are lesions.
 
@@ -223,11 +229,12 @@ def lesion_overlap(
         spacing_mm: Voxel size, mm.
         min_volume_mm3: Components smaller than this are not counted on either side (they still
             count as voxels to overlap with).
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
 
     Returns:
         F1, sensitivity, precision and the two counts.
     """
-    least = min_volume_mm3 / float(np.prod(np.asarray(spacing_mm, dtype=float)))
+    least = min_volume_mm3 / (voxel_mm3 or straight_voxel_mm3(spacing_mm))
     found, actual = _covered_components(reference, mask, least)
     right, predicted = _covered_components(mask, reference, least)
     sensitivity, precision = _ratio(found, actual), _ratio(right, predicted)
@@ -242,13 +249,24 @@ def lesion_overlap(
     )
 
 
-def false_positive_ml(mask: BoolArray, reference: BoolArray, spacing_mm: Sequence[float]) -> float:
-    """Measure the volume that is in the mask and not in the reference, ml."""
-    return volume_ml(mask & ~reference, spacing_mm)
+def false_positive_ml(
+    mask: BoolArray,
+    reference: BoolArray,
+    spacing_mm: Sequence[float],
+    *,
+    voxel_mm3: float | None = None,
+) -> float:
+    """Measure the volume that is in the mask and not in the reference, ml; see `volume_ml`."""
+    return volume_ml(mask & ~reference, spacing_mm, voxel_mm3=voxel_mm3)
 
 
 def false_positive_healthy_slices_ml(
-    mask: BoolArray, reference: BoolArray, spacing_mm: Sequence[float], *, axial_axis: int = 2
+    mask: BoolArray,
+    reference: BoolArray,
+    spacing_mm: Sequence[float],
+    *,
+    axial_axis: int = 2,
+    voxel_mm3: float | None = None,
 ) -> float:
     """Measure the volume of the mask in the axial slices without any lesion, ml.
 
@@ -257,6 +275,7 @@ def false_positive_healthy_slices_ml(
         reference: (I, J, K) bool.
         spacing_mm: Voxel size, mm.
         axial_axis: The axis across axial slices.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
 
     Returns:
         ml; NaN where every slice holds a lesion.
@@ -264,12 +283,21 @@ def false_positive_healthy_slices_ml(
     healthy = ~np.moveaxis(reference, axial_axis, 0).any(axis=(1, 2))
     if not healthy.any():
         return float("nan")
-    return volume_ml(np.moveaxis(mask, axial_axis, 0)[healthy], spacing_mm)
+    inside = np.moveaxis(mask, axial_axis, 0)[healthy]
+    return volume_ml(inside, spacing_mm, voxel_mm3=voxel_mm3)
 
 
-def volume_ml(mask: BoolArray, spacing_mm: Sequence[float]) -> float:
-    """Measure the volume of a mask, ml."""
-    return int(np.count_nonzero(mask)) * float(np.prod(np.asarray(spacing_mm, dtype=float))) / 1000
+def volume_ml(
+    mask: BoolArray, spacing_mm: Sequence[float], *, voxel_mm3: float | None = None
+) -> float:
+    """Measure the volume of a mask, ml.
+
+    Args:
+        mask: (I, J, K) bool.
+        spacing_mm: Voxel size, mm.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
+    """
+    return int(np.count_nonzero(mask)) * (voxel_mm3 or straight_voxel_mm3(spacing_mm)) / 1000
 
 
 def measure_case(
@@ -280,6 +308,7 @@ def measure_case(
     anomaly_map: FloatArray | None = None,
     brain: BoolArray | None = None,
     axial_axis: int = 2,
+    voxel_mm3: float | None = None,
 ) -> CaseMetrics:
     """Compute every metric of one subject.
 
@@ -290,6 +319,7 @@ def measure_case(
         anomaly_map: (I, J, K) float for AUROC and AUPRC; NaN without it.
         brain: (I, J, K) bool, where the map is judged; required with a map.
         axial_axis: The axis across axial slices.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
 
     Raises:
         ValueError: For arrays of different shapes, or a map without a brain.
@@ -300,7 +330,7 @@ def measure_case(
     if anomaly_map is not None and brain is None:
         raise ValueError("An anomaly map is judged inside the brain: pass `brain`.")
     mask, reference = mask.astype(bool), reference.astype(bool)
-    lesions = lesion_overlap(mask, reference, spacing_mm)
+    lesions = lesion_overlap(mask, reference, spacing_mm, voxel_mm3=voxel_mm3)
     areas = {"auroc": float("nan"), "auprc": float("nan")}
     if anomaly_map is not None and brain is not None:
         inside, truth = anomaly_map[brain], reference[brain]
@@ -312,23 +342,26 @@ def measure_case(
         lesion_f1=lesions.f1,
         lesion_sensitivity=lesions.sensitivity,
         lesion_precision=lesions.precision,
-        predicted_ml=volume_ml(mask, spacing_mm),
-        reference_ml=volume_ml(reference, spacing_mm),
-        false_positive_ml=false_positive_ml(mask, reference, spacing_mm),
+        predicted_ml=volume_ml(mask, spacing_mm, voxel_mm3=voxel_mm3),
+        reference_ml=volume_ml(reference, spacing_mm, voxel_mm3=voxel_mm3),
+        false_positive_ml=false_positive_ml(mask, reference, spacing_mm, voxel_mm3=voxel_mm3),
         false_positive_healthy_slices_ml=false_positive_healthy_slices_ml(
-            mask, reference, spacing_mm, axial_axis=axial_axis
+            mask, reference, spacing_mm, axial_axis=axial_axis, voxel_mm3=voxel_mm3
         ),
     )
 
 
-def measure_healthy(mask: BoolArray, spacing_mm: Sequence[float]) -> CaseMetrics:
+def measure_healthy(
+    mask: BoolArray, spacing_mm: Sequence[float], *, voxel_mm3: float | None = None
+) -> CaseMetrics:
     """Measure the false positives of a healthy subject; every other metric is NaN.
 
     Args:
         mask: (I, J, K) bool, as written.
         spacing_mm: Voxel size, mm.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
     """
-    wrong = volume_ml(mask, spacing_mm)
+    wrong = volume_ml(mask, spacing_mm, voxel_mm3=voxel_mm3)
     known = {
         "predicted_ml": wrong,
         "reference_ml": 0.0,

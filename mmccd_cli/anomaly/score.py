@@ -33,6 +33,7 @@ class SmoothedScore:
         brain: (I, J, K) bool.
         region: (I, J, K) bool, the brain without its rim.
         spacing_mm: Voxel size.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
     """
 
     raw: NDArray[np.float32]
@@ -40,6 +41,7 @@ class SmoothedScore:
     brain: BoolArray
     region: BoolArray
     spacing_mm: tuple[float, float, float]
+    voxel_mm3: float | None = None
 
 
 def combine(signals: Mapping[str, FloatArray], weights: Mapping[str, float]) -> FloatArray:
@@ -54,6 +56,7 @@ def smooth(
     *,
     spacing_mm: tuple[float, float, float],
     config: ScoreConfig,
+    voxel_mm3: float | None = None,
 ) -> SmoothedScore:
     """Combine signals, compare both sides of the brain, and smooth.
 
@@ -63,6 +66,7 @@ def smooth(
         brain: (I, J, K) bool.
         spacing_mm: Voxel size.
         config: Weights, filter and erosion.
+        voxel_mm3: Volume of a voxel; None where the grid has no shear.
     """
     raw = combine(signals, config.weights)
     if config.asymmetry_weight:
@@ -86,6 +90,7 @@ def smooth(
         brain=brain,
         region=erode(brain, config.erosion_mm, spacing_mm),
         spacing_mm=spacing_mm,
+        voxel_mm3=voxel_mm3,
     )
 
 

@@ -103,6 +103,7 @@ class Prediction:
         seconds: From volumes in memory to the mask.
         passes: Slices that went through a network, each time counted.
         candidates: On the same grid; None where the method does not know how sure it is.
+        voxel_mm3: Volume of a voxel of their grid; None where it has no shear.
     """
 
     method: str
@@ -115,6 +116,7 @@ class Prediction:
     seconds: float
     passes: int
     candidates: Candidates | None = None
+    voxel_mm3: float | None = None
 
 
 class Method(Protocol):
@@ -256,7 +258,9 @@ def _rows(case: Case, method: Method, observe: Observer) -> Iterator[CaseRow]:
 
 def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
     if case.reference is None:
-        scores = measure_healthy(prediction.mask, prediction.spacing_mm)
+        scores = measure_healthy(
+            prediction.mask, prediction.spacing_mm, voxel_mm3=prediction.voxel_mm3
+        )
     elif case.reference.shape != prediction.mask.shape:
         raise DataError(
             f"The reference of {case.subject} is not on the grid of {prediction.method}'s result.",
@@ -270,6 +274,7 @@ def _score(case: Case, method: Method, prediction: Prediction) -> CaseRow:
             anomaly_map=prediction.values,
             brain=prediction.brain,
             axial_axis=case.axial_axis,
+            voxel_mm3=prediction.voxel_mm3,
         )
     return CaseRow(
         protocol=DEPLOYED,

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.components import BoolArray, label_components
+from mmccd_cli.anomaly.components import BoolArray, label_components, straight_voxel_mm3
 from mmccd_cli.anomaly.metrics import MIN_OVERLAP
 from mmccd_cli.evaluation.cases import Case, CaseRow, Prediction
 from mmccd_cli.files import write_atomically
@@ -175,7 +175,7 @@ class FreeResponse:
         """Keep what one prediction finds."""
         known = prediction.candidates
         if known is not None:
-            voxel_mm3 = float(np.prod(prediction.spacing_mm))
+            voxel_mm3 = prediction.voxel_mm3 or straight_voxel_mm3(prediction.spacing_mm)
             found = detect(known.labels, known.confidence, case.reference, voxel_mm3=voxel_mm3)
             self._found.setdefault((row.method, row.healthy), []).append(found)
             self._given.setdefault(row.method, set()).add("+".join(known.modalities))

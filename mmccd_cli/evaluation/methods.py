@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from mmccd_cli.anomaly.candidates import find_threshold, mask_at
+from mmccd_cli.anomaly.components import voxel_mm3_of
 from mmccd_cli.anomaly.mask import number_candidates
 from mmccd_cli.anomaly.score import SmoothedScore, smooth
 from mmccd_cli.config import ScoreConfig
@@ -72,6 +73,7 @@ class BundleMethod:
             values=result.anomaly_map,
             brain=result.brain,
             spacing_mm=chosen[result.reference].spacing_mm,
+            voxel_mm3=voxel_mm3_of(chosen[result.reference].affine),
             seconds=seconds,
             passes=count.passes,
             candidates=find_candidates(self.pipeline, result),
@@ -87,6 +89,7 @@ def find_candidates(pipeline: Pipeline, result: SegmentationResult) -> Candidate
         result.anomaly_map,
         config,
         spacing_mm=result.shown.spacing_mm,
+        voxel_mm3=voxel_mm3_of(result.shown.affine),
         scan_threshold=result.settings["score_threshold_of_this_scan"],
     )
     if confidence is None:
@@ -150,7 +153,13 @@ class IntensityScorer(Scorer):
             f"intensity:{modality}": normalise(on_grid[modality].data, brain, Z_SCORE)
             for modality in self.config.modalities
         }
-        smoothed = smooth(signals, brain, spacing_mm=grid.spacing_mm, config=self.config)
+        smoothed = smooth(
+            signals,
+            brain,
+            spacing_mm=grid.spacing_mm,
+            config=self.config,
+            voxel_mm3=voxel_mm3_of(grid.affine),
+        )
         return RawScore(smoothed, seconds + time.perf_counter() - began)
 
 
@@ -210,6 +219,7 @@ class ComparisonScorer(Scorer):
             prepared.reference_brain,
             spacing_mm=prepared.reference_volume.spacing_mm,
             config=self.config,
+            voxel_mm3=voxel_mm3_of(prepared.reference_volume.affine),
         )
         return RawScore(smoothed, seconds + time.perf_counter() - began, count.passes)
 
@@ -254,6 +264,7 @@ class RuleMethod:
                 values=raw.smoothed.values,
                 brain=raw.smoothed.brain,
                 spacing_mm=raw.smoothed.spacing_mm,
+                voxel_mm3=raw.smoothed.voxel_mm3,
                 seconds=raw.seconds + time.perf_counter() - began,
                 passes=raw.passes,
             )

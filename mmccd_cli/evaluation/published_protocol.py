@@ -82,6 +82,7 @@ class PublishedProtocol:
             anomaly_map=inside,
             brain=brain,
             axial_axis=axis,
+            voxel_mm3=prediction.voxel_mm3,
         )
         kept[case.subject] = _Slice(inside=inside, reference=reference, measure=measure, row=row)
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from grids import block
+from grids import AFFINES, block
 from numpy.typing import NDArray
 from scores import LESION, PLAIN, SHAPE, SPACING, signal
 
+from mmccd_cli.anomaly.components import voxel_mm3_of
 from mmccd_cli.anomaly.mask import (
     LeftOutSmall,
     MaskFindings,
@@ -21,6 +22,7 @@ from mmccd_cli.anomaly.mask import (
 from mmccd_cli.anomaly.score import map_from_score, score_from_map
 from mmccd_cli.config import ConfidenceConfig, ScoreConfig
 from mmccd_cli.errors import UsageError
+from mmccd_cli.template import spacing_of
 
 
 def mask_of(values: NDArray[np.float32], config: ScoreConfig) -> NDArray[np.bool_]:
@@ -313,3 +315,60 @@ def test_scores_come_back_from_the_map() -> None:
     scores = np.array([-2.0, 0.0, 1.9, 2.0, 5.0], np.float32)
     there = map_from_score(scores, 2.0, SURE)
     np.testing.assert_allclose(score_from_map(there, 2.0, SURE), scores, atol=1e-3)
+
+
+SHEAR = np.array([[1, 0, 0, 0], [0, 1, 0.75, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+"""A stack whose slices of 1 mm are moved by 0.75 mm each: neighbours are 1.25 mm apart."""
+
+
+def test_a_component_of_a_tilted_stack_counts_by_its_true_volume() -> None:
+    """So what is kept has the volume that its own table tells."""
+    values = np.zeros(SHAPE, np.float32)
+    values[4:8, 4:8, 4:8] = 0.9  # 64 mm3
+    config = replace(PLAIN, min_lesion_mm3=70.0)
+    for affine in (np.eye(4), SHEAR):
+        found = mask_and_lesions(values, config, affine=affine, scan_threshold=1.0)
+        assert not found.mask.any()
+        (left_out,) = found.left_out
+        assert left_out.volume_ml == pytest.approx(0.064)
+        kept = replace(config, min_lesion_mm3=64.0)
+        assert mask_and_lesions(values, kept, affine=affine, scan_threshold=1.0).mask.any()
+
+
+def test_confidence_counts_the_true_volume_of_a_tilted_stack() -> None:
+    config = replace(SURE, min_confidence=0.0)
+    of_volume = ConfidenceConfig(weights=(2.0, 0.0, 0.0), bias=0.0)
+    config = replace(config, confidence=of_volume)
+    straight, tilted = (
+        mask_and_lesions(two_candidates(0.999), config, affine=affine, scan_threshold=2.0)
+        for affine in (np.eye(4), SHEAR)
+    )
+    assert straight.lesions[0].confidence == tilted.lesions[0].confidence
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_without_shear_a_voxel_has_the_product_of_its_spacing(name: str) -> None:
+    """To the last bit, also where the header holds float32 numbers."""
+    for affine in (AFFINES[name], AFFINES[name].astype(np.float32).astype(np.float64)):
+        assert voxel_mm3_of(affine) == float(np.prod(np.asarray(spacing_of(affine))))
+    assert voxel_mm3_of(SHEAR) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threshold": 1.5},
+        {"threshold": 0.0},
+        {"threshold": float("nan")},
+        {"threshold": True},
+        {"min_lesion_mm3": 1e13},
+        {"min_lesion_mm3": -1.0},
+        {"min_lesion_mm3": "10"},
+        {"min_confidence": 1.1},
+    ],
+)
+def test_choices_out_of_their_range_are_refused_in_words(wrong: dict[str, float]) -> None:
+    (name,) = wrong
+    with pytest.raises(UsageError, match=f"{name} cannot be") as caught:
+        MaskOptions(**wrong)
+    assert "Give a number" in (caught.value.next_step or "")

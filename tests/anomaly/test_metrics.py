@@ -191,3 +191,14 @@ def test_oracle_is_the_best_for_the_set_and_not_for_each() -> None:
     )
     assert threshold == 1.5
     assert dice == pytest.approx((1.0 + 0.8) / 2)
+
+
+def test_volumes_of_a_tilted_stack_are_true() -> None:
+    mask = np.zeros((6, 6, 6), dtype=bool)
+    mask[1:3, 1:3, 1:3] = True
+    none = np.zeros_like(mask)
+    spacing = (1.0, 1.0, 1.25)
+    scores = metrics.measure_case(mask, none, spacing, voxel_mm3=1.0)
+    assert (scores.predicted_ml, scores.false_positive_ml) == (0.008, 0.008)
+    assert metrics.measure_healthy(mask, spacing, voxel_mm3=1.0).predicted_ml == 0.008
+    assert metrics.measure_healthy(mask, spacing).predicted_ml == 0.01

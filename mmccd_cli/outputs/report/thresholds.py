@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.anomaly.components import label_components
+from mmccd_cli.anomaly.components import label_components, voxel_mm3_of
 from mmccd_cli.anomaly.mask import MaskOptions, mask_from_map
 from mmccd_cli.outputs.remask import score_of_record
 from mmccd_cli.outputs.report.data import ReportData
@@ -64,7 +64,11 @@ def sweep_thresholds(data: ReportData, record: Mapping[str, Any]) -> Sweep:
         else:
             scan_threshold, score = score_of_record(record, _options(record, threshold))
             mask = mask_from_map(
-                part, score, spacing_mm=data.spacing_mm, scan_threshold=scan_threshold
+                part,
+                score,
+                spacing_mm=data.spacing_mm,
+                voxel_mm3=voxel_mm3_of(data.affine),
+                scan_threshold=scan_threshold,
             )
         bits[mask] |= np.uint32(1 << number)
         outside = (part > threshold) & ~mask
