@@ -12,7 +12,8 @@ from mmccd_cli.anomaly.components import label_components
 from mmccd_cli.anomaly.mask import LeftOut
 from mmccd_cli.template import voxel_volume_mm3
 
-Numbers = NDArray[np.uint16]
+Numbers = NDArray[Any]
+"""uint16, or uint32 where there are more than fit in."""
 
 
 def number_lesions(mask: NDArray[np.bool_]) -> Numbers:
@@ -22,10 +23,10 @@ def number_lesions(mask: NDArray[np.bool_]) -> Numbers:
         mask: (I, J, K) bool.
 
     Returns:
-        (I, J, K) uint16, 0 outside the mask.
+        (I, J, K) unsigned integers, 0 outside the mask.
     """
     labels, voxels, _ = label_components(mask)
-    number = np.zeros(len(voxels) + 1, np.uint16)
+    number = _no_numbers(len(voxels), largest=len(voxels))
     number[1 + np.argsort(-voxels, kind="stable")] = np.arange(1, len(voxels) + 1)
     numbers: Numbers = number[labels]
     return numbers
@@ -42,11 +43,11 @@ def number_left_out(
         affine: (4, 4), voxel index to RAS+ mm.
 
     Returns:
-        (I, J, K) uint16, the candidate's id, or 0 for what is not listed.
+        (I, J, K) unsigned integers, the candidate's id, or 0 for what is not listed.
     """
     labels, voxels, _ = label_components(outside)
     volume_ml: NDArray[Any] = voxels * (voxel_volume_mm3(affine) / 1000)
-    number = np.zeros(len(voxels) + 1, np.uint16)
+    number = _no_numbers(len(voxels), largest=max((it.id for it in left_out), default=0))
     for candidate in left_out:
         box = tuple(slice(*limits) for limits in candidate.box)
         # A hole that was filled may part a candidate: its largest part stands for it.
@@ -56,3 +57,8 @@ def number_left_out(
             number[here[nearest]] = candidate.id
     numbers: Numbers = number[labels]
     return numbers
+
+
+def _no_numbers(count: int, *, largest: int) -> Numbers:
+    """A number for the background and each component, still 0, of a type that holds the largest."""
+    return np.zeros(count + 1, np.uint16 if largest <= np.iinfo(np.uint16).max else np.uint32)

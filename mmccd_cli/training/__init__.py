@@ -27,7 +27,7 @@ Example:
     ...     runtime=make_runtime("auto"), text=BundleText(name="mine"),
     ... )
     >>> bundle = training.write(out, training.train())
-    >>> training.calibrate(bundle)
+    >>> training.calibrate(bundle, out)
 """
 
 from __future__ import annotations

@@ -23,6 +23,20 @@ def test_lesions_have_the_numbers_of_the_record():
         assert inside[tuple(slice(*limits) for limits in lesion.box)].sum() == inside.sum()
 
 
+def test_more_lesions_than_sixteen_bits_have_numbers_of_their_own():
+    mask = np.zeros((85, 85, 85), bool)
+    mask[::2, ::2, ::2] = True
+    mask[0, 0, 0] = False
+    numbers = number_lesions(mask)
+    assert numbers.max() == 43**3 - 1
+    assert (np.bincount(numbers[mask])[1:] == 1).all()
+    last = LeftOut(
+        id=70_000, volume_ml=0.008, peak=1, mean=1, centroid_ras_mm=(0, 0, 0),
+        box=((2, 3),) * 3, reason="",
+    )  # fmt: skip
+    assert number_left_out(mask, [last], AFFINE).max() == 70_000
+
+
 def test_candidates_are_found_by_box_and_volume_and_the_unlisted_have_none():
     outside = np.zeros((20, 20, 20), bool)
     outside[2:10, 2:10, 2] = outside[3:5, 3:5, 6:8] = outside[15, 15, 15] = True

@@ -45,7 +45,7 @@ class ReportData:
         at_edge: Share of the brain's surface that lies on the edge of the scan, [0, 1].
         anomaly_map: (I, J, K) float32 in [0, 1].
         mask: (I, J, K) bool.
-        numbers: (I, J, K) uint16, the id of the lesion or of the candidate that was left out; 0
+        numbers: (I, J, K) uint32, the id of the lesion or of the candidate that was left out; 0
             for none.
         threshold: Value of the map above which a voxel belongs to the mask.
         lesions: As the result lists them; their boxes are indices of the file, not of this grid.
@@ -139,7 +139,7 @@ def report_data(
         at_edge=_share_at_edge(result.brain),
         anomaly_map=crop.of(result.anomaly_map),
         mask=crop.of(result.mask) > 0,
-        numbers=crop.of(number_lesions(result.mask) + left_out).astype(np.uint16),
+        numbers=crop.of(number_lesions(result.mask) + left_out).astype(np.uint32),
         threshold=result.threshold,
         lesions=list(result.lesions),
         left_out=list(result.left_out),

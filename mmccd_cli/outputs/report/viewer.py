@@ -68,7 +68,9 @@ def viewer_data(data: ReportData, sweep: Sweep, score: Mapping[str, Any]) -> Vie
     hundredths = np.where(hundredths < 20, 5 * np.ceil(hundredths / 5), hundredths)
     packed["map"] = _packed(hundredths.astype(np.uint8))
     packed["codes"] = _packed(sweep.codes[crop][picked].astype("<u2"))
-    packed["numbers"] = _packed(data.numbers[crop][picked].astype("<u2"))
+    numbers = data.numbers[crop][picked]
+    # What is too many for two bytes has no number here: it must not have that of another.
+    packed["numbers"] = _packed(np.where(numbers > 0xFFFF, 0, numbers).astype("<u2"))
     inverse = np.linalg.inv(affine).astype(np.float64)
     start = transform_points(inverse, transform_points(data.affine, _start(data)))
     facts = {
