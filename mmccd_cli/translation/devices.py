@@ -110,7 +110,7 @@ def cpu_computes_bf16() -> bool:
     """Whether the CPU multiplies bf16 numbers itself; without that they are slower than fp32."""
     if platform.machine().lower() in ("aarch64", "arm64"):
         # On other machines this one is also true where bf16 is only emulated.
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return bool(getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)())
     queries = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, query, lambda: False)() for query in queries)
 
@@ -137,5 +137,6 @@ def free_memory(device: torch.device) -> int | None:
         except RuntimeError:
             return None
     if device.type == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+        largest = getattr(torch.mps, "recommended_max_memory", None)  # since torch 2.5
+        return None if largest is None else int(largest() - torch.mps.driver_allocated_memory())
     return host.free_memory()

@@ -299,7 +299,8 @@ def explaining_device(device: torch.device, what: str) -> Iterator[None]:
 def _is_device_failure(error: BaseException) -> bool:
     """Whether a driver or its libraries failed: not all have a type of their own."""
     words = ("CUDA error", "CUDA driver error", "cuDNN", "CUDNN", "CUBLAS", "MPS backend")
-    return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in words)
+    own = getattr(torch, "AcceleratorError", ())  # which torch has since 2.8
+    return isinstance(error, own) or any(word in str(error) for word in words)
 
 
 def release_memory(device: torch.device) -> None:
@@ -312,6 +313,6 @@ def release_memory(device: torch.device) -> None:
 
 def is_memory_exhausted(error: BaseException) -> bool:
     """Whether memory ran out: only CUDA has an exception of its own for it."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(
         words in str(error) for words in ("out of memory", "can't allocate memory")
     )

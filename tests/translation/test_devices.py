@@ -11,6 +11,7 @@ import torch
 
 from mmccd_cli.errors import ComputeError, UsageError
 from mmccd_cli.translation import devices, host
+from mmccd_cli.translation.engine import explaining_device
 
 
 def test_cpu_and_auto_work_everywhere() -> None:
@@ -189,3 +190,17 @@ def test_a_full_device_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ComputeError, match="cuda:3 cannot be used") as caught:
         devices.choose_device("cuda:3")
     assert "out of memory" in (caught.value.cause or "")
+
+
+def test_what_an_older_torch_does_not_say_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.mps, "recommended_max_memory")
+    assert devices.free_memory(MPS) is None
+    monkeypatch.setattr(devices.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(torch.ops, "mkldnn", object())
+    assert not devices.cpu_computes_bf16()
+
+
+def test_an_older_torch_has_no_error_of_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "AcceleratorError")
+    with pytest.raises(ComputeError, match="stopped computing"), explaining_device(CUDA, "it"):
+        raise RuntimeError("CUDA error: unspecified launch failure")
