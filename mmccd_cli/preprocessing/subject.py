@@ -175,13 +175,9 @@ def prepare_subject(
         notes += _check_overlap(brain, template)
     with watch.stage("intensity"):
         covered = {name: seen & brain for name, (_, seen) in sampled.items()}
-        even = {
-            name: _without_gain(data, covered[name], template, name=name, settings=settings)
-            for name, (data, _) in sampled.items()
-        }
         images = {
-            name: normalise(data, covered[name], settings.intensity, name=name)
-            for name, data in even.items()
+            name: _normalised(data, covered[name], template, name=name, settings=settings)
+            for name, (data, _) in sampled.items()
         }
         notes += [
             *_check_slices(scans),
@@ -422,7 +418,7 @@ class _Sampler:
         ).data
 
 
-def _without_gain(
+def _normalised(
     data: NDArray[np.float32],
     seen: NDArray[np.bool_],
     template: Template,
@@ -430,18 +426,18 @@ def _without_gain(
     name: str,
     settings: PreprocessingConfig,
 ) -> NDArray[np.float32]:
-    """A scan on the template's grid less its gain, where the template knows healthy tissue."""
+    """A scan on the template's grid, less its gain where the template knows healthy tissue."""
     normal = template.normal.get(name)
-    if normal is None:
-        return data
-    return divide_by_gain(
-        data,
-        seen & template.mask,
-        normal,
-        sign=_SIGN_OF_LESIONS[name],
-        settings=settings.intensity,
-        spacing_mm=template.spacing_mm,
-    )
+    if normal is not None:
+        data = divide_by_gain(
+            data,
+            seen & template.mask,
+            normal,
+            sign=_SIGN_OF_LESIONS[name],
+            settings=settings.intensity,
+            spacing_mm=template.spacing_mm,
+        )
+    return normalise(data, seen, settings.intensity, name=name)
 
 
 def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:
