@@ -179,11 +179,8 @@ def prepare_subject(
             name: _normalised(data, covered[name], template, name=name, settings=settings)
             for name, (data, _) in sampled.items()
         }
-        notes += [
-            *_check_slices(scans),
-            *_check_coverage(covered, brain),
-            *check_contrast(images, covered, template),
-        ]
+        notes += _check_coverage(scans, covered, brain)
+        notes += check_contrast(images, covered, template)
     return PreparedSubject(
         images=images,
         brain=brain,
@@ -456,8 +453,13 @@ def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:
     return [Caution(text)]
 
 
-def _check_slices(scans: Mapping[str, AlignedScan]) -> list[str]:
+def _check_coverage(
+    scans: Mapping[str, AlignedScan],
+    covered: Mapping[str, NDArray[np.bool_]],
+    brain: NDArray[np.bool_],
+) -> list[str]:
     lost = {name: lost_slices(scan.brain) for name, scan in scans.items()}
+    shares = {name: seen.sum() / max(1, brain.sum()) for name, seen in covered.items()}
     return [
         Caution(
             f"{name} is empty in {count} of its slices through the brain: what lies there, or "
@@ -465,14 +467,7 @@ def _check_slices(scans: Mapping[str, AlignedScan]) -> list[str]:
         )
         for name, count in lost.items()
         if count
-    ]
-
-
-def _check_coverage(
-    covered: Mapping[str, NDArray[np.bool_]], brain: NDArray[np.bool_]
-) -> list[str]:
-    shares = {name: seen.sum() / max(1, brain.sum()) for name, seen in covered.items()}
-    return [
+    ] + [
         Caution(f"{name} shows only {share:.0%} of the brain.")
         for name, share in shares.items()
         if share < _MIN_COVERED
