@@ -460,15 +460,15 @@ def _check_coverage(
 ) -> list[str]:
     lost = {name: lost_slices(scan.brain) for name, scan in scans.items()}
     shares = {name: seen.sum() / max(1, brain.sum()) for name, seen in covered.items()}
-    return [
-        Caution(
-            f"{name} is empty in {count} of its slices through the brain: what lies there, or "
-            "next to it, may be missed."
-        )
+    told = [
+        f"{name} is empty in {count} of its slices through the brain: what lies there, or next to "
+        "it, may be missed."
         for name, count in lost.items()
         if count
-    ] + [
-        Caution(f"{name} shows only {share:.0%} of the brain.")
+    ]
+    told += [
+        f"{name} shows only {share:.0%} of the brain."
         for name, share in shares.items()
         if share < _MIN_COVERED
     ]
+    return [Caution(text) for text in told]
