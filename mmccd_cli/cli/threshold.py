@@ -56,10 +56,11 @@ def threshold(
     from mmccd_cli.outputs.remask import describe_stale
 
     failed: list[tuple[str, str]] = []
+    options = MaskOptions(**asdict(mask))
     jobs = plan_masks(maps, out, force=force)
     for job in jobs:
         try:
-            record = make_mask(job, MaskOptions(**asdict(mask)), force=force)
+            record = make_mask(job, options, force=force)
         except (MmccdError, OSError) as error:
             if len(jobs) == 1:
                 raise

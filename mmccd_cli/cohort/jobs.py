@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -21,7 +20,6 @@ from mmccd_cli.outputs.images import CORE_OUTPUTS, output_paths
 from mmccd_cli.outputs.record import Outcome
 
 Space = Literal["native", "template"]
-LARGEST_MM3 = 1e12
 LONGEST_NAME = 255
 """Bytes of the longest name of a file on common file systems."""
 
@@ -109,18 +107,7 @@ class RunSettings:
     space: Space = "native"
 
     def __post_init__(self) -> None:
-        ranges = {
-            "threshold": (lambda value: 0 < value < 1, "above 0 and below 1"),
-            "min_lesion_mm3": (lambda value: 0 <= value < LARGEST_MM3, "of mm3 from 0 on"),
-            "min_confidence": (lambda value: 0 <= value <= 1, "from 0 to 1"),
-        }
-        for name, (fits, range_in_words) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not (_is_number(value) and fits(value)):
-                raise UsageError(
-                    f"{name} cannot be {value!r}.",
-                    next_step=f"Give a number {range_in_words}, or None for the calibrated one.",
-                )
+        _ = self.mask_options  # which refuses what is out of range
         spaces = get_args(Space)
         if self.space not in spaces:
             raise UsageError(
@@ -151,10 +138,6 @@ class RunSettings:
             "space": self.space,
             **self.mask_options.describe(),
         }
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_extras(kinds: Iterable[str], known: Iterable[str] = EXTRA_OUTPUTS) -> None:
