@@ -41,7 +41,7 @@ _NOTHING_SHOWN = "The map stays below its threshold everywhere."
 _BRIGHT_LEFT_OUT = "Left out of the mask: "
 _BRIGHT = 0.82  # mean of the map from which a candidate is about as bright as lesions are
 _DOUBTFUL = 0.125  # confidence of what might be a lesion: half of the least that a default asks for
-_SOME_ML = 0.1
+_SOME_ML, _MANY_ML = 0.1, 5.0
 _MUCH_OF_BRAIN = "The mask holds "
 _MUCH = 0.2  # share of the brain; the largest of 26 labelled gliomas has 0.17
 
@@ -96,7 +96,7 @@ def _warnings_of_found(
             f"{_MUCH_OF_BRAIN}{100 * kept_ml / brain_ml:.0f}% of the brain, more than tumours do: "
             "the scans may differ much from those of the training. Look at it before use."
         )
-    bright = [found for found in left_out if _is_bright(found)]
+    bright = [found for found in left_out if _is_bright(found, beside_ml=kept_ml)]
     if bright:
         found = _counted(len(bright), sum(candidate.volume_ml for candidate in bright))
         what = "a lesion" if len(bright) == 1 else "lesions"
@@ -161,10 +161,12 @@ def _why_unlisted(left_out: Sequence[LeftOut]) -> str:
     return f"{below}, or beyond the {MOST_LISTED} largest" if full else f"each {below}"
 
 
-def _is_bright(candidate: LeftOut) -> bool:
-    """Tell whether it might be a lesion after all."""
+def _is_bright(candidate: LeftOut, *, beside_ml: float) -> bool:
+    """Tell whether it might be a lesion after all, or hides one: it may be larger than the mask."""
     if candidate.volume_ml < _SOME_ML:
         return False
+    if candidate.volume_ml > max(beside_ml, _MANY_ML):
+        return True
     if candidate.confidence is None:
         return candidate.mean >= _BRIGHT
     return candidate.confidence >= _DOUBTFUL

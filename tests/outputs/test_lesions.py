@@ -62,6 +62,8 @@ def test_the_table_has_a_row_for_each_and_one_for_what_is_only_counted() -> None
         ({"mean": 0.82, "confidence": 0.1}, False),
         ({"confidence": 0.2}, True),  # by default 0.25 are needed with FLAIR
         ({"confidence": 0.4}, True),
+        ({"volume_ml": 39.0, "confidence": 0.05}, True),  # larger than the mask: what is in it?
+        ({"volume_ml": 4.9, "confidence": 0.05}, False),
     ],
 )
 def test_only_what_is_as_bright_as_a_lesion_is_warned_of(
