@@ -166,9 +166,9 @@ def _refuse_nifti_folder(path: Path, option: str) -> None:
 
 
 def name_doubts(subject: Subject) -> list[Caution]:
-    """Say which images the user named although their names say contrast agent.
+    """Say which images the user named although their names say something else.
 
-    In a folder they are left out; here it is the user who states what they are.
+    In a folder names decide; here it is the user who states what they are.
     """
     if subject.layout != "files":
         return []
@@ -176,14 +176,18 @@ def name_doubts(subject: Subject) -> list[Caution]:
     files = list(named.values())
     doubts = []
     for number, (modality, path) in enumerate(named.items()):
-        if read_names(files, path.resolve().parent.name)[number].has_agent:
+        reading = read_names(files, path.resolve().parent.name)[number]
+        start = f"{path.name} was given as {modality}, but its name says "
+        if reading.has_agent:
             doubts.append(
-                Caution(
-                    f"{path.name} was given as {modality}, but its name says contrast agent: what "
-                    "takes that up may look like a lesion. Give the image without it, if any."
-                )
+                f"{start}contrast agent: what takes that up may look like a lesion. Give the image "
+                "without it, if any."
             )
-    return doubts
+        elif reading.is_lesion_mask:
+            doubts.append(f"{start}lesion mask. Give the scan itself.")
+        elif reading.modality not in (None, modality):
+            doubts.append(f"{start}{reading.modality}: were two options exchanged?")
+    return [Caution(text) for text in doubts]
 
 
 def _dicom_subject(source: Path, name: str) -> Subject:

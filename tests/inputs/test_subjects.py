@@ -234,6 +234,18 @@ def test_contrast_agent_in_the_name_of_a_file_that_was_given_is_doubted(tmp_path
     assert name_doubts(find_subject(case)) == []
 
 
+def test_names_that_say_another_modality_than_their_options_are_doubted(tmp_path):
+    case = folder_with(tmp_path / "x", "p_t1.nii.gz", "p_flair.nii.gz", "p_seg.nii.gz", "p_1.nii")
+    swapped = {"FLAIR": case / "p_t1.nii.gz", "T1w": case / "p_flair.nii.gz"}
+    first, second = name_doubts(subject_from_files(swapped))
+    assert "p_t1.nii.gz was given as FLAIR, but its name says T1w: were two options" in first
+    assert "p_flair.nii.gz was given as T1w, but its name says FLAIR" in second
+    (mask,) = name_doubts(subject_from_files({"FLAIR": case / "p_seg.nii.gz"}))
+    assert "its name says lesion mask" in mask
+    plain = {"FLAIR": case / "p_flair.nii.gz", "T1w": case / "p_t1.nii.gz", "T2w": case / "p_1.nii"}
+    assert name_doubts(subject_from_files(plain)) == []
+
+
 def test_the_reference_segmentation_is_named_among_what_is_not_read(tmp_path):
     subject = find_subject(folder_with(tmp_path / "case", "flair.nii", "lesion.nii", "dwi.nii"))
     reasons = {path.name: reason for path, reason in subject.left_out}
