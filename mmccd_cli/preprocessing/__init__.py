@@ -10,7 +10,8 @@ In the order in which data passes through:
 5. `bias_field`: what makes a part of a scan brighter than another, where an atlas is at hand; as a
    gain before `intensity`, and as an offset after all of these.
 6. `intensity`: intensities that mean the same in every scan.
-7. `contrast`: whether a scan looks like what its name says.
+7. `contrast`: whether a scan looks like what its name says, and `agreement`: whether two of them
+   show one head in one place.
 8. `subject`: all of these, one after the other, and the way back to the reference scan.
 
 `least_squares` solves what `template_alignment` and `bias_field` ask.

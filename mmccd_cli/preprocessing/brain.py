@@ -19,15 +19,16 @@ from mmccd_cli.preprocessing.skull_strippers import STRIPPERS
 from mmccd_cli.preprocessing.spatial import LARGE, resample, same_grid
 from mmccd_cli.template import Box, bounding_box
 
-# A stripped scan is zero in 82-90 % of its box, a raw head in 3-58 %; a brain has 1.0-1.7 litres,
-# a head more than 3. Between lies room for tight crops and for swollen brains.
-_MIN_ZERO_FRACTION = 0.2
+# A stripped scan is empty in 82-90 % of its box, a raw head in 7-65 %; a brain has 1.0-1.7 litres,
+# a head mostly more than 2.7. Between lies room for tight crops and for swollen brains.
+_MIN_EMPTY = 0.2
 _MAX_BRAIN_LITRES = 2.4
 _MAX_BORDER_FRACTION = 0.5
 # A raw head on exact zeros may be as small where little of it was imaged. The largest of 31
 # stripped brains has 1.73 litres; of anything larger a skull stripper leaves almost all, or half.
+# The same holds of a brain with a margin of skull: of one of 5 mm it leaves 85 %.
 _DOUBTFUL_LITRES = 1.8
-_MIN_LEFT_OF_BRAIN = 0.85
+_MIN_LEFT_OF_BRAIN = 0.88
 _MIN_BRAIN_LITRES = 0.05
 _MIN_HOLE_LITRES = 0.005  # a zero region larger than this was not imaged; smaller ones are noise
 _MM3_PER_LITRE = 1e6
@@ -37,6 +38,8 @@ _LARGEST_BRAIN_LITRES = 5.0  # with room for any hydrocephalus
 _LEVELS = 100.0  # to which the values of a given mask are rounded
 _MIN_FLATNESS = 0.5  # of a mask: share of neighbours at one level
 _DEFAULT_STRIPPER = "deepbet"
+_TRACE = 0.005  # of what a scan's bright voxels have: less is what interpolation leaves around it
+_BRIGHT_PERCENTILE = 99.0
 
 Align = Callable[[str, NDArray[np.bool_]], Mapping[str, NDArray[np.float64]]]
 """Takes a modality and the brain on its grid; returns modality -> (4, 4) from the reference's world
@@ -75,13 +78,13 @@ def zero_background(volume: Volume) -> Volume:
     background = corners.flat[0]
     if background == 0 or (corners != background).any():
         return volume
-    if (volume.data == background).mean() < _MIN_ZERO_FRACTION:
+    if (volume.data == background).mean() < _MIN_EMPTY:
         return volume
     return Volume(volume.data - background, volume.affine)
 
 
 def is_skull_stripped(volumes: Mapping[str, Volume]) -> tuple[bool, str]:
-    """Whether scans hold only a brain on a background of zeros.
+    """Whether scans hold only a brain on an empty background.
 
     Args:
         volumes: Modality -> volume; all of them must look stripped.
@@ -93,14 +96,14 @@ def is_skull_stripped(volumes: Mapping[str, Volume]) -> tuple[bool, str]:
     for name, volume in volumes.items():
         # Of a very fine scan every second voxel says enough; labels take four times the memory.
         every = 2 if volume.data.size > LARGE else 1
-        occupied = volume.data[::every, ::every, ::every] != 0
-        zero = 1 - float(occupied.mean())
+        occupied = _occupied(volume.data[::every, ::every, ::every])
+        empty = 1 - float(occupied.mean())
         litres = _litres(occupied, volume) * every**3
         if litres > _MAX_BRAIN_LITRES:  # not yet said of its largest piece, which takes longer
             litres = _litres(_largest_component(occupied), volume) * every**3
         border = _border_fraction(occupied)
-        reason = f"{name}: {zero:.0%} of the voxels are zero, the rest is {litres:.1f} litres"
-        if zero < _MIN_ZERO_FRACTION or litres > _MAX_BRAIN_LITRES or border > _MAX_BORDER_FRACTION:
+        reason = f"{name}: {empty:.0%} of the voxels are empty, the rest is {litres:.1f} litres"
+        if empty < _MIN_EMPTY or litres > _MAX_BRAIN_LITRES or border > _MAX_BORDER_FRACTION:
             return False, reason
         reasons.append(reason)
     return True, "; ".join(reasons)
@@ -145,7 +148,7 @@ def find_brain(
     stripping = _Stripping(volumes, _DEFAULT_STRIPPER if method == "auto" else method, threads)
     stripped, reason = (True, "") if method == "never" else is_skull_stripped(volumes)
     if method == "never" or (method == "auto" and stripped and not stripping.finds_a_head):
-        mask = _nonzero_brain(volumes, reference, align(reference, grid.data != 0))
+        mask = _nonzero_brain(volumes, reference, align(reference, _occupied(grid.data)))
         return BrainMask(_checked(mask, grid, "The scan"), "stripped")
     source, name = stripping.source, stripping.name
     matrix = align(source, stripping.mask).get(source, np.eye(4))
@@ -182,7 +185,7 @@ class _Stripping:
     def finds_a_head(self) -> bool:
         """Whether what looks like a large stripped brain is a head on a background of zeros."""
         scan = self.volumes[self.source]
-        occupied = scan.data != 0
+        occupied = _occupied(scan.data)
         if _litres(occupied, scan) <= _DOUBTFUL_LITRES:
             return False
         return bool(self.mask.sum() < _MIN_LEFT_OF_BRAIN * occupied.sum())
@@ -257,11 +260,11 @@ def _nonzero_brain(
 ) -> NDArray[np.bool_]:
     """Union over the modalities, so that a cut field of view in one does not cut the brain."""
     grid = volumes[reference]
-    occupied = grid.data != 0
+    occupied = _occupied(grid.data)
     for name, volume in volumes.items():
         if name != reference:
             matrix = matrices.get(name, np.eye(4))
-            occupied |= onto(grid, volume, matrix, mask=volume.data != 0)
+            occupied |= onto(grid, volume, matrix, mask=_occupied(volume.data))
     return fill_holes(_largest_component(_across_lost_slices(occupied, grid)))
 
 
@@ -308,6 +311,17 @@ def _check_given(given: Volume) -> None:
             cause="A mask is 1 in the brain and 0 elsewhere; this holds intensities.",
             next_step="Give the mask that a skull stripper wrote, or leave --skull-strip out.",
         )
+
+
+def _occupied(data: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where a scan shows more than traces, which resampling leaves around a stripped brain."""
+    every = 2 if data.size > LARGE else 1
+    values = data[::every, ::every, ::every]
+    values = np.abs(values[values != 0])
+    if not values.size:
+        return np.zeros(data.shape, dtype=bool)
+    trace = _TRACE * np.percentile(values, _BRIGHT_PERCENTILE)
+    return (data > trace) | (data < -trace)
 
 
 def _litres(mask: NDArray[np.bool_], grid: Volume) -> float:

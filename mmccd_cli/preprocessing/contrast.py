@@ -66,12 +66,32 @@ def check_contrast(
     return said
 
 
+def local_contrast(
+    image: NDArray[np.float32], mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
+) -> NDArray[np.float32]:
+    """What stands out from the mean of its surroundings, as far as they lie in a mask.
+
+    Args:
+        image: (I, J, K) float32.
+        mask: (I, J, K) bool.
+        spacing_mm: Voxel size; the surroundings are a box with sides of 42 mm.
+
+    Returns:
+        (I, J, K) float32, of use inside the mask only.
+    """
+    size = [2 * round(_SURROUNDINGS_MM / mm / 2) + 1 for mm in spacing_mm]
+    values, weight = np.where(mask, image, 0).astype(np.float32), mask.astype(np.float32)
+    mean = ndimage.uniform_filter(values, size)
+    mean /= np.maximum(ndimage.uniform_filter(weight, size), 1e-3)
+    return values - mean
+
+
 def _likeness(
     image: NDArray[np.float32], covered: NDArray[np.bool_], template: Template
 ) -> dict[str, float]:
     """Modality of the template -> correlation of its local contrast with an image's."""
     inside = covered & template.mask
-    ours = _local_contrast(image, covered, template.spacing_mm)[inside]
+    ours = local_contrast(image, covered, template.spacing_mm)[inside]
     return {
         name: (correlation(ours, values[inside]) or 0.0) - _FAVOURED.get(name, 0.0)
         for name, values in _contrasts(template).items()
@@ -81,17 +101,6 @@ def _likeness(
 @lru_cache(maxsize=1)
 def _contrasts(template: Template) -> dict[str, NDArray[np.float32]]:
     return {
-        name: _local_contrast(image, template.mask, template.spacing_mm)
+        name: local_contrast(image, template.mask, template.spacing_mm)
         for name, image in template.images.items()
     }
-
-
-def _local_contrast(
-    image: NDArray[np.float32], mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
-) -> NDArray[np.float32]:
-    """What stands out from the mean of its surroundings, as far as they lie in a mask."""
-    size = [2 * round(_SURROUNDINGS_MM / mm / 2) + 1 for mm in spacing_mm]
-    values, weight = np.where(mask, image, 0).astype(np.float32), mask.astype(np.float32)
-    mean = ndimage.uniform_filter(values, size)
-    mean /= np.maximum(ndimage.uniform_filter(weight, size), 1e-3)
-    return values - mean

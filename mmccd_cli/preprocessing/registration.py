@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.errors import DataError
-from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.preprocessing.spatial import (
     affine_transform,
     centre_of_mass,
@@ -154,11 +154,12 @@ class _Scan:
         if not occupied.any():
             raise DataError("An image to be registered is empty.")
         box = bounding_box(occupied)
-        part = volume.cropped(box)
-        low, high = np.percentile(part.data[occupied[box]], _WINSOR_PERCENTILES)
+        low, high = np.percentile(volume.data[occupied], _WINSOR_PERCENTILES)
         if not high > low:
             raise DataError("An image to be registered is constant.")
         background = min(low, 0.0)
+        # One order of axes for all, so that the result does not depend on how voxels are stored.
+        part = reorient(volume.cropped(box), "RAS")
         winsorised = np.clip(part.data, background, high)
         self.image = Volume(winsorised, part.affine)
         self.centre = centre_of_mass(winsorised - background, part.affine)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.special import ive
 
-from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.template import Box, affine_of_box, bounding_box
 
 Interpolation = Literal["nearest", "linear"]
@@ -39,6 +39,11 @@ def same_grid(a: Volume, b: Volume) -> bool:
     corners = _corners(a.shape)
     difference = corners @ (a.affine - b.affine).T
     return bool(np.abs(difference[:, :3]).max() <= _SAME_GRID_MM)
+
+
+def same_voxels(a: Volume, b: Volume) -> bool:
+    """Whether two volumes have voxels at the same places, in whatever order they are stored."""
+    return same_grid(a, reorient(b, a.orientation))
 
 
 def resample(

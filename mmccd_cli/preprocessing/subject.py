@@ -18,6 +18,7 @@ from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
+from mmccd_cli.preprocessing.agreement import check_agreement
 from mmccd_cli.preprocessing.bias_field import divide_by_gain
 from mmccd_cli.preprocessing.brain import (
     BrainMask,
@@ -30,7 +31,14 @@ from mmccd_cli.preprocessing.brain import (
 from mmccd_cli.preprocessing.contrast import check_contrast
 from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.registration import refine, register
-from mmccd_cli.preprocessing.spatial import LARGE, cut_out, doubled, resample, same_grid
+from mmccd_cli.preprocessing.spatial import (
+    LARGE,
+    cut_out,
+    doubled,
+    resample,
+    same_grid,
+    same_voxels,
+)
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
 from mmccd_cli.progress import Stopwatch
 from mmccd_cli.template import (
@@ -181,6 +189,10 @@ def prepare_subject(
         }
         notes += _check_coverage(scans, covered, brain)
         notes += check_contrast(images, covered, template)
+        if template.images:  # a bare grid has no left and right
+            notes += check_agreement(
+                images, covered, reference=reference, spacing_mm=template.spacing_mm
+            )
     return PreparedSubject(
         images=images,
         brain=brain,
@@ -288,7 +300,7 @@ def _find_brain_and_align(
     same beside others.
     """
     grid = next(iter(volumes.values()))
-    moved = [name for name, volume in volumes.items() if not same_grid(grid, volume)]
+    moved = [name for name, volume in volumes.items() if not same_voxels(grid, volume)]
     matrices = {name: np.eye(4) for name in volumes}
     with ThreadPoolExecutor(max(1, min(threads, len(moved)))) as pool:
         running = {name: pool.submit(register, grid, volumes[name], seed=seed) for name in moved}
@@ -320,7 +332,7 @@ def _describe_motion(
     center = grid.affine @ np.array([*(np.array(grid.shape) - 1) / 2, 1.0])
     notes = []
     for name, volume in volumes.items():
-        if not same_grid(grid, volume):
+        if not same_voxels(grid, volume):
             moved = float(np.linalg.norm((matrices[name] @ center - center)[:3]))
             notes.append(
                 f"{name} lies on another grid: moved rigidly by {moved:.1f} mm to {reference}."

@@ -37,6 +37,24 @@ def test_stripped_scan_is_left_alone(tiny_phantom: Phantom) -> None:
     assert overlap(found.mask, tiny_phantom.brain).dice > 0.99
 
 
+@pytest.mark.parametrize("trace", [1e-7, 2e-3])
+@pytest.mark.parametrize("signed", [False, True])
+def test_traces_around_a_stripped_brain_are_none_of_it(
+    tiny_phantom: Phantom, trace: float, signed: bool
+) -> None:
+    """Resampling leaves them: in a rim around the brain, or all over the background."""
+    scan, draw = tiny_phantom.volumes["FLAIR"], np.random.default_rng(0)
+    bright = np.percentile(scan.data[tiny_phantom.brain], 99)
+    left = trace * bright * draw.uniform(-1 if signed else 0, 1, scan.shape)
+    rim = ndimage.binary_dilation(scan.data != 0, iterations=2)
+    clean = find_brain({"FLAIR": scan}).mask
+    for where in (rim, np.ones(scan.shape, dtype=bool)):
+        traced = np.where((scan.data == 0) & where, left, scan.data).astype(np.float32)
+        found = find_brain({"FLAIR": Volume(traced, scan.affine)})
+        assert found.method == "stripped"
+        assert np.array_equal(found.mask, clean)
+
+
 @pytest.mark.parametrize(("left", "method"), [(0.5, "deepbet"), (0.95, "stripped")])
 def test_a_head_as_small_as_a_brain_is_still_a_head(
     monkeypatch: pytest.MonkeyPatch, head: Phantom, left: float, method: str

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.phantom import make_phantom
-from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.inputs.volume import Volume, reorient, reorient_array
 from mmccd_cli.preprocessing.registration import refine, register
 from mmccd_cli.preprocessing.spatial import resample
 
@@ -48,6 +48,20 @@ def test_rigid_registration_of_another_contrast_comes_back() -> None:
     found = register(fixed.volumes["FLAIR"], moving.volumes["T1w"])
     assert _error_mm(found, pose) < 1.0
     assert found[:3, :3].T @ found[:3, :3] == pytest.approx(np.eye(3), abs=1e-9)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL"])
+def test_the_order_of_axes_changes_nothing(codes: str) -> None:
+    pose = _pose((4, -3, 5), (3, -4, 2))
+    head = make_phantom(0, shape=(40, 44, 38), spacing_mm=(5, 5, 5), modalities=["FLAIR"])
+    other = make_phantom(0, shape=(44, 40, 42), spacing_mm=(5, 5, 5), pose=pose, modalities=["T1w"])
+    fixed, moving = head.volumes["FLAIR"], other.volumes["T1w"]
+    brain = head.brain
+    found = refine(fixed, moving, register(fixed, moving), brain=brain)
+    turned, _ = reorient_array(brain, fixed.affine, codes)
+    stored = reorient(fixed, codes), reorient(moving, codes)
+    again = refine(*stored, register(*stored), brain=turned)
+    assert again == pytest.approx(found, abs=1e-6)
 
 
 def test_a_brain_that_moved_within_its_head_is_followed() -> None:

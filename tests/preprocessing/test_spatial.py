@@ -8,9 +8,9 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from mmccd_cli.inputs.phantom import make_phantom
-from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.preprocessing import spatial
-from mmccd_cli.preprocessing.spatial import cut_out, doubled, resample, same_grid
+from mmccd_cli.preprocessing.spatial import cut_out, doubled, resample, same_grid, same_voxels
 
 SHEARED = np.array([[0.9, 0.2, 0.1, -7], [0.0, -1.1, 0.3, 12], [0.1, 0.0, 1.5, -9], [0, 0, 0, 1]])
 
@@ -50,6 +50,18 @@ def test_same_grid() -> None:
     moved[0, 3] += 0.02
     assert not same_grid(volume, Volume(volume.data, moved))
     assert not same_grid(volume, Volume(volume.data[:-1], SHEARED))
+
+
+def test_same_voxels_in_another_order() -> None:
+    volume = _ramp(SHEARED, (24, 22, 20))
+    for codes in ("RAS", "LPS", "PIR"):
+        turned = reorient(volume, codes)
+        assert same_voxels(volume, turned)
+        assert same_voxels(turned, volume)
+    moved = turned.affine.copy()
+    moved[0, 3] += 0.1
+    assert not same_voxels(volume, Volume(turned.data, moved))
+    assert not same_voxels(volume, Volume(turned.data[:-1], turned.affine))
 
 
 def test_smoothing_only_along_axes_that_get_coarser() -> None:

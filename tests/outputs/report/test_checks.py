@@ -65,9 +65,18 @@ def test_nothing_is_said_of_a_subject_that_is_well(data):
     assert suspicion(check_subject(data, [])) < 0.05
 
 
+def with_t2w(data: ReportData, change: Callable[[np.ndarray], np.ndarray]) -> ReportData:
+    prepared: Any = SimpleNamespace(**vars(data.prepared))
+    prepared.images = {**prepared.images, "T2w": change(prepared.images["T2w"])}
+    return replace(data, prepared=prepared)
+
+
 def shifted(data: ReportData) -> ReportData:
-    moved = np.roll(data.images["T2w"], 1, axis=1)  # by 4 mm
-    return replace(data, images={**data.images, "T2w": moved})
+    return with_t2w(data, lambda scan: np.roll(scan, 1, axis=1))  # by 4 mm
+
+
+def mirrored(data: ReportData) -> ReportData:
+    return with_t2w(data, lambda scan: scan[::-1])
 
 
 def off_the_template(data: ReportData) -> ReportData:
@@ -89,6 +98,7 @@ def cut(data: ReportData) -> ReportData:
     ("change", "sign"),
     [
         (shifted, "T2w lies on FLAIR"),
+        (mirrored, "T2w shows the head of FLAIR"),
         (off_the_template, "Scans lie on the template"),
         (cut, "FLAIR shows the brain"),
         (lambda m: replace(m, affine=m.affine * [[0.7], [0.7], [0.7], [1]]), "Brain volume"),
@@ -97,7 +107,17 @@ def cut(data: ReportData) -> ReportData:
         (lambda m: replace(m, mask=m.brain), "Lesions"),
         (lambda m: replace(m, anomaly_map=m.anomaly_map + 0.3), "Middle value of the map"),
     ],
-    ids=["shifted", "template", "cut", "small", "large", "edge", "all-lesion", "high-map"],
+    ids=[
+        "shifted",
+        "mirrored",
+        "template",
+        "cut",
+        "small",
+        "large",
+        "edge",
+        "all-lesion",
+        "high-map",
+    ],
 )
 def test_each_fault_raises_its_sign(data: ReportData, change: Change, sign: str):
     assert sign in loud(change(data))
