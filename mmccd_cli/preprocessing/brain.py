@@ -38,8 +38,11 @@ _LARGEST_BRAIN_LITRES = 5.0  # with room for any hydrocephalus
 _LEVELS = 100.0  # to which the values of a given mask are rounded
 _MIN_FLATNESS = 0.5  # of a mask: share of neighbours at one level
 _DEFAULT_STRIPPER = "deepbet"
-_TRACE = 0.005  # of what a scan's bright voxels have: less is what interpolation leaves around it
 _BRIGHT_PERCENTILE = 99.0
+_TRACE = 0.005  # of what bright voxels have: less is what interpolation leaves around a brain
+_RIPPLE = 0.05  # the same of ripples, and the share of negative voxels from which on there are some
+_RIPPLING = (0.01, 0.03)
+_STANDARDISED = 0.25  # share of negative voxels
 
 Align = Callable[[str, NDArray[np.bool_]], Mapping[str, NDArray[np.float64]]]
 """Takes a modality and the brain on its grid; returns modality -> (4, 4) from the reference's world
@@ -314,14 +317,22 @@ def _check_given(given: Volume) -> None:
 
 
 def _occupied(data: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Where a scan shows more than traces, which resampling leaves around a stripped brain."""
+    """Where a scan shows more than what resampling leaves around a stripped brain.
+
+    Interpolation by splines leaves ripples, which go below zero and are up to a tenth as bright as
+    the brain. Tissue is below zero only in scans that were standardised, and then much of it.
+    """
     every = 2 if data.size > LARGE else 1
     values = data[::every, ::every, ::every]
     values = np.abs(values[values != 0])
     if not values.size:
         return np.zeros(data.shape, dtype=bool)
-    trace = _TRACE * np.percentile(values, _BRIGHT_PERCENTILE)
-    return (data > trace) | (data < -trace)
+    bright = np.percentile(values, _BRIGHT_PERCENTILE)
+    above, below = data > _TRACE * bright, data < -_TRACE * bright
+    negative = below.sum() / max(1, below.sum() + above.sum())
+    if negative > _STANDARDISED:
+        return above | below
+    return data > np.interp(negative, _RIPPLING, (_TRACE, _RIPPLE)) * bright
 
 
 def _litres(mask: NDArray[np.bool_], grid: Volume) -> float:

@@ -55,6 +55,16 @@ def test_traces_around_a_stripped_brain_are_none_of_it(
         assert np.array_equal(found.mask, clean)
 
 
+def test_ripples_of_splines_are_none_of_the_brain(tiny_phantom: Phantom) -> None:
+    scan = tiny_phantom.volumes["FLAIR"]
+    moved = ndimage.shift(scan.data.astype(np.float64), (0.5, 0.5, 0.5), order=3)
+    there = ndimage.shift(tiny_phantom.brain.astype(np.float64), (0.5, 0.5, 0.5), order=1)
+    assert (moved != 0).sum() > 1.5 * tiny_phantom.brain.sum()
+    found = find_brain({"FLAIR": Volume(moved.astype(np.float32), scan.affine)})
+    assert found.method == "stripped"
+    assert overlap(found.mask, there > 0.25).dice > 0.97
+
+
 @pytest.mark.parametrize(("left", "method"), [(0.5, "deepbet"), (0.95, "stripped")])
 def test_a_head_as_small_as_a_brain_is_still_a_head(
     monkeypatch: pytest.MonkeyPatch, head: Phantom, left: float, method: str
