@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mmccd_cli.errors import Caution
 from mmccd_cli.preprocessing.contrast import local_contrast
 
 FloatArray = NDArray[np.float32]
@@ -87,45 +86,43 @@ def agreement(
     return Agreement(gain_by_shift=shifted / here - 1, mirrored=told_by(mirrored) / here)
 
 
-def check_agreement(
+def disagreements(
     images: Mapping[str, FloatArray],
     covered: Mapping[str, BoolArray],
     *,
     reference: str,
     spacing_mm: tuple[float, float, float],
-) -> list[Caution]:
-    """Say which scans do not lie on the reference, or are of another head.
+) -> dict[str, str]:
+    """Find scans that do not lie on the reference, or are of another head.
 
     Args:
         images: Modality -> (I, J, K) float32 on the template's grid, normalised.
         covered: Modality -> (I, J, K) bool, the part of the brain that it shows.
         reference: The modality that the others lie on.
         spacing_mm: Voxel size.
+
+    Returns:
+        Modality -> what is wrong with it, in words that go on from its name.
     """
-    said = []
+    found = {}
     for name in (modality for modality in images if modality != reference):
         both = covered[reference] & covered[name]
-        found = agreement(images[reference], images[name], both, spacing_mm)
-        if found is not None and (doubt := _doubt(found)):
-            said.append(
-                Caution(
-                    f"{name} {doubt.format(reference=reference)}. Look at both in a viewer, one "
-                    "over the other; if it is so, the result is wrong: leave that scan away."
-                )
-            )
-    return said
+        measured = agreement(images[reference], images[name], both, spacing_mm)
+        if measured is not None and (doubt := _doubt(measured, reference)):
+            found[name] = doubt
+    return found
 
 
-def _doubt(found: Agreement) -> str | None:
-    if found.mirrored >= _MIRRORED:
-        return "looks like a mirror image: turned left to right, it matches {reference} better"
-    if found.mirrored >= _OF_ANOTHER_HEAD:
+def _doubt(measured: Agreement, reference: str) -> str | None:
+    if measured.mirrored >= _MIRRORED:
+        return f"looks like a mirror image: turned left to right, it fits {reference} better"
+    if measured.mirrored >= _OF_ANOTHER_HEAD:
         return (
-            "does not seem to show the head that {reference} shows: it tells no more of it than "
-            "its mirror image does"
+            f"does not seem to show the head that {reference} shows: it tells hardly more of it "
+            "than its mirror image does"
         )
-    if found.gain_by_shift >= _DISPLACED:
-        return f"seems not to lie on {{reference}}: moved by {SHIFT_MM:g} mm, it matches better"
+    if measured.gain_by_shift >= _DISPLACED:
+        return f"seems not to lie on {reference}: moved by {SHIFT_MM:g} mm, it fits better"
     return None
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.errors import Caution
-from mmccd_cli.template import Template, correlation
+from mmccd_cli.template import Template, correlation, median_and_deviation
 
 _SURROUNDINGS_MM = 42.0  # side of the box that a place is compared with
 _LEAST = 0.22  # correlation below which a scan resembles nothing
@@ -29,6 +29,13 @@ _FAVOURED = {"T1w": 0.04}
 Of 32 subjects' scans under their own names, FLAIR resembles T1w by up to 0.013 more than FLAIR,
 and T1w by at least 0.05; all other pairs are apart by 0.08 and more.
 """
+
+_RIM_MM = 6.0  # of the brain, where fat and sinuses may be left
+_LEAST_VOXELS = 2000
+_BRIGHTEST = 99.9
+_WITH_AGENT = 4.5
+"""Robust deviations above the median. That percentile of 31 scans without agent has up to 2.9, of
+four with agent 7.5 and more."""
 
 
 def check_contrast(
@@ -64,6 +71,24 @@ def check_contrast(
                 )
             )
     return said
+
+
+def shows_agent(image: NDArray[np.float32], covered: NDArray[np.bool_], template: Template) -> bool:
+    """Tell whether a T1w scan looks as if it was taken after contrast agent was given.
+
+    Vessels and plexus are then far brighter than tissue ever is.
+
+    Args:
+        image: (I, J, K) float32 on the template's grid, normalised.
+        covered: (I, J, K) bool, the part of the brain that it shows.
+        template: Whose brain it lies in.
+    """
+    rim = max(1, round(_RIM_MM / min(template.spacing_mm)))
+    values = image[ndimage.binary_erosion(covered & template.mask, iterations=rim)]
+    if values.size < _LEAST_VOXELS:
+        return False
+    median, deviation = median_and_deviation(values)
+    return bool(np.percentile(values, _BRIGHTEST) > median + _WITH_AGENT * deviation)
 
 
 def local_contrast(

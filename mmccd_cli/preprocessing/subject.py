@@ -18,7 +18,7 @@ from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
-from mmccd_cli.preprocessing.agreement import check_agreement
+from mmccd_cli.preprocessing.agreement import disagreements
 from mmccd_cli.preprocessing.bias_field import divide_by_gain
 from mmccd_cli.preprocessing.brain import (
     BrainMask,
@@ -28,7 +28,7 @@ from mmccd_cli.preprocessing.brain import (
     onto,
     zero_background,
 )
-from mmccd_cli.preprocessing.contrast import check_contrast
+from mmccd_cli.preprocessing.contrast import check_contrast, shows_agent
 from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.registration import refine, register
 from mmccd_cli.preprocessing.spatial import (
@@ -85,7 +85,8 @@ class PreparedSubject:
 
     Args:
         images: Modality -> (I, J, K) float32, normalised; the background value outside the brain
-            and where the modality was not imaged.
+            and where the modality was not imaged. Scans that do not belong to the reference are
+            left out.
         brain: (I, J, K) bool on the template's grid.
         covered: Modality -> (I, J, K) bool, the part of the brain that the modality shows.
         affine: (4, 4) of the template's grid.
@@ -189,10 +190,7 @@ def prepare_subject(
         }
         notes += _check_coverage(scans, covered, brain)
         notes += check_contrast(images, covered, template)
-        if template.images:  # a bare grid has no left and right
-            notes += check_agreement(
-                images, covered, reference=reference, spacing_mm=template.spacing_mm
-            )
+        notes += _leave_out_misfits(images, covered, template, reference=reference)
     return PreparedSubject(
         images=images,
         brain=brain,
@@ -447,6 +445,33 @@ def _normalised(
             spacing_mm=template.spacing_mm,
         )
     return normalise(data, seen, settings.intensity, name=name)
+
+
+def _leave_out_misfits(
+    images: dict[str, NDArray[np.float32]],
+    covered: dict[str, NDArray[np.bool_]],
+    template: Template,
+    *,
+    reference: str,
+) -> list[str]:
+    """Drop scans that would spoil the result, and say so; the reference stays."""
+    if not template.images:  # a bare grid knows neither left and right nor tissue
+        return []
+    wrong = disagreements(images, covered, reference=reference, spacing_mm=template.spacing_mm)
+    if "T1w" in images and shows_agent(images["T1w"], covered["T1w"], template):
+        wrong.setdefault(
+            "T1w",
+            "shows places far brighter than tissue is, as vessels are after contrast agent was "
+            "given, and the scores are of scans from before",
+        )
+    told = []
+    for name, reason in wrong.items():
+        if name == reference:
+            told.append(f"{name} {reason}.")
+        else:
+            del images[name], covered[name]
+            told.append(f"{name} {reason}. It was left out; look at both in a viewer.")
+    return [Caution(text) for text in told]
 
 
 def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:

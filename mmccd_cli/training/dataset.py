@@ -363,6 +363,9 @@ def _write_subject(
     """Prepare one subject, write its shard, and describe it."""
     volumes = {m: read_image(subject, m)[0] for m in MODALITIES}
     prepared = prepare_subject(volumes, template, preprocessing)
+    if left_out := [m for m in MODALITIES if m not in prepared.images]:
+        told = [note for note in prepared.notes if note.startswith(tuple(left_out))]
+        raise DataError(" ".join(told))
     lesion = lesion_on_template(subject, prepared, template)
     images = {m: prepared.images[m] for m in MODALITIES}
     sliced = SubjectVolumes(images, prepared.brain, lesion & prepared.brain)

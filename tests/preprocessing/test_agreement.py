@@ -10,11 +10,10 @@ import pytest
 from scipy import ndimage
 
 from mmccd_cli.config import PreprocessingConfig
-from mmccd_cli.errors import Caution
 from mmccd_cli.inputs.scans import read_image
 from mmccd_cli.inputs.subjects import find_subjects
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.preprocessing.agreement import agreement, check_agreement
+from mmccd_cli.preprocessing.agreement import agreement, disagreements
 from mmccd_cli.preprocessing.subject import prepare_subject
 from mmccd_cli.weights.bundle import load_bundle
 
@@ -56,9 +55,8 @@ def test_what_does_not_belong_together_is_named(
     head = _head(0)
     images = {"FLAIR": head, "T2w": change(_other_contrast(head))}
     covered = dict.fromkeys(images, brain)
-    found = check_agreement(images, covered, reference="FLAIR", spacing_mm=SPACING)
-    assert all(isinstance(text, Caution) for text in found)
-    assert [said in text for text in found] == [True] if said else found == []
+    found = disagreements(images, covered, reference="FLAIR", spacing_mm=SPACING)
+    assert {name: said in text for name, text in found.items()} == ({"T2w": True} if said else {})
 
 
 def test_of_what_hardly_anything_is_shown_nothing_is_said(brain: np.ndarray) -> None:
@@ -66,7 +64,7 @@ def test_of_what_hardly_anything_is_shown_nothing_is_said(brain: np.ndarray) -> 
     assert agreement(_head(0), _head(1), slab, SPACING) is None
     covered = {"FLAIR": brain, "T1w": slab}
     images = {"FLAIR": _head(0), "T1w": _head(1)}
-    assert check_agreement(images, covered, reference="FLAIR", spacing_mm=SPACING) == []
+    assert disagreements(images, covered, reference="FLAIR", spacing_mm=SPACING) == {}
 
 
 @pytest.mark.slow
@@ -77,11 +75,16 @@ def test_real_scans_are_believed_and_mirrored_ones_are_not(real_data: Path, fold
     subject = find_subjects(real_data / folder)[0]
     volumes = {name: read_image(subject, name)[0] for name in ("FLAIR", "T2w", "T1w")}
 
-    def doubts(changed: dict[str, Volume]) -> list[str]:
-        told = prepare_subject(volumes | changed, bundle.template, PreprocessingConfig()).notes
-        return [text.split()[0] for text in told if isinstance(text, Caution) and "viewer" in text]
+    def used(changed: dict[str, Volume]) -> set[str]:
+        prepared = prepare_subject(volumes | changed, bundle.template, PreprocessingConfig())
+        told = [text.split()[0] for text in prepared.notes if "left out" in text]
+        assert (
+            set(told) == set(volumes) - set(prepared.images) == set(prepared.covered) ^ set(volumes)
+        )
+        return set(prepared.images)
 
-    assert doubts({}) == []
+    assert used({}) == set(volumes)
     for name in ("T2w", "T1w"):
         scan = volumes[name]
-        assert doubts({name: Volume(scan.data[::-1], scan.affine)}) == [name]
+        mirrored = {name: Volume(scan.data[::-1], scan.affine)}
+        assert used(mirrored) == set(volumes) - {name}

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution
 from mmccd_cli.inputs.nifti import read_nifti
-from mmccd_cli.inputs.phantom import make_phantom
+from mmccd_cli.inputs.phantom import Phantom, make_phantom
+from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.preprocessing.contrast import check_contrast
 from mmccd_cli.preprocessing.subject import PreparedSubject, prepare_subject
 from mmccd_cli.template import Template
@@ -90,3 +92,43 @@ def test_real_scans_are_known(shipped: Template, real_data: Path, folder: str) -
     mixed = scans | {"FLAIR": scans["T1w"], "T1w": scans["FLAIR"]}
     found = _suspected(prepare_subject(mixed, shipped, PreprocessingConfig()))
     assert found == [("FLAIR", "T1w"), ("T1w", "FLAIR")]
+
+
+def _with_vessels(head: Phantom) -> dict[str, Volume]:
+    """The T1w with a few bright places in the brain, as after contrast agent."""
+    scan = head.volumes["T1w"]
+    inside = ndimage.binary_erosion(head.brain, iterations=6)
+    seeds = np.random.default_rng(0).random(scan.shape) < 2e-4
+    vessels = ndimage.binary_dilation(seeds & inside, iterations=2)
+    bright = np.where(vessels, 3 * np.median(scan.data[head.brain]), scan.data)
+    return {**head.volumes, "T1w": Volume(bright.astype(np.float32), scan.affine)}
+
+
+def test_a_t1w_after_contrast_agent_is_left_out_where_there_is_another_scan(
+    template: Template,
+) -> None:
+    head = make_phantom(3, shape=(100, 110, 90), spacing_mm=(2, 2, 2), noise=0.0)
+    settings, volumes = PreprocessingConfig(), _with_vessels(head)
+    prepared = prepare_subject(volumes, template, settings)
+    assert set(prepared.images) == set(prepared.covered) == {"FLAIR", "T2w"}
+    (told,) = (text for text in prepared.notes if "contrast agent" in text)
+    assert isinstance(told, Caution)
+    assert "left out" in told
+    alone = prepare_subject({"T1w": volumes["T1w"]}, template, settings)
+    assert set(alone.images) == {"T1w"}
+    assert any("contrast agent" in text and "left out" not in text for text in alone.notes)
+    before = prepare_subject(head.volumes, template, settings)
+    assert set(before.images) == set(MODALITIES)
+    assert not any("contrast agent" in text for text in before.notes)
+
+
+@pytest.mark.slow
+@pytest.mark.realdata
+def test_contrast_agent_is_seen_in_real_scans(real_data: Path, shipped: Template) -> None:
+    folders = [real_data / "raw" / "TCGA-FG-6692", *(real_data / "metastasis").iterdir()]
+    for folder in (path for path in folders if path.is_dir()):
+        for name, seen in (("t1", False), ("t1c", True)):
+            volumes = {"FLAIR": folder / "flair.nii.gz", "T1w": folder / f"{name}.nii.gz"}
+            read = {modality: read_nifti(path)[0] for modality, path in volumes.items()}
+            prepared = prepare_subject(read, shipped, PreprocessingConfig())
+            assert ("T1w" not in prepared.images) == seen
