@@ -88,7 +88,10 @@ def shows_agent(image: NDArray[np.float32], covered: NDArray[np.bool_], template
     if values.size < _LEAST_VOXELS:
         return False
     median, deviation = median_and_deviation(values)
-    return bool(np.percentile(values, _BRIGHTEST) > median + _WITH_AGENT * deviation)
+    if np.percentile(values, _BRIGHTEST) <= median + _WITH_AGENT * deviation:
+        return False
+    likeness = _likeness(image, covered, template)  # lesions on FLAIR are as bright
+    return max(likeness, key=likeness.__getitem__) == "T1w"
 
 
 def local_contrast(

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +140,9 @@ def prepare_subject(
 ) -> PreparedSubject:
     """Align, strip, resample and normalise a subject's scans.
 
+    Those that do not belong to the reference, and a T1w after contrast agent, are named and left
+    out: the rest is prepared as if they had not been given.
+
     Args:
         volumes: Modality ("FLAIR", "T2w", "T1w") -> scan, on one grid or several.
         template: The space to go to.
@@ -155,6 +159,37 @@ def prepare_subject(
     Raises:
         DataError: No known modality, no brain, no contrast, or no overlap with the template.
     """
+    how: dict[str, Any] = {
+        "brain_mask": brain_mask,
+        "skull_strip": skull_strip,
+        "seed": seed,
+        "threads": threads,
+    }
+    prepared = _prepare(volumes, template, settings, **how)
+    wrong, reference = _misfits(prepared, template), prepared.reference
+    left_out = {name: reason for name, reason in wrong.items() if name != reference}
+    told = [f"{name} {reason}." for name, reason in wrong.items() if name == reference]
+    if left_out:
+        told += [
+            f"{name} {reason}. It was left out; look at it in a viewer, over the {reference}."
+            for name, reason in left_out.items()
+        ]
+        rest = {name: scan for name, scan in volumes.items() if name not in left_out}
+        prepared = _prepare(rest, template, settings, **how)
+    return replace(prepared, notes=(*map(Caution, told), *prepared.notes))
+
+
+def _prepare(
+    volumes: Mapping[str, Volume],
+    template: Template,
+    settings: PreprocessingConfig,
+    *,
+    brain_mask: Volume | None,
+    skull_strip: str,
+    seed: int,
+    threads: int,
+) -> PreparedSubject:
+    """Do what `prepare_subject` does with all scans that it is given."""
     volumes = _known_modalities(volumes)
     reference = next(iter(volumes))
     grid = volumes[reference]
@@ -190,7 +225,6 @@ def prepare_subject(
         }
         notes += _check_coverage(scans, covered, brain)
         notes += check_contrast(images, covered, template)
-        notes += _leave_out_misfits(images, covered, template, reference=reference)
     return PreparedSubject(
         images=images,
         brain=brain,
@@ -447,31 +481,20 @@ def _normalised(
     return normalise(data, seen, settings.intensity, name=name)
 
 
-def _leave_out_misfits(
-    images: dict[str, NDArray[np.float32]],
-    covered: dict[str, NDArray[np.bool_]],
-    template: Template,
-    *,
-    reference: str,
-) -> list[str]:
-    """Drop scans that would spoil the result, and say so; the reference stays."""
+def _misfits(prepared: PreparedSubject, template: Template) -> dict[str, str]:
+    """Modality -> why its scan would spoil the result, in words that go on from its name."""
     if not template.images:  # a bare grid knows neither left and right nor tissue
-        return []
-    wrong = disagreements(images, covered, reference=reference, spacing_mm=template.spacing_mm)
+        return {}
+    images, covered = prepared.images, prepared.covered
+    spacing_mm = template.spacing_mm
+    wrong = disagreements(images, covered, reference=prepared.reference, spacing_mm=spacing_mm)
     if "T1w" in images and shows_agent(images["T1w"], covered["T1w"], template):
         wrong.setdefault(
             "T1w",
             "shows places far brighter than tissue is, as vessels are after contrast agent was "
             "given, and the scores are of scans from before",
         )
-    told = []
-    for name, reason in wrong.items():
-        if name == reference:
-            told.append(f"{name} {reason}.")
-        else:
-            del images[name], covered[name]
-            told.append(f"{name} {reason}. It was left out; look at both in a viewer.")
-    return [Caution(text) for text in told]
+    return wrong
 
 
 def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:
