@@ -12,7 +12,8 @@ In the order in which data passes through:
 6. `intensity`: intensities that mean the same in every scan.
 7. `contrast`: whether a scan looks like what its name says, and `agreement`: whether two of them
    show one head in one place.
-8. `subject`: all of these, one after the other, and the way back to the reference scan.
+8. `damaged_slices`: which slices were lost, or are far brighter than their neighbours.
+9. `subject`: all of these, one after the other, and the way back to the reference scan.
 
 `least_squares` solves what `template_alignment` and `bias_field` ask.
 """

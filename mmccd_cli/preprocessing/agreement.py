@@ -50,7 +50,11 @@ class Agreement:
 
 
 def agreement(
-    fixed: FloatArray, moving: FloatArray, inside: BoolArray, spacing_mm: tuple[float, float, float]
+    fixed: FloatArray,
+    moving: FloatArray,
+    *,
+    inside: BoolArray,
+    spacing_mm: tuple[float, float, float],
 ) -> Agreement | None:
     """Measure how two scans lie to each other.
 
@@ -107,7 +111,7 @@ def disagreements(
     found = {}
     for name in (modality for modality in images if modality != reference):
         both = covered[reference] & covered[name]
-        measured = agreement(images[reference], images[name], both, spacing_mm)
+        measured = agreement(images[reference], images[name], inside=both, spacing_mm=spacing_mm)
         if measured is not None and (doubt := _doubt(measured, reference)):
             found[name] = doubt
     return found

@@ -236,12 +236,6 @@ def imaged(volume: Volume, brain: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return seen
 
 
-def lost_slices(mask: NDArray[np.bool_]) -> int:
-    """How many slices along any axis hold nothing of a mask, though some on both sides do."""
-    shown = [np.flatnonzero(np.moveaxis(mask, axis, 0).any(axis=(1, 2))) for axis in range(3)]
-    return sum(int(np.ptp(slices)) + 1 - len(slices) for slices in shown if len(slices))
-
-
 def _parts_with(mask: NDArray[np.bool_], min_voxels: float) -> Iterator[Box]:
     """Boxes that hold the components of so many voxels, each one whole in one of them at least.
 

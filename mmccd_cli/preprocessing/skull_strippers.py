@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.errors import DataError
+from mmccd_cli.host import give_back_freed_memory
 from mmccd_cli.inputs.volume import Volume, reorient_array, sparse_zeros
 from mmccd_cli.preprocessing.spatial import LARGE
 from mmccd_cli.template import bounding_box
-from mmccd_cli.translation.host import give_back_freed_memory
 
 
 @dataclass(frozen=True)

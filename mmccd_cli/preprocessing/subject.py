@@ -18,6 +18,7 @@ from scipy import ndimage
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution, DataError
+from mmccd_cli.host import give_back_freed_memory
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
 from mmccd_cli.preprocessing.agreement import disagreements
 from mmccd_cli.preprocessing.bias_field import divide_by_gain
@@ -25,11 +26,11 @@ from mmccd_cli.preprocessing.brain import (
     BrainMask,
     find_brain,
     imaged,
-    lost_slices,
     onto,
     zero_background,
 )
 from mmccd_cli.preprocessing.contrast import check_contrast, shows_agent
+from mmccd_cli.preprocessing.damaged_slices import lost_slices, uneven_slices
 from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.registration import refine, register
 from mmccd_cli.preprocessing.spatial import (
@@ -50,7 +51,6 @@ from mmccd_cli.template import (
     transform_points,
     voxel_volume_mm3,
 )
-from mmccd_cli.translation.host import give_back_freed_memory
 
 Matrix = NDArray[np.float64]
 
@@ -519,11 +519,18 @@ def _check_coverage(
     brain: NDArray[np.bool_],
 ) -> list[str]:
     lost = {name: lost_slices(scan.brain) for name, scan in scans.items()}
+    uneven = {name: uneven_slices(scan.volume, scan.brain) for name, scan in scans.items()}
     shares = {name: seen.sum() / max(1, brain.sum()) for name, seen in covered.items()}
     told = [
         f"{name} is empty in {count} of its slices through the brain: what lies there, or next to "
         "it, may be missed."
         for name, count in lost.items()
+        if count
+    ]
+    told += [
+        f"{name} is far brighter or darker in {count} of its slices through the brain than in the "
+        "slices beside: what is marked there may be no lesion."
+        for name, count in uneven.items()
         if count
     ]
     told += [

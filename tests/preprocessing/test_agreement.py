@@ -61,7 +61,7 @@ def test_what_does_not_belong_together_is_named(
 
 def test_of_what_hardly_anything_is_shown_nothing_is_said(brain: np.ndarray) -> None:
     slab = brain & (np.arange(SHAPE[2]) < 8)
-    assert agreement(_head(0), _head(1), slab, SPACING) is None
+    assert agreement(_head(0), _head(1), inside=slab, spacing_mm=SPACING) is None
     covered = {"FLAIR": brain, "T1w": slab}
     images = {"FLAIR": _head(0), "T1w": _head(1)}
     assert disagreements(images, covered, reference="FLAIR", spacing_mm=SPACING) == {}

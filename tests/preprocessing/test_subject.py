@@ -10,7 +10,7 @@ import pytest
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import PreprocessingConfig
-from mmccd_cli.errors import DataError
+from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.inputs.volume import Volume
@@ -166,6 +166,16 @@ def test_lost_slices_part_no_brain_and_are_named(template: Template, lost: list[
     assert overlap(result.brain, whole.brain).dice > 0.99
     told = [note for note in result.notes if "empty in 2 of its slices" in note]
     assert [note.split()[0] for note in told] == lost
+
+
+def test_a_slice_of_twice_the_brightness_is_told(template: Template) -> None:
+    volumes = dict(_subject().volumes)
+    data = volumes["T2w"].data.copy()
+    data[:, :, 48] *= 2
+    volumes["T2w"] = Volume(data, volumes["T2w"].affine)
+    (told,) = (note for note in prepare_subject(volumes, template, TRUST).notes if "slices" in note)
+    assert isinstance(told, Caution)
+    assert told.startswith("T2w is far brighter or darker in 1 of its slices")
 
 
 @pytest.mark.parametrize("background", [-4.5, -1024.0, 7.0])

@@ -129,7 +129,7 @@ def _modality_checks(data: ReportData) -> Iterator[Check]:
     for name in (modality for modality in prepared.images if modality != reference):
         both = prepared.covered[reference] & prepared.covered[name]
         images = prepared.images[reference], prepared.images[name]
-        found = agreement(*images, both, data.template.spacing_mm)
+        found = agreement(*images, inside=both, spacing_mm=data.template.spacing_mm)
         if found is None:
             continue
         yield Check(

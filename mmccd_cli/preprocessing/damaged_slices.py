@@ -1,0 +1,54 @@
+"""Slices that were lost, or whose brightness has nothing to do with that of their neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.template import bounding_box
+
+_NEIGHBOURS = (-2, -1, 1, 2)
+_LEAST_OF_LARGEST = 0.2  # of the largest slice's voxels; the mean of fewer says little
+_STANDARDISED = 0.05  # share of negative voxels; ripples of interpolation are fewer
+_LEAST, _MOST = 0.7, 1.3
+"""Mean brightness of a slice, of what its neighbours have. In 90 scans of 33 heads it is 0.92 to
+1.07 in coronal and axial slices, and 0.81 to 1.12 in sagittal ones, of which one lies between the
+hemispheres."""
+
+
+def lost_slices(brain: NDArray[np.bool_]) -> int:
+    """How many slices along any axis hold nothing of a brain, though some on both sides do.
+
+    Args:
+        brain: (I, J, K) bool, what a scan shows of it.
+    """
+    shown = [np.flatnonzero(np.moveaxis(brain, axis, 0).any(axis=(1, 2))) for axis in range(3)]
+    return sum(int(np.ptp(slices)) + 1 - len(slices) for slices in shown if len(slices))
+
+
+def uneven_slices(scan: Volume, brain: NDArray[np.bool_]) -> int:
+    """How many slices along any axis are far brighter or darker than the two on either side.
+
+    Args:
+        scan: Its background is 0.
+        brain: (I, J, K) bool, what the scan shows of it, not empty.
+    """
+    box = bounding_box(brain)
+    inside = brain[box]
+    values = np.where(inside, scan.data[box], 0)
+    if (values < 0).sum() > _STANDARDISED * inside.sum():  # a mean near 0 has no ratio
+        return 0
+    return sum(_uneven_along(axis, values, inside) for axis in range(3))
+
+
+def _uneven_along(axis: int, values: NDArray[np.float32], inside: NDArray[np.bool_]) -> int:
+    others = tuple(other for other in range(3) if other != axis)
+    counts = inside.sum(axis=others)
+    means = values.sum(axis=others, dtype=np.float64) / np.maximum(counts, 1)
+    means[counts < _LEAST_OF_LARGEST * counts.max()] = np.nan
+    around = np.stack([np.roll(means, -step)[2:-2] for step in _NEIGHBOURS])
+    usual = np.median(around, axis=0)  # not a number beside slices of which the mean says little
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = means[2:-2] / usual
+        return int(((ratio < _LEAST) | (ratio > _MOST)).sum())
