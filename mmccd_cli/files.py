@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from mmccd_cli.errors import DataError, MmccdError, OutputExistsError, UsageError
+from mmccd_cli.errors import DataError, MmccdError, OutputExistsError, UsageError, unwritable
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -52,6 +52,7 @@ def refuse_to_overwrite(
     Raises:
         OutputExistsError: A target exists; the first one in the way is named.
         UsageError: A target is an input or a folder, or its folder is unusable.
+        StorageError: The disk is full.
     """
     targets = list(targets)
     known = {_identity(path): path for path in inputs}
@@ -365,12 +366,13 @@ def _check_folder(folder: Path, make: bool) -> None:
         raise UsageError(
             f"The output folder {folder} does not exist.", next_step=f"Make it: mkdir -p '{folder}'"
         )
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UsageError(
-            f"The output folder {folder} cannot be written.",
-            cause=f"The permissions of {existing} do not allow it, or it can only be read.",
-            next_step="Give a folder of your own.",
-        )
+    probe = _temporary(existing / "mmccd")
+    try:  # permissions alone do not tell: a file system may refuse what they allow
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        message = f"The output folder {folder} cannot be written."
+        raise unwritable(message, error, and_now=", or give another folder") from error
 
 
 def _temporary(path: Path) -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmccd_cli.errors import DataError, UsageError, WeightsError
+from mmccd_cli.errors import DataError, MmccdError, StorageError, UsageError, WeightsError
 from mmccd_cli.files import (
     atomic_path,
     check_json,
@@ -60,12 +61,30 @@ def test_a_missing_folder_is_refused_unless_it_can_be_made(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("make_folders", [False, True])
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EACCES, UsageError), (errno.ENOSPC, StorageError)]
+)
 def test_a_folder_that_cannot_be_written_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_folders: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_folders: bool,
+    number: int,
+    kind: type[MmccdError],
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UsageError, match="cannot be written"):
-        refuse_to_overwrite([tmp_path / "a"], force=False, make_folders=make_folders)
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    folder = tmp_path / "new" if make_folders else tmp_path
+    with pytest.raises(kind, match=f"{folder} cannot be written"):
+        refuse_to_overwrite([folder / "a"], force=False, make_folders=make_folders)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no folder that nobody can write")
+def test_a_folder_that_only_permissions_let_be_written_is_refused() -> None:
+    for target, make in ((Path("/proc/map"), False), (Path("/proc/new/map"), True)):
+        with pytest.raises(UsageError, match="cannot be written"):
+            refuse_to_overwrite([target], force=False, make_folders=make)
 
 
 def test_a_writer_that_wants_a_path_writes_all_or_nothing(tmp_path: Path) -> None:

@@ -82,8 +82,10 @@ class Cohort:
 
         Raises:
             UsageError: Two results would collide, something exists already, a folder cannot be
-                written, or an extra output cannot be made.
+                written, an extra output cannot be made, or there is no such skull stripper.
         """
+        if not all(job.brain_mask for job in self.jobs):  # a given mask wins
+            _check_skull_strip(settings.skull_strip)
         if self.bids_root is not None and settings.space != "native":
             raise UsageError(
                 "BIDS derivatives lie in the space of the scans here.",
@@ -301,6 +303,16 @@ def plan_bids_cohort(
         report_dir=_folder_of_index(jobs),
         bids_root=out,
     )
+
+
+def _check_skull_strip(method: str) -> None:
+    if method in ("auto", "never"):
+        return
+    from mmccd_cli.preprocessing.skull_strippers import STRIPPERS
+
+    if method not in STRIPPERS:
+        known = ", ".join(("auto", "never", *STRIPPERS))
+        raise UsageError(f"There is no skull stripper named {method!r}; known are: {known}.")
 
 
 def _folder_of_index(jobs: Iterable[Job]) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable
@@ -308,6 +309,26 @@ def test_dry_run_finds_what_headers_tell(run: Run, subject: Path, tmp_path: Path
     metres = np.diag([1e-3, 1e-3, 1e-3, 1]) @ whole.affine
     nib.save(nib.Nifti1Image(values, metres), flair)
     assert "cannot be a head" in run(*words, "--dry-run").stderr
+
+
+@pytest.mark.parametrize("kind", ["stripper", "folder"])
+def test_dry_run_refuses_what_the_run_itself_would(
+    run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    words: list[object] = [subject, "--out-dir", tmp_path / "out", "--skull-strip", "knife"]
+    if kind == "folder":
+        words = [subject, "--out-dir", tmp_path / "out"]
+        monkeypatch.setattr(Path, "mkdir", _refused)
+    before = _files(tmp_path)
+    results = [run(*words, *dry) for dry in ((), ("--dry-run",))]
+    assert [result.exit_code for result in results] == [2, 2]
+    assert results[0].stderr == results[1].stderr
+    assert {"stripper": "knife", "folder": "out cannot be written"}[kind] in results[1].stderr
+    assert _files(tmp_path) == before
+
+
+def _refused(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_dry_run_doubts_a_file_that_is_named_after_contrast_agent(
