@@ -25,12 +25,12 @@ from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import SamplingConfig, choose_sampling
 from mmccd_cli.evaluation.folds import read_folds
 from mmccd_cli.evaluation.passes import counting_passes
+from mmccd_cli.host import available_threads
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_scans
 from mmccd_cli.inputs.subjects import Subject, find_subjects
 from mmccd_cli.pipeline import Pipeline
 from mmccd_cli.training.dataset import read_split
-from mmccd_cli.translation.host import available_threads
 from mmccd_cli.weights.bundle import Bundle, load_bundle
 from mmccd_cli.weights.resolve import resolve_weights
 

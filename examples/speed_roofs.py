@@ -33,6 +33,7 @@ from mmccd_cli.anomaly.score import combine, smooth
 from mmccd_cli.config import SamplingConfig, ScoreConfig, UNetConfig, choose_sampling
 from mmccd_cli.evaluation.passes import PassCount, counting_passes
 from mmccd_cli.evaluation.tables import text_table
+from mmccd_cli.host import available_threads
 from mmccd_cli.inputs.scans import read_scans
 from mmccd_cli.inputs.subjects import Subject, find_subject
 from mmccd_cli.preprocessing.subject import prepare_subject
@@ -47,7 +48,6 @@ from mmccd_cli.translation.devices import (
     describe_device,
 )
 from mmccd_cli.translation.engine import Execution, band_work
-from mmccd_cli.translation.host import available_threads
 from mmccd_cli.translation.slices import SliceStack, to_slices
 from mmccd_cli.translation.unet import UNet
 from mmccd_cli.weights.bundle import Bundle, load_bundle

@@ -27,6 +27,7 @@ from mmccd_cli.anomaly.mask import (
 from mmccd_cli.anomaly.score import map_from_score
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
 from mmccd_cli.errors import DataError
+from mmccd_cli.host import available_threads, give_back_freed_memory
 from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
 from mmccd_cli.preprocessing.spatial import LARGE
@@ -37,7 +38,6 @@ from mmccd_cli.preprocessing.subject import (
 )
 from mmccd_cli.progress import Progress, Stopwatch, silent
 from mmccd_cli.template import bounding_box, spacing_of
-from mmccd_cli.translation.host import available_threads, give_back_freed_memory
 from mmccd_cli.weights.bundle import Bundle
 
 if TYPE_CHECKING:

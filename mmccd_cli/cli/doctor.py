@@ -142,7 +142,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _processor() -> Iterator[Finding]:
-    from mmccd_cli.translation.host import available_threads
+    from mmccd_cli.host import available_threads
 
     limits = [
         f"{name}={os.environ[name]}"
@@ -155,7 +155,7 @@ def _processor() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    from mmccd_cli.translation.host import cgroup_memory_limit
+    from mmccd_cli.host import cgroup_memory_limit
 
     if not hasattr(os, "sysconf"):
         yield _note("memory", "cannot be asked on this system")

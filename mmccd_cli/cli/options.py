@@ -386,6 +386,6 @@ def use_threads(number: int | None) -> None:
     """Hold torch to a number of threads of the CPU; None takes all that this process may use."""
     import torch
 
-    from mmccd_cli.translation.host import available_threads
+    from mmccd_cli.host import available_threads
 
     torch.set_num_threads(number or available_threads())

@@ -104,7 +104,7 @@ def _connected(policy: RunPolicy) -> Iterator[Client]:
 
 def _share_of_this_computer(processes: int | None) -> tuple[int, int]:
     """How many processes, and threads of each: as many processes as cores and memory allow."""
-    from mmccd_cli.translation.host import available_threads
+    from mmccd_cli.host import available_threads
 
     cores = available_threads()
     chosen = processes or max(1, choose_workers(cores, cores))

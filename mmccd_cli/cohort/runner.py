@@ -14,11 +14,11 @@ from mmccd_cli.cohort.resume import PreviousResult, foreign_outputs
 from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads
 from mmccd_cli.errors import CONCERNS_ALL, OutputExistsError, let_go
 from mmccd_cli.files import only_writer, refuse_to_overwrite
+from mmccd_cli.host import free_memory
 from mmccd_cli.inputs.scans import Scans
 from mmccd_cli.outputs.record import Outcome
 from mmccd_cli.outputs.segmented import SegmentedSubject
 from mmccd_cli.progress import heard_by, silent
-from mmccd_cli.translation.host import free_memory
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

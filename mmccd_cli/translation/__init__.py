@@ -12,7 +12,7 @@ In the order in which data passes through:
 8. `foci`: all scans of a slice, its neighbours and the other side through the network of small
    foci.
 
-`devices` says where this computes and how many slices fit, `host` how many threads there are.
+`devices` says where this computes and how many slices fit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ __getattr__, __dir__, __all__ = lazy.attach(
     submod_attrs={
         "devices": ["choose_batch_size", "choose_device", "choose_precision"],
         "engine": ["Execution", "band_work", "masked_residual", "plain_residual"],
-        "host": ["available_threads"],
         "masking": ["band_masks", "hide"],
         "sampler": ["sample_ddim"],
         "schedule": ["Schedule"],

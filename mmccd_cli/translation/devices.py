@@ -8,7 +8,7 @@ import re
 import torch
 
 from mmccd_cli.errors import ComputeError, UsageError
-from mmccd_cli.translation import host
+from mmccd_cli.host import free_memory as free_memory_of_host
 
 CPU_BATCH = 4
 """Slices a pass on the CPU: the rate is the same from 4 to 32, and smaller takes less memory."""
@@ -139,4 +139,4 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "mps":
         largest = getattr(torch.mps, "recommended_max_memory", None)  # since torch 2.5
         return None if largest is None else int(largest() - torch.mps.driver_allocated_memory())
-    return host.free_memory()
+    return free_memory_of_host()

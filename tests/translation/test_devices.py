@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mmccd_cli import host
 from mmccd_cli.errors import ComputeError, UsageError
-from mmccd_cli.translation import devices, host
+from mmccd_cli.translation import devices
 from mmccd_cli.translation.engine import explaining_device
 
 
@@ -42,32 +42,6 @@ def test_a_device_that_fails_is_named_and_auto_passes_it_over(
     assert devices.choose_device("auto") == torch.device("cpu")
 
 
-def test_threads_obey_the_smallest_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    monkeypatch.setattr(host, "_cgroup_quota", lambda: 12)
-    for variable in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"):
-        monkeypatch.delenv(variable, raising=False)
-    assert host.available_threads() == 12
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
-    assert host.available_threads() == 6
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert host.available_threads() == 2
-    for nonsense in ("0", "4,2", "many", "-3"):
-        monkeypatch.setenv("OMP_NUM_THREADS", nonsense)
-        assert host.available_threads() == 6
-
-
-@pytest.mark.parametrize(
-    ("text", "cores"),
-    [("max 100000", None), ("250000 100000", 3), ("50000 100000", 1), ("", None), ("x y", None)],
-)
-def test_quota_of_a_container(
-    text: str, cores: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda self, encoding: text)
-    assert host._cgroup_quota() == cores
-
-
 def test_batch_size_follows_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter((0, 1 << 30, 4 << 30, 80 << 30))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (next(free), 80 << 30))
@@ -90,17 +64,6 @@ def test_the_cpu_takes_its_best_batch_unless_memory_is_short(
     assert devices.choose_batch_size(cpu, 128 * 128, 32) == 2
     answers["/proc/meminfo"] = "MemAvailable: 5 kB\n"
     assert devices.choose_batch_size(cpu, 128 * 128, 32) == 1
-
-
-@pytest.mark.parametrize(
-    ("limit", "used", "left"), [("max", "5", None), ("100", "30", 70), ("100", "130", 0)]
-)
-def test_memory_of_a_container(
-    limit: str, used: str, left: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = {"memory.max": f"{limit}\n", "memory.current": f"{used}\n"}
-    monkeypatch.setattr(Path, "read_text", lambda self, encoding: texts[self.name])
-    assert host._cgroup_memory() == left
 
 
 # Precision
