@@ -201,7 +201,7 @@ def _summarise(
     Raises:
         typer.Exit: Some did, or a result is damaged.
     """
-    from mmccd_cli.cohort.derivatives import summarise_derivatives
+    from mmccd_cli.cohort.derivative_outcomes import summarise_derivatives
 
     found = summarise_derivatives(out, source)
     failed = f", {len(found.failures)} failed" if found.failures else ""

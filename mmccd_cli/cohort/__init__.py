@@ -11,7 +11,8 @@ In the order in which a cohort passes through:
 7. `steps`: one job, step by step: read and prepare, infer, write; or only a new mask.
 8. `runner`: the same with an outcome in every case; `dask_workers`: on the workers of a cluster.
 9. `run`: all of a cohort, one outcome after the other; or what would be done.
-10. `summary`: the table of all outcomes, and of all shares.
+10. `summary`: the table of all outcomes, and of all shares; `derivative_outcomes`: what became
+    of a BIDS derivative data set, whichever runs made it.
 
 With results that are there: `results` reads them, `threshold` makes new masks from their maps,
 `compare` tells two of one subject apart, `group` adds them up in the space of the template, and

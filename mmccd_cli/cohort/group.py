@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.cohort.derivatives import name_of_result, tell_validators
+from mmccd_cli.cohort.derivative_outcomes import name_of_result
+from mmccd_cli.cohort.derivatives import tell_validators
 from mmccd_cli.cohort.results import read_result
 from mmccd_cli.cohort.steps import TEMPLATE_CODE
 from mmccd_cli.errors import DataError, MmccdError, WeightsError, as_mmccd_error

@@ -7,7 +7,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from mmccd_cli.cohort.derivatives import earlier_failures, note_failure, write_root
+from mmccd_cli.cohort.derivative_outcomes import earlier_failures, note_failure
+from mmccd_cli.cohort.derivatives import write_root
 from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.plan import Cohort, RunPolicy
 from mmccd_cli.cohort.prefetch import prefetch

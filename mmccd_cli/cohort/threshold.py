@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmccd_cli.anomaly.mask import MaskOptions
-from mmccd_cli.cohort.derivatives import row_of_result
+from mmccd_cli.cohort.derivative_outcomes import row_of_result
 from mmccd_cli.cohort.results import sidecar_of
 from mmccd_cli.cohort.summary import update_summaries
 from mmccd_cli.errors import UsageError

@@ -12,7 +12,6 @@ import pytest
 from mmccd_cli.cohort.derivatives import (
     derivatives_planner,
     find_sources,
-    row_of_result,
     write_root,
 )
 from mmccd_cli.cohort.jobs import Job, plan_jobs
@@ -138,16 +137,3 @@ def test_another_data_set_is_never_written_into(tmp_path: Path) -> None:
         (other / "dataset_description.json").write_text(content)
         with pytest.raises(UsageError, match="holds another data set"):
             _jobs([subject], other)
-
-
-@pytest.mark.parametrize(
-    ("map_name", "name"),
-    [
-        ("sub-01_ses-1_run-2_space-orig_desc-anomaly_probseg.nii.gz", "sub-01_ses-1_run-2"),
-        ("p_space-A.nii.gz", "p_space-A"),
-        ("p_space-B.nii", "p_space-B"),
-    ],
-)
-def test_only_names_of_bids_end_where_they_say_the_space(map_name: str, name: str) -> None:
-    record = {"outputs": {"map": map_name}}
-    assert row_of_result(record).name == name
