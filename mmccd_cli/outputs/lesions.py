@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mmccd_cli.anomaly.mask import LEAST_LISTED_MM3, MOST_LISTED, LeftOut, Lesion
 from mmccd_cli.outputs.anatomy import Place, place_of
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mmccd_cli.anomaly.mask import MaskFindings
     from mmccd_cli.pipeline import SegmentationResult
 
-    Findings = MaskFindings | SegmentationResult
+    Findings: TypeAlias = MaskFindings | SegmentationResult
 
 COLUMNS = (
     "index",
