@@ -18,7 +18,7 @@ from mmccd_cli.errors import SomeSubjectsFailed, UsageError
 from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
-    from mmccd_cli.evaluation.plan import Comparison, Evaluation, EvaluationSubjects
+    from mmccd_cli.evaluation.plan import ComparedMethods, Evaluation, EvaluationSubjects
 
 _of_subjects = partial(typer.Option, rich_help_panel="Subjects", show_default=False)
 _of_comparison = partial(typer.Option, rich_help_panel="What is compared", show_default=False)
@@ -118,14 +118,14 @@ class ComparisonChoice:
     ] = "shipped"
     preset: options.Preset = None
 
-    def load_with(self, model: options.ModelOptions) -> Comparison:
+    def load_with(self, model: options.ModelOptions) -> ComparedMethods:
         """What the options ask for; weights are loaded when they are needed."""
         from mmccd_cli.config import MODALITIES
-        from mmccd_cli.evaluation.plan import Comparison
+        from mmccd_cli.evaluation.plan import ComparedMethods
         from mmccd_cli.translation.devices import choose_device
 
         methods = self.method or ["mmccd", "cyclic-unet"]
-        return Comparison(
+        return ComparedMethods(
             load=lambda name, weights: replace(model, weights=weights).load(
                 preset=self.preset, method=name
             ),

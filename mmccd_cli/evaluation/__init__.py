@@ -19,7 +19,7 @@ which lesions are found, by size, contrast and set of scans.
 
 Example:
     >>> subjects = EvaluationSubjects(data_dir=folder)
-    >>> compared = Comparison(load=lambda method, weights: Pipeline(bundle), methods=["mmccd"])
+    >>> compared = ComparedMethods(load=lambda method, weights: Pipeline(bundle), methods=["mmccd"])
     >>> result = run_evaluation(plan_evaluation(subjects, compared), out=Path("rows.csv"))
 """
 
@@ -36,7 +36,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "folds": ["read_folds"],
         "free_response": ["FreeResponse"],
         "plan": [
-            "Comparison",
+            "ComparedMethods",
             "EvaluationPlan",
             "EvaluationSubjects",
             "plan_evaluation",

@@ -146,8 +146,8 @@ class EvaluationSubjects:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What is compared.
+class ComparedMethods:
+    """Methods that are compared with each other, and what each of them is given.
 
     Attributes:
         load: Called with a method's name and the weights; gives a loaded bundle.
@@ -252,7 +252,7 @@ class EvaluationPlan:
 
 def plan_evaluation(
     subjects: EvaluationSubjects,
-    comparison: Comparison,
+    compared: ComparedMethods,
     *,
     constants_from: str = "shipped",
     report: Report = silent,
@@ -261,7 +261,7 @@ def plan_evaluation(
 
     Args:
         subjects: Who is scored.
-        comparison: What is compared.
+        compared: What is compared.
         constants_from: Where constants of threshold rows come from: "shipped", the name of a
             split to choose them on, or an earlier run's summary (FILE.json).
         report: Told of each subject that they are chosen on.
@@ -270,7 +270,7 @@ def plan_evaluation(
         UsageError: The options contradict each other.
         DataError: A subject or a file cannot be used.
     """
-    scored, scorers, failed = subjects.scored(), comparison.scorers(), Failures()
+    scored, scorers, failed = subjects.scored(), compared.scorers(), Failures()
     if constants_from == "shipped":
         constants = shipped_constants(scorers)
     elif constants_from.endswith(".json"):
@@ -290,7 +290,7 @@ def plan_evaluation(
         ids -= failed.of.keys()
         source = f"chosen in this run on {len(ids)} subjects of the split {constants_from}"
         constants = choose_on(curves, ids, source)
-    methods = [*comparison.bundle_methods(comparison.weights), *constants.methods(scorers)]
+    methods = [*compared.bundle_methods(compared.weights), *constants.methods(scorers)]
     about = {
         "constants_source": constants.source,
         "constants_subjects": sorted(constants.subjects),
@@ -302,11 +302,11 @@ def plan_evaluation(
 
 
 def plan_folds(
-    path: Path, subjects: EvaluationSubjects, comparison: Comparison, *, report: Report = silent
+    path: Path, subjects: EvaluationSubjects, compared: ComparedMethods, *, report: Report = silent
 ) -> EvaluationPlan:
     """Plan an evaluation of each fold's subjects by its bundle, with the other folds' thresholds.
 
-    The weights of the comparison do not count.
+    The weights of `compared` do not count.
 
     Raises:
         DataError: A bundle has seen a subject that it would score, or a file cannot be used.
@@ -314,11 +314,11 @@ def plan_folds(
     folds = read_folds(path)
     own = {fold: subjects.named(members) for fold, members in folds.items()}
     everyone = [subject for members in own.values() for subject in members]
-    methods = {fold: comparison.bundle_methods(fold) for fold in folds}
+    methods = {fold: compared.bundle_methods(fold) for fold in folds}
     for fold, members in folds.items():
         for one in methods[fold]:
             check_unseen(fold, members, one.seen)
-    scorers = comparison.scorers()
+    scorers = compared.scorers()
     failed = Failures()
     curves = measure_curves(everyone, scorers, fail=failed, report=report)
     failed.check(curves)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmccd_cli.evaluation.plan import (
-    Comparison,
+    ComparedMethods,
     EvaluationSubjects,
     plan_evaluation,
     run_evaluation,
@@ -29,7 +29,7 @@ def test_thresholds_are_compared_without_loading_weights(
         split_file=tmp_path / "split.json",
         healthy_dir=tmp_path / "data",
     )
-    compared = Comparison(load=lambda method, weights: pytest.fail("loaded"), methods=[])
+    compared = ComparedMethods(load=lambda method, weights: pytest.fail("loaded"), methods=[])
     steps: list[tuple[str, int, int]] = []
     plan = plan_evaluation(
         subjects, compared, constants_from="train", report=lambda *step: steps.append(step)
