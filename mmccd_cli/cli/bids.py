@@ -27,7 +27,7 @@ from mmccd_cli.errors import (
 )
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort.group import LeftOut
+    from mmccd_cli.cohort.group import UnusedResult
     from mmccd_cli.inputs.bids import BidsFilter
 
 selection_option = partial(typer.Option, rich_help_panel="Selection")
@@ -206,7 +206,7 @@ def _summarise(
     found = summarise_derivatives(out, source)
     failed = f", {len(found.failures)} failed" if found.failures else ""
     console.info(f"{counted(found.results, 'result')}{failed}: {found.table}")
-    left_out: Sequence[LeftOut] = ()
+    left_out: Sequence[UnusedResult] = ()
     try:
         files, left_out, _ = show_group(
             out,

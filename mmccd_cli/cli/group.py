@@ -16,7 +16,7 @@ from mmccd_cli.errors import SomeSubjectsFailed
 from mmccd_cli.files import refuse_to_overwrite
 
 if TYPE_CHECKING:
-    from mmccd_cli.cohort.group import LeftOut
+    from mmccd_cli.cohort.group import UnusedResult
 
 
 @command
@@ -64,7 +64,7 @@ def group(
     end_partial(left_out)
 
 
-def end_partial(left_out: Sequence[LeftOut]) -> None:
+def end_partial(left_out: Sequence[UnusedResult]) -> None:
     """End the command where a result is damaged, and the others were done.
 
     Raises:
@@ -81,7 +81,7 @@ def show_group(
     weights: str | None = None,
     offline: bool = False,
     cache_dir: Path | None = None,
-) -> tuple[list[Path], list[LeftOut], int]:
+) -> tuple[list[Path], list[UnusedResult], int]:
     """Write what a group has in common, and say who is left out.
 
     Returns:

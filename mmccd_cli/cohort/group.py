@@ -69,7 +69,7 @@ class Member:
     record: Mapping[str, Any]
 
 
-class LeftOut(NamedTuple):
+class UnusedResult(NamedTuple):
     """A result that is not in the maps of its group, and why.
 
     It has failed where it is damaged; else it was made with other weights, and is as it should be.
@@ -96,7 +96,7 @@ class GroupMaps:
     number: int
 
 
-def find_members(out: Path) -> tuple[list[Member], list[LeftOut]]:
+def find_members(out: Path) -> tuple[list[Member], list[UnusedResult]]:
     """Find all results of a folder, or of a derivative data set of BIDS.
 
     Returns:
@@ -108,7 +108,7 @@ def find_members(out: Path) -> tuple[list[Member], list[LeftOut]]:
     """
     if not out.is_dir():
         raise DataError(f"There is no folder {out}.", next_step="Check the name.")
-    found, damaged = list[Member](), list[LeftOut]()
+    found, damaged = list[Member](), list[UnusedResult]()
     for map_file in maps_in(out) or _maps_beside_each_other(out):
         files = outputs_beside(map_file)
         file = files["sidecar"].name
@@ -116,10 +116,10 @@ def find_members(out: Path) -> tuple[list[Member], list[LeftOut]]:
         try:
             record = read_sidecar(files["sidecar"]).record
         except FileNotFoundError:
-            damaged.append(LeftOut(name, f"Its record {file} is gone."))
+            damaged.append(UnusedResult(name, f"Its record {file} is gone."))
         except (OSError, ValueError) as error:
             if files["mask"].is_file():  # else it is somebody else's
-                damaged.append(LeftOut(name, f"{file} holds no record: {error}."))
+                damaged.append(UnusedResult(name, f"{file} holds no record: {error}."))
         else:
             if record["outputs"]["mask"] != map_file.name:  # else another mask of some map
                 found.append(Member(name=name, map=map_file, record=record))
@@ -192,7 +192,7 @@ def combine(
     bundle_sha256: str,
     *,
     advance: Progress = silent,
-) -> tuple[GroupMaps, list[Member], list[LeftOut]]:
+) -> tuple[GroupMaps, list[Member], list[UnusedResult]]:
     """Add up all results that lie in the space of one template.
 
     Returns:
@@ -203,23 +203,23 @@ def combine(
     """
     lesion, total, seen = (np.zeros(template.shape, np.float32) for _ in range(3))
     used: list[Member] = []
-    left_out: list[LeftOut] = []
+    unused: list[UnusedResult] = []
     for number, member in enumerate(members, start=1):
         if member.record["bundle"]["sha256"] != bundle_sha256:
-            left_out.append(LeftOut(member.name, _OTHER_WEIGHTS, failed=False))
+            unused.append(UnusedResult(member.name, _OTHER_WEIGHTS, failed=False))
             continue
         try:
             parts = _in_template(member, template)
         except (MmccdError, OSError) as error:
             told = as_mmccd_error(error).without_folders([str(member.map)])
-            left_out.append(LeftOut(member.name, told.message))
+            unused.append(UnusedResult(member.name, told.message))
         else:
             for whole, part in zip((lesion, total, seen), parts, strict=True):
                 whole += part
             used.append(member)
         advance(number, len(members))
     if not used:
-        first = left_out[0]
+        first = unused[0]
         raise DataError(
             "None of the results can be brought to the template.",
             cause=f"{first.subject}: {first.reason}",
@@ -230,7 +230,7 @@ def combine(
         np.where(often, whole / np.maximum(seen, 1), 0).astype(np.float32)
         for whole in (lesion, total)
     ]
-    return GroupMaps(frequency=shares[0], mean=shares[1], number=len(used)), used, left_out
+    return GroupMaps(frequency=shares[0], mean=shares[1], number=len(used)), used, unused
 
 
 def _in_template(
@@ -260,9 +260,9 @@ def write_group(
     bundle_sha256: str,
     *,
     members: Sequence[Member],
-    damaged: Sequence[LeftOut] = (),
+    damaged: Sequence[UnusedResult] = (),
     advance: Progress = silent,
-) -> tuple[list[Path], list[LeftOut]]:
+) -> tuple[list[Path], list[UnusedResult]]:
     """Write what a group has in common: two maps, two tables and a page.
 
     Returns:
@@ -270,8 +270,8 @@ def write_group(
     """
     from mmccd_cli.outputs.report.group import group_page
 
-    maps, used, left_out = combine(members, template, bundle_sha256, advance=advance)
-    left_out = [*damaged, *left_out]
+    maps, used, unused = combine(members, template, bundle_sha256, advance=advance)
+    unused = [*damaged, *unused]
     grid = make_grid(template.shape, template.affine, code=TEMPLATE_CODE)
     placed = {member.map: lesion_rows(member, template) for member in used}
     subjects = [subject_row(member, placed[member.map]) for member in used]
@@ -295,13 +295,13 @@ def write_group(
         mean=maps.mean,
         subjects=subjects,
         lesions=lesions,
-        left_out=[(each.subject, each.reason) for each in left_out],
+        left_out=[(each.subject, each.reason) for each in unused],
     )
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in contents.items():
         write_atomically(path, content)
     tell_validators(out, FOLDER)
-    return list(contents), left_out
+    return list(contents), unused
 
 
 def subject_row(member: Member, lesions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
