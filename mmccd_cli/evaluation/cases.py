@@ -171,7 +171,7 @@ class CaseRow:
     scores: CaseMetrics = field(repr=False)
 
 
-Observer = Callable[[Case, Prediction, CaseRow], None]
+Inspect = Callable[[Case, Prediction, CaseRow], None]
 """Looks at every prediction and its row while they are in memory."""
 
 LeaveOut = Callable[[Method, Subject], None]
@@ -219,7 +219,7 @@ def load_case(subject: Subject, *, healthy: bool = False) -> Case:
 def evaluate_cases(
     cases: Sequence[PlannedCase],
     *,
-    observe: Observer = silent,
+    inspect: Inspect = silent,
     leave_out: LeaveOut = silent,
     fail: Fail = stop,
     report: Report = silent,
@@ -242,17 +242,17 @@ def evaluate_cases(
             case = load_case(subject, healthy=healthy)
             for method in methods:
                 with tolerating(subject, fail):
-                    scored = list(_rows(case, method, observe))
+                    scored = list(_rows(case, method, inspect))
                     rows += scored
                     if not scored:
                         leave_out(method, subject)
         yield rows
 
 
-def _rows(case: Case, method: Method, observe: Observer) -> Iterator[CaseRow]:
+def _rows(case: Case, method: Method, inspect: Inspect) -> Iterator[CaseRow]:
     for prediction in method.predict(case):
         row = _score(case, method, prediction)
-        observe(case, prediction, row)
+        inspect(case, prediction, row)
         yield row
 
 

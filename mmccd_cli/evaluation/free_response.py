@@ -165,7 +165,7 @@ def sensitivity_at(points: Sequence[OperatingPoint], rate: float) -> float:
 
 @dataclass
 class FreeResponse:
-    """Collects the detections of every method that knows how sure it is; an `Observer`."""
+    """Collects the detections of every method that knows how sure it is; called as an `Inspect`."""
 
     _found: dict[tuple[str, bool], list[Detections]] = field(default_factory=dict)
     _given: dict[str, set[str]] = field(default_factory=dict)

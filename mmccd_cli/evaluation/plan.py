@@ -367,7 +367,7 @@ def run_evaluation(
     published = PublishedProtocol()
     responses = FreeResponse()
 
-    def observe(case: Case, prediction: Prediction, row: CaseRow) -> None:
+    def inspect(case: Case, prediction: Prediction, row: CaseRow) -> None:
         if protocol != "deployed":
             published(case, prediction, row)  # first: it may refuse the case
         if protocol != "published":
@@ -380,7 +380,7 @@ def run_evaluation(
 
     rows: list[CaseRow] = []
     for new in evaluate_cases(
-        plan.cases, observe=observe, leave_out=leave_out, fail=plan.failed, report=report
+        plan.cases, inspect=inspect, leave_out=leave_out, fail=plan.failed, report=report
     ):
         rows += new
         if out is not None:

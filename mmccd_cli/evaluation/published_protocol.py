@@ -48,7 +48,7 @@ class _Slice:
 
 @dataclass
 class PublishedProtocol:
-    """Collects one slice of every map of every subject; an `Observer`.
+    """Collects one slice of every map of every subject; called as an `Inspect`.
 
     Attributes:
         without_tumour: Subjects left out because their slices 70 to 89 show no tumour.

@@ -53,7 +53,7 @@ def test_a_labelled_subject_gets_every_score(subject: Subject, tiny_phantom: Pha
     method = Bright(seen=frozenset({"one"}))
     ((row,),) = evaluate_cases(
         [(subject, False, [method])],
-        observe=lambda case, prediction, row: seen.append(f"{case.subject} {row.method}"),
+        inspect=lambda case, prediction, row: seen.append(f"{case.subject} {row.method}"),
     )
     assert (row.protocol, row.method, row.subject) == (DEPLOYED, "bright", "one")
     assert (row.healthy, row.seen, row.passes, row.seconds) == (False, True, 7, 0.5)
