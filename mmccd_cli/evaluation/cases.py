@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 DEPLOYED = "deployed"
 
-Report = Callable[[str, int, int], None]
+SubjectListener = Callable[[str, int, int], None]
 """Called with what is being done, the number of the subject, and the number of all."""
 
 
@@ -222,7 +222,7 @@ def evaluate_cases(
     inspect: Inspect = silent,
     leave_out: LeaveOut = silent,
     fail: Fail = stop,
-    report: Report = silent,
+    report: SubjectListener = silent,
 ) -> Iterator[list[CaseRow]]:
     """Score every method on every subject, as deployed.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.evaluation.baselines import Constants
-from mmccd_cli.evaluation.cases import Fail, Report, load_case, stop, tolerating
+from mmccd_cli.evaluation.cases import Fail, SubjectListener, load_case, stop, tolerating
 from mmccd_cli.evaluation.methods import RuleMethod, Scorer
 from mmccd_cli.evaluation.thresholds import DiceCurve, choose_constants, dice_curve
 from mmccd_cli.files import read_json_as
@@ -66,7 +66,7 @@ def measure_curves(
     scorers: Sequence[Scorer],
     *,
     fail: Fail = stop,
-    report: Report = silent,
+    report: SubjectListener = silent,
 ) -> DiceCurves:
     """Measure labelled subjects by every score that they have the scans for.
 

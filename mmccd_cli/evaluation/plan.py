@@ -19,7 +19,7 @@ from mmccd_cli.evaluation.cases import (
     Method,
     PlannedCase,
     Prediction,
-    Report,
+    SubjectListener,
     evaluate_cases,
 )
 from mmccd_cli.evaluation.comparison.files import find_comparison_models, load_comparison_model
@@ -255,7 +255,7 @@ def plan_evaluation(
     compared: ComparedMethods,
     *,
     constants_from: str = "shipped",
-    report: Report = silent,
+    report: SubjectListener = silent,
 ) -> EvaluationPlan:
     """Plan an evaluation by one set of weights for all subjects.
 
@@ -302,7 +302,11 @@ def plan_evaluation(
 
 
 def plan_folds(
-    path: Path, subjects: EvaluationSubjects, compared: ComparedMethods, *, report: Report = silent
+    path: Path,
+    subjects: EvaluationSubjects,
+    compared: ComparedMethods,
+    *,
+    report: SubjectListener = silent,
 ) -> EvaluationPlan:
     """Plan an evaluation of each fold's subjects by its bundle, with the other folds' thresholds.
 
@@ -350,7 +354,7 @@ def run_evaluation(
     *,
     protocol: str = "deployed",
     out: Path | None = None,
-    report: Report = silent,
+    report: SubjectListener = silent,
 ) -> Evaluation:
     """Carry out a plan.
 

@@ -18,7 +18,7 @@ from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.restoration import RestorationLoss, RestorationSpec
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset, draw_sample
-from mmccd_cli.training.trainer import LossOfBatch, Report, draw_batch, fit, squared_error
+from mmccd_cli.training.trainer import LossOfBatch, TrainingListener, draw_batch, fit, squared_error
 from mmccd_cli.translation.masking import hide, random_band_masks, random_blob_masks
 from mmccd_cli.translation.schedule import Schedule
 from mmccd_cli.translation.translators import network_name
@@ -83,7 +83,7 @@ def train_network(
     runtime: Runtime,
     folder: Path,
     validation: SliceDataset | FociDataset | None = None,
-    report: Report = silent,
+    report: TrainingListener = silent,
 ) -> dict[str, Tensor]:
     """Train one network of a recipe, continuing from its checkpoint where there is one.
 

@@ -32,7 +32,7 @@ from mmccd_cli.training.recipes import Recipe
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset, load_dataset
 from mmccd_cli.training.slices import read_index, read_template, subjects_of
-from mmccd_cli.training.trainer import Report
+from mmccd_cli.training.trainer import TrainingListener
 from mmccd_cli.weights.bundle import (
     Bundle,
     BundleConfig,
@@ -86,7 +86,7 @@ class Training:
     text: BundleText
     folds: int = 0
     only: Sequence[str] | None = None
-    report: Report = silent
+    report: TrainingListener = silent
 
     def train(self) -> dict[str, dict[str, Tensor]]:
         """Train everything, continuing where checkpoints lie.

@@ -60,8 +60,8 @@ class TrainingProgress:
     seconds_left: float
 
 
-Report = Callable[[TrainingProgress], None]
-
+TrainingListener = Callable[[TrainingProgress], None]
+"""Told now and then how far the training of a network is."""
 
 LossOfBatch = Callable[[nn.Module, Sequence[torch.Generator]], tuple[Tensor, Tensor]]
 """Draws a batch and compares what a network makes of it with what it should.
@@ -100,7 +100,7 @@ def fit(
     runtime: Runtime,
     folder: Path,
     validation: LossOfBatch | None = None,
-    report: Report = silent,
+    report: TrainingListener = silent,
 ) -> dict[str, Tensor]:
     """Train one network, continuing from its checkpoint where there is one.
 
@@ -366,7 +366,13 @@ class TrainingLog:
     """
 
     def __init__(
-        self, path: Path, start: int, config: TrainingConfig, *, runtime: Runtime, report: Report
+        self,
+        path: Path,
+        start: int,
+        config: TrainingConfig,
+        *,
+        runtime: Runtime,
+        report: TrainingListener,
     ) -> None:
         self.path, self.name, self.start = path, path.stem, start
         self.iterations, self.runtime, self.report = config.iterations, runtime, report

@@ -41,7 +41,7 @@ from mmccd_cli.progress import silent
 from mmccd_cli.template import Template
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.trainer import Report, TrainingProgress
+from mmccd_cli.training.trainer import TrainingListener, TrainingProgress
 
 RUNTIME = Runtime(device=torch.device("cpu"), report_every=5, checkpoint_every=4)
 TRAINING = TrainingConfig(
@@ -61,7 +61,7 @@ def train(
     *,
     data: SliceDataset | None = None,
     training: TrainingConfig = TRAINING,
-    report: Report = silent,
+    report: TrainingListener = silent,
 ) -> dict[str, Tensor]:
     folder.mkdir(exist_ok=True)
     return train_comparison_model(

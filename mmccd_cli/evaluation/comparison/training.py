@@ -32,7 +32,7 @@ from mmccd_cli.template import Quantisation
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset, draw_sample, load_dataset
 from mmccd_cli.training.slices import read_index, read_template, read_volumes
-from mmccd_cli.training.trainer import Report, checkpoint_path, fit, squared_error
+from mmccd_cli.training.trainer import TrainingListener, checkpoint_path, fit, squared_error
 from mmccd_cli.translation.masking import hide
 from mmccd_cli.translation.schedule import Schedule
 
@@ -48,7 +48,7 @@ def make_comparison_model(
     training: TrainingConfig,
     split: str,
     runtime: Runtime,
-    report: Report = silent,
+    report: TrainingListener = silent,
     report_subject: Callable[[str, int, int], None] = silent,
 ) -> None:
     """Train one model on prepared slices, choose its thresholds, and write its folder.
@@ -91,7 +91,7 @@ def train_comparison_model(
     *,
     runtime: Runtime,
     folder: Path,
-    report: Report = silent,
+    report: TrainingListener = silent,
 ) -> dict[str, Tensor]:
     """Train one model as `fit` does, continuing from the checkpoint in its folder.
 
