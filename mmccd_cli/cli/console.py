@@ -131,10 +131,10 @@ class Console:
             yield
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Progress]:
+    def progress(self) -> Iterator[ProgressDisplay]:
         """Show progress while the block runs: a bar on a terminal, a line at times elsewhere."""
         if self.verbosity < 0 or not sys.stderr.isatty():
-            progress = Progress(say=self.info)
+            progress = ProgressDisplay(say=self.info)
             with heard_by(progress.stage):
                 yield progress
             return
@@ -153,7 +153,7 @@ class Console:
         with bar:
             self._bar = bar
             try:
-                progress = Progress(bar)
+                progress = ProgressDisplay(bar)
                 with heard_by(progress.stage):
                     yield progress
             finally:
@@ -219,7 +219,7 @@ def counted(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
-class Progress:
+class ProgressDisplay:
     """How a command comes along: one bar of rich where there is one, else a line now and then.
 
     A step may be one of several, such as the subjects of a cohort, and may have stages; how far it

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mmccd_cli import __version__
-from mmccd_cli.cli.console import JsonConsole, Progress, counted, left_out_of, lesions_of
+from mmccd_cli.cli.console import JsonConsole, ProgressDisplay, counted, left_out_of, lesions_of
 from mmccd_cli.cli.options import RunOptions
 from mmccd_cli.errors import (
     DataError,
@@ -104,7 +104,7 @@ class _View:
     """A cohort as a user sees it: its subjects in turn, what became of each, and all at the end."""
 
     def __init__(
-        self, cohort: Cohort, console: JsonConsole, progress: Progress, *, many: bool
+        self, cohort: Cohort, console: JsonConsole, progress: ProgressDisplay, *, many: bool
     ) -> None:
         self._cohort, self._console, self._progress, self._many = cohort, console, progress, many
         self._jobs = {job.subject.id: job for job in cohort.jobs}

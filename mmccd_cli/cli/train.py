@@ -12,7 +12,7 @@ import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import Console, Progress, switch
+from mmccd_cli.cli.console import Console, ProgressDisplay, switch
 from mmccd_cli.errors import UsageError, check_address_space
 from mmccd_cli.files import refuse_to_overwrite
 
@@ -68,7 +68,7 @@ class DataOptions:
 
         return RECIPES[self.preset]
 
-    def prepare(self, out: Path, console: Console, progress: Progress) -> None:
+    def prepare(self, out: Path, console: Console, progress: ProgressDisplay) -> None:
         """Write the slices, and say who was left out.
 
         Raises:
@@ -328,7 +328,7 @@ def _refuse_to_overwrite(out: Path, work: Path, recipe: Recipe, *, force: bool) 
 
 
 def training_reporter(
-    progress: Progress, networks: Sequence[str] = ()
+    progress: ProgressDisplay, networks: Sequence[str] = ()
 ) -> Callable[[TrainingProgress], None]:
     """Return what shows how a training goes, and which of all networks it is at."""
 

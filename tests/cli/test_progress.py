@@ -13,7 +13,7 @@ from rich.progress import Progress as RichProgress
 from typer.testing import CliRunner
 
 from mmccd_cli.cli.app import app
-from mmccd_cli.cli.console import Console, Progress
+from mmccd_cli.cli.console import Console, ProgressDisplay
 from mmccd_cli.cli.train import training_reporter
 from mmccd_cli.progress import Stopwatch
 from mmccd_cli.training.trainer import TrainingProgress
@@ -29,7 +29,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_without_a_terminal_a_line_comes_with_each_step_and_at_times(clock: list[float]) -> None:
     lines: list[str] = []
-    progress = Progress(say=lines.append)
+    progress = ProgressDisplay(say=lines.append)
     progress.begin("evaluating")
     progress.advance(1, 8)  # too soon
     clock[0] += 60
@@ -49,19 +49,19 @@ def test_without_a_terminal_a_line_comes_with_each_step_and_at_times(clock: list
 
 
 def test_the_pace_is_that_of_the_steps_that_took_time(clock: list[float]) -> None:
-    progress = Progress()
+    progress = ProgressDisplay()
     progress.expect(10)
     for number in range(4):
         progress.begin(f"case {number}", told=False)
         clock[0] += 30 * (number > 1)
         said = progress.end(spared=number < 2)
     assert said == "4 of 10, 60 s so far, about 3 min left"
-    assert Progress().end() == ""  # no steps were expected
+    assert ProgressDisplay().end() == ""  # no steps were expected
 
 
 def test_the_pace_of_passes_is_measured_from_the_first(clock: list[float]) -> None:
     lines: list[str] = []
-    progress = Progress(say=lines.append)
+    progress = ProgressDisplay(say=lines.append)
     progress.begin("case", told=False)
     clock[0] += 600  # to read and to register is no pass
     progress.passes(10, 110)
@@ -79,7 +79,7 @@ def test_the_pace_of_passes_is_measured_from_the_first(clock: list[float]) -> No
 
 def test_passes_of_the_first_subject_do_not_foretell_all(clock: list[float]) -> None:
     rich = RichProgress(console=RichConsole(file=io.StringIO(), force_terminal=True))
-    progress = Progress(rich)
+    progress = ProgressDisplay(rich)
     (task,) = rich.tasks
     progress.expect(10)
     progress.begin("a")
@@ -94,7 +94,7 @@ def test_passes_of_the_first_subject_do_not_foretell_all(clock: list[float]) -> 
 
 def test_a_training_says_which_network_it_is_at(clock: list[float]) -> None:
     lines: list[str] = []
-    report = training_reporter(Progress(say=lines.append), ["a", "b"])
+    report = training_reporter(ProgressDisplay(say=lines.append), ["a", "b"])
     for iteration in (900, 1000):  # the rest of a training that was resumed
         state = {"iteration": iteration, "iterations": 1000, "loss": 0.25, "validation": None}
         report(TrainingProgress(network="b", **state, seconds_left=120.0))
@@ -107,7 +107,7 @@ def test_a_training_says_which_network_it_is_at(clock: list[float]) -> None:
 
 def test_the_bar_names_stage_number_and_time_left(clock: list[float]) -> None:
     rich = RichProgress(console=RichConsole(file=io.StringIO(), force_terminal=True))
-    progress = Progress(rich)
+    progress = ProgressDisplay(rich)
     (task,) = rich.tasks
     progress.expect(40)
     for name in ("a", "b", "c"):
@@ -125,7 +125,7 @@ def test_the_bar_names_stage_number_and_time_left(clock: list[float]) -> None:
 
 def test_a_stage_of_any_stopwatch_reaches_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    monkeypatch.setattr(Progress, "stage", lambda self, name: shown.append(name))
+    monkeypatch.setattr(ProgressDisplay, "stage", lambda self, name: shown.append(name))
     with Console().progress(), Stopwatch().stage("brain_mask"):
         pass
     with Stopwatch().stage("later"):
