@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.symmetry import middle_plane, smooth_inside
+from mmccd_cli.outputs.schema import ON_MIDLINE_MM, Side
 from mmccd_cli.template import Template, transform_points
 
 MIDLINE = "template_midline_mm"
 """Name, among a record's settings, of the template's midline: x in its world, mm."""
-ON_MIDLINE_MM = 3.0
-"""A lesion whose centre is no farther from the midline than this lies on neither side."""
 
 _SIGMA_MM = 2.0
 
@@ -36,7 +35,7 @@ class Place:
         template_ras_mm: Its centre in the world of the template, RAS+ mm.
     """
 
-    side: Literal["left", "right", "midline"]
+    side: Side
     midline_mm: float
     template_ras_mm: tuple[float, float, float]
 
@@ -70,7 +69,7 @@ def place_of(point_ras_mm: Sequence[float], settings: Mapping[str, Any]) -> Plac
     if matrix is None or not isinstance(midline, int | float):
         return None
     x, y, z = (round(float(mm), 2) for mm in transform_points(matrix, point_ras_mm))
-    side: Literal["left", "right"] = "left" if x < midline else "right"
+    side: Side = "left" if x < midline else "right"
     away = round(abs(x - midline), 2)
     return Place(
         side="midline" if away <= ON_MIDLINE_MM else side,

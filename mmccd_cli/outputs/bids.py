@@ -22,6 +22,7 @@ from mmccd_cli.outputs.images import output_paths
 from mmccd_cli.outputs.lesions import encode_tsv, numbers_of, place_cells
 from mmccd_cli.outputs.numbers import number_lesions
 from mmccd_cli.outputs.record import encode_json
+from mmccd_cli.outputs.schema import MIDLINE_TOLD, SIDE_TOLD
 
 DESCRIPTIONS = {
     "anomaly": "Probability of an anomaly, calibrated on the subjects that the model card names.",
@@ -35,8 +36,8 @@ _COLUMNS = {
     "x_mm": ("Centre, from left to right.", "mm"),
     "y_mm": ("Centre, from posterior to anterior.", "mm"),
     "z_mm": ("Centre, from inferior to superior.", "mm"),
-    "side": ("Side of the patient by the template; midline within 3 mm of it.", None),
-    "midline_mm": ("Distance of the centre from the midline of the template.", "mm"),
+    "side": (SIDE_TOLD, None),
+    "midline_mm": (f"{MIDLINE_TOLD}.", "mm"),
 }
 
 

@@ -12,6 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, WithJsonSchema
 
 RECORD_VERSION = 1
+ON_MIDLINE_MM = 3.0
+"""A lesion whose centre is no farther from the midline than this lies on neither side."""
+SIDE_TOLD = f"Side of the patient by the template; midline within {ON_MIDLINE_MM:g} mm of it."
+MIDLINE_TOLD = "Distance of the centre from the midline of the template"
 
 
 def _without_folder(name: str) -> str:
@@ -28,6 +32,7 @@ PlainName = Annotated[
 """Name of a file without any folder, so that it can lie in one place only."""
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Side = Literal["left", "right", "midline"]
 Volume = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Limits = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=1)]]
@@ -56,14 +61,11 @@ class LesionRecord(_Checked):
         default=None,
         description="How sure it is that this is a lesion; null where the weights do not know.",
     )
-    side: Literal["left", "right", "midline"] | None = Field(
+    side: Side | None = Field(
         default=None,
-        description="Side of the patient by the template; midline within 3 mm of it. Null, as all "
-        "of its place, where the record does not tell.",
+        description=f"{SIDE_TOLD} Null, as all of its place, where the record does not tell.",
     )
-    midline_mm: Volume | None = Field(
-        default=None, description="Distance of the centre from the template's midline, mm."
-    )
+    midline_mm: Volume | None = Field(default=None, description=f"{MIDLINE_TOLD}, mm.")
     template_ras_mm: tuple[float, float, float] | None = Field(
         default=None, description="The centre in the world of the template, RAS+ mm."
     )

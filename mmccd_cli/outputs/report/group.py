@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from mmccd_cli.outputs.pictures import (
 from mmccd_cli.outputs.report.facts import Histogram
 from mmccd_cli.outputs.report.panels import Panel
 from mmccd_cli.outputs.report.render import render
+from mmccd_cli.outputs.schema import Side
 from mmccd_cli.template import Template
 
 _WIDTH_PX = 1100
@@ -60,7 +61,7 @@ def group_page(
 
 def _sides(lesions: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     found = [lesion["side"] for lesion in lesions]
-    return {side: found.count(side) for side in ("left", "right", "midline")}
+    return {side: found.count(side) for side in get_args(Side)}
 
 
 def _histogram(volumes: NDArray[np.float64]) -> Histogram:
