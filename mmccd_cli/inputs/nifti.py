@@ -154,9 +154,10 @@ def finite_values(
 
     Args:
         source: The file, or how to call what the data come from.
-        data: Values of any shape.
+        data: (I, J, K) values.
         allow_constant: Accept data in which all values are equal, such as a mask.
-        notes: A sentence on what was mended is appended here.
+        notes: Sentences on what was mended are appended here: of a background of NaN an ordinary
+            one, of other voxels a `Caution`.
 
     Raises:
         DataError: No number at all, or a constant.
@@ -176,11 +177,27 @@ def finite_values(
         )
     name = source.name if isinstance(source, Path) else source
     lost = data.size - n_finite
-    notes.append(Caution(f"{name}: {lost} voxels were NaN or infinite as float32; now 0."))
+    around = _nan_around(data)
+    if around:
+        notes.append(f"{name}: the background, {around} voxels, was NaN; now 0.")
+    if inside := lost - around:
+        notes.append(Caution(f"{name}: {inside} voxels were NaN or infinite as float32; now 0."))
     numbers = data[finite]
     if not allow_constant and numbers.min() == numbers.max():
         raise _constant(source, numbers[0], lost=lost)
     return np.where(finite, data, np.float32(0))
+
+
+def _nan_around(data: NDArray[np.float32]) -> int:
+    """Count the voxels of a background that is NaN, as FSL and SPM write it: it has all corners."""
+    nan = np.isnan(data)
+    corners = np.ix_(*[(0, -1)] * 3)
+    if not nan[corners].all():
+        return 0
+    import cc3d
+
+    parts = cc3d.connected_components(nan, connectivity=26)
+    return int(np.bincount(parts.ravel(order="K"))[np.unique(parts[corners])].sum())
 
 
 def _constant(source: Path | str, value: np.floating, *, lost: int = 0) -> DataError:

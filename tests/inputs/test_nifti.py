@@ -157,6 +157,31 @@ def test_voxels_without_a_number_become_zero_and_are_noted(tmp_path):
     assert "3 voxels" in notes[0]
 
 
+def test_a_background_of_nan_is_no_caution_and_what_lies_inside_is(tmp_path):
+    data = np.full((9, 9, 9), np.nan, np.float32)
+    data[2:7, 2:7, 2:7] = np.arange(125).reshape(5, 5, 5)
+    notes: list[str] = []
+    volume, _ = read_nifti(saved(tmp_path / "a.nii", data), notes=notes)
+    assert volume.data[0, 0, 0] == 0
+    assert notes == [f"a.nii: the background, {9**3 - 5**3} voxels, was NaN; now 0."]
+    assert not isinstance(notes[0], Caution)
+    for value in (np.nan, np.inf):
+        data[4, 4, 4] = value
+        notes = []
+        read_nifti(saved(tmp_path / "a.nii", data), notes=notes)
+        warned = [note for note in notes if isinstance(note, Caution)]
+        assert warned == ["a.nii: 1 voxels were NaN or infinite as float32; now 0."]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_elsewhere_than_in_all_corners_is_a_caution(tmp_path, value):
+    data = RAMP + 1
+    data[:2] = value  # where a scan that was moved does not reach, or half of it is lost
+    notes: list[str] = []
+    read_nifti(saved(tmp_path / "a.nii", data), notes=notes)
+    assert [isinstance(note, Caution) for note in notes] == [True]
+
+
 def test_a_file_without_orientation_is_read_with_a_note(tmp_path):
     path = saved(tmp_path / "a.nii", affine=None, pixdim=[1, 2, 3, 4, 0, 0, 0, 0])
     notes: list[str] = []
