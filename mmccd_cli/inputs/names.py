@@ -25,11 +25,16 @@ _TOKENS_OF_MODALITY = {
     ),
 }
 _T1_WITH_AGENT = re.compile(
-    rf"{_PREFIX}t1w?(?:c|ce|cm|km|gd|gad|gado\w*|post\w*|contrast\w*|enhanced){_SUFFIX}"
+    rf"{_PREFIX}t1w?(?:c|ce|cm|km|pc|gd|gad|gado\w*|post\w*|contrast\w*|enhanced){_SUFFIX}"
 )
 _AGENT = {"ce", "gd", "gad", "gado", "gadolinium", "gadovist", "gadobutrol", "postgd", "postgad"}
 # Words that mean contrast agent only beside "T1": elsewhere they may mean "after surgery".
-_AGENT_BESIDE_T1 = {"c", "cm", "km", "post", "contrast", "postcontrast", "enhanced"}
+_AGENT_BESIDE_T1 = {"c", "cm", "km", "pc", "post", "contrast", "postcontrast", "enhanced"}
+# Siemens calls FLAIR "t2_tirm_tra_dark-fluid" or "t2_spc_da-fl_sag".
+_DARK_FLUID = re.compile(r"(?<![a-z0-9])(?:dark[^a-z0-9]+fluid|da[^a-z0-9]+fl)(?![a-z0-9])")
+# Without "dark-fluid" such a T2 may be a STIR of the orbits or the spine as well as a FLAIR. As
+# neither it is left out and named; as FLAIR or T2w it might be segmented for what it is not.
+_INVERSION_RECOVERY = {"tir", "tirm"}
 _NO_AGENT = {"pre", "non", "no", "without", "wo", "native", "precontrast", "noncontrast"}
 # fmt: off
 OTHER_IMAGE_WORDS = {
@@ -68,7 +73,8 @@ class NameReading:
 
 def tokens_of(text: str) -> list[str]:
     """Split a name into its words of letters and digits, in lower case."""
-    return re.findall(r"[a-z0-9]+", text.lower().replace("*", "star"))
+    text = _DARK_FLUID.sub("darkfluid", text.lower().replace("*", "star"))
+    return re.findall(r"[a-z0-9]+", text)
 
 
 def agent_in(tokens: Sequence[str]) -> str | None:
@@ -92,7 +98,9 @@ def modality_of(tokens: Sequence[str]) -> str | None:
         found |= {name for name, known in _TOKENS_OF_MODALITY.items() if known.fullmatch(token)}
     if "T1w" in found:  # T1_FLAIR is a T1-weighted sequence
         return "T1w" if "T2w" not in found else None
-    return "FLAIR" if "FLAIR" in found else next(iter(found), None)
+    if "FLAIR" in found:
+        return "FLAIR"
+    return None if _INVERSION_RECOVERY & set(tokens) else next(iter(found), None)
 
 
 def names_modality(word: str) -> bool:
@@ -166,4 +174,7 @@ def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
         return NameReading(path=path, has_agent=True, reason=reason)
     if modality := modality_of(tokens):
         return NameReading(path=path, modality=modality)
+    if inverted := sorted(words & _INVERSION_RECOVERY):
+        reason = f"inversion recovery ({inverted[0]}), which may be FLAIR or STIR"
+        return NameReading(path=path, reason=reason)
     return NameReading(path=path, reason="its name states no modality")

@@ -95,6 +95,17 @@ def test_several_bids_sessions_have_to_be_given_one_by_one(tmp_path):
         ("t2flair.nii.gz", "FLAIR"),
         ("Flair-3D.nii", "FLAIR"),
         ("sag3dflair.nii.gz", "FLAIR"),
+        ("t2_tirm_tra_dark-fluid.nii.gz", "FLAIR"),
+        ("t2_tirm_tra_dark_fluid_320.nii.gz", "FLAIR"),
+        ("x_t2_spc_da-fl_sag.nii.gz", "FLAIR"),
+        ("Dark Fluid.nii.gz", "FLAIR"),
+        ("t1_tirm_tra_dark-fluid.nii.gz", "T1w"),
+        ("t1_tirm_sag.nii.gz", "T1w"),
+        ("t2_tirm_cor.nii.gz", None),
+        ("t2_tir.nii.gz", None),
+        ("t2_dark_blood_fluid.nii.gz", "T2w"),
+        ("t1_pc.nii.gz", None),
+        ("x_T1PC.nii.gz", None),
         ("t1ce.nii.gz", None),
         ("x-t1c.nii.gz", None),
         ("t1gd.nii.gz", None),
@@ -225,13 +236,28 @@ def test_a_folder_of_files_is_no_image(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "doubted"),
-    [("t1c.nii.gz", True), ("x_T1_Gd.nii.gz", True), ("t1.nii.gz", False), ("gd_t1.nii.gz", False)],
+    [
+        ("t1c.nii.gz", True),
+        ("x_T1_Gd.nii.gz", True),
+        ("t1_pc.nii.gz", True),
+        ("t1pc.nii.gz", True),
+        ("t1.nii.gz", False),
+        ("gd_t1.nii.gz", False),
+    ],
 )
 def test_contrast_agent_in_the_name_of_a_file_that_was_given_is_doubted(tmp_path, name, doubted):
     case = folder_with(tmp_path / "gd", name, "t2.nii.gz")  # the folder's own name says nothing
     subject = subject_from_files({"T1w": case / name, "T2w": case / "t2.nii.gz"})
     assert [str(said).split(" ")[0] for said in name_doubts(subject)] == [name] * doubted
     assert name_doubts(find_subject(case)) == []
+
+
+def test_inversion_recovery_that_may_be_flair_or_stir_is_named_and_believed_of_the_user(tmp_path):
+    case = folder_with(tmp_path / "case", "p_t2_tirm_tra.nii.gz", "p_t1.nii.gz")
+    assert find_subject(case).ignored == (
+        (case / "p_t2_tirm_tra.nii.gz", "inversion recovery (tirm), which may be FLAIR or STIR"),
+    )
+    assert name_doubts(subject_from_files({"FLAIR": case / "p_t2_tirm_tra.nii.gz"})) == []
 
 
 def test_names_that_say_another_modality_than_their_options_are_doubted(tmp_path):

@@ -96,6 +96,8 @@ MP = {"variants": frozenset({"SK", "SP", "MP"})}
         # Descriptions where parameters are missing or do not decide
         ("FLAIR", acquired(words="AX T2 FLAIR")),
         ("FLAIR", acquired("SE IR", 9000, 94, words="t2_tirm_tra_dark-fluid flair")),
+        ("FLAIR", acquired("SE IR", 9000, 94, words="t2_tirm_tra_dark-fluid")),
+        (None, acquired("SE IR", 9000, 94, words="t2_tirm_cor")),  # or STIR
         ("T1w", acquired("SE", words="T1 SE sag")),
         (None, acquired(words="brain")),
         (None, acquired(words="PD T2")),
@@ -113,6 +115,7 @@ def test_modality(modality, acquisition):
         acquired("SE", 500, 8, words="T1 SE +C"),
         acquired("GR IR", 2300, 3, 900, 9, words="MPRAGE Gd"),
         acquired("SE", 500, 8, words="t1_tse_km"),
+        acquired("SE", 500, 8, words="t1_tse_pc"),
     ],
 )
 def test_t1w_after_contrast_agent_is_left_out(acquisition):
