@@ -7,7 +7,8 @@ In the order in which a cohort passes through:
 3. `derivatives`: the same for results that become a BIDS derivative data set.
 4. `plan`: from what a user points at to a `Cohort`: its jobs, and what is written about all.
 5. `resume`: what an earlier run left of a job, and whether it can stay.
-6. `prefetch`: the next jobs are prepared in threads while one is on the device.
+6. `prefetch`: the next jobs are prepared in threads while one is on the device; `workers`: how
+   many at a time.
 7. `steps`: one job, step by step: read and prepare, infer, write; or only a new mask.
 8. `runner`: the same with an outcome in every case; `dask_workers`: on the workers of a cluster.
 9. `run`: all of a cohort, one outcome after the other; or what would be done.

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from mmccd_cli import __version__
 from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.plan import RunPolicy
-from mmccd_cli.cohort.runner import Observer, Runner, choose_workers, failure
+from mmccd_cli.cohort.runner import Observer, Runner, failure
 from mmccd_cli.cohort.steps import JobSteps
+from mmccd_cli.cohort.workers import choose_workers
 from mmccd_cli.errors import ComputeError, UsageError, as_mmccd_error
 from mmccd_cli.files import remove_leftovers
 from mmccd_cli.outputs.record import Outcome
@@ -52,7 +53,7 @@ def segment_jobs(
     """
     if not jobs:
         return
-    with _connected(policy) as client:
+    with _connected(jobs, policy) as client:
         from cloudpickle import dumps
 
         workers = len(client.nthreads())
@@ -69,7 +70,7 @@ def segment_jobs(
 
 
 @contextlib.contextmanager
-def _connected(policy: RunPolicy) -> Iterator[Client]:
+def _connected(jobs: Sequence[Job], policy: RunPolicy) -> Iterator[Client]:
     """A client of the scheduler, which takes its jobs back when it is left."""
     try:
         from distributed import Client, LocalCluster
@@ -81,7 +82,7 @@ def _connected(policy: RunPolicy) -> Iterator[Client]:
     where = policy.scheduler
     with contextlib.ExitStack() as stack:
         if where == "auto":
-            processes, threads = _share_of_this_computer(policy.workers)
+            processes, threads = _share_of_this_computer(jobs, policy.workers)
             where = stack.enter_context(
                 LocalCluster(
                     n_workers=processes, threads_per_worker=threads, dashboard_address="127.0.0.1:0"
@@ -102,12 +103,12 @@ def _connected(policy: RunPolicy) -> Iterator[Client]:
         yield stack.enter_context(client)
 
 
-def _share_of_this_computer(processes: int | None) -> tuple[int, int]:
+def _share_of_this_computer(jobs: Sequence[Job], processes: int | None) -> tuple[int, int]:
     """How many processes, and threads of each: as many processes as cores and memory allow."""
     from mmccd_cli.host import available_threads
 
     cores = available_threads()
-    chosen = processes or max(1, choose_workers(cores, cores))
+    chosen = processes or max(1, choose_workers(jobs, cores))
     return chosen, max(1, cores // chosen)
 
 

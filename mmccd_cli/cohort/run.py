@@ -12,8 +12,9 @@ from mmccd_cli.cohort.derivatives import write_root
 from mmccd_cli.cohort.jobs import Job, RunSettings
 from mmccd_cli.cohort.plan import Cohort, RunPolicy
 from mmccd_cli.cohort.prefetch import prefetch
-from mmccd_cli.cohort.runner import Observer, Runner, choose_workers, failure, refuse_to_replace
+from mmccd_cli.cohort.runner import Observer, Runner, failure, refuse_to_replace
 from mmccd_cli.cohort.steps import JobSteps
+from mmccd_cli.cohort.workers import choose_workers
 from mmccd_cli.errors import MmccdError
 from mmccd_cli.files import remove_leftovers
 from mmccd_cli.inputs.scans import read_scans
@@ -143,7 +144,7 @@ def _segment_jobs(
         policy=policy,
         staged=observer.staged,
         advance=observer.advance,
-        workers=choose_workers(len(jobs), threads) if workers is None else workers,
+        workers=choose_workers(jobs, threads) if workers is None else workers,
         threads=threads,
     )
     runner.begin(first, scans)

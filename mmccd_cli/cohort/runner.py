@@ -14,7 +14,6 @@ from mmccd_cli.cohort.resume import PreviousResult, foreign_outputs
 from mmccd_cli.cohort.steps import JobSteps, PreparedJob, hold_threads
 from mmccd_cli.errors import CONCERNS_ALL, OutputExistsError, let_go
 from mmccd_cli.files import only_writer, refuse_to_overwrite
-from mmccd_cli.host import free_memory
 from mmccd_cli.inputs.scans import Scans
 from mmccd_cli.outputs.record import Outcome
 from mmccd_cli.outputs.segmented import SegmentedSubject
@@ -26,10 +25,6 @@ if TYPE_CHECKING:
     from mmccd_cli.pipeline import Pipeline
 
 Ready = PreparedJob | SegmentedSubject | PreviousResult
-
-MOST_WORKERS = 8
-MEMORY_OF_A_SUBJECT = 1 << 30
-"""Bytes that one subject takes at most while it is prepared; skull stripping takes most of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,19 +171,6 @@ def refuse_to_replace(job: Job, policy: RunPolicy) -> None:
             make_folders=job.makes_folder,
             next_step="Move it away, or run again with --force and without --resume.",
         )
-
-
-def choose_workers(jobs: int, cores: int) -> int:
-    """Return how many of so many subjects are prepared at a time.
-
-    As many as there are processor cores, because registration takes one thread and most of the
-    time; at most what half of the free memory holds; and none on a single core, or of one subject.
-    """
-    if cores < 2 or jobs < 2:
-        return 0
-    free = free_memory()
-    fits = MOST_WORKERS if free is None else max(1, free // (2 * MEMORY_OF_A_SUBJECT))
-    return min(jobs, cores, MOST_WORKERS, fits)
 
 
 def failure(job: Job, error: Exception) -> Outcome:
