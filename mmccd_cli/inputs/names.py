@@ -7,6 +7,7 @@ id such as TCGA-FA-0001 is not read as a fractional anisotropy.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,16 @@ def nifti_files(folder: Path) -> list[Path]:
 def stem_of(path: Path) -> str:
     """Return a file's name without .nii or .nii.gz."""
     return re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+def how_to_convert(path: Path) -> str | None:
+    """Say how to make NIfTI of a file that is named as FreeSurfer's or Analyze's format."""
+    name = re.fullmatch(r"(.+)\.(mg[zh]|hdr|img)(\.gz)?", path.name, re.IGNORECASE)
+    if name is None:
+        return None
+    known = "FreeSurfer's mri_convert" if name[2][0] in "mM" else "FSL's fslchfiletype NIFTI_GZ"
+    words = shlex.join(["nib-convert", str(path), str(path.with_name(f"{name[1]}.nii.gz"))])
+    return f"Convert it, with {known} or what comes with mmccd: {words}"
 
 
 def read_names(files: Sequence[Path], folder_name: str) -> list[NameReading]:

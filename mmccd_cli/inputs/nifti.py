@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmccd_cli.errors import Caution, DataError, GeometryError, UsageError, unreadable
 from mmccd_cli.files import check_regular_file, sha256_of_stream, write_atomically
+from mmccd_cli.inputs.names import how_to_convert
 from mmccd_cli.inputs.volume import Volume, is_too_large, problem_of_affine
 from mmccd_cli.template import spacing_of, transform_points
 
@@ -343,6 +344,7 @@ def _read_header(
 
 
 def _parse_header(path: Path, raw: bytes) -> nib.Nifti1Header:
+    advice = how_to_convert(path)
     for byte_order in ("<", ">"):
         size = int(np.frombuffer(raw[:4].ljust(4, b"\0"), dtype=f"{byte_order}i4")[0])
         if size not in _HEADER_OF_SIZE or len(raw) < size:
@@ -354,12 +356,13 @@ def _parse_header(path: Path, raw: bytes) -> nib.Nifti1Header:
         raise DataError(
             f"{path} is not a NIfTI image in one file.",
             cause="Its header says Analyze, or a NIfTI pair of .hdr and .img.",
-            next_step="Convert it to one .nii.gz file, for example with: fslchfiletype NIFTI_GZ",
+            next_step=advice
+            or "Convert it to one .nii.gz file, for example with: fslchfiletype NIFTI_GZ",
         )
     raise DataError(
         f"{path} is not a NIfTI image.",
-        cause=f"{_guess_content(raw)}, whatever its name says.",
-        next_step="Give a .nii or .nii.gz file; dcm2niix converts DICOM.",
+        cause=f"{_guess_content(raw)}, {'as' if advice else 'whatever'} its name says.",
+        next_step=advice or "Give a .nii or .nii.gz file; dcm2niix converts DICOM.",
     )
 
 

@@ -28,6 +28,7 @@ from mmccd_cli.inputs.bids import (
 from mmccd_cli.inputs.dicom.files import has_dicom_files, is_archive
 from mmccd_cli.inputs.names import (
     ANY_MODALITY,
+    how_to_convert,
     names_modality,
     nifti_files,
     read_names,
@@ -100,6 +101,7 @@ def find_subject(folder: Path) -> Subject:
     if nifti_files(image_folder):
         return _subject_of_names(image_folder)
     if any(nifti_files(path) for path in _subfolders(folder)) or not has_dicom_files(folder):
+        _refuse_other_formats(image_folder)
         raise _no_images(folder)
     return _dicom_subject(folder, folder.resolve().name)
 
@@ -305,6 +307,8 @@ def find_sessions(
 def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
     """Tell the modalities of the NIfTI files in one folder apart by their names."""
     files = nifti_files(folder)
+    if not files:
+        _refuse_other_formats(folder)
     name, is_bids = _name_and_layout(folder)
     if is_bids:
         readings = read_bids_names(files, wanted)
@@ -421,6 +425,23 @@ def _check_content(path: Path) -> None:
             next_step=f"Get it: datalad get '{path}'",
         )
     check_regular_file(path)
+
+
+def _refuse_other_formats(folder: Path) -> None:
+    """Refuse a folder without NIfTI files that holds images in another format.
+
+    Raises:
+        DataError: It does.
+    """
+    others = {path: how_to_convert(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    known = [path for path, advice in others.items() if advice]
+    if known:
+        raise DataError(
+            f"{folder} holds no scan that can be read: {_listed(known)}.",
+            cause="These are named as images in the format of FreeSurfer or Analyze; NIfTI and "
+            "DICOM are read.",
+            next_step=others[known[0]],
+        )
 
 
 def _no_images(folder: Path) -> DataError:

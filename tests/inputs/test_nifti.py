@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import os
+import shlex
 import tracemalloc
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from grids import AFFINES, RAMP, SHAPE, SHEARED, SINGULAR
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nibabel.cmdline import convert
 
 from mmccd_cli.errors import Caution, DataError, GeometryError, UsageError
 from mmccd_cli.inputs import nifti
@@ -333,6 +335,20 @@ def test_a_bad_file_gives_one_error_that_names_it(tmp_path, case):
     assert str(path) in caught.value.message
     assert caught.value.next_step
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("suffix", ["mgz", "mgh", "img", "hdr"])
+@pytest.mark.parametrize("kind", [nib.AnalyzeImage, nib.Nifti1Pair])
+def test_the_way_on_from_another_format_can_be_followed(tmp_path, suffix, kind):
+    path = tmp_path / f"my scan.{suffix}"
+    image = (nib.MGHImage if suffix[0] == "m" else kind)(RAMP.astype(np.float32), AFFINES["RAS"])
+    nib.save(image, path)
+    with pytest.raises(DataError, match="is not a NIfTI image") as caught:
+        read_nifti(path)
+    program, *files = shlex.split(caught.value.next_step.split(": ")[1])
+    assert program == "nib-convert"
+    convert.main(files)
+    np.testing.assert_array_equal(read_nifti(Path(files[1]))[0].data, RAMP)
 
 
 def test_values_too_large_are_the_cause_of_a_constant(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.inputs.subjects import (
+    find_sessions,
     find_subject,
     find_subjects,
     name_doubts,
@@ -192,6 +193,24 @@ def test_folders_that_are_no_subject(tmp_path):
     (tmp_path / "outside" / "inside").mkdir(parents=True)
     with pytest.raises(DataError, match="and neither do the folders in it"):
         find_subject(tmp_path / "outside")
+
+
+@pytest.mark.parametrize("layout", ["case", "sub-01/anat"])
+@pytest.mark.parametrize(
+    ("files", "known"),
+    [(("my T1.mgz", "orig.mgh"), "mri_convert"), (("my T1.hdr", "my T1.img"), "fslchfiletype")],
+)
+def test_scans_in_formats_that_are_not_read_are_named_with_a_way_on(tmp_path, layout, files, known):
+    folder = folder_with(tmp_path / layout, "notes.txt", *files)
+    with pytest.raises(DataError, match="no scan that can be read") as caught:
+        find_subject(tmp_path / layout.split("/")[0])
+    assert all(name in caught.value.message for name in files)
+    assert known in caught.value.next_step
+    command = f"nib-convert '{folder / files[0]}' '{folder / 'my T1.nii.gz'}'"
+    assert command in caught.value.next_step
+    if layout != "case":
+        ((_, error),) = find_sessions(tmp_path)[1]
+        assert command in error.next_step
 
 
 def test_a_folder_of_subjects_says_how_to_give_them(tmp_path):
