@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.errors import DataError, GeometryError
+from mmccd_cli.errors import Caution, DataError, GeometryError
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.dicom.files import sha256_of_files
 from mmccd_cli.inputs.nifti import NiftiGrid, read_grid, read_nifti
@@ -56,6 +56,7 @@ def read_scans(subject: Subject, brain_mask: Path | None = None) -> Scans:
     if brain_mask:
         mask = read_nifti(brain_mask, allow_constant=True, notes=notes, digests=digests)
     hashes = dict(zip([*subject.paths, BRAIN_MASK], digests, strict=False))
+    notes += _repetitions(subject, hashes)
     return Scans(
         volumes={name: volume for name, (volume, _) in read.items()},
         grids={name: grid for name, (_, grid) in read.items()},
@@ -64,6 +65,18 @@ def read_scans(subject: Subject, brain_mask: Path | None = None) -> Scans:
         notes=notes,
         seconds=time.perf_counter() - started,
     )
+
+
+def _repetitions(subject: Subject, hashes: Mapping[str, str]) -> list[Caution]:
+    """Say which modalities have one and the same content."""
+    same: dict[str, list[str]] = {}
+    for modality, entry in name_inputs(subject).items():
+        same.setdefault(hashes[modality], []).append(f"{modality} ({entry['file']})")
+    return [
+        Caution(f"{' and '.join(names)} are one and the same image: give each scan its own file.")
+        for names in same.values()
+        if len(names) > 1
+    ]
 
 
 def read_image(

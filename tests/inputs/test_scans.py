@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from mmccd_cli.errors import DataError
+from mmccd_cli.errors import DataError, notes_and_warnings
 from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.inputs.phantom import make_phantom
 from mmccd_cli.inputs.scans import check_head, describe_inputs, read_image, read_scans
@@ -45,6 +45,23 @@ def test_what_was_mended_in_a_brain_mask_is_told(tmp_path):
     subject = subject_from_files({"FLAIR": tmp_path / "flair.nii"})
     notes = read_scans(subject, tmp_path / "mask.nii").notes
     assert any("mask.nii: 1 voxels were NaN" in note for note in notes)
+
+
+def test_one_image_under_several_names_is_a_caution(tmp_path):
+    volume = head()
+    paths = {name: tmp_path / f"{name}.nii" for name in ("FLAIR", "T2w", "T1w")}
+    for path in paths.values():
+        write_nifti(path, volume.data, make_grid(volume.shape, volume.affine))
+    subject = subject_from_files(paths)
+    warnings = notes_and_warnings(read_scans(subject).notes)[1]
+    assert warnings == [
+        "FLAIR (FLAIR.nii) and T2w (T2w.nii) and T1w (T1w.nii) are one and the same image: give "
+        "each scan its own file."
+    ]
+    for name, factor in (("T2w", 2.0), ("T1w", 3.0)):
+        other = head(factor)
+        write_nifti(paths[name], other.data, make_grid(other.shape, other.affine))
+    assert notes_and_warnings(read_scans(subject).notes)[1] == []
 
 
 def head(factor: float = 1.0, **settings) -> Volume:
