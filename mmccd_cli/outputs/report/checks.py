@@ -175,7 +175,12 @@ def _map_checks(data: ReportData) -> Iterator[Check]:
 
 def _warning_check(warnings: Sequence[str]) -> Check:
     number = sum(not is_mask_warning(text) for text in warnings)
-    return Check(name="Warnings", value=str(number), expected="none", suspicion=1 - 0.5**number)
+    return Check(
+        name="Warnings besides those of the mask",
+        value=str(number),
+        expected="none",
+        suspicion=1 - 0.5**number,
+    )
 
 
 def _of_shift(gain: float, mm: int) -> str:

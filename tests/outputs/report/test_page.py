@@ -93,7 +93,7 @@ def test_the_summary_stands_at_the_beginning(case, report):
     assert summary["subject"] == HOSTILE
     assert summary["lesion_volume_ml"] == pytest.approx(case.record["lesion_volume_ml"])
     assert 0 <= summary["suspicion"] <= 1
-    assert any(sign["name"] == "Warnings" for sign in summary["signs"])
+    assert any(sign["name"] == "Warnings besides those of the mask" for sign in summary["signs"])
     assert base64.b64decode(summary["thumbnail"])[:2] == b"\xff\xd8"
 
 
