@@ -30,11 +30,11 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.host import available_threads, give_back_freed_memory
 from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
+from mmccd_cli.preprocessing.reference_grid import to_reference_grid
 from mmccd_cli.preprocessing.spatial import LARGE
 from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
     prepare_subject,
-    to_reference_grid,
 )
 from mmccd_cli.progress import Progress, Stopwatch, silent
 from mmccd_cli.template import bounding_box, spacing_of

@@ -30,8 +30,9 @@ from mmccd_cli.evaluation.passes import counting_passes
 from mmccd_cli.pipeline import Pipeline, SegmentationResult
 from mmccd_cli.preprocessing.brain import find_brain
 from mmccd_cli.preprocessing.intensity import normalise
+from mmccd_cli.preprocessing.reference_grid import to_reference_grid
 from mmccd_cli.preprocessing.spatial import same_grid
-from mmccd_cli.preprocessing.subject import prepare_subject, to_reference_grid
+from mmccd_cli.preprocessing.subject import prepare_subject
 
 
 @dataclass(frozen=True)

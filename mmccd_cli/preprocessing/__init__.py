@@ -10,10 +10,11 @@ In the order in which data passes through:
 5. `bias_field`: what makes a part of a scan brighter than another, where an atlas is at hand; as a
    gain before `intensity`, and as an offset after all of these.
 6. `intensity`: intensities that mean the same in every scan.
-7. `contrast`: whether a scan looks like what its name says, and `agreement`: whether two of them
-   show one head in one place.
-8. `damaged_slices`: which slices were lost, or are far brighter than their neighbours.
-9. `subject`: all of these, one after the other, and the way back to the reference scan.
+7. `sampling`: scans on the template's grid.
+8. `contrast`: whether a scan looks like what its name says; `agreement`: whether two of them show
+   one head in one place; `damaged_slices`: which were lost, or are far brighter than those beside;
+   `checks`: what follows from these.
+9. `subject`: all of these, one after the other; `reference_grid`: the way back.
 
 `least_squares` solves what `template_alignment` and `bias_field` ask.
 """
@@ -30,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "skull_strippers": ["STRIPPERS", "SkullStripper"],
         "registration": ["refine", "register"],
         "spatial": ["resample", "same_grid"],
-        "subject": ["PreparedSubject", "prepare_subject", "to_reference_grid"],
+        "subject": ["PreparedSubject", "prepare_subject"],
+        "reference_grid": ["to_reference_grid"],
     },
 )

@@ -1,83 +1,36 @@
-"""From a subject's scans to normalised images on the template's grid, and back.
-
-Every image is interpolated once: all matrices are composed before.
-"""
+"""From a subject's scans to normalised images on the template's grid."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.config import MODALITIES, PreprocessingConfig
 from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.host import give_back_freed_memory
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
-from mmccd_cli.preprocessing.agreement import disagreements
 from mmccd_cli.preprocessing.bias_field import divide_by_gain
-from mmccd_cli.preprocessing.brain import (
-    BrainMask,
-    find_brain,
-    imaged,
-    onto,
-    zero_background,
-)
-from mmccd_cli.preprocessing.contrast import check_contrast, shows_agent
-from mmccd_cli.preprocessing.damaged_slices import lost_slices, uneven_slices
+from mmccd_cli.preprocessing.brain import BrainMask, find_brain, imaged, onto, zero_background
+from mmccd_cli.preprocessing.checks import check_coverage, check_overlap, misfits
+from mmccd_cli.preprocessing.contrast import check_contrast
 from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.registration import refine, register
-from mmccd_cli.preprocessing.spatial import (
-    LARGE,
-    cut_out,
-    doubled,
-    resample,
-    same_grid,
-    same_voxels,
-)
+from mmccd_cli.preprocessing.sampling import AlignedScan, Matrix, Sampler
+from mmccd_cli.preprocessing.spatial import LARGE, same_voxels
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
 from mmccd_cli.progress import Stopwatch
-from mmccd_cli.template import (
-    Box,
-    Template,
-    affine_of_box,
-    bounding_box,
-    transform_points,
-    voxel_volume_mm3,
-)
+from mmccd_cli.template import Template, bounding_box, voxel_volume_mm3
 
-Matrix = NDArray[np.float64]
-
-_MIN_WEIGHT = 0.05  # less than this share of a sample lies inside the mask: leave it out
 _MARGIN_VOXELS = 4
 _SIGN_OF_LESIONS = {"FLAIR": 1, "T2w": 1, "T1w": -1}  # bright, bright, dark, as most are
-_MIN_OVERLAP = 0.8
-_MIN_COVERED = 0.95
 # Volume of the brain as a share of the template's; of adults it is 0.6 to 1.3. Below the first,
 # slabs and halves ended 1.5 to 5 cm away, up to the second those that were stretched.
 _TOO_LITTLE, _LITTLE = 0.5, 0.65
-_SLAB_VOXELS = 2**22  # that are brought back at a time: more than the brain of a scan at 1 mm has
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class AlignedScan:
-    """A scan, and where the subject's brain lies in it.
-
-    Attributes:
-        volume: The scan as it came in.
-        brain: (I, J, K) bool on its grid, the brain that it shows.
-        matrix: (4, 4) reference world -> the scan's world, RAS+ mm.
-    """
-
-    volume: Volume
-    brain: NDArray[np.bool_]
-    matrix: Matrix
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -166,7 +119,8 @@ def prepare_subject(
         "threads": threads,
     }
     prepared = _prepare(volumes, template, settings, **how)
-    wrong, reference = _misfits(prepared, template), prepared.reference
+    reference = prepared.reference
+    wrong = misfits(prepared.images, prepared.covered, template, reference=reference)
     left_out = {name: reason for name, reason in wrong.items() if name != reference}
     told = [f"{name} {reason}." for name, reason in wrong.items() if name == reference]
     if left_out:
@@ -213,17 +167,17 @@ def _prepare(
             from_template, warnings = _align_template(head, template, reference)
             notes += warnings
     with watch.stage("resampling"):
-        sampler = _Sampler(template, from_template, head, threads=threads)
+        sampler = Sampler(template, from_template, head, threads=threads)
         brain = sampler.share >= 0.5
         sampled = {name: sampler.sample(scan) for name, scan in scans.items()}
-        notes += _check_overlap(brain, template)
+        notes += check_overlap(brain, template)
     with watch.stage("intensity"):
         covered = {name: seen & brain for name, (_, seen) in sampled.items()}
         images = {
             name: _normalised(data, covered[name], template, name=name, settings=settings)
             for name, (data, _) in sampled.items()
         }
-        notes += _check_coverage(scans, covered, brain)
+        notes += check_coverage(scans, covered, brain)
         notes += check_contrast(images, covered, template)
     return PreparedSubject(
         images=images,
@@ -239,75 +193,6 @@ def _prepare(
         notes=tuple(notes),
         seconds=watch.seconds,
     )
-
-
-def to_reference_grid(data: NDArray[np.floating], prepared: PreparedSubject) -> NDArray[np.float32]:
-    """Bring template-space data back to the grid of the reference scan.
-
-    Cubic splines bring it to half the template's spacing, for small foci would shrink between
-    linear samples; what lies outside the brain takes the value of its nearest voxel before.
-
-    Args:
-        data: (I, J, K) values on the template's grid; what lies outside the brain is not used.
-        prepared: What `prepare_subject` returned.
-
-    Returns:
-        (I, J, K) float32 on the reference grid, 0 outside the reference's brain.
-    """
-    reference, brain = prepared.reference_volume, prepared.reference_brain
-    box = bounding_box(brain)
-    index_from_index = np.linalg.inv(prepared.affine) @ prepared.to_reference @ reference.affine
-    fine = doubled(
-        Volume(_spread(data, prepared.brain), prepared.affine),
-        _sampled_part(box, index_from_index, data.shape),
-    )
-    result = sparse_zeros(reference.shape, np.float32)
-    for slab in _slabs(box):
-        part, there = affine_of_box(reference.affine, slab), brain[slab]
-        values = resample(fine, there.shape, part, matrix=prepared.to_reference).data
-        np.copyto(result[slab], values, where=there)
-    return result
-
-
-def _spread(data: NDArray[np.floating], brain: NDArray[np.bool_]) -> NDArray[np.floating]:
-    """Give each voxel outside the brain the value of the nearest one inside."""
-    nearest = ndimage.distance_transform_edt(~brain, return_distances=False, return_indices=True)
-    return data[tuple(nearest)]
-
-
-def _sampled_part(box: Box, matrix: Matrix, shape: tuple[int, ...]) -> Box:
-    """The part of a grid that is looked at where a box of another grid is interpolated.
-
-    Args:
-        box: Not empty.
-        matrix: (4, 4) from indices of the other grid to indices of this one.
-        shape: Of this one.
-    """
-    corners = itertools.product(*[(side.start, side.stop - 1) for side in box])
-    points = transform_points(matrix, list(corners))
-    last = np.array(shape) - 1
-    low = np.clip(np.floor(points.min(axis=0)) - 1, 0, last).astype(int)
-    high = np.clip(np.ceil(points.max(axis=0)) + 1, 0, last).astype(int)
-    i, j, k = (
-        slice(first, end + 1) for first, end in zip(low.tolist(), high.tolist(), strict=True)
-    )
-    return i, j, k
-
-
-def _slabs(box: Box) -> Iterator[Box]:
-    """Cut a box across its first axis, so that a large one is never handled as a whole."""
-    i, j, k = box
-    plane = (j.stop - j.start) * (k.stop - k.start)
-    thickness = max(1, _SLAB_VOXELS // plane)
-    for start in range(i.start, i.stop, thickness):
-        yield slice(start, min(start + thickness, i.stop)), j, k
-
-
-def _without_background(
-    values: NDArray[np.float32], share: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Undo what interpolation mixed in from outside a mask, of which each voxel holds a share."""
-    return np.where(share > _MIN_WEIGHT, values / np.maximum(share, _MIN_WEIGHT), 0)
 
 
 def _known_modalities(volumes: Mapping[str, Volume]) -> dict[str, Volume]:
@@ -414,51 +299,6 @@ def _too_little(shown: str) -> DataError:
     )
 
 
-class _Sampler:
-    """Samples scans on the template's grid.
-
-    Attributes:
-        share: (I, J, K) float32, how much of each voxel of the template's grid is brain.
-    """
-
-    def __init__(
-        self, template: Template, from_template: Matrix, head: AlignedScan, *, threads: int
-    ) -> None:
-        self._template, self._from_template, self._threads = template, from_template, threads
-        self._head = head
-        self.share = self._mean_inside(head.brain, head)
-
-    def sample(self, scan: AlignedScan) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Return a scan on the template's grid, and where it shows the brain there.
-
-        Blurring image and mask alike and dividing keeps the background out of the brain's edge.
-        """
-        # Scans on one grid that show all of the brain share its mask, and so its share.
-        same = np.array_equal(scan.matrix, self._head.matrix)
-        same = same and same_grid(scan.volume, self._head.volume)
-        if same and np.array_equal(scan.brain, self._head.brain):
-            share = self.share
-        else:
-            share = self._mean_inside(scan.brain, scan)
-        return _without_background(self._mean_inside(scan.volume.data, scan), share), share >= 0.5
-
-    def _mean_inside(self, data: NDArray, scan: AlignedScan) -> NDArray[np.float32]:
-        """Mean of what the brain leaves of an image in each voxel of the template's grid."""
-        box, template = bounding_box(scan.brain, _MARGIN_VOXELS), self._template
-        affine = affine_of_box(scan.volume.affine, box)
-        matrix = scan.matrix @ self._from_template
-        inside = cut_out(data[box], scan.brain[box], affine, samples=matrix @ template.affine)
-        return resample(
-            inside,
-            template.shape,
-            template.affine,
-            matrix=matrix,
-            smooth=True,
-            overwrite=True,
-            threads=self._threads,
-        ).data
-
-
 def _normalised(
     data: NDArray[np.float32],
     seen: NDArray[np.bool_],
@@ -479,63 +319,3 @@ def _normalised(
             spacing_mm=template.spacing_mm,
         )
     return normalise(data, seen, settings.intensity, name=name)
-
-
-def _misfits(prepared: PreparedSubject, template: Template) -> dict[str, str]:
-    """Modality -> why its scan would spoil the result, in words that go on from its name."""
-    if not template.images:  # a bare grid knows neither left and right nor tissue
-        return {}
-    images, covered = prepared.images, prepared.covered
-    spacing_mm = template.spacing_mm
-    wrong = disagreements(images, covered, reference=prepared.reference, spacing_mm=spacing_mm)
-    if "T1w" in images and shows_agent(images["T1w"], covered["T1w"], template):
-        wrong.setdefault(
-            "T1w",
-            "shows places far brighter than tissue is, as vessels are after contrast agent was "
-            "given, and the scores are of scans from before",
-        )
-    return wrong
-
-
-def _check_overlap(brain: NDArray[np.bool_], template: Template) -> list[str]:
-    if template.images and not brain.any():
-        raise DataError(
-            "The template of these weights and the brain do not overlap.",
-            cause="The weights register no scan, so they fit scans in the space of their template "
-            "alone; or the template was moved.",
-            next_step="Use other --weights, or bring the scans to that space.",
-        )
-    dice = overlap(brain, template.mask).dice
-    # A bare grid, of a template that is yet to be made, has no brain to compare.
-    if not template.images or dice >= _MIN_OVERLAP:
-        return []
-    text = f"Brain and template overlap poorly (Dice {dice:.2f}); check the alignment."
-    return [Caution(text)]
-
-
-def _check_coverage(
-    scans: Mapping[str, AlignedScan],
-    covered: Mapping[str, NDArray[np.bool_]],
-    brain: NDArray[np.bool_],
-) -> list[str]:
-    lost = {name: lost_slices(scan.brain) for name, scan in scans.items()}
-    uneven = {name: uneven_slices(scan.volume, scan.brain) for name, scan in scans.items()}
-    shares = {name: seen.sum() / max(1, brain.sum()) for name, seen in covered.items()}
-    told = [
-        f"{name} is empty in {count} of its slices through the brain: what lies there, or next to "
-        "it, may be missed."
-        for name, count in lost.items()
-        if count
-    ]
-    told += [
-        f"{name} is far brighter or darker in {count} of its slices through the brain than in the "
-        "slices beside: what is marked there may be no lesion."
-        for name, count in uneven.items()
-        if count
-    ]
-    told += [
-        f"{name} shows only {share:.0%} of the brain."
-        for name, share in shares.items()
-        if share < _MIN_COVERED
-    ]
-    return [Caution(text) for text in told]

@@ -14,11 +14,11 @@ from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.preprocessing.reference_grid import to_reference_grid
 from mmccd_cli.preprocessing.spatial import doubled
 from mmccd_cli.preprocessing.subject import (
     PreparedSubject,
     prepare_subject,
-    to_reference_grid,
 )
 from mmccd_cli.template import Box, Template
 
@@ -93,7 +93,7 @@ def test_what_is_brought_back_in_slabs_is_the_same(
     prepared: PreparedSubject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = to_reference_grid(prepared.images["FLAIR"], prepared)
-    monkeypatch.setattr("mmccd_cli.preprocessing.subject._SLAB_VOXELS", whole[0].size * 3)
+    monkeypatch.setattr("mmccd_cli.preprocessing.reference_grid._SLAB_VOXELS", whole[0].size * 3)
     assert to_reference_grid(prepared.images["FLAIR"], prepared) == pytest.approx(whole, abs=1e-5)
 
 
@@ -106,9 +106,9 @@ def test_only_what_is_looked_at_is_doubled(
         parts.append(volume.data[box].size / volume.data.size)
         return doubled(volume, box)
 
-    monkeypatch.setattr("mmccd_cli.preprocessing.subject.doubled", kept)
+    monkeypatch.setattr("mmccd_cli.preprocessing.reference_grid.doubled", kept)
     part = to_reference_grid(prepared.images["FLAIR"], prepared)
-    monkeypatch.setattr("mmccd_cli.preprocessing.subject.doubled", lambda v, _: doubled(v))
+    monkeypatch.setattr("mmccd_cli.preprocessing.reference_grid.doubled", lambda v, _: doubled(v))
     np.testing.assert_allclose(
         part, to_reference_grid(prepared.images["FLAIR"], prepared), atol=1e-6
     )
