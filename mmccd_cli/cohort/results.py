@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mmccd_cli.errors import DataError
 from mmccd_cli.files import sha256_of_file
+from mmccd_cli.inputs.names import nifti_files
 from mmccd_cli.inputs.nifti import NiftiGrid, read_nifti
 from mmccd_cli.inputs.volume import Volume
 from mmccd_cli.outputs.anatomy import matrix_to_template
@@ -114,10 +115,18 @@ def sidecar_of(map_file: Path, record_file: Path) -> Sidecar:
     """Read the record of a map.
 
     Raises:
-        DataError: One of them is missing or cannot be read, or they do not belong together.
+        DataError: One of them is missing or cannot be read, or they do not belong together, or it
+            is a mask.
     """
     if not map_file.is_file():
         raise DataError(f"There is no map {map_file}.", next_step="Check the name.")
+    try:
+        return _own_sidecar(map_file, record_file)
+    except DataError as error:
+        raise _error_of_mask(map_file) or error from error
+
+
+def _own_sidecar(map_file: Path, record_file: Path) -> Sidecar:
     if not record_file.is_file():
         raise DataError(
             f"There is no record {record_file} beside the map.",
@@ -140,3 +149,33 @@ def sidecar_of(map_file: Path, record_file: Path) -> Sidecar:
             next_step="Segment the subject anew.",
         )
     return sidecar
+
+
+def _error_of_mask(file: Path) -> DataError | None:
+    """The error for a mask where a map is meant; None for what is none, or cannot be read."""
+    try:
+        values = read_nifti(file, allow_constant=True)[0].data
+    except DataError:
+        return None
+    map_file = _map_of_mask(file)
+    empty = not values.any()
+    if not ((values == 0) | (values == values.max())).all() or (empty and map_file is None):
+        return None
+    return DataError(
+        f"{file} is a mask, and no anomaly map.",
+        cause="Each of its voxels is 0 or the same value; a map has a value for each voxel of the "
+        "brain.",
+        next_step=f"Give the map beside it: {map_file}"
+        if map_file
+        else "Give the map that it was made from, with its record NAME.json beside it.",
+    )
+
+
+def _map_of_mask(file: Path) -> Path | None:
+    """Return the map beside a mask, by the record of the mask or by their names."""
+    beside = [path for path in nifti_files(file.parent) if path != file]
+    record = read_record(outputs_beside(file)["sidecar"])
+    if record is not None and record["outputs"]["mask"] == file.name:
+        return next((path for path in beside if path.name == record["outputs"]["map"]), None)
+    named = (path for path in beside if outputs_beside(path)["mask"].name == file.name)
+    return next((path for path in named if outputs_beside(path)["sidecar"].is_file()), None)

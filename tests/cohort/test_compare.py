@@ -222,6 +222,36 @@ def test_another_mask_of_a_map_is_found_with_its_map(
     assert (missing.exit_code, "its map map.nii.gz is not beside it" in missing.stderr) == (3, True)
 
 
+def test_a_mask_given_as_a_map_is_called_one_and_its_map_is_named(
+    bundle: Path, write_subject: Callable[..., Path], tmp_path: Path
+) -> None:
+    phantom = make_phantom(0, shape=(34, 38, 30), spacing_mm=(6, 6, 6))
+    folder = write_subject(tmp_path / "data", phantom, "brats", id="01")
+    words = ("segment", folder, "--weights", bundle, "--device", "cpu")
+    own, strict = tmp_path / "map.nii.gz", tmp_path / "strict.nii.gz"
+    for where in (("--out", own), ("--bids-out", tmp_path)):
+        assert run(*words, *where).exit_code == 0
+    assert run("threshold", own, "--threshold", "0.8", "--out", strict).exit_code == 0
+    (in_bids,), (mask_in_bids,) = (
+        list(tmp_path.glob(f"sub-01/anat/*_{end}.nii.gz")) for end in ("probseg", "mask")
+    )
+    mask = tmp_path / "map_mask.nii.gz"
+    stray = tmp_path / "stray.nii.gz"
+    stray.write_bytes(mask.read_bytes())
+    for given, named in ((mask, own), (strict, own), (mask_in_bids, in_bids), (stray, None)):
+        before = given.read_bytes()
+        refused = [run("threshold", given, "--force")]
+        refused += [run("compare", own, given)] if given != strict else []  # which has a record
+        for result in refused:
+            assert result.exit_code == 3
+            assert f"{given} is a mask, and no anomaly map" in result.stderr
+            help = f"the map beside it: {named}" if named else "the map that it was made from"
+            assert help in result.stderr
+        assert given.read_bytes() == before
+    scan = next(folder.glob("*_flair.nii.gz"))
+    assert "There is no record" in run("threshold", scan, "--force").stderr
+
+
 def test_two_people_are_told_apart_where_their_labels_say_it() -> None:
     def named(subject: str, scan: str) -> Result:
         made = result({}, scan=scan)
