@@ -13,7 +13,7 @@ import typer
 
 from mmccd_cli.cli import options
 from mmccd_cli.cli.command import command
-from mmccd_cli.cli.console import Console
+from mmccd_cli.cli.console import JsonConsole
 from mmccd_cli.errors import SomeSubjectsFailed, UsageError
 from mmccd_cli.files import refuse_to_overwrite
 
@@ -163,11 +163,11 @@ def evaluate(
     compared: ComparisonChoice,
     model: options.ModelOptions,
     force: options.Force = False,
-    console: Console,
+    console: JsonConsole,
 ) -> None:
     """Score masks against reference segmentations.
 
-    The masks are those that `mmccd segment` writes.
+    The masks are those that `mmccd segment` writes. With --json the summary is printed, not tables.
 
     Both masks empty counts as perfect, one of them empty as a complete miss (overlaps 0, distances
     the diagonal of the volume). Intervals are bootstrapped over subjects. Whoever lacks a scan that
@@ -233,16 +233,14 @@ def _refuse_to_overwrite(out: Path, read: Iterable[Path], *, force: bool) -> Non
     refuse_to_overwrite(written, read, force=force)
 
 
-def _show(result: Evaluation, console: Console) -> None:
-    """Write the tables to stdout, and what a reader must know to stderr."""
-    from mmccd_cli.evaluation.tables import CONVENTIONS, WIDE, free_response_table, text_tables
+def _show(result: Evaluation, console: JsonConsole) -> None:
+    """Write tables or the summary to stdout, and what a reader must know to stderr."""
+    from mmccd_cli.evaluation.tables import CONVENTIONS, describe_rows
 
-    # Wide where there is no terminal, so that nothing is cut.
-    width = shutil.get_terminal_size((WIDE, 24)).columns
-    for table in text_tables(result.rows, width=width, details=console.verbosity > 0):
-        console.result(table)
-    if curves := result.about["free_response"]:
-        console.result(free_response_table(curves, width=width))
+    if console.as_json:
+        console.record(describe_rows(result.rows, result.about))
+    else:
+        _show_tables(result, console)
     console.info(f"Constants of thresholds: {result.about['constants_source']}.")
     console.info(f"Cleaning of {result.about['cleaning']}.")
     console.detail(CONVENTIONS)
@@ -255,6 +253,17 @@ def _show(result: Evaluation, console: Console) -> None:
             f"{', '.join(left_out)}: no tumour in the slices 70-89, left out of the published "
             "protocol"
         )
+
+
+def _show_tables(result: Evaluation, console: JsonConsole) -> None:
+    from mmccd_cli.evaluation.tables import WIDE, free_response_table, text_tables
+
+    # Wide where there is no terminal, so that nothing is cut.
+    width = shutil.get_terminal_size((WIDE, 24)).columns
+    for table in text_tables(result.rows, width=width, details=console.verbosity > 0):
+        console.result(table)
+    if curves := result.about["free_response"]:
+        console.result(free_response_table(curves, width=width))
 
 
 def _modality_set(text: str) -> tuple[str, ...] | None:

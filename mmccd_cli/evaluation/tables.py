@@ -130,7 +130,13 @@ def dice_above_unlearned(
 
 
 def write_summary(path: Path, rows: Sequence[CaseRow], about: dict[str, Any]) -> None:
-    """Write mean, SD, interval and number of subjects of every score of every method as JSON.
+    """Write as JSON what `describe_rows` returns."""
+    document = describe_rows(rows, about)
+    write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def describe_rows(rows: Sequence[CaseRow], about: dict[str, Any]) -> dict[str, Any]:
+    """Return mean, SD, interval and number of subjects of every score of every method.
 
     `about` is what else a reader must know: constants, cleaning, weights.
     """
@@ -156,8 +162,7 @@ def write_summary(path: Path, rows: Sequence[CaseRow], about: dict[str, Any]) ->
         best, differences = dice_above_unlearned(rows, protocol)
         above[protocol] = {"best": best, **{m: _plain(s) for m, s in differences.items()}}
     about = {**about, "dice_above_best_unlearned": above}
-    document = {"mmccd": __version__, "conventions": CONVENTIONS, **about, "table": table}
-    write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
+    return {"mmccd": __version__, "conventions": CONVENTIONS, **about, "table": table}
 
 
 def _plain(summary: MetricSummary) -> dict[str, float]:

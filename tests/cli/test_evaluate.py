@@ -92,6 +92,20 @@ def test_all_rows_in_csv_summary_and_table(data: Path, bundle: Path, tmp_path: P
     assert re.search(r"flair-z \(fixed\) +hd95_mm", again.stdout)
 
 
+def test_json_is_the_summary_and_all_else_goes_to_stderr(
+    data: Path, bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "rows.csv"
+    words = [data, "--weights", bundle, "--method", "mmccd", "--modalities", "all", "--out", out]
+    result = evaluate(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    summary = json.loads((tmp_path / "rows.summary.json").read_text())
+    assert json.loads(line) == summary
+    assert {row["method"] for row in summary["table"]} > {"flair-z (fixed)"}
+    assert "Constants of thresholds" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["seg", "flair", "split.json", "folds.json", "old.summary.json"])
 def test_what_is_read_is_never_overwritten(data: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / "folds.json").write_text(json.dumps({"one": ["a", "b"], "two": ["c"]}))
