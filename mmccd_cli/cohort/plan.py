@@ -306,13 +306,11 @@ def plan_bids_cohort(
 
 
 def _check_skull_strip(method: str) -> None:
-    if method in ("auto", "never"):
+    if method in ("auto", "never"):  # which every installation has
         return
-    from mmccd_cli.preprocessing.skull_strippers import STRIPPERS
+    from mmccd_cli.preprocessing.skull_strippers import check_method
 
-    if method not in STRIPPERS:
-        known = ", ".join(("auto", "never", *STRIPPERS))
-        raise UsageError(f"There is no skull stripper named {method!r}; known are: {known}.")
+    check_method(method)
 
 
 def _folder_of_index(jobs: Iterable[Job]) -> Path | None:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.components import component_sizes, fill_holes
 from mmccd_cli.config import MODALITIES
-from mmccd_cli.errors import Caution, DataError, UsageError
+from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
-from mmccd_cli.preprocessing.skull_strippers import STRIPPERS
+from mmccd_cli.preprocessing.skull_strippers import STRIPPERS, check_method
 from mmccd_cli.preprocessing.spatial import LARGE, resample, same_grid
 from mmccd_cli.template import Box, bounding_box
 
@@ -145,9 +145,7 @@ def find_brain(
         mask = onto(grid, given, np.eye(4), mask=given.data > 0.5)
         align(reference, mask := _checked(mask, grid, "The given mask"))
         return BrainMask(mask, "given")
-    if method not in ("auto", "never", *STRIPPERS):
-        known = ", ".join(("auto", "never", *STRIPPERS))
-        raise UsageError(f"There is no skull stripper named {method!r}; known are: {known}.")
+    check_method(method)
     stripping = _Stripping(volumes, _DEFAULT_STRIPPER if method == "auto" else method, threads)
     stripped, reason = (True, "") if method == "never" else is_skull_stripped(volumes)
     if method == "never" or (method == "auto" and stripped and not stripping.finds_a_head):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mmccd_cli.errors import DataError
+from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.host import give_back_freed_memory
 from mmccd_cli.inputs.volume import Volume, reorient_array, sparse_zeros
 from mmccd_cli.preprocessing.spatial import LARGE
@@ -77,3 +77,19 @@ def deepbet(volume: Volume, threads: int = 1) -> NDArray[np.bool_]:
 
 
 STRIPPERS = {"deepbet": SkullStripper(deepbet, ("T1w", "FLAIR", "T2w"), doubtful=("T2w",))}
+
+
+def check_method(name: str) -> None:
+    """Refuse what is no way to find a brain.
+
+    Args:
+        name: "auto", "never" or the name of a skull stripper.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    known = ("auto", "never", *STRIPPERS)
+    if name not in known:
+        raise UsageError(
+            f"There is no skull stripper named {name!r}; known are: {', '.join(known)}."
+        )
