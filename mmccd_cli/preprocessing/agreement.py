@@ -74,7 +74,6 @@ def agreement(
         return None
     ours = local_contrast(fixed, inside, spacing_mm)[tuple(index.T)]
     theirs = local_contrast(moving, inside, spacing_mm)
-    mirrored = local_contrast(moving[::-1], inside[::-1], spacing_mm)
     edges = _bin_edges(theirs[tuple(index.T)])
     binned = np.digitize(ours, _bin_edges(ours))
 
@@ -87,7 +86,7 @@ def agreement(
         told_by(theirs, [sign * step if axis == k else 0 for k in range(3)])
         for (axis, step), sign in product(enumerate(steps), (-1, 1))
     )
-    return Agreement(gain_by_shift=shifted / here - 1, mirrored=told_by(mirrored) / here)
+    return Agreement(gain_by_shift=shifted / here - 1, mirrored=told_by(theirs[::-1]) / here)
 
 
 def disagreements(

@@ -95,11 +95,16 @@ def is_skull_stripped(volumes: Mapping[str, Volume]) -> tuple[bool, str]:
     Returns:
         The answer, and a sentence of the measurement behind it.
     """
+    return _looks_stripped(volumes, _Occupied(volumes))
+
+
+def _looks_stripped(volumes: Mapping[str, Volume], shown: _Occupied) -> tuple[bool, str]:
     reasons = []
     for name, volume in volumes.items():
         # Of a very fine scan every second voxel says enough; labels take four times the memory.
         every = 2 if volume.data.size > LARGE else 1
-        occupied = _occupied(volume.data[::every, ::every, ::every])
+        thinned = volume.data[::every, ::every, ::every]
+        occupied = shown[name] if every == 1 else _occupied(thinned)
         empty = 1 - float(occupied.mean())
         litres = _litres(occupied, volume) * every**3
         if litres > _MAX_BRAIN_LITRES:  # not yet said of its largest piece, which takes longer
@@ -146,10 +151,12 @@ def find_brain(
         align(reference, mask := _checked(mask, grid, "The given mask"))
         return BrainMask(mask, "given")
     check_method(method)
-    stripping = _Stripping(volumes, _DEFAULT_STRIPPER if method == "auto" else method, threads)
-    stripped, reason = (True, "") if method == "never" else is_skull_stripped(volumes)
+    shown = _Occupied(volumes)
+    own = _DEFAULT_STRIPPER if method == "auto" else method
+    stripping = _Stripping(volumes, own, threads=threads, shown=shown)
+    stripped, reason = (True, "") if method == "never" else _looks_stripped(volumes, shown)
     if method == "never" or (method == "auto" and stripped and not stripping.finds_a_head):
-        mask = _nonzero_brain(volumes, reference, align(reference, _occupied(grid.data)))
+        mask = _nonzero_brain(shown, reference, align(reference, shown[reference]))
         return BrainMask(_checked(mask, grid, "The scan"), "stripped")
     source, name = stripping.source, stripping.name
     matrix = align(source, stripping.mask).get(source, np.eye(4))
@@ -171,6 +178,7 @@ class _Stripping:
     volumes: Mapping[str, Volume]
     name: str
     threads: int
+    shown: _Occupied
 
     @property
     def source(self) -> str:
@@ -186,7 +194,7 @@ class _Stripping:
     def finds_a_head(self) -> bool:
         """Whether what looks like a large stripped brain is a head on a background of zeros."""
         scan = self.volumes[self.source]
-        occupied = _occupied(scan.data)
+        occupied = self.shown[self.source]
         if _litres(occupied, scan) <= _DOUBTFUL_LITRES:
             return False
         return bool(self.mask.sum() < _MIN_LEFT_OF_BRAIN * occupied.sum())
@@ -251,15 +259,15 @@ def _parts_with(mask: NDArray[np.bool_], min_voxels: float) -> Iterator[Box]:
 
 
 def _nonzero_brain(
-    volumes: Mapping[str, Volume], reference: str, matrices: Mapping[str, NDArray[np.float64]]
+    shown: _Occupied, reference: str, matrices: Mapping[str, NDArray[np.float64]]
 ) -> NDArray[np.bool_]:
     """Union over the modalities, so that a cut field of view in one does not cut the brain."""
-    grid = volumes[reference]
-    occupied = _occupied(grid.data)
-    for name, volume in volumes.items():
+    grid = shown.volumes[reference]
+    occupied = shown[reference].copy()
+    for name, volume in shown.volumes.items():
         if name != reference:
             matrix = matrices.get(name, np.eye(4))
-            occupied |= onto(grid, volume, matrix, mask=_occupied(volume.data))
+            occupied |= onto(grid, volume, matrix, mask=shown[name])
     return fill_holes(_largest_component(_across_lost_slices(occupied, grid)))
 
 
@@ -308,6 +316,24 @@ def _check_given(given: Volume) -> None:
         )
 
 
+class _Occupied:
+    """Where scans show something, found once; of very fine ones whenever it is asked for."""
+
+    def __init__(self, volumes: Mapping[str, Volume]) -> None:
+        self.volumes = volumes
+        self._known: dict[str, NDArray[np.bool_]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[np.bool_]:
+        """(I, J, K) bool on the grid of the scan, not to be written to."""
+        if name in self._known:
+            return self._known[name]
+        data = self.volumes[name].data
+        found = _occupied(data)
+        if data.size <= LARGE:
+            self._known[name] = found
+        return found
+
+
 def _occupied(data: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Where a scan shows more than what resampling leaves around a stripped brain.
 
@@ -320,6 +346,8 @@ def _occupied(data: NDArray[np.float32]) -> NDArray[np.bool_]:
     if not values.size:
         return np.zeros(data.shape, dtype=bool)
     bright = np.percentile(values, _BRIGHT_PERCENTILE)
+    if data.min() >= 0:
+        return data > _TRACE * bright
     above, below = data > _TRACE * bright, data < -_TRACE * bright
     negative = below.sum() / max(1, below.sum() + above.sum())
     if negative > _STANDARDISED:
