@@ -35,7 +35,7 @@ def test_lost_slices_are_counted(head: Phantom, axis: int) -> None:
     assert lost_slices(np.zeros_like(brain)) == 0
 
 
-@pytest.mark.parametrize("factor", [0.5, 2.0])
+@pytest.mark.parametrize("factor", [0.4, 2.0])
 @pytest.mark.parametrize("axis", range(3))
 def test_a_slice_of_another_brightness_is_counted(head: Phantom, axis: int, factor: float) -> None:
     scan = head.volumes["FLAIR"]
