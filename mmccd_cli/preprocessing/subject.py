@@ -49,7 +49,8 @@ class PreparedSubject:
         reference: The reference modality.
         reference_volume: Its scan as it came in, its background 0.
         reference_brain: (I, J, K) bool on the reference grid.
-        matrices: Modality -> (4, 4) reference world -> that modality's world, RAS+ mm.
+        matrices: Modality -> (4, 4) reference world -> that modality's world, RAS+ mm; also of
+            scans that are left out.
         brain_method: How the brain mask was found.
         notes: What happened; a `Caution` is to be read before trusting the result.
         seconds: Stage -> seconds.
@@ -128,8 +129,9 @@ def prepare_subject(
             f"{name} {reason}. It was left out; look at it in a viewer, over the {reference}."
             for name, reason in left_out.items()
         ]
-        rest = {name: scan for name, scan in volumes.items() if name not in left_out}
+        rest, matrices = {n: v for n, v in volumes.items() if n not in left_out}, prepared.matrices
         prepared = _prepare(rest, template, settings, **how)
+        prepared = replace(prepared, matrices={**matrices, **prepared.matrices})
     return replace(prepared, notes=(*map(Caution, told), *prepared.notes))
 
 

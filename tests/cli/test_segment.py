@@ -69,6 +69,27 @@ def test_segment_writes_map_mask_and_record(run: Run, subject: Path, tmp_path: P
     assert record["settings"]["requested"]["threshold"] == "auto"
 
 
+def test_a_scan_that_does_not_belong_is_left_out_of_the_result_and_stays_in_the_report(
+    run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def misfits(*_: object, **__: object) -> dict[str, str]:
+        return {"T2w": "is another head's"}
+
+    monkeypatch.setattr("mmccd_cli.preprocessing.subject.misfits", misfits)
+    extras = ("--picture", tmp_path / "look.png", "--report", tmp_path / "look.html")
+    result = run(subject, "--out", tmp_path / "with.nii.gz", *extras)
+    assert result.exit_code == 0, result.stderr
+    record = json.loads((tmp_path / "with.json").read_text())
+    assert record["warnings"][0].startswith("T2w is another head's. It was left out;")
+    assert "T2w" in record["inputs"]
+    assert "T2w" not in record["settings"]["score"]["modalities"]
+    assert "is another head" in (tmp_path / "look.html").read_text()
+    flair, t1w = (next(subject.glob(f"*{name}.nii.gz")) for name in ("flair", "t1"))
+    assert run("--flair", flair, "--t1", t1w, "--out", tmp_path / "without.nii.gz").exit_code == 0
+    for end in (".nii.gz", "_mask.nii.gz"):
+        assert (tmp_path / f"with{end}").read_bytes() == (tmp_path / f"without{end}").read_bytes()
+
+
 def test_separate_files(run: Run, subject: Path, tmp_path: Path) -> None:
     flair = next(subject.glob("*flair.nii.gz"))
     result = run("--flair", flair, "--out", tmp_path / "map.nii")

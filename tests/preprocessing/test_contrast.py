@@ -111,6 +111,7 @@ def test_a_t1w_after_contrast_agent_is_left_out_where_there_is_another_scan(
     settings, volumes = PreprocessingConfig(), _with_vessels(head)
     prepared = prepare_subject(volumes, template, settings)
     assert set(prepared.images) == set(prepared.covered) == {"FLAIR", "T2w"}
+    assert set(prepared.matrices) == set(MODALITIES)
     (told,) = (text for text in prepared.notes if "contrast agent" in text)
     assert isinstance(told, Caution)
     assert "left out" in told
