@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.config import IntensityConfig
-from mmccd_cli.preprocessing.intensity import center_and_width
+from mmccd_cli.preprocessing.intensity import center_and_width, is_standardised
 from mmccd_cli.preprocessing.least_squares import normal_equations
 from mmccd_cli.template import NormalRange
 
@@ -35,7 +35,6 @@ _LEAST_VOXELS = 200  # of the thinned grid, for each degree and one more
 _GAIN_DEGREE, _GAIN_ROUNDS = 2, 2
 _LEAST_GAIN, _GREATEST_GAIN = 0.3, 3.0  # of one round
 _FAINT_GAIN = 0.05  # standard deviation of a gain's logarithm of which half is taken off
-_MOST_NEGATIVE = 0.05  # share of the brain; where more is below 0, 0 is not "no signal"
 
 
 def remove_bias_field(
@@ -102,7 +101,7 @@ def divide_by_gain(
         its values are negative, so that its zero is not the absence of signal.
     """
     values = data[seen]
-    if values.size == 0 or (values < 0).mean() > _MOST_NEGATIVE:
+    if values.size == 0 or is_standardised(values):
         return data
     gain = np.zeros(data.shape)  # its logarithm
     for _ in range(_GAIN_ROUNDS):

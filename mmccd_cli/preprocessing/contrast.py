@@ -30,7 +30,7 @@ Of 32 subjects' scans under their own names, FLAIR resembles T1w by up to 0.013 
 and T1w by at least 0.05; all other pairs are apart by 0.08 and more.
 """
 
-_RIM_MM = 6.0  # of the brain, where fat and sinuses may be left
+_RIM_MM = 6.0  # of the brain, where fat and sinuses may be left, and whose outline all heads share
 _LEAST_VOXELS = 2000
 _BRIGHTEST = 99.9
 _WITH_AGENT = 4.5
@@ -83,8 +83,7 @@ def shows_agent(image: NDArray[np.float32], covered: NDArray[np.bool_], template
         covered: (I, J, K) bool, the part of the brain that it shows.
         template: Whose brain it lies in.
     """
-    rim = max(1, round(_RIM_MM / min(template.spacing_mm)))
-    values = image[ndimage.binary_erosion(covered & template.mask, iterations=rim)]
+    values = image[away_from_rim(covered & template.mask, template.spacing_mm)]
     if values.size < _LEAST_VOXELS:
         return False
     median, deviation = median_and_deviation(values)
@@ -92,6 +91,14 @@ def shows_agent(image: NDArray[np.float32], covered: NDArray[np.bool_], template
         return False
     likeness = _likeness(image, covered, template)  # lesions on FLAIR are as bright
     return max(likeness, key=likeness.__getitem__) == "T1w"
+
+
+def away_from_rim(
+    mask: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
+) -> NDArray[np.bool_]:
+    """(I, J, K) bool, what lies some 6 mm inside a mask."""
+    steps = max(1, round(_RIM_MM / min(spacing_mm)))
+    return np.asarray(ndimage.binary_erosion(mask, iterations=steps))
 
 
 def local_contrast(

@@ -11,6 +11,7 @@ from mmccd_cli.template import median_and_deviation
 
 _PUBLISHED_PERCENTILE = 90.0
 _MIN_VOXELS = 10
+_MOST_NEGATIVE = 0.05  # share of the brain; where more is below 0, 0 is not "no signal"
 
 
 def normalise(
@@ -60,6 +61,15 @@ def normalise(
     normalised = np.full(data.shape, settings.background, dtype=np.float32)
     normalised[mask] = values
     return normalised
+
+
+def is_standardised(values: NDArray[np.floating]) -> bool:
+    """Tell whether so many values are negative that 0 is not the absence of signal.
+
+    Args:
+        values: Of a brain, not empty; the ripples of interpolation are fewer.
+    """
+    return bool((values < 0).mean() > _MOST_NEGATIVE)
 
 
 def center_and_width(values: NDArray[np.floating], method: str) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mmccd_cli.errors import DataError
-from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.inputs.volume import Volume, reorient_array
 from mmccd_cli.preprocessing.spatial import (
     affine_transform,
     centre_of_mass,
@@ -29,7 +29,7 @@ from mmccd_cli.preprocessing.spatial import (
     steps_and_directions,
     working_grid,
 )
-from mmccd_cli.template import bounding_box, transform_points
+from mmccd_cli.template import affine_of_box, bounding_box, transform_points
 
 Matrix = NDArray[np.float64]
 
@@ -159,10 +159,10 @@ class _Scan:
             raise DataError("An image to be registered is constant.")
         background = min(low, 0.0)
         # One order of axes for all, so that the result does not depend on how voxels are stored.
-        part = reorient(volume.cropped(box), "RAS")
-        winsorised = np.clip(part.data, background, high)
-        self.image = Volume(winsorised, part.affine)
-        self.centre = centre_of_mass(winsorised - background, part.affine)
+        part, affine = reorient_array(volume.data[box], affine_of_box(volume.affine, box), "RAS")
+        winsorised = np.clip(part, background, high, order="C")
+        self.image = Volume(winsorised, affine)
+        self.centre = centre_of_mass(winsorised - background, affine)
 
     def grid(
         self, spacing_mm: float, padding_mm: float = _MARGIN_MM, *, keep_thick: bool = True

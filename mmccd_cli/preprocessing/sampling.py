@@ -14,7 +14,8 @@ from mmccd_cli.template import Template, affine_of_box, bounding_box
 Matrix = NDArray[np.float64]
 
 _MIN_WEIGHT = 0.05  # less than this share of a sample lies inside the mask: leave it out
-_MARGIN_VOXELS = 4
+MARGIN_VOXELS = 4
+"""Around a brain, that are kept of its scan."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,7 +63,7 @@ class Sampler:
 
     def _mean_inside(self, data: NDArray, scan: AlignedScan) -> NDArray[np.float32]:
         """Mean of what the brain leaves of an image in each voxel of the template's grid."""
-        box, template = bounding_box(scan.brain, _MARGIN_VOXELS), self._template
+        box, template = bounding_box(scan.brain, MARGIN_VOXELS), self._template
         affine = affine_of_box(scan.volume.affine, box)
         matrix = scan.matrix @ self._from_template
         inside = cut_out(data[box], scan.brain[box], affine, samples=matrix @ template.affine)

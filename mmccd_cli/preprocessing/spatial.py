@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.special import ive
 
-from mmccd_cli.inputs.volume import Volume, reorient
+from mmccd_cli.inputs.volume import Volume, reorient_array
 from mmccd_cli.template import Box, affine_of_box, bounding_box
 
 Interpolation = Literal["nearest", "linear"]
@@ -34,16 +34,23 @@ _MOST_WEIGHTS = 64  # on each side
 
 def same_grid(a: Volume, b: Volume) -> bool:
     """Whether two volumes have the same shape and, to 0.01 mm, the same voxel positions."""
-    if a.shape != b.shape:
-        return False
-    corners = _corners(a.shape)
-    difference = corners @ (a.affine - b.affine).T
-    return bool(np.abs(difference[:, :3]).max() <= _SAME_GRID_MM)
+    return _coincide(a.affine, b.affine, shapes=(a.shape, b.shape))
 
 
 def same_voxels(a: Volume, b: Volume) -> bool:
     """Whether two volumes have voxels at the same places, in whatever order they are stored."""
-    return same_grid(a, reorient(b, a.orientation))
+    turned, affine = reorient_array(b.data, b.affine, a.orientation)  # a view: nothing is copied
+    return _coincide(a.affine, affine, shapes=(a.shape, turned.shape))
+
+
+def _coincide(
+    a: NDArray[np.float64], b: NDArray[np.float64], *, shapes: tuple[tuple[int, ...], ...]
+) -> bool:
+    """Whether two grids of these shapes have the same voxels at the same indices."""
+    if shapes[0] != shapes[1]:
+        return False
+    difference = _corners(shapes[0]) @ (a - b).T
+    return bool(np.abs(difference[:, :3]).max() <= _SAME_GRID_MM)
 
 
 def resample(
@@ -295,7 +302,7 @@ def affine_transform(matrix: NDArray[np.float64]) -> sitk.AffineTransform:
     return transform
 
 
-def _corners(shape: tuple[int, int, int]) -> NDArray[np.float64]:
+def _corners(shape: tuple[int, ...]) -> NDArray[np.float64]:
     """(8, 4) homogeneous voxel indices of a grid's corners."""
     axes = np.meshgrid(*[(0.0, n - 1.0) for n in shape], indexing="ij")
     return np.stack([*(a.ravel() for a in axes), np.ones(8)], axis=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,12 @@ from mmccd_cli.preprocessing.checks import check_coverage, check_overlap, misfit
 from mmccd_cli.preprocessing.contrast import check_contrast
 from mmccd_cli.preprocessing.intensity import normalise
 from mmccd_cli.preprocessing.registration import refine, register
-from mmccd_cli.preprocessing.sampling import AlignedScan, Matrix, Sampler
+from mmccd_cli.preprocessing.sampling import MARGIN_VOXELS, AlignedScan, Matrix, Sampler
 from mmccd_cli.preprocessing.spatial import LARGE, same_voxels
 from mmccd_cli.preprocessing.template_alignment import SCALE_RANGE, align_to_template, match_moments
 from mmccd_cli.progress import Stopwatch
 from mmccd_cli.template import Template, bounding_box, voxel_volume_mm3
 
-_MARGIN_VOXELS = 4
 _SIGN_OF_LESIONS = {"FLAIR": 1, "T2w": 1, "T1w": -1}  # bright, bright, dark, as most are
 # Volume of the brain as a share of the template's; of adults it is 0.6 to 1.3. Below the first,
 # slabs and halves ended 1.5 to 5 cm away, up to the second those that were stretched.
@@ -74,7 +73,7 @@ class PreparedSubject:
 
         Map and mask need no more of it; pictures do.
         """
-        scan, box = self.reference_volume, bounding_box(self.reference_brain, _MARGIN_VOXELS)
+        scan, box = self.reference_volume, bounding_box(self.reference_brain, MARGIN_VOXELS)
         if scan.data.size > LARGE:
             give_back_freed_memory()
         data = sparse_zeros(scan.shape, np.float32)
@@ -113,13 +112,16 @@ def prepare_subject(
     Raises:
         DataError: No known modality, no brain, no contrast, or no overlap with the template.
     """
-    how: dict[str, Any] = {
-        "brain_mask": brain_mask,
-        "skull_strip": skull_strip,
-        "seed": seed,
-        "threads": threads,
-    }
-    prepared = _prepare(volumes, template, settings, **how)
+    prepare = partial(
+        _prepare,
+        template=template,
+        settings=settings,
+        brain_mask=brain_mask,
+        skull_strip=skull_strip,
+        seed=seed,
+        threads=threads,
+    )
+    prepared = prepare(volumes)
     reference = prepared.reference
     wrong = misfits(prepared.images, prepared.covered, template, reference=reference)
     left_out = {name: reason for name, reason in wrong.items() if name != reference}
@@ -130,16 +132,16 @@ def prepare_subject(
             for name, reason in left_out.items()
         ]
         rest, matrices = {n: v for n, v in volumes.items() if n not in left_out}, prepared.matrices
-        prepared = _prepare(rest, template, settings, **how)
+        prepared = prepare(rest)
         prepared = replace(prepared, matrices={**matrices, **prepared.matrices})
     return replace(prepared, notes=(*map(Caution, told), *prepared.notes))
 
 
 def _prepare(
     volumes: Mapping[str, Volume],
+    *,
     template: Template,
     settings: PreprocessingConfig,
-    *,
     brain_mask: Volume | None,
     skull_strip: str,
     seed: int,
