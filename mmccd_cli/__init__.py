@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmccd_cli.cohort.jobs import RunSettings as RunSettings
     from mmccd_cli.errors import MmccdError as MmccdError
 
-__version__ = "0.14.0"
+__version__ = "0.15.0"
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,

@@ -114,14 +114,13 @@ class DataOptions:
 
         if self.data_dir is None:
             raise UsageError("--data-dir is missing.", next_step="Give the folder of the subjects.")
-        recipe, template = self.recipe(), None
+        template = None
         if self.template is not None:
             template = load_bundle(resolve_weights(self.template)).template
         return SliceSource(
             data_dir=self.data_dir,
             settings=PrepareSettings(
-                spacing_mm=recipe.spacing_mm,
-                preprocessing=recipe.preprocessing,
+                recipe=self.recipe(),
                 require_segmentation=self.data != "folder",
                 strict=self.strict,
             ),

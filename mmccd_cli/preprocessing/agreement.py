@@ -64,8 +64,11 @@ def agreement(
         spacing_mm: Voxel size.
 
     Returns:
-        The measurement, None where too little is shown by both.
+        The measurement, None where too little is shown by both, or voxels are larger than the
+        shift, so that what stands out is lost between them.
     """
+    if max(spacing_mm) > SHIFT_MM:
+        return None
     steps = [max(1, round(SHIFT_MM / mm)) for mm in spacing_mm]
     index = _sampled(inside, spacing_mm, steps)
     if len(index) < _LEAST_VOXELS:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,19 @@ from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_image, sha256_of_image
 from mmccd_cli.inputs.subjects import Subject, find_subjects
 from mmccd_cli.inputs.volume import Volume
-from mmccd_cli.preprocessing.brain import find_brain
 from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.preprocessing.subject import PreparedSubject, prepare_subject
 from mmccd_cli.progress import silent
-from mmccd_cli.template import Quantisation, Template, bounding_box
-from mmccd_cli.training.mean_template import MeanTemplate, symmetrised
+from mmccd_cli.template import Quantisation, Template
+from mmccd_cli.training.mean_template import MeanTemplate, common_grid, symmetrised
+from mmccd_cli.training.normal_ranges import fit_normal_ranges
+from mmccd_cli.training.recipes import RECIPES, Recipe
 from mmccd_cli.training.slices import (
     INDEX,
     TEMPLATE,
     SubjectVolumes,
     read_index,
+    subjects_of,
     write_index,
     write_shard,
     write_template,
@@ -40,12 +43,10 @@ from mmccd_cli.training.slices import (
 
 MADE_FROM = "made_from"
 """Key of the slices' index that tells, by option, the hash of what they were made from."""
-GRID_MULTIPLE = 16
-"""Of slices' height and width, so that networks can halve them four times."""
-GRID_MARGIN_MM = 2.0
-"""Room between the brains and the border of the grid."""
-SUBJECTS_FOR_GRID, SUBJECTS_FOR_TEMPLATE = 32, 100
+SUBJECTS_FOR_TEMPLATE = 100
 """Of a large data set so many are enough."""
+_UNDIVIDED = ".undivided"
+"""Folder of slices from which a template learns what to divide by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +54,13 @@ class PrepareSettings:
     """How a data set becomes shards.
 
     Attributes:
-        spacing_mm: Voxel size of the training grid.
-        preprocessing: Normalisation and registration.
+        recipe: What the slices are for: voxel size, normalisation, and what healthy tissue is.
         require_segmentation: Whether subjects without a segmentation are left out; a folder of
             healthy subjects has none.
         strict: Whether the first unusable subject stops everything.
     """
 
-    spacing_mm: float = 2.0
-    preprocessing: PreprocessingConfig = field(default_factory=PreprocessingConfig)
+    recipe: Recipe = RECIPES["compact"]
     require_segmentation: bool = False
     strict: bool = False
 
@@ -108,7 +107,9 @@ def prepare_dataset(
     """Turn every subject of a data set into slices on one grid.
 
     Every subject is registered to a template: the one that is given, or the mean of subjects that
-    already share a space, as all BraTS releases do, made symmetric.
+    already share a space, as all BraTS releases do, made symmetric. Scans are divided by their
+    gains, as `prepare_subject` does it. Where the template does not know healthy tissue, it learns
+    it from the split `train`, whose subjects are prepared for that once before, as they are.
 
     Args:
         data_dir: Folder of subjects.
@@ -116,8 +117,8 @@ def prepare_dataset(
         settings: Grid, normalisation, and what is left out.
         split: Name of a split -> ids; None draws a deterministic one by id.
         template: What to register to; None for data in a common space.
-        report: Called with each subject's id, its number and the number of all. Those that make
-            the template count twice.
+        report: Called with each subject's id, its number and the number of all. Those from whom the
+            template learns count two or three times.
 
     Raises:
         DataError: No usable subject; or, with `strict`, the first unusable one.
@@ -129,37 +130,111 @@ def prepare_dataset(
     assigned = assign_splits([s.id for s in usable], split)
     if not usable or (settings.strict and problems):
         raise _nothing_usable(data_dir, settings, problems)
-    makers: list[Subject] = []
     made_from = _describe_source(found, settings, split=split, template=template)
+    of_train = [s for s in usable if assigned[s.id] == "train"]
+    makers = of_train[:SUBJECTS_FOR_TEMPLATE] if template is None else []
+    teachers = [] if template is not None and template.normal else of_train
+    numbers, total = count(1), len(makers) + len(teachers) + len(usable)
+    writer = _Writer(settings, assigned, lambda name: report(name, next(numbers), total))
     if template is None:
-        makers = [s for s in usable if assigned[s.id] == "train"][:SUBJECTS_FOR_TEMPLATE]
-        template = _own_template(
-            makers,
-            _common_space(usable, settings),
-            settings=settings,
-            report=lambda name, number: report(name, number, len(makers) + len(usable)),
-        )
+        grid = common_grid(usable, settings.recipe, strict=settings.strict)
+        template = writer.mean_template(makers, grid)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)  # it would not speak of slices that are replaced
-    entries: list[dict[str, Any]] = []
-    for number, subject in enumerate(usable, start=1 + len(makers)):
-        report(subject.id, number, len(makers) + len(usable))
-        try:
-            entry = _write_subject(
-                subject, template, preprocessing=settings.preprocessing, folder=folder
-            )
-        except MmccdError as error:
-            if settings.strict:
-                raise
-            problems.append((subject.id, error.message))
-            continue
-        entries.append({**entry, "split": assigned[subject.id]})
-    if not entries:
+    if teachers:
+        template = writer.teach(template, teachers, folder)
+    index = writer.write(usable, template, folder, problems)
+    if not index["subjects"]:
         raise _nothing_usable(data_dir, settings, problems)
-    write_template(folder, template)
-    index = _index(entries, template, settings=settings, problems=problems)
     write_index(folder, index | {MADE_FROM: made_from})
-    return PreparedDataset(tuple(e["id"] for e in entries), tuple(problems))
+    return PreparedDataset(tuple(e["id"] for e in index["subjects"]), tuple(problems))
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Prepares subjects, one after the other.
+
+    Attributes:
+        settings: How.
+        assigned: Id -> its split.
+        tell: Called with each subject's id before it is prepared.
+    """
+
+    settings: PrepareSettings
+    assigned: Mapping[str, str]
+    tell: Callable[[str], None]
+
+    def mean_template(self, subjects: Sequence[Subject], grid: Template) -> Template:
+        """The symmetric mean of subjects as they lie in their common space.
+
+        Raises:
+            DataError: None of them can be prepared.
+        """
+        preprocessing = self.settings.recipe.preprocessing
+        as_they_lie = replace(preprocessing, template_registration="none")
+        mean = MeanTemplate(grid, preprocessing.intensity.background)
+        for subject in subjects:
+            self.tell(subject.id)
+            try:
+                volumes = {m: read_image(subject, m)[0] for m in MODALITIES}
+                mean.add(prepare_subject(volumes, grid, as_they_lie))
+            except MmccdError:
+                if self.settings.strict:
+                    raise  # otherwise it is left out, with its reason, when its turn comes
+        return symmetrised(mean.template())
+
+    def teach(self, template: Template, subjects: Sequence[Subject], folder: Path) -> Template:
+        """Let a template learn what healthy tissue of subjects looks like.
+
+        Their slices, not divided by gains yet, lie in a folder of their own meanwhile.
+        """
+        first = folder / _UNDIVIDED
+        shutil.rmtree(first, ignore_errors=True)
+        first.mkdir()
+        try:
+            index = self.write(subjects, template, first, [])
+            if not index["subjects"]:
+                return template
+            write_index(first, index)
+            normal = fit_normal_ranges(first, subjects_of(index, "train"), self.settings.recipe)
+        finally:
+            shutil.rmtree(first, ignore_errors=True)
+        return replace(template, normal=normal)
+
+    def write(
+        self,
+        subjects: Sequence[Subject],
+        template: Template,
+        folder: Path,
+        problems: list[tuple[str, str]],
+    ) -> dict[str, Any]:
+        """Write subjects' shards and their template.
+
+        Args:
+            subjects: Whom.
+            template: What they are registered to.
+            folder: Where to.
+            problems: (id, reason) of those that cannot be used; they are added.
+
+        Returns:
+            What `dataset.json` is to say.
+        """
+        entries: list[dict[str, Any]] = []
+        preprocessing = self.settings.recipe.preprocessing
+        for subject in subjects:
+            self.tell(subject.id)
+            try:
+                entry = _write_subject(
+                    subject, template, preprocessing=preprocessing, folder=folder
+                )
+            except MmccdError as error:
+                if self.settings.strict:
+                    raise
+                problems.append((subject.id, error.message))
+                continue
+            entries.append({**entry, "split": self.assigned[subject.id]})
+        write_template(folder, template)
+        return _index(entries, template, preprocessing=preprocessing, problems=problems)
 
 
 def check_source(folder: Path, source: SliceSource) -> None:
@@ -205,6 +280,8 @@ def _describe_source(
     arrays: dict[str, NDArray] = {}
     if template is not None:
         arrays = {**template.images, "mask": template.mask, "affine": template.affine}
+        for name, normal in template.normal.items():
+            arrays |= {f"mean of {name}": normal.mean, f"spread of {name}": normal.spread}
     hashes = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
     facts = {
         "data-dir": sorted(subjects),
@@ -274,83 +351,6 @@ def _with_all_modalities(
         else:
             usable.append(subject)
     return usable
-
-
-def _common_space(subjects: list[Subject], settings: PrepareSettings) -> Template:
-    """A RAS+ grid around the brains of subjects that share a space.
-
-    Raises:
-        DataError: Their brains lie so differently that they cannot share one, or none can be read.
-    """
-    corners: list[NDArray] = []
-    last_error: MmccdError | None = None
-    for subject in subjects:
-        if len(corners) == SUBJECTS_FOR_GRID:
-            break
-        try:
-            corners.append(_brain_corners(subject))
-        except MmccdError as error:
-            if settings.strict:
-                raise
-            last_error = error  # the subject is left out, with its reason, when its turn comes
-    if not corners:
-        raise last_error or DataError("There is no subject to take the grid from.")
-    stacked = np.stack(corners)
-    apart_mm = float(np.ptp(stacked.mean(axis=2), axis=0).max())
-    if apart_mm > 40:
-        raise DataError(
-            "The subjects do not share a space.",
-            cause=f"The centres of their brains lie up to {apart_mm:.0f} mm apart.",
-            next_step="Give --template BUNDLE to register them to its template.",
-        )
-    low = stacked[:, :, 0].min(axis=0) - GRID_MARGIN_MM
-    high = stacked[:, :, 1].max(axis=0) + GRID_MARGIN_MM
-    return _empty_template(low, high, settings.spacing_mm)
-
-
-def _own_template(
-    subjects: Sequence[Subject],
-    grid: Template,
-    *,
-    settings: PrepareSettings,
-    report: Callable[[str, int], None],
-) -> Template:
-    """The symmetric mean of subjects as they lie in their common space.
-
-    Raises:
-        DataError: None of them can be prepared.
-    """
-    as_they_lie = replace(settings.preprocessing, template_registration="none")
-    mean = MeanTemplate(grid, settings.preprocessing.intensity.background)
-    for number, subject in enumerate(subjects, start=1):
-        report(subject.id, number)
-        try:
-            volumes = {m: read_image(subject, m)[0] for m in MODALITIES}
-            mean.add(prepare_subject(volumes, grid, as_they_lie))
-        except MmccdError:
-            if settings.strict:
-                raise  # otherwise it is left out, with its reason, when its turn comes
-    return symmetrised(mean.template())
-
-
-def _brain_corners(subject: Subject) -> NDArray:
-    """(3, 2) lowest and highest position of a subject's brain along each axis, RAS+ mm."""
-    reference = MODALITIES[0]
-    volume, _ = read_image(subject, reference)
-    box = bounding_box(find_brain({reference: volume}).mask)
-    ends = itertools.product(*((s.start, s.stop - 1) for s in box))
-    world = np.array([volume.affine @ np.array([*end, 1.0]) for end in ends])[:, :3]
-    return np.stack([world.min(axis=0), world.max(axis=0)], axis=1)
-
-
-def _empty_template(low: NDArray, high: NDArray, spacing: float) -> Template:
-    voxels = np.ceil((high - low) / spacing).astype(int) + 1
-    multiples = np.array([GRID_MULTIPLE, GRID_MULTIPLE, 1])
-    size = -(-voxels // multiples) * multiples
-    # Whole millimetres, so that grids made from slightly different subjects are comparable.
-    affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = np.round((low + high) / 2 - (size - 1) / 2 * spacing)
-    return Template({}, np.ones(size, dtype=bool), affine)
 
 
 def _write_subject(
@@ -428,7 +428,7 @@ def _index(
     entries: list[dict[str, Any]],
     template: Template,
     *,
-    settings: PrepareSettings,
+    preprocessing: PreprocessingConfig,
     problems: list[tuple[str, str]],
 ) -> dict[str, Any]:
     return {
@@ -436,8 +436,8 @@ def _index(
         "spacing_mm": list(template.spacing_mm),
         "affine": template.affine.ravel().tolist(),
         "shape": list(template.shape),
-        "background": settings.preprocessing.intensity.background,
-        "preprocessing": to_dict(settings.preprocessing),
+        "background": preprocessing.intensity.background,
+        "preprocessing": to_dict(preprocessing),
         "quantisation": asdict(Quantisation()),
         "subjects": entries,
         "skipped": [{"id": name, "reason": reason} for name, reason in problems],

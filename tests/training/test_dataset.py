@@ -20,11 +20,15 @@ from typer.testing import CliRunner
 
 from mmccd_cli.anomaly.metrics import overlap
 from mmccd_cli.cli.app import app
+from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
-from mmccd_cli.inputs.nifti import make_grid, write_nifti
+from mmccd_cli.inputs.nifti import make_grid, read_nifti, write_nifti
 from mmccd_cli.inputs.phantom import Phantom, make_phantom
+from mmccd_cli.inputs.scans import read_image
+from mmccd_cli.inputs.subjects import find_subject
+from mmccd_cli.preprocessing.subject import prepare_subject
 from mmccd_cli.signals import SignalModel
-from mmccd_cli.template import Quantisation
+from mmccd_cli.template import Quantisation, Template
 from mmccd_cli.training.dataset import (
     PreparedDataset,
     PrepareSettings,
@@ -35,6 +39,7 @@ from mmccd_cli.training.dataset import (
     read_lesion,
     read_split,
 )
+from mmccd_cli.training.normal_ranges import fit_normal_ranges
 from mmccd_cli.training.recipes import CYCLES, RECIPES
 from mmccd_cli.training.run import BundleText, Training
 from mmccd_cli.training.runtime import Runtime
@@ -42,7 +47,7 @@ from mmccd_cli.training.slices import read_index, read_shard, read_template, rea
 from mmccd_cli.weights.bundle import verify_bundle
 
 SPLIT = {"train": ["BraTS2021_00000", "BraTS2021_00002"], "val": ["BraTS2021_00003"]}
-SETTINGS = PrepareSettings(spacing_mm=6.0)
+SETTINGS = PrepareSettings(recipe=replace(RECIPES["compact"], spacing_mm=6.0))
 WriteSubject = Callable[..., Path]
 
 
@@ -73,9 +78,8 @@ def unregistered(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -
     """Shards of the same phantoms, as they lie in their common space."""
     folder = tmp_path_factory.mktemp("unregistered")
     template = read_template(prepared.shards, read_index(prepared.shards)["affine"])
-    as_they_lie = replace(
-        SETTINGS, preprocessing=replace(SETTINGS.preprocessing, template_registration="none")
-    )
+    settings = replace(SETTINGS.recipe.preprocessing, template_registration="none")
+    as_they_lie = replace(SETTINGS, recipe=replace(SETTINGS.recipe, preprocessing=settings))
     prepare_dataset(prepared.data, folder, as_they_lie, split=SPLIT, template=template)
     return folder
 
@@ -152,7 +156,7 @@ def test_subjects_are_registered_to_their_own_mean(prepared: Prepared, unregiste
 
 
 def test_images_are_normalised_and_the_outside_is_background(prepared: Prepared) -> None:
-    intensity = SETTINGS.preprocessing.intensity
+    intensity = SETTINGS.recipe.preprocessing.intensity
     quantisation = Quantisation()
     for name in prepared.phantoms:
         shard = read_shard(prepared.shards, name)
@@ -221,6 +225,49 @@ def test_odd_subjects_are_named_and_left_out(odd_data: Path, tmp_path: Path) -> 
     assert "BraTS2021_00000_flair.nii.gz" in reasons["BraTS2021_00000"]
     index = json.loads((tmp_path / "shards" / "dataset.json").read_text())
     assert {entry["id"] for entry in index["skipped"]} == set(reasons)
+
+
+def test_scans_are_divided_by_their_gains(prepared: Prepared, tmp_path: Path) -> None:
+    """As `segment` divides them: what is learnt from looks like what will be met."""
+    name, modality, data = "BraTS2021_00003", "T1w", tmp_path / "data"
+    shutil.copytree(prepared.data, data)
+    path = data / name / f"{name}_t1.nii.gz"
+    volume, grid = read_nifti(path)
+    shade = np.linspace(0.6, 1.4, volume.shape[1])[:, None]
+    write_nifti(path, volume.data * shade, grid)
+    told: list[tuple[str, int, int]] = []
+
+    def prepare(template: Template | None, folder: str) -> np.ndarray:
+        prepare_dataset(
+            data,
+            tmp_path / folder,
+            SETTINGS,
+            split=SPLIT,
+            template=template,
+            report=lambda *state: told.append(state),
+        )
+        return read_shard(tmp_path / folder, name).images[modality].astype(float)
+
+    learnt = prepare(None, "learnt")
+    assert [number for _, number, _ in told] == list(range(1, 8)), "two of train count thrice"
+    assert told[-1] == (name, 7, 7)
+    told.clear()
+    template = read_template(prepared.shards, read_index(prepared.shards)["affine"])
+    known = fit_normal_ranges(prepared.shards, SPLIT["train"], SETTINGS.recipe)
+    given = prepare(replace(template, normal=known), "given")
+    assert told == [(subject, n, 3) for n, subject in enumerate(sorted(prepared.phantoms), 1)]
+    subject = find_subject(data / name)
+    as_it_is = prepare_subject(
+        {m: read_image(subject, m)[0] for m in MODALITIES}, template, SETTINGS.recipe.preprocessing
+    )
+    undivided = Quantisation().encode(np.moveaxis(as_it_is.images[modality], 2, 0)).astype(float)
+    true = read_shard(prepared.shards, name)
+
+    def off(image: np.ndarray) -> float:
+        return float(np.abs(image - true.images[modality])[true.brain].mean())
+
+    assert off(given) < 0.5 * off(undivided)
+    assert off(learnt) < 0.5 * off(undivided)
 
 
 def test_strict_stops_at_the_first_odd_subject(odd_data: Path, tmp_path: Path) -> None:
