@@ -502,7 +502,7 @@ class Search:
         return ScoreConfig(
             modalities=modalities,
             weights=weights,
-            mirrored=mirrored_kinds(self.method, modalities),
+            mirrored=mirrored_kinds(self.method),
             min_seed_mm3=0.0,
         )
 
@@ -516,7 +516,7 @@ class Search:
         voxel_ml = float(np.prod(self.bundle.template.spacing_mm)) / 1000
         kind = "cycle" if self.bundle.config.restoration is None else "restoration"
         weights = {f"{kind}:{modality}": 1.0 for modality in modalities}
-        mirrored = mirrored_kinds(self.method, modalities)
+        mirrored = mirrored_kinds(self.method)
         config = ScoreConfig(modalities=modalities, weights=weights, mirrored=mirrored)
         smoothed = [self._smooth(subject, config) for subject in self.subjects]
         for offset in OFFSETS:
