@@ -11,7 +11,7 @@ from mmccd_cli.anomaly.confidence import confidences, describe_candidates, spher
 from mmccd_cli.config import ConfidenceConfig, ScoreConfig, from_dict, to_dict
 from mmccd_cli.training.calibration_data import CalibrationSubject
 from mmccd_cli.training.confidence import finer_mask, learn_confidence, on_finer_grid
-from mmccd_cli.training.fusion import Fusion, fit_foci
+from mmccd_cli.training.fusion import LEAST_SHARE, Fusion, fit_foci
 
 SHAPE, SPACING = (40, 40, 24), (2.0, 2.0, 2.0)
 SCORE = ScoreConfig(
@@ -55,6 +55,24 @@ def test_the_signal_that_knows_gets_the_weight() -> None:
     assert 0.3 < weights["cycle:FLAIR"] < 3, "even odds are at a score of 2"
     without = fusion.weights(("FLAIR",), ridge=1e-3, left_out=["s0"])
     assert without != weights
+
+
+def test_networks_that_hardly_count_do_not_count() -> None:
+    """They would take passes; what takes none keeps the weight that it finds."""
+    faint = [replace(s, signals=s.signals | {"restoration:FLAIR": hint(s)}) for s in SUBJECTS]
+    free = [replace(s, signals=s.signals | {"atlas:FLAIR": hint(s)}) for s in SUBJECTS]
+    paid, unpaid, without = (
+        Fusion(subjects=of, spacing_mm=SPACING, smoothing=SCORE).weights(("FLAIR",), ridge=1e-3)
+        for of in (free, faint, SUBJECTS)
+    )
+    assert 0 < paid["atlas:FLAIR"] < LEAST_SHARE * sum(map(abs, paid.values()))
+    assert unpaid == without
+
+
+def hint(subject: CalibrationSubject) -> np.ndarray:
+    """A signal that is a little higher in lesions."""
+    noise = np.random.default_rng(7).normal(0, 1, subject.brain.shape)
+    return (noise + 0.05 * subject.lesion).astype(np.float32)
 
 
 def test_confidence_tells_lesions_from_what_is_none() -> None:
