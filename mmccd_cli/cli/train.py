@@ -145,7 +145,7 @@ class TrainingOptions:
     seed: Annotated[int | None, typer.Option(help="Seed.", show_default=False)] = None
 
     def change(self, config: TrainingConfig) -> TrainingConfig:
-        """Return a recipe's settings with those changed that were given.
+        """Return settings with those changed that were given.
 
         Raises:
             UsageError: A value is out of range.
@@ -155,6 +155,17 @@ class TrainingOptions:
         from mmccd_cli.config import with_changes
 
         return with_changes(config, asdict(self))
+
+    def change_all(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the settings of each kind of network changed; see `change`."""
+        from dataclasses import replace
+
+        return replace(
+            recipe,
+            training=self.change(recipe.training),
+            restoration_training=self.change(recipe.restoration_training),
+            foci_training=self.change(recipe.foci_training),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,13 +225,18 @@ def train(
     ] = "auto",
     threads: options.Threads = None,
     calibrate_on: Annotated[
-        str, typer.Option(help="Split to calibrate on; `none` leaves the scores uncalibrated.")
+        str,
+        typer.Option(
+            help="Split to calibrate on, where there are no folds; `none` leaves the scores "
+            "uncalibrated."
+        ),
     ] = "train",
     folds: Annotated[
         int,
         typer.Option(
             help="Train this many more sets of networks, each without a share of the subjects, and "
             "calibrate on the subjects that they have not seen; 0 for none.",
+            min=0,
         ),
     ] = 0,
     about: BundleOptions,
@@ -235,25 +251,19 @@ def train(
       mmccd train --data brats2021 --data-dir DIR --out weights/NAME --folds 3
       mmccd train --prepared prepared --out weights/NAME
     """
-    from dataclasses import replace
-
     if (source.data_dir is None) == (prepared is None):
         raise UsageError(
             "Give either --data-dir or --prepared.",
             next_step="mmccd train --data brats2021 --data-dir DIR --out weights/NAME",
         )
     work = work or out.with_name(out.name + ".work")
-    recipe = source.recipe()
-    recipe = replace(
-        recipe,
-        training=changes.change(recipe.training),
-        restoration_training=changes.change(recipe.restoration_training),
-        foci_training=changes.change(recipe.foci_training),
-    )
+    recipe = changes.change_all(source.recipe())
     check_address_space()
     _check_networks(network or (), recipe)
+    _check_folds(folds, calibrate_on)
     _refuse_to_overwrite(out, work, recipe, force=force)
     with console.progress() as progress:
+        from mmccd_cli.training.calibration import subjects_to_calibrate
         from mmccd_cli.training.networks import network_specs
         from mmccd_cli.training.run import FOLD_BUNDLE, BundleText, Training
         from mmccd_cli.training.runtime import make_runtime
@@ -266,6 +276,8 @@ def train(
             else:
                 source.prepare(shards, console, progress)
         runtime.barrier()
+        if calibrate_on != "none" and not network:
+            subjects_to_calibrate(shards, calibrate_on)
         training = Training(
             shards=shards,
             work=work,
@@ -303,6 +315,18 @@ def _check_networks(wanted: Sequence[str], recipe: Recipe) -> None:
         raise UsageError(
             f"The recipe {recipe.name} has no network {unknown[0]}.",
             next_step=f"Give one of: {', '.join(known)}.",
+        )
+
+
+def _check_folds(folds: int, calibrate_on: str) -> None:
+    if folds == 1:
+        raise UsageError(
+            "One fold leaves no subject to train on.", next_step="Give --folds 2 or more, or 0."
+        )
+    if folds and calibrate_on not in ("train", "none"):
+        raise UsageError(
+            f"With --folds, the training subjects are calibrated on, and not {calibrate_on!r}.",
+            next_step="Leave out --calibrate-on, or --folds.",
         )
 
 

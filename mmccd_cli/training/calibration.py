@@ -197,7 +197,9 @@ def calibrate(
     Raises:
         DataError: No subject to calibrate on.
     """
-    known_by = _at_most(MOST_SUBJECTS, folds or [Fold(bundle, _subjects_of(shards, split))])
+    known_by = _at_most(
+        MOST_SUBJECTS, folds or [Fold(bundle, subjects_to_calibrate(shards, split))]
+    )
     device = device or torch.device("cpu")
     scores = dict(bundle.config.scores)
     fold_scores = [dict(fold.bundle.config.scores) for fold in folds]
@@ -301,7 +303,12 @@ def _at_most(count: int, folds: Sequence[Fold]) -> list[Fold]:
     return [Fold(fold.bundle, list(fold.subjects)[::step]) for fold in folds]
 
 
-def _subjects_of(shards: Path, split: str) -> list[str]:
+def subjects_to_calibrate(shards: Path, split: str) -> list[str]:
+    """Find the subjects of a split; an error where there are none, best before anything is trained.
+
+    Raises:
+        DataError: The split holds no subject.
+    """
     ids = subjects_of(read_index(shards), split)
     if not ids:
         raise DataError(

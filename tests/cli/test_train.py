@@ -48,6 +48,23 @@ def test_a_training_that_was_stopped_while_calibrating_goes_on(
     assert train("--folds", 2).exit_code == 2, "what is finished is not overwritten"
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--calibrate-on", "nothing"], 3),
+        (["--folds", 1], 2),
+        (["--folds", 2, "--calibrate-on", "val"], 2),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused_before_hours_of_training(
+    train: Train, tmp_path: Path, words: list[str], code: int
+) -> None:
+    refused = train(*words)
+    assert refused.exit_code == code, refused.stderr
+    assert "--calibrate-on" in refused.stderr or "--folds" in refused.stderr
+    assert not list(tmp_path.rglob("*.checkpoint.pt"))
+
+
 def test_a_bundle_without_calibration_is_refused_with_advice(
     train: Train, tmp_path: Path, tiny_phantom: Phantom, write_subject: Callable[..., Path]
 ) -> None:
