@@ -40,9 +40,9 @@ _NO_AGENT = {"pre", "non", "no", "without", "wo", "native", "precontrast", "nonc
 # fmt: off
 OTHER_IMAGE_WORDS = {
     "adc", "angio", "anomaly", "asl", "bold", "cbf", "cbv", "dsc", "dti", "dwi", "epi", "fa",
-    "fgatir", "hardi", "localizer", "map", "md", "mra", "pd", "pdw", "perf", "phase", "prob",
-    "probseg", "pwi", "qsm", "residual", "scout", "star", "stir", "swan", "swi", "t1map", "t1rho",
-    "t2map", "t2s", "t2star", "t2starw", "tof",
+    "fgatir", "hardi", "inv1", "inv2", "localizer", "map", "md", "mra", "pd", "pdw", "perf",
+    "phase", "prob", "probseg", "pwi", "qsm", "residual", "scout", "star", "stir", "swan", "swi",
+    "t1map", "t1rho", "t2map", "t2s", "t2star", "t2starw", "tof",
 }
 _LESION_WORDS = {
     "dseg", "groundtruth", "gt", "label", "labels", "lesion", "lesions", "roi", "seg", "segm",
@@ -51,6 +51,8 @@ _LESION_WORDS = {
 # fmt: on
 _BRAIN_WORDS = {"bet", "brain", "brainmask", "hdbet", "parenchyma", "skullstrip", "tissue"}
 _MASK_WORDS = {"brainmask", "mask", "masks", "msk"}
+_WRITTEN_TOGETHER = re.compile(r"([a-z]*?)(?:masks?|seg(?:m|mentation)?)\d*")
+_LESIONS_WRITTEN_TOGETHER = {"lesion", "lesions", "tumor", "tumour", "wmh"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +176,17 @@ def _shared_start(names: Sequence[list[str]]) -> int:
     return count
 
 
-def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
+def _with_parts(tokens: Sequence[str]) -> set[str]:
+    """The words, and what those mean that are written together: LesionSeg, wmhmask, mask1, aseg."""
     words = set(tokens)
+    for word in words - OTHER_IMAGE_WORDS - _LESION_WORDS - _MASK_WORDS:
+        if parts := _WRITTEN_TOGETHER.fullmatch(word):
+            words = words | {"lesion" if parts[1] in _LESIONS_WRITTEN_TOGETHER else "mask"}
+    return words
+
+
+def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
+    words = _with_parts(tokens)
     if words & (_LESION_WORDS | _MASK_WORDS):
         return read_mask(path, words)
     if other := sorted(words & OTHER_IMAGE_WORDS):

@@ -126,6 +126,12 @@ def test_several_bids_sessions_have_to_be_given_one_by_one(tmp_path):
         ("flair_lesion_mask.nii.gz", None),
         ("t1_brain_mask.nii.gz", None),
         ("map_mask.nii.gz", None),
+        ("1-LesionSeg-Flair.nii", None),
+        ("FLAIR_wmhmask.nii.gz", None),
+        ("flair_mask1.nii.gz", None),
+        ("T1_synthseg.nii.gz", None),
+        ("MP2RAGE_INV1.nii.gz", None),
+        ("MP2RAGE_UNI.nii.gz", "T1w"),
     ],
 )
 def test_plain_names(tmp_path, name, modality):
@@ -156,6 +162,15 @@ def test_segmentations_and_brain_masks(tmp_path):
     subject = find_subject(folder)
     assert subject.segmentation.name == "UCSF-1_tumor_segmentation.nii.gz"
     assert len(subject.ignored) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "lesions"), [("1-LesionSeg-Flair.nii", True), ("1-T1_synthseg.nii", False)]
+)
+def test_masks_whose_words_are_written_together(tmp_path, name, lesions):
+    subject = find_subject(folder_with(tmp_path / "Patient-1", "1-Flair.nii", "1-T1.nii", name))
+    assert names(subject) == {"FLAIR": "1-Flair.nii", "T1w": "1-T1.nii"}
+    assert (subject.segmentation is not None) is lesions
 
 
 def test_two_segmentations_are_both_left_out(tmp_path):

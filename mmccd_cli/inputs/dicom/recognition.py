@@ -53,7 +53,7 @@ _CONTRASTS = {"pd", "pdw", "star", "stir", "t2s", "t2star", "t2starw"}
 # fmt: off
 _OTHER_WORDS = (OTHER_IMAGE_WORDS - _CONTRASTS) | {
     "asset", "b0", "b1", "bffe", "calib", "calibration", "ciss", "csi", "dadc", "dce", "dir",
-    "edwi", "fieldmap", "fiesta", "fmap", "fmri", "inv1", "inv2", "loc", "localiser",
+    "edwi", "fieldmap", "fiesta", "fmap", "fmri", "loc", "localiser",
     "mapping", "maps", "minip", "mip", "mnip", "mosaic", "mrv", "mtt", "pca", "perfusion", "pha",
     "psir", "rcbv", "report", "resting", "screenshot", "shim", "spectroscopy", "sub",
     "subtraction", "survey", "svs", "swip", "tensor", "trace", "tracew", "trufi", "ttp", "venc",
