@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mmccd_cli.anomaly.candidates import adaptive_threshold, mask_at, score_scan
 from mmccd_cli.anomaly.mask import mask_from_map
@@ -182,7 +183,7 @@ def calibrate(
     With labelled lesions the mean Dice decides. With healthy subjects only, the threshold is the
     lowest that leaves at most `FALSE_POSITIVES_ML` on average, or the highest that is tried, and a
     line says so; all signals of the restoration network count alike, or all cycles where there is
-    none.
+    none. So they do for a fold where nobody else has a lesion.
 
     Args:
         bundle: The bundle.
@@ -228,8 +229,7 @@ def calibrate(
             chosen.setdefault(row.config.modalities, row)
         scores[method] = tuple(row.config for row in chosen.values())
         for number, own in enumerate(fold_scores):
-            if search.labelled:
-                own[method] = tuple(row.fold_configs[number] for row in chosen.values())
+            own[method] = tuple(row.fold_configs[number] for row in chosen.values())
         rows += found
     about = {
         "split": split,
@@ -423,13 +423,18 @@ class Search:
         )
 
     def _weighted(self, modalities: tuple[str, ...], ridge: float) -> _Weighted:
-        fit = partial(self.fusion.weights, modalities, ridge=ridge)
+        fit, alike = partial(self.fusion.weights, modalities, ridge=ridge), self._alike(modalities)
         return _Weighted(
             ridge=ridge,
             modalities=modalities,
-            of_all=fit(),
-            of_folds=[fit(left_out=fold.subjects) for fold in self.folds],
+            of_all=fit() or alike,
+            of_folds=[fit(left_out=fold.subjects) or alike for fold in self.folds],
         )
+
+    def _alike(self, modalities: tuple[str, ...]) -> dict[str, float]:
+        """Weights where no lesion tells which signals count more."""
+        kind = "cycle" if self.bundle.config.restoration is None else "restoration"
+        return {f"{kind}:{modality}": 1.0 for modality in modalities}
 
     def _weights_for(self, subject: CalibrationSubject, of_all: T, of_folds: Sequence[T]) -> T:
         """What was found without a subject, where there are folds."""
@@ -521,24 +526,34 @@ class Search:
     def _choose_by_false_positives(self, modalities: tuple[str, ...]) -> CalibrationRow:
         """The lowest threshold that keeps false positives within a budget, else the highest."""
         voxel_ml = float(np.prod(self.bundle.template.spacing_mm)) / 1000
-        kind = "cycle" if self.bundle.config.restoration is None else "restoration"
-        weights = {f"{kind}:{modality}": 1.0 for modality in modalities}
-        mirrored = mirrored_kinds(self.method)
+        weights, mirrored = self._alike(modalities), mirrored_kinds(self.method)
         config = ScoreConfig(modalities=modalities, weights=weights, mirrored=mirrored)
         smoothed = [self._smooth(subject, config) for subject in self.subjects]
-        for offset in OFFSETS:
+
+        @cache
+        def volumes_ml(offset: float) -> NDArray[np.float64]:
             volumes = []
             for item in smoothed:
                 threshold = adaptive_threshold(item.values[item.region], offset, otsu_weight=0.5)
                 volumes.append(float(mask_at(item, threshold, config).sum()) * voxel_ml)
-            mean = float(np.mean(volumes))
-            if mean <= FALSE_POSITIVES_ML:
-                break
+            return np.array(volumes)
+
+        def chosen(left_out: Sequence[str] = ()) -> tuple[ScoreConfig, float]:
+            rows = np.array([subject not in left_out for subject in self.ids])
+            for offset in OFFSETS:
+                mean = float(volumes_ml(offset)[rows].mean())
+                if mean <= FALSE_POSITIVES_ML:
+                    break
+            return replace(config, threshold_rule="otsu", threshold_offset=offset), mean
+
+        best, mean = chosen()
+        offset = best.threshold_offset
         return CalibrationRow(
             method=self.method,
-            config=replace(config, threshold_rule="otsu", threshold_offset=offset),
+            config=best,
             false_positive_ml=mean,
             trials=[{"weights": weights, "offset": offset, "false_positive_ml": mean}],
+            fold_configs=[chosen(fold.subjects)[0] for fold in self.folds],
         )
 
     def _as_probability(self, configs: Sequence[ScoreConfig]) -> dict[str, float]:

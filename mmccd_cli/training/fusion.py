@@ -58,9 +58,12 @@ class Fusion:
             left_out: Ids of subjects not to learn from.
 
         Returns:
-            Signal -> weight, of the signals that count.
+            Signal -> weight, of the signals that count; none where no learner has a lesion that is
+            sampled.
         """
         learners = [subject for subject in self.subjects if subject.id not in left_out]
+        if not any(self._inside(subject, subject.lesion).any() for subject in learners):
+            return {}
         names = self._names(learners[0], modalities)
         found = self._fit(learners, modalities, names, ridge=ridge)
         least = LEAST_SHARE * sum(map(abs, found.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from mmccd_cli.training.run import (
 )
 from mmccd_cli.training.runtime import Runtime
 from mmccd_cli.training.samples import SliceDataset
-from mmccd_cli.training.slices import read_index, write_index
+from mmccd_cli.training.slices import read_index, read_shard, write_index, write_shard
 from mmccd_cli.weights.bundle import load_bundle, save_bundle, verify_bundle
 
 
@@ -159,6 +160,47 @@ def test_a_bundle_that_is_calibrated_on_healthy_subjects_can_be_used(
     bundle = load_bundle(tmp_path / "out")
     assert bundle.config.scores == found.config.scores
     assert [row["method"] for row in bundle.config.calibration["healthy_rows"]] == list(METHODS)
+
+
+def test_folds_of_healthy_subjects_are_calibrated_on_the_others(
+    trained: Trained, healthy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(trained.out)
+    folds = [Fold(bundle, ids) for ids in split_folds(SUBJECTS, 2)]
+    # So that a threshold is kept as soon as it is tried, or never, by who is asked.
+    monkeypatch.setattr(
+        calibration, "mask_at", lambda item, *_: np.full(item.brain.shape, item.brain is noisy)
+    )
+    noisy: np.ndarray | None = None
+
+    def load(*whom: Any, **how: Any) -> list[CalibrationSubject]:
+        nonlocal noisy
+        subjects = load_subjects(*whom, **how)
+        noisy = subjects[0].brain
+        return subjects
+
+    monkeypatch.setattr(calibration, "load_subjects", load)
+    found = calibrate(bundle, healthy, folds=folds)
+    for method in METHODS:
+        (own,), (other,) = (fold.scores[method] for fold in found.folds)
+        assert own.threshold_rule == other.threshold_rule == "otsu"
+        assert own.threshold_offset == OFFSETS[0], "without the noisy head"
+        assert other.threshold_offset == OFFSETS[-1], "with it"
+
+
+def test_a_fold_may_hold_all_lesions(trained: Trained, tmp_path: Path) -> None:
+    """What counts more cannot be learnt without them: all signals count alike."""
+    shards = shutil.copytree(trained.training.shards, tmp_path / "shards")
+    for subject in SUBJECTS[1:]:
+        shard = read_shard(shards, subject)
+        write_shard(shards, subject, replace(shard, lesion=np.zeros_like(shard.lesion)))
+    bundle = load_bundle(trained.out)
+    folds = [Fold(bundle, ids) for ids in split_folds(SUBJECTS, 2)]
+    found = calibrate(bundle, shards, folds=folds)
+    for method in METHODS:
+        (own,), (other,) = (fold.scores[method] for fold in found.folds)
+        assert own.weights == {"restoration:FLAIR": 1.0}, "nobody else has a lesion"
+        assert len(other.weights) > 1
 
 
 def test_a_budget_that_cannot_be_kept_is_told(
