@@ -51,6 +51,13 @@ _LESION_WORDS = {
 # fmt: on
 _BRAIN_WORDS = {"bet", "brain", "brainmask", "hdbet", "parenchyma", "skullstrip", "tissue"}
 _MASK_WORDS = {"brainmask", "mask", "masks", "msk"}
+# fmt: off
+_PROCESSING_WORDS = {
+    "bet", "bias", "biascorr", "biascorrected", "brain", "corrected", "defaced", "hdbet", "n4",
+    "norm", "normalised", "normalized", "restore", "skull", "skullstrip", "skullstripped", "strip",
+    "stripped", "unbiased", "unstripped",
+}
+# fmt: on
 _WRITTEN_TOGETHER = re.compile(r"([a-z]*?)(?:masks?|seg(?:m|mentation)?)\d*")
 _LESIONS_WRITTEN_TOGETHER = {"lesion", "lesions", "tumor", "tumour", "wmh"}
 
@@ -141,6 +148,8 @@ def how_to_convert(path: Path) -> str | None:
 def read_names(files: Sequence[Path], folder_name: str) -> list[NameReading]:
     """Tell by their words what the files of one subject are.
 
+    Beside FLAIR, FLAIR_bias and FLAIR_brain are left out: they are the same image, processed.
+
     Args:
         files: All images of one folder.
         folder_name: Words that the names start with and that say nothing of the image.
@@ -154,7 +163,27 @@ def read_names(files: Sequence[Path], folder_name: str) -> list[NameReading]:
         if words[: len(own_name)] == own_name and len(words) > len(own_name):
             tokens[path] = words[len(own_name) :]
     shared = _shared_start(list(tokens.values()))
-    return [_read_name(path, words[shared:]) for path, words in tokens.items()]
+    readings = [_read_name(path, words[shared:]) for path, words in tokens.items()]
+    for modality in MODALITIES:
+        of_one = [reading.path for reading in readings if reading.modality == modality]
+        if plain := _unprocessed(of_one):
+            reason = f"{plain.name}, processed"
+            readings = [
+                NameReading(path=reading.path, reason=reason)
+                if reading.modality == modality and reading.path != plain
+                else reading
+                for reading in readings
+            ]
+    return readings
+
+
+def _unprocessed(paths: Sequence[Path]) -> Path | None:
+    """Find the file whose name the others share, but for words such as "bias" or "brain"."""
+    words = {path: tokens_of(stem_of(path)) for path in paths}
+    images = {path: [w for w in words[path] if w not in _PROCESSING_WORDS] for path in paths}
+    found = [path for path in paths if words[path] == images[path]]
+    alike = all(words == images[paths[0]] for words in images.values())
+    return found[0] if alike and len(found) == 1 else None
 
 
 def read_mask(path: Path, words: set[str]) -> NameReading:

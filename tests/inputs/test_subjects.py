@@ -188,6 +188,27 @@ def test_two_files_for_one_modality_are_an_error_that_names_both(tmp_path, pair)
     assert caught.value.exit_code == 3
 
 
+def test_the_image_itself_is_taken_beside_what_was_made_of_it(tmp_path):
+    kinds = ("FLAIR", "FLAIR_bias", "T1", "T1_bias", "T1c", "T1c_bias", "T2", "T2_bias", "T2_brain")
+    files = [f"UCSF-PDGM-0004_{kind}.nii.gz" for kind in kinds]
+    subject = find_subject(folder_with(tmp_path / "UCSF-PDGM-0004_nifti", *files))
+    assert names(subject) == {
+        "FLAIR": "UCSF-PDGM-0004_FLAIR.nii.gz",
+        "T2w": "UCSF-PDGM-0004_T2.nii.gz",
+        "T1w": "UCSF-PDGM-0004_T1.nii.gz",
+    }
+    told = {path.name: reason for path, reason in subject.ignored}
+    assert told["UCSF-PDGM-0004_T2_brain.nii.gz"] == "UCSF-PDGM-0004_T2.nii.gz, processed"
+
+
+@pytest.mark.parametrize(
+    "others", [("t1_brain.nii.gz", "t1_bias.nii.gz"), ("t1.nii.gz", "t1_followup_brain.nii.gz")]
+)
+def test_no_image_is_chosen_among_those_that_may_be_another_one(tmp_path, others):
+    with pytest.raises(DataError, match="2 images for T1w"):
+        find_subject(folder_with(tmp_path / "case", *others, "flair.nii.gz"))
+
+
 def test_no_modality_is_an_error_that_says_how_each_name_was_read(tmp_path):
     with pytest.raises(DataError, match="No FLAIR, T2w or T1w") as caught:
         find_subject(folder_with(tmp_path, "t1ce.nii.gz", "scan.nii.gz"))
