@@ -256,6 +256,7 @@ def train(
             "Give either --data-dir or --prepared.",
             next_step="mmccd train --data brats2021 --data-dir DIR --out weights/NAME",
         )
+    out = _with_name(out)
     work = work or out.with_name(out.name + ".work")
     recipe = changes.change_all(source.recipe())
     check_address_space()
@@ -305,6 +306,17 @@ def train(
         bundle = training.write(work / FOLD_BUNDLE, networks)
         training.calibrate(bundle, out, split=calibrate_on, report=console.info)
         console.info(f"Wrote {out}. Use it: mmccd segment SUBJECT --weights {out} --out map.nii.gz")
+
+
+def _with_name(out: Path) -> Path:
+    """The folder of a bundle, which gives it its name, by a path that ends in one."""
+    named = out.resolve() if out.name in ("", "..") else out
+    if not named.name:
+        raise UsageError(
+            f"A bundle has the name of its folder, and {out} has none.",
+            next_step="Give another --out, such as weights/NAME.",
+        )
+    return named
 
 
 def _check_networks(wanted: Sequence[str], recipe: Recipe) -> None:

@@ -13,6 +13,7 @@ from mmccd_cli.cli.app import app
 from mmccd_cli.inputs.phantom import Phantom
 from mmccd_cli.training import recipes, run
 from mmccd_cli.training.recipes import CYCLES
+from mmccd_cli.weights.bundle import load_bundle
 
 Train = Callable[..., Result]
 
@@ -107,3 +108,23 @@ def test_every_file_of_a_bundle_needs_force_but_those_that_a_killed_run_left(
     network.write_bytes(b"mine")
     assert train().exit_code == 2
     assert network.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(("typed", "inside"), [(".", "mine"), ("..", "mine/deeper")])
+def test_a_bundle_has_the_name_of_its_folder_however_that_is_typed(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str, inside: str
+) -> None:
+    folder = tmp_path / inside
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    trained = train("--out", typed, "--calibrate-on", "none")
+    assert trained.exit_code == 0, trained.stderr
+    bundle = load_bundle(tmp_path / "mine", uncalibrated=True)
+    assert bundle.config.name == "mine"
+    assert (tmp_path / "mine.work").is_dir()
+
+
+def test_a_folder_without_a_name_is_refused(train: Train) -> None:
+    refused = train("--out", "/")
+    assert refused.exit_code == 2, refused.stderr
+    assert "weights/NAME" in refused.stderr
