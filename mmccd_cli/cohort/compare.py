@@ -22,6 +22,7 @@ from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.files import sha256_of_file
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.volume import Volume
+from mmccd_cli.outputs.record import template_identity
 from mmccd_cli.preprocessing.registration import refine, register
 from mmccd_cli.preprocessing.spatial import resample, same_grid
 from mmccd_cli.template import correlation, transform_points
@@ -125,8 +126,8 @@ def find_position(a: Result, b: Result, scans: tuple[Path, Path] | None = None) 
         matrix = register(fixed, moving)
         return Position(refine(fixed, moving, matrix, brain=a.map.data > 0), "registration")
     to_a, to_b = a.to_template, b.to_template
-    same_template = a.record["bundle"]["sha256"] == b.record["bundle"]["sha256"]
-    if to_a is not None and to_b is not None and same_template:
+    templates = {template_identity(result.record["bundle"]) for result in (a, b)}
+    if to_a is not None and to_b is not None and len(templates) == 1:
         exact = same_scan or spaces.isdisjoint({"native"})
         return Position(np.linalg.inv(to_b) @ to_a, "template", None if exact else _TEMPLATE)
     return Position(np.eye(4), "headers", _HEADERS)

@@ -23,7 +23,7 @@ from mmccd_cli.outputs.anatomy import MIDLINE, midline_of, place_of
 from mmccd_cli.outputs.bids import maps_in, outputs_beside
 from mmccd_cli.outputs.images import MASK_DESCRIPTION, is_described
 from mmccd_cli.outputs.lesions import EMPTY, encode_tsv
-from mmccd_cli.outputs.record import read_sidecar
+from mmccd_cli.outputs.record import read_sidecar, template_identity
 from mmccd_cli.preprocessing.spatial import resample
 from mmccd_cli.progress import Progress, silent
 from mmccd_cli.template import Template
@@ -32,7 +32,7 @@ FOLDER = "group"
 """Where, in the folder of the results, all that is said of the group lies."""
 FILES = ("frequency.nii.gz", "mean.nii.gz", "subjects.tsv", "lesions.tsv", "index.html")
 _LEAST_SEEN = 0.5  # share of the subjects that a voxel must be seen in
-_OTHER_WEIGHTS = "It was made with other weights, whose template is another."
+_OTHER_WEIGHTS = "It was made with other weights than the others."
 
 SUBJECT_COLUMNS = (
     "subject",
@@ -152,9 +152,10 @@ def template_of(
     offline: bool = False,
     cache_dir: Path | None = None,
 ) -> tuple[Template, str]:
-    """Return the template that most of the results lie on, and the hash of its bundle.
+    """Return the template that most of the results lie on, and the hash of their bundle.
 
-    The bundle is the given one, else the one that their records name, else the default one.
+    The template is that of the given bundle, else of the one that their records name, else of the
+    default one. Other weights serve if they have the same.
 
     Raises:
         WeightsError: The bundle is not there, or is another by now.
@@ -176,8 +177,10 @@ def template_of(
             continue
         if bundle.sha256 in hashes:
             return bundle.template, bundle.sha256
+        if bundle.template_sha256 == template_identity(made_by):
+            return bundle.template, most
         own = bundle.config
-        cause = cause or f"{spec} is {own.name} {own.version}, a bundle with other files."
+        cause = cause or f"{spec} is {own.name} {own.version}, a bundle with another template."
     raise WeightsError(
         f"The weights that made the results, {made_by['name']} {made_by['version']}, are needed "
         "for their template.",

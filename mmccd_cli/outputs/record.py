@@ -150,12 +150,21 @@ def describe_failure(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def template_identity(bundle: Mapping[str, Any]) -> str:
+    """Tell by a hash to which template the results of a record's `bundle` were registered.
+
+    Records before version 0.15.0 do not hold it; for them the hash of the weights stands.
+    """
+    return str(bundle.get("template_sha256") or bundle["sha256"])
+
+
 def describe_bundle(bundle: Bundle) -> dict[str, str | None]:
-    """Return name, version and hash of the weights, and their commit if they are the Hub's."""
+    """Return name, version and hashes of the weights, and their commit if they are the Hub's."""
     return {
         "name": bundle.config.name,
         "version": bundle.config.version,
         "sha256": bundle.sha256,
+        "template_sha256": bundle.template_sha256,
         "hub": cached_id(bundle.folder),
     }
 

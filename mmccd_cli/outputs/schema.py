@@ -137,6 +137,9 @@ class BundleRecord(_Checked):
     name: str = Field(description="Name of the bundle.")
     version: str = Field(description="Version of the bundle.")
     sha256: Sha256 = Field(description="Hash over all its files.")
+    template_sha256: Sha256 | None = Field(
+        default=None, description="Hash of its template; null in older records."
+    )
     hub: str | None = Field(description="Where it came from on the Hub; null if from elsewhere.")
 
 

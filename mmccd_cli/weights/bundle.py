@@ -197,6 +197,11 @@ class Bundle:
     files: dict[str, FileEntry] = field(repr=False, default_factory=dict)
 
     @property
+    def template_sha256(self) -> str | None:
+        """Hash of the template: where it is the same, results lie in one space."""
+        return self.files[TEMPLATE].sha256 if TEMPLATE in self.files else None
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """Modalities that the bundle has a cycle for."""
         return tuple(cycle.source for cycle in self.config.cycles)

@@ -136,6 +136,10 @@ def test_over_the_template_the_other_head_position_is_undone() -> None:
     assert compare(a, b, position).dice == 1.0
     without = result(boxes, scan="three")
     assert find_position(a, without).by == "headers"
+    a.record["bundle"] = {"sha256": "c", "template_sha256": "t"}
+    assert find_position(a, b).by == "headers"
+    b.record["bundle"] = {"sha256": "d", "template_sha256": "t"}
+    assert find_position(a, b).by == "template"
 
 
 def test_another_examination_is_registered(tmp_path: Path) -> None:

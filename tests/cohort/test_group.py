@@ -168,6 +168,25 @@ def test_results_of_other_weights_are_left_out_with_the_reason(
     assert "case-a is left out" in stderr
 
 
+def test_weights_of_the_same_template_serve_in_place_of_those_that_made_the_results(
+    results: Path, bundle: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(results, tmp_path / "out"))
+    for name in NAMES:
+        record = json.loads((out / f"{name}.json").read_text())
+        record["bundle"]["sha256"] = "0" * 64
+        (out / f"{name}.json").write_text(json.dumps(record))
+    code, stdout, stderr = _group(out, bundle, "--json")
+    assert code == 0, stderr
+    assert json.loads(stdout)["subjects"] == 3
+    for name in NAMES:
+        record["bundle"]["template_sha256"] = None  # as in records of older versions
+        (out / f"{name}.json").write_text(json.dumps(record))
+    code, _, stderr = _group(out, bundle, "--force")
+    assert code == 4
+    assert "another template" in stderr
+
+
 def test_a_folder_without_results_or_with_unknown_weights_is_refused(
     results: Path, tmp_path: Path
 ) -> None:
