@@ -127,6 +127,10 @@ def prepare_dataset(
     found = find_subjects(data_dir, skipped=skipped)
     problems = [(path.name, reason) for path, reason in skipped]
     usable = _with_all_modalities(found, settings, problems)
+    there = {*(subject.id for subject in found), *(path.name for path, _ in skipped)}
+    for name, members in (split or {}).items():
+        reason = f"stands in the split {name}, but is no subject of {data_dir}"
+        problems += [(member, reason) for member in members if member not in there]
     assigned = assign_splits([s.id for s in usable], split)
     if not usable or (settings.strict and problems):
         raise _nothing_usable(data_dir, settings, problems)

@@ -270,6 +270,21 @@ def test_scans_are_divided_by_their_gains(prepared: Prepared, tmp_path: Path) ->
     assert off(learnt) < 0.5 * off(undivided)
 
 
+def test_who_stands_in_a_split_but_not_in_the_data_is_named(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    known, unknown = SPLIT["train"][0], "BraTS2021_0002"
+    split = {"train": [known, unknown]}
+    result = prepare_dataset(prepared.data, tmp_path / "shards", SETTINGS, split=split)
+    assert [who for who, _ in result.skipped] == [unknown]
+    assert "split train" in result.skipped[0][1]
+    strict = replace(SETTINGS, strict=True)
+    with pytest.raises(DataError) as raised:
+        prepare_dataset(prepared.data, tmp_path / "strict", strict, split=split)
+    assert unknown in str(raised.value.cause)
+    assert not (tmp_path / "strict").exists()
+
+
 def test_strict_stops_at_the_first_odd_subject(odd_data: Path, tmp_path: Path) -> None:
     strict = replace(SETTINGS, strict=True)
     with pytest.raises(DataError) as caught:
