@@ -163,6 +163,14 @@ CHANGES: dict[str, tuple[Change, Compare]] = {
 ALONE = "half a voxel, the mask alone"
 
 
+def change_of_volume(before: Volume, after: Volume) -> float:
+    """Percent of the first mask's volume; from nothing to something without end."""
+    first, second = (float(m.data.sum() * m.voxel_volume_mm3) for m in (before, after))
+    if not first:
+        return float("inf") if second else 0.0
+    return 100 * (second / first - 1)
+
+
 def mask_of(segmenter: Segmenter, volumes: Volumes) -> Volume:
     """A subject's mask, 0 or 1, on the grid of its reference scan."""
     result = segmenter.segment(volumes)
@@ -175,9 +183,7 @@ def compare(segmenter: Segmenter, volumes: Volumes) -> dict[str, tuple[float, fl
     found: dict[str, tuple[float, float]] = {}
 
     def add(name: str, mask: Volume, measure: Compare) -> None:
-        volume = mask.data.sum() * mask.voxel_volume_mm3
-        before = unchanged.data.sum() * unchanged.voxel_volume_mm3
-        found[name] = measure(unchanged, mask), float(100 * (volume / (before or 1.0) - 1))
+        found[name] = measure(unchanged, mask), change_of_volume(unchanged, mask)
 
     for name, (change, measure) in CHANGES.items():
         changed = {modality: change(scan) for modality, scan in volumes.items()}

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import repeatability
-from repeatability import between_grids, half_a_voxel_on, same_grid, through_dicom
+from repeatability import (
+    between_grids,
+    change_of_volume,
+    half_a_voxel_on,
+    same_grid,
+    through_dicom,
+)
 
 from mmccd_cli import Segmenter
 from mmccd_cli.inputs.phantom import Phantom
@@ -36,6 +42,15 @@ def test_orders_of_voxels_do_not_matter() -> None:
     mask.data[0, 1, 2] = 1
     assert same_grid(mask, reorient(mask, "LPS")) == 1
     assert same_grid(mask, Volume(mask.data[::-1].copy(), mask.affine)) < 1
+
+
+def test_two_empty_masks_are_the_same() -> None:
+    mask = ball(np.diag([2.0, 2.0, 2.0, 1.0]))
+    nothing = Volume(np.zeros_like(mask.data), mask.affine)
+    assert same_grid(nothing, nothing) == 1
+    assert change_of_volume(nothing, nothing) == 0
+    assert change_of_volume(nothing, mask) == np.inf
+    assert change_of_volume(mask, nothing) == -100
 
 
 def test_a_scan_comes_back_from_dicom(tiny_phantom: Phantom) -> None:
