@@ -231,14 +231,16 @@ def calibrate(
         for number, own in enumerate(fold_scores):
             own[method] = tuple(row.fold_configs[number] for row in chosen.values())
         rows += found
+    taught = {entry["id"] for entry in bundle.config.training.get("subjects", ())}
+    unseen = bool(folds or (taught and taught.isdisjoint(search.ids)))
     about = {
         "split": split,
         "subjects": search.ids,
         "folds": [list(fold.subjects) for fold in folds],
         "criterion": search.criterion,
         # The model card shows the Dice of these.
-        "rows": [row.describe(unseen=bool(folds)) for row in rows if not row.healthy],
-        "healthy_rows": [row.describe(unseen=bool(folds)) for row in rows if row.healthy],
+        "rows": [row.describe(unseen=unseen) for row in rows if not row.healthy],
+        "healthy_rows": [row.describe(unseen=unseen) for row in rows if row.healthy],
     }
     of_folds = []
     for fold, own in zip(folds, fold_scores, strict=True):

@@ -188,6 +188,22 @@ def test_folds_of_healthy_subjects_are_calibrated_on_the_others(
         assert other.threshold_offset == OFFSETS[-1], "with it"
 
 
+def test_it_is_told_whether_networks_know_whom_they_are_calibrated_on(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """The split need not be the one that they learnt from."""
+    shards = shutil.copytree(trained.training.shards, tmp_path / "shards")
+    bundle = load_bundle(trained.training.work / "fold-0" / FOLD_BUNDLE)
+    index = read_index(shards)
+    for entry in index["subjects"]:
+        seen = entry["id"] in [own["id"] for own in bundle.config.training["subjects"]]
+        entry["split"] = "train" if seen else "val"
+    write_index(shards, index)
+    for split, known in (("train", True), ("val", False)):
+        rows = calibrate(bundle, shards, split=split).config.calibration["rows"]
+        assert {row["networks_know_the_subjects"] for row in rows} == {known}
+
+
 def test_a_fold_may_hold_all_lesions(trained: Trained, tmp_path: Path) -> None:
     """What counts more cannot be learnt without them: all signals count alike."""
     shards = shutil.copytree(trained.training.shards, tmp_path / "shards")
