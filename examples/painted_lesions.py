@@ -24,6 +24,7 @@ from mmccd_cli.evaluation.painted import (
     write_painted,
 )
 from mmccd_cli.evaluation.tables import text_table
+from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.nifti import read_nifti
 from mmccd_cli.inputs.scans import read_scans
 from mmccd_cli.inputs.subjects import find_subject
@@ -39,7 +40,12 @@ def main() -> int:
     parser.add_argument("--weights", help="name, folder or place on the Hub")
     parser.add_argument("--out", type=Path, help="TSV with a row for each lesion and set of scans")
     options = parser.parse_args()
-    pipeline = Segmenter.from_pretrained(options.weights)
+    try:
+        refuse_to_overwrite([options.out] if options.out else [], force=True)
+        pipeline = Segmenter.from_pretrained(options.weights)
+    except MmccdError as error:  # what concerns all subjects, such as missing weights
+        print(f"{error}\n{error.next_step or ''}", file=sys.stderr)
+        return error.exit_code
     plan = PaintedPlan(rounds=options.rounds, lesions=options.lesions, seed=options.seed)
     rows: list[PaintedRow] = []
     for folder in options.subjects:

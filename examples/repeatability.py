@@ -30,6 +30,7 @@ from rich.table import Table
 
 from mmccd_cli import MmccdError, Segmenter
 from mmccd_cli.anomaly.metrics import overlap
+from mmccd_cli.files import refuse_to_overwrite
 from mmccd_cli.inputs.dicom.pixels import read_stack
 from mmccd_cli.inputs.dicom.studies import read_single_series
 from mmccd_cli.inputs.scans import read_scans
@@ -206,7 +207,12 @@ def main() -> int:
     parser.add_argument("--weights", help="name, folder or place on the Hub")
     parser.add_argument("--out", type=Path, help="CSV with a row for each subject and change")
     options = parser.parse_args()
-    segmenter = Segmenter.from_pretrained(options.weights, device="cpu", threads=1)
+    try:
+        refuse_to_overwrite([options.out] if options.out else [], force=True)
+        segmenter = Segmenter.from_pretrained(options.weights, device="cpu", threads=1)
+    except MmccdError as error:  # what concerns all subjects, such as missing weights
+        print(f"{error}\n{error.next_step or ''}", file=sys.stderr)
+        return error.exit_code
     rows = []
     for folder in options.subjects:
         try:

@@ -99,3 +99,25 @@ def test_a_cohort_from_python_lists_volumes_and_failures(
     assert re.findall(r"ml  (\w+)", said.out) == ["one", "two"]
     assert "broken" in said.err
     assert (tmp_path / "out" / "two_mask.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("script", ["painted_lesions.py", "repeatability.py"])
+@pytest.mark.parametrize(
+    ("option", "value", "code"), [("--out", "nowhere/table", 2), ("--weights", "nothing", 4)]
+)
+def test_measurements_that_could_not_be_kept_are_not_begun(
+    cohort: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    option: str,
+    value: str,
+    code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [script, str(cohort / "one"), option, value])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    assert ended.value.code == code
+    assert value.split("/")[0] in capsys.readouterr().err
