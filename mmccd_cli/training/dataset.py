@@ -177,14 +177,22 @@ class _Writer:
         preprocessing = self.settings.recipe.preprocessing
         as_they_lie = replace(preprocessing, template_registration="none")
         mean = MeanTemplate(grid, preprocessing.intensity.background)
+        reasons = []
         for subject in subjects:
             self.tell(subject.id)
             try:
                 volumes = {m: read_image(subject, m)[0] for m in MODALITIES}
                 mean.add(prepare_subject(volumes, grid, as_they_lie))
-            except MmccdError:
+            except MmccdError as error:
                 if self.settings.strict:
                     raise  # otherwise it is left out, with its reason, when its turn comes
+                reasons.append(f"{subject.id}: {error.message}")
+        if len(reasons) == len(subjects):
+            raise DataError(
+                "No subject of the split `train` could be prepared.",
+                cause="; ".join(reasons[:3]) or "It has none that can be used.",
+                next_step="Repair them, or give another --split.",
+            )
         return symmetrised(mean.template())
 
     def teach(self, template: Template, subjects: Sequence[Subject], folder: Path) -> Template:

@@ -94,16 +94,7 @@ class MeanTemplate:
         self._count += 1
 
     def template(self) -> Template:
-        """The mean image over the subjects that have brain at a voxel, and the majority's brain.
-
-        Raises:
-            DataError: No subject was counted in.
-        """
-        if not self._count:
-            raise DataError(
-                "No subject of the split `train` could be prepared.",
-                next_step="Read why subjects were left out, or give another --split.",
-            )
+        """The mean image over the subjects that have brain at a voxel, and the majority's brain."""
         mask, count = self._brain >= self._count / 2, np.maximum(self._brain, 1)
         images = {
             name: np.where(mask, total / count, self._background).astype(np.float32)

@@ -29,6 +29,7 @@ from mmccd_cli.inputs.subjects import find_subject
 from mmccd_cli.preprocessing.subject import prepare_subject
 from mmccd_cli.signals import SignalModel
 from mmccd_cli.template import Quantisation, Template
+from mmccd_cli.training import dataset
 from mmccd_cli.training.dataset import (
     PreparedDataset,
     PrepareSettings,
@@ -341,16 +342,30 @@ def test_slices_of_other_data_are_not_trained_on(prepared: Prepared, tmp_path: P
 
 
 def test_no_usable_subject(
-    tmp_path: Path, tiny_phantom: Phantom, write_subject: WriteSubject
+    tmp_path: Path,
+    tiny_phantom: Phantom,
+    write_subject: WriteSubject,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def unprepared(*_: object, **__: object) -> None:
+        raise DataError("no brain")
+
     write_subject(tmp_path / "data", tiny_phantom, id="BraTS-001")
     with pytest.raises(DataError, match=r"No subject of .* can be used") as caught:
         prepare_dataset(
             tmp_path / "data", tmp_path / "out", replace(SETTINGS, require_segmentation=True)
         )
     assert "BraTS-001: lacks a segmentation" in (caught.value.cause or "")
-    with pytest.raises(DataError, match="No subject of the split `train`"):
+    with pytest.raises(DataError, match="No subject of the split `train`") as caught:
         prepare_dataset(tmp_path / "data", tmp_path / "out", SETTINGS, split={"train": []})
+    assert caught.value.cause == "It has none that can be used."
+    with monkeypatch.context() as patched:
+        patched.setattr(dataset, "prepare_subject", unprepared)
+        with pytest.raises(DataError, match="No subject of the split `train`") as caught:
+            prepare_dataset(
+                tmp_path / "data", tmp_path / "out", SETTINGS, split={"train": ["BraTS-001"]}
+            )
+    assert caught.value.cause == "BraTS-001: no brain"
 
 
 def test_a_segmentation_on_another_grid_is_refused(
