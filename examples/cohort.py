@@ -18,6 +18,8 @@ def main() -> int:
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
 
+    if not options.data.is_dir():
+        parser.error(f"{options.data} is not a folder")
     folders = sorted(path for path in options.data.iterdir() if path.is_dir())
     volumes, failed = {}, {}
     try:

@@ -213,16 +213,19 @@ def main() -> int:
     except MmccdError as error:  # what concerns all subjects, such as missing weights
         print(f"{error}\n{error.next_step or ''}", file=sys.stderr)
         return error.exit_code
-    rows = []
+    rows, failed = [], 0
     for folder in options.subjects:
         try:
             found = compare(segmenter, read_scans(find_subject(folder)).volumes)
         except MmccdError as error:
             print(f"{folder.name}: {error}", file=sys.stderr)
+            failed += 1
             continue
         rows += [(folder.name, name, *values) for name, values in found.items()]
         lowest, change = min((dice, name) for name, (dice, _) in found.items())
         print(f"{folder.name}: lowest Dice {lowest:.3f} ({change})", file=sys.stderr)
+    if not rows:
+        return 6
     if options.out:
         with options.out.open("w", newline="") as stream:
             csv.writer(stream).writerows([("subject", "change", "dice", "volume_percent"), *rows])
@@ -234,7 +237,7 @@ def main() -> int:
         worst = volume[np.abs(volume).argmax()]
         table.add_row(name, f"{dice.mean():.3f}", f"{dice.min():.3f}", f"{worst:+.1f}")
     Console().print(table)
-    return 0
+    return 6 if failed else 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ def main() -> int:
         return error.exit_code
 
     for lesion in finished.result.lesions:
-        print(f"{lesion.volume_ml:8.2f} ml at {lesion.centroid_ras_mm}")
+        place = ", ".join(f"{mm:.0f}" for mm in lesion.centroid_ras_mm)
+        print(f"{lesion.volume_ml:8.2f} ml at {place} mm (RAS)")
     print(f"{finished.record['lesion_volume_ml']:8.2f} ml in all, in {options.out}")
     return 0
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mmccd_cli.api import Segmenter as Segmenter
     from mmccd_cli.cohort.jobs import RunSettings as RunSettings
     from mmccd_cli.errors import MmccdError as MmccdError
+    from mmccd_cli.inputs.volume import Volume as Volume
 
 __version__ = "0.15.0"
 
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "api": ["Segmenter"],
         "cohort.jobs": ["RunSettings"],
         "errors": ["MmccdError"],
+        "inputs.volume": ["Volume"],
     },
 )
 __all__ += ["__version__"]

@@ -112,12 +112,12 @@ class Segmenter(Pipeline):
             volumes: Modality -> volume, as of files: voxels that are not finite become 0, which a
                 note says, and what cannot be a head is refused.
             **options: Those of `Pipeline.segment`.
+
+        Raises:
+            UsageError: They are not volumes with the names of modalities.
+            DataError: One of them cannot be a head; see `Pipeline.segment` for more.
         """
-        if unknown := sorted(set(volumes) - set(MODALITIES)):
-            raise UsageError(
-                f"There is no modality {', '.join(unknown)}.",
-                next_step=f"Name the volumes {', '.join(MODALITIES)}.",
-            )
+        _check_named(volumes)
         notes: list[str] = []
         mended = {
             modality: Volume(finite_values(modality, volume.data, notes=notes), volume.affine)
@@ -224,3 +224,20 @@ def _subject(given: AnyPath | Subject | Mapping[str, AnyPath]) -> Subject:
     if isinstance(given, Mapping):
         return subject_from_files({name: Path(path) for name, path in given.items()})
     return find_subject(Path(given))
+
+
+def _check_named(volumes: object) -> None:
+    """Refuse anything but modality -> volume."""
+    example = 'Name each volume, as in {"FLAIR": Volume(data, affine)}, with mmccd_cli.Volume.'
+    if not isinstance(volumes, Mapping):
+        kind = type(volumes).__name__
+        raise UsageError(f"Which scan this {kind} is cannot be told.", next_step=example)
+    for modality, volume in volumes.items():
+        if modality not in MODALITIES:
+            known = ", ".join(MODALITIES)
+            raise UsageError(
+                f"There is no modality {modality}.", next_step=f"Name the volumes {known}."
+            )
+        if not isinstance(volume, Volume):
+            kind = type(volume).__name__
+            raise UsageError(f"{modality} is no volume but {kind}.", next_step=example)

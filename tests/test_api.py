@@ -87,6 +87,10 @@ def test_volumes_in_memory_are_mended_as_files_are(
     assert any("FLAIR: 1 voxels were NaN" in note for note in result.notes)
     with pytest.raises(UsageError, match="no modality T1"):
         segmenter.segment({"FLAIR": flair, "T1": flair})
+    for wrong in (flair.data, flair, {"FLAIR": flair.data}):
+        with pytest.raises(UsageError) as caught:
+            segmenter.segment(wrong)  # type: ignore[arg-type]
+        assert "mmccd_cli.Volume" in str(caught.value.next_step)
 
 
 def test_errors_are_typed(bundle: Path, subject: Path, tmp_path: Path) -> None:

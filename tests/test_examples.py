@@ -94,6 +94,7 @@ def test_a_cohort_from_python_lists_volumes_and_failures(
     run_script: Callable[..., object],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    assert run_script("cohort.py", tmp_path / "nowhere", tmp_path / "out") == 2
     assert run_script("cohort.py", cohort, tmp_path / "out") == 6
     said = capsys.readouterr()
     assert re.findall(r"ml  (\w+)", said.out) == ["one", "two"]
@@ -121,3 +122,15 @@ def test_measurements_that_could_not_be_kept_are_not_begun(
         runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert ended.value.code == code
     assert value.split("/")[0] in capsys.readouterr().err
+
+
+def test_a_subject_that_cannot_be_measured_shows_in_the_exit_code(
+    cohort: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "table.csv"
+    words = ["repeatability.py", cohort / "broken", "--weights", bundle, "--out", table]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / "repeatability.py"), run_name="__main__")
+    assert ended.value.code == 6
+    assert not table.exists()

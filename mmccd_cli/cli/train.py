@@ -184,6 +184,7 @@ def prepare(
     *,
     source: DataOptions,
     out: Annotated[Path, typer.Option(help="Folder for the slices.")] = Path("prepared"),
+    force: options.Force = False,
     console: Console,
 ) -> None:
     """Turn a data set into slices for `mmccd train`.
@@ -193,6 +194,9 @@ def prepare(
     Examples:
       mmccd prepare --data brats2021 --data-dir DIR --out prepared
     """
+    from mmccd_cli.training.slices import INDEX
+
+    refuse_to_overwrite([out / INDEX], force=force, make_folders=True)
     with console.progress() as progress:
         source.prepare(out, console, progress)
 

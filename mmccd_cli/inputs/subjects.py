@@ -238,6 +238,11 @@ def find_subjects(dataset: Path, *, skipped: list[tuple[Path, str]] | None = Non
         DataError: Not a folder, no subject in it, or two of one name.
     """
     dataset = Path(dataset)
+    if dataset.is_file():
+        raise DataError(
+            f"{dataset} is a file; a data set is a folder.",
+            next_step="Give the folder that holds one folder for each subject.",
+        )
     _check_folder(dataset)
     skipped = skipped if skipped is not None else []
     subjects: list[Subject] = []

@@ -144,7 +144,7 @@ def read_volumes(
         if (*slices.shape[1:], slices.shape[0]) != shape:
             raise DataError(
                 f"{name} of {subject} has another shape than {folder / INDEX} says.",
-                next_step="Run `mmccd prepare` again.",
+                next_step="Run `mmccd prepare --force` again.",
             )
     images = {m: np.moveaxis(quantisation.decode(v), 0, 2) for m, v in shard.images.items()}
     brain, lesion = np.moveaxis(shard.brain, 0, 2), np.moveaxis(shard.lesion, 0, 2)
@@ -199,7 +199,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} does not describe a prepared data set.",
             cause=f"What is wrong: {error}.",
-            next_step="Run `mmccd prepare` again.",
+            next_step="Run `mmccd prepare --force` again.",
         ) from error
     return index
 
@@ -256,5 +256,5 @@ def _read(path: Path, *masks: str) -> tuple[Any, ...]:
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     return DataError(
-        f"{path} cannot be read.", cause=str(error), next_step="Run `mmccd prepare` again."
+        f"{path} cannot be read.", cause=str(error), next_step="Run `mmccd prepare --force` again."
     )

@@ -128,3 +128,20 @@ def test_a_folder_without_a_name_is_refused(train: Train) -> None:
     refused = train("--out", "/")
     assert refused.exit_code == 2, refused.stderr
     assert "weights/NAME" in refused.stderr
+
+
+def test_prepared_slices_are_not_overwritten_by_accident(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path / "shards")
+    before = {path.name: path.read_bytes() for path in shards.iterdir()}
+    for words, code in (([], 2), (["--force"], 3)):  # 3: there is no such data set
+        result = call("prepare", "--data-dir", tmp_path / "none", "--out", shards, *words)
+        assert result.exit_code == code
+    assert before == {path.name: path.read_bytes() for path in shards.iterdir()}
+
+
+def test_a_data_set_that_is_a_file_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "data.zip").write_text("")
+    result = call("prepare", "--data-dir", tmp_path / "data.zip", "--out", tmp_path / "shards")
+    assert result.exit_code == 3
+    assert "a data set is a folder" in result.stderr
+    assert "--flair" not in result.stderr, "advice for `segment`"
