@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -205,13 +206,20 @@ def find_all_subjects(folders: Iterable[Path], shard: Shard | None = None) -> Fo
             raise UsageError(
                 f"{folder_of_name[name]} and {folder} are both the subject {subject.id}.",
                 cause="Results are named after subjects, so one would overwrite the other.",
-                next_step="Run them separately, with an --out-dir each.",
+                next_step="Run the folders above them one by one: "
+                + _run_alone(folder_of_name[name].resolve().parent),
             )
         folder_of_name[name] = folder
         ids.append(subject.id)
         if folder in wanted:
             subjects.append(subject)
     return FoundSubjects(subjects, failures, [*without, *ids])
+
+
+def _run_alone(above: Path) -> str:
+    """Write a command for the subjects of one folder, whose results get a folder of its name."""
+    out = shlex.quote(f"OUT/{above.name}")
+    return f"mmccd segment {shlex.quote(str(above))}/*/ --out-dir {out}"
 
 
 def plan_jobs(

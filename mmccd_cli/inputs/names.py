@@ -179,11 +179,19 @@ def read_names(files: Sequence[Path], folder_name: str) -> list[NameReading]:
 
 def _unprocessed(paths: Sequence[Path]) -> Path | None:
     """Find the file whose name the others share, but for words such as "bias" or "brain"."""
+    if len(paths) < 2:
+        return None
     words = {path: tokens_of(stem_of(path)) for path in paths}
-    images = {path: [w for w in words[path] if w not in _PROCESSING_WORDS] for path in paths}
-    found = [path for path in paths if words[path] == images[path]]
-    alike = all(words == images[paths[0]] for words in images.values())
-    return found[0] if alike and len(found) == 1 else None
+    plain, *others = sorted(paths, key=lambda path: len(words[path]))
+    for path in others:
+        added = list(words[path])
+        for word in words[plain]:
+            if word not in added:
+                return None
+            added.remove(word)
+        if not added or not set(added) <= _PROCESSING_WORDS:
+            return None
+    return plain
 
 
 def read_mask(path: Path, words: set[str]) -> NameReading:
@@ -194,15 +202,25 @@ def read_mask(path: Path, words: set[str]) -> NameReading:
 
 
 def _shared_start(names: Sequence[list[str]]) -> int:
-    """Count the leading tokens that all files share and that name no modality."""
+    """Count the leading tokens that all files share and that name no modality.
+
+    "T1" and "T2" are points in time where a weighting follows: P1_T1_FLAIR beside P1_T1_T2.
+    """
     if len(names) < 2:
         return 0
-    count = 0
+    shared = 0
     for column in zip(*(name[:-1] for name in names), strict=False):
-        if len(set(column)) > 1 or names_modality(column[0]):
+        if len(set(column)) > 1:
             break
-        count += 1
-    return count
+        shared += 1
+    named = [place for place, word in enumerate(names[0][:shared]) if names_modality(word)]
+    if not named:
+        return shared
+    may_be_times = all(re.fullmatch(r"t\d", names[0][place]) for place in named)
+    rest = [word for name in names for word in name[shared:]]
+    if may_be_times and any("t1" in word or "t2" in word for word in filter(names_modality, rest)):
+        return shared
+    return named[0]
 
 
 def _with_parts(tokens: Sequence[str]) -> set[str]:

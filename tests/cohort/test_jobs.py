@@ -61,8 +61,9 @@ def test_two_subjects_of_one_name_are_refused_across_shares(
     other.mkdir(parents=True)
     (other / "flair.nii.gz").touch()
     for index in (1, 2):
-        with pytest.raises(UsageError, match="both the subject"):
+        with pytest.raises(UsageError, match="both the subject") as caught:
             find_all_subjects([folders[1], other], Shard(index, 2))
+        assert f"segment {tmp_path}/data/*/ --out-dir OUT/data" in str(caught.value.next_step)
 
 
 FOLDERS = [Path("a"), Path("b")]

@@ -199,6 +199,30 @@ def test_the_image_itself_is_taken_beside_what_was_made_of_it(tmp_path):
     }
     told = {path.name: reason for path, reason in subject.ignored}
     assert told["UCSF-PDGM-0004_T2_brain.nii.gz"] == "UCSF-PDGM-0004_T2.nii.gz, processed"
+    made = ("T1w_acpc_dc_restore.nii.gz", "T1w_acpc_dc_restore_brain.nii.gz")
+    assert names(find_subject(folder_with(tmp_path / "100307", *made))) == {"T1w": made[0]}
+
+
+@pytest.mark.parametrize("visit", ["T1", "T2", "T3"])
+def test_points_in_time_are_no_weightings(tmp_path, visit):
+    kinds = ("FLAIR", "T1", "T2", "MASK")
+    folder = folder_with(tmp_path / visit, *(f"P1_{visit}_{kind}.nii.gz" for kind in kinds))
+    assert names(find_subject(folder)) == {
+        "FLAIR": f"P1_{visit}_FLAIR.nii.gz",
+        "T2w": f"P1_{visit}_T2.nii.gz",
+        "T1w": f"P1_{visit}_T1.nii.gz",
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (("T2_FLAIR.nii.gz", "T2_TSE.nii.gz"), ["FLAIR", "T2w"]),
+        (("T1_FLAIR.nii.gz", "T1_FLAIR_mask.nii.gz"), ["T1w"]),
+    ],
+)
+def test_a_weighting_that_all_names_start_with_counts(tmp_path, files, expected):
+    assert list(find_subject(folder_with(tmp_path / "case", *files)).paths) == expected
 
 
 @pytest.mark.parametrize(
