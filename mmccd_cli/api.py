@@ -93,6 +93,7 @@ class Segmenter(Pipeline):
         folder = resolve_weights(spec, offline=offline, cache_dir=cache)
         bundle = load_bundle(folder, unchecked=True)
         chosen = choose_sampling(bundle.config.sampling, preset, method=method, **sampling)
+        bundle.check_steps(chosen)
         segmenter = cls(
             bundle,
             device=device,

@@ -344,12 +344,17 @@ def _finite(text: str) -> float:
     return value
 
 
+def resolved(path: Path) -> Path:
+    """Follow the links of a path as far as they lead; unlike `Path.resolve`, loops are no error."""
+    return Path(os.path.realpath(path))
+
+
 def _identity(path: Path) -> object:
     """Return what two paths to one file share, through symbolic and hard links too."""
     try:
         status = path.stat()
     except OSError:
-        return path.resolve()
+        return resolved(path)
     return status.st_dev, status.st_ino
 
 

@@ -173,6 +173,12 @@ def test_settings_that_do_not_fit_are_a_usage_error_in_one_sentence() -> None:
         UsageError, match=r"band_stride must divide the band width of 16 pixels, got 5\.$"
     ):
         c.choose_sampling(c.SamplingConfig(), band_stride=5)
+    with pytest.raises(UsageError, match="mean nothing to a plain translation"):
+        c.choose_sampling(c.SamplingConfig(), "fast", num_inference_steps=5)
+    assert c.choose_sampling(c.SamplingConfig(), "fast", method="mmccd", band_stride=4)
+    with pytest.raises(UsageError, match="seed must be less") as caught:
+        c.choose_sampling(c.SamplingConfig(), seed=1 << 40)
+    assert "--seed" in str(caught.value.next_step)
     with pytest.raises(UsageError, match=r"learning_rate must be greater than 0, got -1\.0\.$"):
         c.with_changes(c.TrainingConfig(), {"learning_rate": -1.0, "seed": None})
 

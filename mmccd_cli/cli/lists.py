@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 import sys
@@ -29,6 +30,7 @@ def read_list(path: Path | None, *, null: bool) -> list[Path]:
             f"The list in {what} has more than {MOST_BYTES >> 20} MiB.",
             next_step="Give a list of folders; is this a device?",
         )
+    content = content.removeprefix(codecs.BOM_UTF8)  # with which Windows begins a text
     text = os.fsdecode(content)  # names need not be valid in any encoding
     if "\0" in text and not null:
         raise UsageError("The lines of the list of subjects end with NUL.", next_step="Add --null.")

@@ -19,6 +19,7 @@ from mmccd_cli.errors import (
     as_mmccd_error,
     check_address_space,
 )
+from mmccd_cli.files import resolved
 
 if TYPE_CHECKING:
     from mmccd_cli.cohort.jobs import Job, RunSettings
@@ -68,7 +69,7 @@ def run_cohort(
         force=run.force, resume=run.resume, workers=run.workers, scheduler=run.scheduler
     )
     with console.progress() as progress:
-        view = _View(cohort, console, progress, many=many)
+        view = _View(cohort, console, progress, many=many, is_preview=run.dry_run)
         observer = Observer(
             loaded=announce,
             began=view.began,
@@ -95,7 +96,7 @@ def recorded(paths: Sequence[Path], console: JsonConsole) -> Iterator[None]:
     try:
         yield
     except (DataError, OSError) as error:
-        name, typed = paths[0].resolve().name, tuple(map(str, paths))
+        name, typed = resolved(paths[0]).name, tuple(map(str, paths))
         console.record(describe_failure(Outcome(name, "failed", error=error, paths=typed)))
         raise
 
@@ -104,9 +105,16 @@ class _View:
     """A cohort as a user sees it: its subjects in turn, what became of each, and all at the end."""
 
     def __init__(
-        self, cohort: Cohort, console: JsonConsole, progress: ProgressDisplay, *, many: bool
+        self,
+        cohort: Cohort,
+        console: JsonConsole,
+        progress: ProgressDisplay,
+        *,
+        many: bool,
+        is_preview: bool,
     ) -> None:
         self._cohort, self._console, self._progress, self._many = cohort, console, progress, many
+        self._is_preview = is_preview
         self._jobs = {job.subject.id: job for job in cohort.jobs}
         self._stages: dict[str, str] = {}
         self._now = ""
@@ -173,7 +181,7 @@ class _View:
         if len(outcomes) > 1:
             kinds = [kind for kind in ("done", "planned", "skipped", "failed") if kind in statuses]
             counts = ", ".join(f"{statuses.count(kind)} {kind}" for kind in kinds)
-            where = "" if "planned" in statuses else self._where()
+            where = "" if self._is_preview else self._where()
             console.info(f"{counted(len(outcomes), 'subject')}: {counts}{where}")
         failed = [(o.name, as_mmccd_error(o.error)) for o in outcomes if o.error is not None]
         if len(failed) == len(outcomes) == 1:

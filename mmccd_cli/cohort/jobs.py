@@ -14,6 +14,7 @@ from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.shards import Shard
 from mmccd_cli.config import SamplingConfig, to_dict
 from mmccd_cli.errors import DataError, MmccdError, UsageError
+from mmccd_cli.files import resolved
 from mmccd_cli.inputs.scans import BRAIN_MASK
 from mmccd_cli.inputs.subjects import Subject, find_subject
 from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
@@ -186,15 +187,15 @@ def find_all_subjects(folders: Iterable[Path], shard: Shard | None = None) -> Fo
     folder_of_name: dict[str, Path] = {}
     ids: list[str] = []
     # The first mention of a folder keeps its place.
-    unique = list({path.resolve(): path for path in reversed(list(folders))}.values())[::-1]
+    unique = list({resolved(path): path for path in reversed(list(folders))}.values())[::-1]
     wanted = set(shard.pick(unique) if shard else unique)
-    namesakes = Counter(folder.resolve().name.casefold() for folder in unique)
+    namesakes = Counter(resolved(folder).name.casefold() for folder in unique)
     places = {folder: place for place, folder in enumerate(unique, start=1)}
     for folder in unique:
         try:
             subject = find_subject(folder)
         except (MmccdError, OSError) as error:
-            own = folder.resolve().name or "folder"
+            own = resolved(folder).name or "folder"
             alone = namesakes[own.casefold()] == 1
             without.append(own if alone else f"{own} ({places[folder]})")
             if folder in wanted:
@@ -207,7 +208,7 @@ def find_all_subjects(folders: Iterable[Path], shard: Shard | None = None) -> Fo
                 f"{folder_of_name[name]} and {folder} are both the subject {subject.id}.",
                 cause="Results are named after subjects, so one would overwrite the other.",
                 next_step="Run the folders above them one by one: "
-                + _run_alone(folder_of_name[name].resolve().parent),
+                + _run_alone(resolved(folder_of_name[name]).parent),
             )
         folder_of_name[name] = folder
         ids.append(subject.id)

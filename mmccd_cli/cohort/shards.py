@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmccd_cli.errors import UsageError
+from mmccd_cli.files import resolved
 
 _SLURM = "SLURM_ARRAY_TASK_"
 
@@ -34,9 +35,9 @@ class Shard:
         Every folder is in exactly one share, whatever the order in which each task lists them:
         `find` lists a folder differently on different file systems.
         """
-        ordered = sorted({path.resolve(): path for path in folders}.items())
+        ordered = sorted({resolved(path): path for path in folders}.items())
         mine = {path for path, _ in ordered[self.index - 1 :: self.count]}
-        return [path for path in folders if path.resolve() in mine]
+        return [path for path in folders if resolved(path) in mine]
 
     def describe(self, folders: Sequence[Path]) -> str:
         """Return which share this is, and how many of the folders are in it."""

@@ -229,6 +229,20 @@ class Bundle:
             next_step="Add one of these modalities, or choose other --weights.",
         )
 
+    def check_steps(self, sampling: SamplingConfig) -> None:
+        """Refuse more steps than the schedule of the diffusion has.
+
+        Raises:
+            UsageError: There are more.
+        """
+        limit = self.config.diffusion.num_train_timesteps
+        if sampling.method == "mmccd" and sampling.num_inference_steps > limit:
+            raise UsageError(
+                f"{sampling.num_inference_steps} steps are more than the {limit} of the "
+                f"schedule of the bundle {self.config.name}.",
+                next_step=f"Use 1 to {limit} steps.",
+            )
+
     def cycle(self, source: str, sampling: SamplingConfig, device: torch.device) -> Cycle:
         """Load the networks of one source's cycle that a method needs.
 
@@ -239,13 +253,7 @@ class Bundle:
         from mmccd_cli.translation.schedule import Schedule
         from mmccd_cli.translation.translators import Cycle, MaskedTranslator, network_name
 
-        limit = self.config.diffusion.num_train_timesteps
-        if sampling.method == "mmccd" and sampling.num_inference_steps > limit:
-            raise UsageError(
-                f"{sampling.num_inference_steps} steps are more than the {limit} of the "
-                f"schedule of the bundle {self.config.name}.",
-                next_step=f"Use 1 to {limit} steps.",
-            )
+        self.check_steps(sampling)
         config = next((c for c in self.config.cycles if c.source == source), None)
         if config is None:
             raise WeightsError(

@@ -28,6 +28,11 @@ def test_a_pipe_that_somebody_writes_is_read_whole(tmp_path: Path) -> None:
     writer.join()
 
 
+def test_the_mark_that_windows_puts_before_a_text_is_no_name(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfsub-1\r\nsub-2\r\n")
+    assert lists.read_list(tmp_path / "list.txt", null=False) == [Path("sub-1"), Path("sub-2")]
+
+
 def test_a_pipe_that_nobody_writes_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match="Nothing was written into the pipe"):

@@ -332,7 +332,7 @@ def test_dry_run_finds_what_headers_tell(run: Run, subject: Path, tmp_path: Path
     assert "cannot be a head" in run(*words, "--dry-run").stderr
 
 
-@pytest.mark.parametrize("kind", ["stripper", "folder"])
+@pytest.mark.parametrize("kind", ["stripper", "folder", "steps"])
 def test_dry_run_refuses_what_the_run_itself_would(
     run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -340,16 +340,26 @@ def test_dry_run_refuses_what_the_run_itself_would(
     if kind == "folder":
         words = [subject, "--out-dir", tmp_path / "out"]
         monkeypatch.setattr(Path, "mkdir", _refused)
+    if kind == "steps":
+        words = [subject, "--out-dir", tmp_path / "out", "--steps", 1001]
     before = _files(tmp_path)
     results = [run(*words, *dry) for dry in ((), ("--dry-run",))]
     assert [result.exit_code for result in results] == [2, 2]
     assert results[0].stderr == results[1].stderr
-    assert {"stripper": "knife", "folder": "out cannot be written"}[kind] in results[1].stderr
+    said = {"stripper": "knife", "folder": "out cannot be written", "steps": "more than the 1000"}
+    assert said[kind] in results[1].stderr
     assert _files(tmp_path) == before
 
 
 def _refused(*_: object, **__: object) -> None:
     raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_dry_run_names_no_table_where_no_subject_can_be_used(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(tmp_path / "a", tmp_path / "b", "--out-dir", out, "--dry-run")
+    assert "2 subjects: 2 failed" in result.stderr
+    assert str(out) not in result.stderr
 
 
 def test_dry_run_doubts_a_file_that_is_named_after_contrast_agent(
@@ -398,6 +408,16 @@ def test_one_bad_subject_stops_none_of_the_others(
         for end in (".nii.gz", "_mask.nii.gz", ".json", "_lesions.tsv")
     } | {"summary.tsv"}
     assert "2 done, 2 failed" in result.stderr
+
+
+def test_a_loop_of_links_stops_none_of_the_others(run: Run, subject: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    result = run(tmp_path / "loop", subject, "--out-dir", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 6, result.stderr
+    assert "There is no folder" in result.stderr
+    alone = run(tmp_path / "loop", "--out", tmp_path / "map.nii.gz", "--dry-run", "--json")
+    assert alone.exit_code == 3, alone.stderr
+    assert json.loads(alone.stdout)["subject"] == "loop"
 
 
 def test_a_batch_gives_what_single_runs_give(run: Run, cohort: list[Path], tmp_path: Path) -> None:
