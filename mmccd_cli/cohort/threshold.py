@@ -12,7 +12,7 @@ from mmccd_cli.cohort.derivative_outcomes import row_of_result
 from mmccd_cli.cohort.results import sidecar_of
 from mmccd_cli.cohort.summary import update_summaries
 from mmccd_cli.errors import UsageError
-from mmccd_cli.files import refuse_to_overwrite
+from mmccd_cli.files import refuse_to_overwrite, resolved
 from mmccd_cli.inputs.bids import bids_root
 from mmccd_cli.outputs.bids import outputs_beside
 from mmccd_cli.outputs.images import CORE_OUTPUTS, output_paths, write_outputs
@@ -65,7 +65,7 @@ def plan_masks(maps: Sequence[Path], out: Path | None = None, *, force: bool) ->
     jobs = []
     for paths in chosen:
         new = {kind: paths[kind] for kind in CORE_OUTPUTS if kind in paths}
-        if out is not None:
+        if out is not None and resolved(out) != resolved(paths["mask"]):  # else it is in place
             new = {**output_paths(out), "map": paths["map"], "mask": out}
         job = MaskJob(new, record=paths["sidecar"])
         written = [path for kind, path in new.items() if kind != "map"]

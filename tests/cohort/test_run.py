@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import re
@@ -373,6 +374,22 @@ def test_threshold_can_write_elsewhere(tmp_path: Path, done: Path) -> None:
     assert record["settings"]["requested"]["threshold"] == 0.8
     assert record["outputs"]["mask"] == "other.nii.gz"
     assert (tmp_path / "other_lesions.tsv").read_text().startswith("index\tkept\t")
+
+
+def test_threshold_on_the_own_mask_replaces_its_record_too(done: Path) -> None:
+    before, own = _bytes(done), done / "case-a.nii.gz"
+    words = (own, "--out", done / ".." / done.name / "case-a_mask.nii.gz", "--threshold", 0.8)
+    assert "--force" in _threshold(*words).stderr
+    result = _threshold(*words, "--force")
+    assert result.exit_code == 0, result.stderr
+    after = _bytes(done)
+    assert after.keys() == before.keys()
+    record = json.loads((done / "case-a.json").read_text())
+    assert record["threshold"] == 0.8
+    assert (
+        record["output_sha256"]["mask"]
+        == hashlib.sha256((done / "case-a_mask.nii.gz").read_bytes()).hexdigest()
+    )
 
 
 def test_threshold_refuses_what_does_not_belong_together(done: Path) -> None:
