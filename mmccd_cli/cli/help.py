@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -46,11 +47,37 @@ class _PlainHelp:
         _write_panels(formatter, panels | last)
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Refuse what a shell left in the place of a path: nothing, or a ~ that it did not replace.
+
+    An empty path would be the folder in which one is, and ~ a new folder of that name.
+
+    Raises:
+        typer.BadParameter: There is such a word.
+    """
+    for place, word in enumerate(words):
+        is_joined = word.startswith("--") and "=" in word
+        option, value = word.split("=", 1) if is_joined else ("", word)
+        if value == "~" or value.startswith("~/"):
+            named = f"{option} {value}".lstrip()
+            raise typer.BadParameter(
+                f"the shell left the ~ of {word} as it is, which it replaces only where a word "
+                f"begins with it, without quotes: {named}. A folder of that name is ./{value}."
+            )
+        if not value:
+            before = option or (words[place - 1] if place else "")
+            after = f" after {before}" if before.startswith("-") else ""
+            raise typer.BadParameter(
+                f'there is an empty word{after}, as of a variable that is not set: "$NAME".'
+            )
+
+
 class PlainCommand(_PlainHelp, TyperCommand):
     """A command with plain help, and plain words where a value is wrong."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read what was typed; see Typer."""
+        check_words(args)
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:

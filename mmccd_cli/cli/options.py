@@ -40,6 +40,7 @@ _VOLUME = re.compile(
 )
 _CUBIC_MILLIMETRES = {"ml": 1000.0, "cm3": 1000.0, "cm^3": 1000.0, "cm³": 1000.0, "cc": 1000.0}
 _LARGEST_COUNT = 1 << 20
+_MOST_THREADS = 1024  # of tens of thousands, the system ends the process without a word
 
 
 def volume_mm3(text: str) -> float | None:
@@ -76,11 +77,14 @@ def confidence(text: str) -> float | None:
     return value
 
 
-def count(text: str, least: int = 1) -> int | None:
-    """Read a number from the least one up; "auto" is None."""
+def count(text: str, least: int = 1, *, most: int = _LARGEST_COUNT) -> int | None:
+    """Read a number from the least one to the greatest; "auto" is None."""
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit() and least <= int(text) <= _LARGEST_COUNT):
+    is_number = len(text) < 10 and text.isascii() and text.isdigit()
+    if is_number and int(text) > most:
+        raise typer.BadParameter(f"{text} is too many. Give at most {most}, or auto.")
+    if not (is_number and least <= int(text)):
         raise typer.BadParameter(f"{text} is not a count. Give {least}, {least + 1}, ... or auto.")
     return int(text)
 
@@ -88,6 +92,11 @@ def count(text: str, least: int = 1) -> int | None:
 def count_from_0(text: str) -> int | None:
     """Read a number from 0 up; see `count`."""
     return count(text, least=0)
+
+
+def count_of_threads(text: str) -> int | None:
+    """Read a number of threads; see `count`."""
+    return count(text, most=_MOST_THREADS)
 
 
 def one_of(*words: str) -> Callable[[str], str]:
@@ -144,7 +153,10 @@ Device = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    count_option(help="Threads of the CPU. With 1, equal runs are equal to the last bit."),
+    count_option(
+        parser=count_of_threads,
+        help="Threads of the CPU. With 1, equal runs are equal to the last bit.",
+    ),
 ]
 Force = Annotated[
     bool,

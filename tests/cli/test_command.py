@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from mmccd_cli.cli import options
+from mmccd_cli.cli.app import app
 from mmccd_cli.cli.command import command
 from mmccd_cli.cli.console import JsonConsole
 from mmccd_cli.config import METHODS, PRESETS
@@ -139,6 +140,32 @@ def test_volumes(text: str, value: float | None) -> None:
 def test_what_is_no_value(read: Callable[[str], object], text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is not a"):
         read(text)
+
+
+def test_more_threads_than_a_computer_has_are_refused() -> None:
+    assert options.count_of_threads("1024") == 1024
+    with pytest.raises(typer.BadParameter, match="at most 1024"):
+        options.count_of_threads("100000")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["", "--out", "map.nii.gz"], "an empty word, as of a variable"),
+        (["a", "--out-dir", ""], "an empty word after --out-dir"),
+        (["a", "--out-dir="], "an empty word after --out-dir"),
+        (["a", "--out-dir=~/out"], "begins with it, without quotes: --out-dir ~/out"),
+        (["~/a", "--out-dir", "out"], "the ~ of ~/a"),
+    ],
+)
+def test_what_a_shell_left_of_a_path_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["segment", *words])
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_brain_mask_is_told_from_a_method() -> None:
