@@ -14,9 +14,10 @@ import operator
 import os
 import re
 import secrets
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TypeVar
 
 from mmccd_cli.errors import DataError, MmccdError, OutputExistsError, UsageError, unwritable
 
@@ -28,6 +29,7 @@ T = TypeVar("T")
 _fcntl: Any = importlib.import_module("fcntl") if os.name == "posix" else None
 
 MAX_JSON_BYTES = 64 << 20
+_TRYING = threading.Lock()  # held by who tries whether a folder can be written
 _LONGEST_START = 128
 """Bytes of a file's name that the name of its temporary file repeats."""
 
@@ -175,6 +177,12 @@ def remove_leftovers(*paths: Path) -> None:
                 match = re.fullmatch(r"(\..*\.)[0-9a-f]{8}\.tmp", other.name)
                 if match and folder / match[1] in starts and _is_abandoned(other):
                     other.unlink(missing_ok=True)
+
+
+def end_process(code: int) -> NoReturn:
+    """End the process at once, except that a thread that tries a folder leaves nothing in it."""
+    _TRYING.acquire(timeout=1)
+    os._exit(code)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -373,8 +381,12 @@ def _check_folder(folder: Path, make: bool) -> None:
         )
     probe = _temporary(existing / "mmccd")
     try:  # permissions alone do not tell: a file system may refuse what they allow
-        probe.mkdir()
-        probe.rmdir()
+        with _TRYING:
+            try:
+                probe.mkdir()
+            finally:  # also where the process is interrupted just now
+                with contextlib.suppress(OSError):
+                    probe.rmdir()
     except OSError as error:
         message = f"The output folder {folder} cannot be written."
         raise unwritable(message, error, and_now=", or give another folder") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,28 @@ def test_a_folder_that_only_permissions_let_be_written_is_refused() -> None:
     for target, make in ((Path("/proc/map"), False), (Path("/proc/new/map"), True)):
         with pytest.raises(UsageError, match="cannot be written"):
             refuse_to_overwrite([target], force=False, make_folders=make)
+
+
+def test_a_process_that_ends_leaves_no_trace_of_trying_a_folder(tmp_path: Path) -> None:
+    code = """
+import sys, threading, time
+from pathlib import Path
+from mmccd_cli import files
+make, made = Path.mkdir, threading.Event()
+def make_slowly(path):
+    make(path)
+    made.set()
+    time.sleep(0.3)
+Path.mkdir = make_slowly
+target = Path(sys.argv[1]) / "map.nii.gz"
+trying = threading.Thread(target=files.refuse_to_overwrite, args=([target],), kwargs={"force": 1})
+trying.start()
+made.wait()
+files.end_process(7)
+"""
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=240)
+    assert ended.returncode == 7
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_writer_that_wants_a_path_writes_all_or_nothing(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from mmccd_cli.cli import (
     weights,
 )
 from mmccd_cli.cli.help import Program
+from mmccd_cli.files import end_process
 
 _HELP = """Find anomalies in brain MRI (FLAIR, T2w, T1w) without labels of any anomaly.
 
@@ -131,4 +132,4 @@ def _leave_now(code: str | int | None) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # None where it was closed
             stream.flush()
-    os._exit(code or 0)
+    end_process(code or 0)
