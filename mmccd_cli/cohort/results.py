@@ -75,6 +75,7 @@ def read_result(file: Path) -> Result:
             f"There is no mask {files['mask']} beside the map.",
             next_step=f"Make it anew: mmccd threshold {map_file} --force",
         )
+    _check_mask(files, record, remake=f"mmccd threshold {map_file} --force")
     mask = read_nifti(files["mask"], allow_constant=True)[0].data > 0
     if mask.shape != volume.shape:
         raise DataError(
@@ -102,13 +103,23 @@ def _files_of(file: Path) -> dict[str, Path]:
             cause=f"{files['sidecar'].name} names the map, and no folder: both must lie in one.",
             next_step=f"Put {map_file.name} into the folder of the mask.",
         )
-    if record["output_sha256"].get("mask") != sha256_of_file(file):
+    files |= {"map": map_file, "mask": file}
+    _check_mask(files, record, remake=f"mmccd threshold {map_file} --out {file} --force")
+    return files
+
+
+def _check_mask(files: Mapping[str, Path], record: Mapping[str, Any], *, remake: str) -> None:
+    """Refuse a mask whose lesions, by its hash, are not those of the record.
+
+    Raises:
+        DataError: It is another one.
+    """
+    if record["output_sha256"].get("mask") != sha256_of_file(files["mask"]):
         raise DataError(
-            f"{file} is not the mask that {files['sidecar']} speaks of.",
+            f"{files['mask']} is not the mask that {files['sidecar']} speaks of.",
             cause="One of them was changed or replaced.",
-            next_step=f"Make it anew: mmccd threshold {map_file} --out {file} --force",
+            next_step=f"Make it anew: {remake}",
         )
-    return {**files, "map": map_file, "mask": file}
 
 
 def sidecar_of(map_file: Path, record_file: Path) -> Sidecar:

@@ -221,6 +221,10 @@ def test_another_mask_of_a_map_is_found_with_its_map(
     write_nifti(strict, read_nifti(strict)[0].data * 0, make_grid((34, 38, 30), np.eye(4)))
     changed = run("compare", own, strict)
     assert (changed.exit_code, "is not the mask that" in changed.stderr) == (3, True)
+    beside = tmp_path / "map_mask.nii.gz"
+    write_nifti(beside, read_nifti(beside)[0].data * 0, make_grid((34, 38, 30), np.eye(4)))
+    edited = run("compare", own, alone)
+    assert (edited.exit_code, f"{beside} is not the mask that" in edited.stderr) == (3, True)
     own.rename(tmp_path / "moved.nii.gz")
     missing = run("compare", strict, alone)
     assert (missing.exit_code, "its map map.nii.gz is not beside it" in missing.stderr) == (3, True)
