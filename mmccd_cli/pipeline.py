@@ -25,8 +25,9 @@ from mmccd_cli.anomaly.mask import (
     mask_settings,
 )
 from mmccd_cli.anomaly.score import map_from_score
+from mmccd_cli.anomaly.unshown import UnshownPlace, unshown_places
 from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
-from mmccd_cli.errors import DataError
+from mmccd_cli.errors import Caution, DataError
 from mmccd_cli.host import available_threads, give_back_freed_memory
 from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
@@ -37,7 +38,7 @@ from mmccd_cli.preprocessing.subject import (
     prepare_subject,
 )
 from mmccd_cli.progress import Progress, Stopwatch, silent
-from mmccd_cli.template import bounding_box, spacing_of
+from mmccd_cli.template import bounding_box, spacing_of, transform_points
 from mmccd_cli.weights.bundle import Bundle
 
 if TYPE_CHECKING:
@@ -46,6 +47,13 @@ if TYPE_CHECKING:
     from mmccd_cli.signals import ComputedSignals, SignalModel
 
 Space = Literal["native", "template"]
+
+UNSHOWN_KINDS = {
+    "fluid": "fluid where healthy brains have none: a cyst, a cavity, an old infarct, or a "
+    "ventricle that is wide or displaced",
+    "dark": "darker than healthy tissue: old blood, calcification, or an artefact",
+}
+"""What may lie where the map shows nothing, in words."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -299,6 +307,7 @@ class Pipeline:
                 spacing_mm=self.bundle.template.spacing_mm,
                 config=calibrated,
             )
+            unshown = self._unshown(prepared, score, calibrated, space=space)
         with watch.stage("output_grid"):
             output = self._on_output_grid(prepared, score, space)
             anomaly_map = _calibrated_map(output, score.threshold, calibrated)
@@ -328,7 +337,12 @@ class Pipeline:
                 "precision": computed.place.precision,
             },
             device=self.describe_device(computed.place.device),
-            notes=[*prepared.notes, *computed.place.notes, *_unused(prepared, calibrated)],
+            notes=[
+                *prepared.notes,
+                *computed.place.notes,
+                *_unused(prepared, calibrated),
+                *unshown,
+            ],
             seconds=watch.seconds,
             prepared=prepared,
         )
@@ -356,6 +370,22 @@ class Pipeline:
             # What a modality does not show is no evidence, neither bright nor dark.
             signal[~prepared.covered[name.partition(":")[2]]] = 0.0
         return computed
+
+    def _unshown(
+        self, prepared: PreparedSubject, score: ScanScore, calibrated: ScoreConfig, *, space: Space
+    ) -> list[Caution]:
+        """Say which places far from healthy tissue the map does not show."""
+        places = unshown_places(
+            prepared.images,
+            self.bundle.template.normal,
+            within=np.all([prepared.brain, *prepared.covered.values()], axis=0),
+            shown=map_from_score(score.values, score.threshold, calibrated) > calibrated.threshold,
+            affine=prepared.affine,
+        )
+        to_world = np.eye(4)
+        if space == "native":
+            to_world[:] = np.linalg.inv(prepared.to_reference)
+        return [_in_words(place, to_world) for place in places]
 
     def _on_output_grid(
         self, prepared: PreparedSubject, score: ScanScore, space: Space
@@ -410,6 +440,16 @@ def _calibrated_map(
             overwrite=True,
         )
     return output.values
+
+
+def _in_words(place: UnshownPlace, matrix: NDArray[np.float64]) -> Caution:
+    """A place that the map does not show, in the world of the map."""
+    x, y, z = transform_points(matrix, place.middle_ras_mm)
+    size = abs(float(np.linalg.det(matrix[:3, :3])))
+    return Caution(
+        f"Not in the map: {size * place.volume_ml:.1f} ml about ({x:.0f}, {y:.0f}, {z:.0f}) mm, "
+        f"{UNSHOWN_KINDS[place.kind]}."
+    )
 
 
 def _unused(prepared: PreparedSubject, config: ScoreConfig) -> list[str]:

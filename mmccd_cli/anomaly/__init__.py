@@ -9,8 +9,9 @@ In the order in which data passes through:
 5. `contour`: the map's contour, pulled to where the scan itself changes.
 6. `confidence`: how sure it is that a candidate is a lesion.
 7. `mask`: a map -> its mask, lesions and what was left out, which needs no network.
-8. `components`: what all of these ask of a mask: rim, connected components, holes.
-9. `metrics`: how well a mask or a map agrees with a reference.
+8. `unshown`: what lies far from healthy tissue and is not in the map.
+9. `components`: what all of these ask of a mask: rim, connected components, holes.
+10. `metrics`: how well a mask or a map agrees with a reference.
 """
 
 from __future__ import annotations
