@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from mmccd_cli.inputs.bids import (
     find_participants,
     read_bids_names,
 )
-from mmccd_cli.inputs.dicom.files import has_dicom_files, is_archive
+from mmccd_cli.inputs.dicom.files import has_dicom_at_hand, has_dicom_files, is_archive
 from mmccd_cli.inputs.names import (
     ANY_MODALITY,
     how_to_convert,
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from mmccd_cli.inputs.dicom.stacks import Stack
 
 _REFERENCE = "taken for the reference segmentation, which is read to evaluate, not to segment"
+_DICOM_BESIDE = (
+    Path("DICOM"),
+    "not read beside NIfTI files; name it by --flair, --t2 or --t1",
+)
 _OPTION_OF_MODALITY = {"T1w": "--t1", "T2w": "--t2", "FLAIR": "--flair"}
 
 
@@ -99,7 +103,10 @@ def find_subject(folder: Path) -> Subject:
     _check_folder(folder)
     image_folder = _image_folder(folder)
     if nifti_files(image_folder):
-        return _subject_of_names(image_folder)
+        subject = _subject_of_names(image_folder)
+        if len(subject.paths) < len(MODALITIES) and has_dicom_at_hand(image_folder):
+            return replace(subject, ignored=(*subject.ignored, _DICOM_BESIDE))
+        return subject
     if any(nifti_files(path) for path in _subfolders(folder)) or not has_dicom_files(folder):
         _refuse_other_formats(image_folder)
         raise _no_images(folder)

@@ -203,6 +203,20 @@ def test_the_image_itself_is_taken_beside_what_was_made_of_it(tmp_path):
     assert names(find_subject(folder_with(tmp_path / "100307", *made))) == {"T1w": made[0]}
 
 
+@pytest.mark.parametrize("place", ["", "t2 series"])
+def test_dicom_beside_nifti_is_told_where_a_scan_is_missing(tmp_path, place):
+    folder = folder_with(tmp_path / "case", "flair.nii.gz")
+    assert find_subject(folder).ignored == ()
+    (folder / place).mkdir(exist_ok=True)
+    (folder / place / "IM0001").write_bytes(bytes(128) + b"DICM" + bytes(99))
+    ((name, reason),) = find_subject(folder).ignored
+    assert str(name) == "DICOM"
+    assert "beside NIfTI" in reason
+    for kind in ("t1", "t2"):
+        (folder / f"{kind}.nii.gz").touch()
+    assert find_subject(folder).ignored == ()
+
+
 @pytest.mark.parametrize("visit", ["T1", "T2", "T3"])
 def test_points_in_time_are_no_weightings(tmp_path, visit):
     kinds = ("FLAIR", "T1", "T2", "MASK")

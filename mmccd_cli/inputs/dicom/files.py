@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -26,6 +26,7 @@ MAX_FILE_BYTES = 2**29  # a multi-frame image of 512 slices of 512 x 512 voxels,
 MAX_HEADER_BYTES = 2**24  # of several thousand frames
 MAX_ARCHIVE_BYTES = 16 * 2**30
 
+_AT_HAND = 10  # files of a folder that are looked at where it should hold none
 _START_BYTES = 132
 # A file without the preamble starts with an element of group 2 or 8, little endian.
 _GROUPS_AT_START = (b"\x02\x00", b"\x08\x00")
@@ -67,6 +68,20 @@ def find_dicom_files(source: Path, unread: list[str]) -> list[DicomFile]:
 def has_dicom_files(source: Path) -> bool:
     """Tell whether a file, or anything under a folder, looks like DICOM."""
     return any(_looks_like_dicom(file, []) for file in _files_below(source))
+
+
+def has_dicom_at_hand(folder: Path) -> bool:
+    """Tell whether some of the first files of a folder, or of one right in it, look like DICOM."""
+    try:
+        folders = sorted(path for path in folder.iterdir() if path.is_dir())
+        places = [folder, *(path for path in folders if not _is_other(path.name))]
+        return any(
+            _looks_like_dicom(DicomFile(path), [])
+            for place in places
+            for path in islice((p for p in place.iterdir() if not _is_other(p.name)), _AT_HAND)
+        )
+    except OSError:
+        return False
 
 
 def open_files(
