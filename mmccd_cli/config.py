@@ -573,10 +573,10 @@ def choose_sampling(
     if DIFFUSION_ONLY & set(given) and "method" not in chosen:
         # Whoever sets steps or bands means the method that has them.
         chosen["method"] = "mmccd"
-    if preset and chosen["method"] == "cyclic-unet" and DIFFUSION_ONLY & set(given):
+    if chosen.get("method") == "cyclic-unet" and DIFFUSION_ONLY & set(given):
         raise UsageError(
             "Steps and bands mean nothing to a plain translation there and back.",
-            cause="The method is cyclic-unet, by --method or by the preset.",
+            cause="The method is cyclic-unet, by --method, --preset or --like.",
             next_step="Leave out --steps, --band-width and --band-stride, or add --method mmccd.",
         )
     advice = "Change --steps, --band-width, --band-stride or --seed, or give --preset alone."

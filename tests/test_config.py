@@ -175,6 +175,8 @@ def test_settings_that_do_not_fit_are_a_usage_error_in_one_sentence() -> None:
         c.choose_sampling(c.SamplingConfig(), band_stride=5)
     with pytest.raises(UsageError, match="mean nothing to a plain translation"):
         c.choose_sampling(c.SamplingConfig(), "fast", num_inference_steps=5)
+    with pytest.raises(UsageError, match="mean nothing to a plain translation"):
+        c.choose_sampling(c.SamplingConfig(), method="cyclic-unet", num_inference_steps=5)
     assert c.choose_sampling(c.SamplingConfig(), "fast", method="mmccd", band_stride=4)
     with pytest.raises(UsageError, match="seed must be less") as caught:
         c.choose_sampling(c.SamplingConfig(), seed=1 << 40)

@@ -30,12 +30,18 @@ def read_list(path: Path | None, *, null: bool) -> list[Path]:
             f"The list in {what} has more than {MOST_BYTES >> 20} MiB.",
             next_step="Give a list of folders; is this a device?",
         )
-    content = content.removeprefix(codecs.BOM_UTF8)  # with which Windows begins a text
-    text = os.fsdecode(content)  # names need not be valid in any encoding
+    text = _text(content)
     if "\0" in text and not null:
         raise UsageError("The lines of the list of subjects end with NUL.", next_step="Add --null.")
     lines = text.split("\0") if null else text.replace("\r\n", "\n").split("\n")
     return [Path(line) for line in lines if line.strip()]
+
+
+def _text(content: bytes) -> str:
+    """Decode a list; names need not be valid in any encoding."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # PowerShell 5 writes it
+        return content.decode("utf-16", errors="replace")
+    return os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
 
 
 def _content(path: Path | None) -> bytes:
@@ -44,7 +50,13 @@ def _content(path: Path | None) -> bytes:
             raise UsageError("stdin is closed.", next_step="Give --from FILE, or the folders.")
         return sys.stdin.buffer.read(MOST_BYTES + 1)
     try:
-        if stat.S_ISFIFO(path.stat().st_mode):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise UsageError(
+                f"--from takes a list of folders, and {path} is itself a folder.",
+                next_step=f"Give it as a subject, or what it holds: {path}/*",
+            )
+        if stat.S_ISFIFO(mode):
             return _content_of_pipe(path)
         with path.open("rb") as stream:
             return stream.read(MOST_BYTES + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmccd_cli.config import SamplingConfig, from_dict, without_retired
+from mmccd_cli.config import DIFFUSION_ONLY, SamplingConfig, from_dict, without_retired
 from mmccd_cli.outputs.record import read_sidecar
 
 
@@ -27,9 +27,10 @@ def read_earlier_run(record_file: Path) -> EarlierRun:
     """
     record = read_sidecar(record_file).record
     requested, bundle = record["settings"]["requested"], record["bundle"]
-    sampling = from_dict(SamplingConfig, without_retired(requested.get("sampling", {})))
+    sampling = asdict(from_dict(SamplingConfig, without_retired(requested.get("sampling", {}))))
+    unused = DIFFUSION_ONLY if sampling["method"] == "cyclic-unet" else set()
     chosen = {
-        **asdict(sampling),
+        **{name: value for name, value in sampling.items() if name not in unused},
         "precision": "auto",
         **{name: value for name, value in requested.items() if name != "sampling"},
         "weights": bundle.get("hub") or bundle["name"],

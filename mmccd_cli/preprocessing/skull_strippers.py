@@ -91,5 +91,6 @@ def check_method(name: str) -> None:
     known = ("auto", "never", *STRIPPERS)
     if name not in known:
         raise UsageError(
-            f"There is no skull stripper named {name!r}; known are: {', '.join(known)}."
+            f"There is no skull stripper named {name!r}.",
+            next_step=f"Give one of these: {', '.join(known)}.",
         )

@@ -67,6 +67,20 @@ def test_what_is_given_counts_more(earlier: tuple[Path, Path], bundle: Path) -> 
     assert (asked["min_lesion_mm3"], asked["skull_strip"]) == (0.1, "never")
 
 
+def test_a_plain_translation_is_repeated_without_steps(
+    earlier: tuple[Path, Path], bundle: Path, tmp_path: Path
+) -> None:
+    record = json.loads(earlier[1].read_text())
+    record["settings"]["requested"]["sampling"]["method"] = "cyclic-unet"
+    (tmp_path / "map.json").write_text(json.dumps(record))
+    plain = (earlier[0], tmp_path / "map.json")
+    asked = requested(segment(plain, bundle, "--dry-run", "--json"))
+    assert (asked["sampling"]["method"], asked["sampling"]["seed"]) == ("cyclic-unet", 3)
+    refused = segment(plain, bundle, "--steps", 4, "--dry-run")
+    assert refused.exit_code == 2
+    assert "mean nothing to a plain translation" in " ".join(refused.stderr.split())
+
+
 def test_the_weights_are_the_earlier_ones_or_the_call_fails(
     earlier: tuple[Path, Path], bundle: Path, tmp_path: Path
 ) -> None:

@@ -31,6 +31,8 @@ def test_a_pipe_that_somebody_writes_is_read_whole(tmp_path: Path) -> None:
 def test_the_mark_that_windows_puts_before_a_text_is_no_name(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfsub-1\r\nsub-2\r\n")
     assert lists.read_list(tmp_path / "list.txt", null=False) == [Path("sub-1"), Path("sub-2")]
+    (tmp_path / "list.txt").write_text("sub-ä\r\nsub-2\r\n", encoding="utf-16", newline="")
+    assert lists.read_list(tmp_path / "list.txt", null=False) == [Path("sub-ä"), Path("sub-2")]
 
 
 def test_a_pipe_that_nobody_writes_is_not_waited_for(tmp_path: Path) -> None:
@@ -46,7 +48,7 @@ def test_a_device_without_an_end_is_refused() -> None:
 
 
 def test_a_list_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(UsageError, match="itself a folder"):
         lists.read_list(tmp_path, null=False)
     with pytest.raises(DataError, match="There is no list") as caught:
         lists.read_list(tmp_path / "gone", null=False)
