@@ -67,12 +67,13 @@ def compare(
         )
     scans = None if scan_a is None or scan_b is None else (scan_a, scan_b)
     written = [path for path in (out, table) if path is not None]
-    refuse_to_overwrite(written, [a, b, *(scans or ())], force=force)
     from mmccd_cli.cohort.compare import compare as compare_results
     from mmccd_cli.cohort.compare import find_position, others_remark
-    from mmccd_cli.cohort.results import read_result
+    from mmccd_cli.cohort.results import files_of_result, read_result
     from mmccd_cli.inputs.nifti import encode_nifti, is_compressed_name
 
+    read = [*files_of_result(a).values(), *files_of_result(b).values(), *(scans or ())]
+    refuse_to_overwrite(written, read, force=force)
     first, second = read_result(a), read_result(b)
     with console.progress() as progress:
         progress.begin("finding how the scans lie to each other", told=scans is not None)

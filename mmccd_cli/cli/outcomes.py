@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,7 +118,6 @@ class _View:
         self._stages: dict[str, str] = {}
         self._now = ""
         self._reported: list[Outcome] = []
-        self._since = time.perf_counter()
 
     def began(self, job: Job) -> None:
         """A subject's turn has come; it may have been prepared before."""
@@ -147,8 +145,7 @@ class _View:
         """
         from mmccd_cli.outputs.record import describe_failure
 
-        console, job, now = self._console, self._jobs.get(outcome.name), time.perf_counter()
-        seconds, self._since = now - self._since, now
+        console, job = self._console, self._jobs.get(outcome.name)
         self._reported.append(outcome)
         quick = outcome.status != "done" or outcome.from_map
         how_far = self._progress.end(spared=quick) if job else ""
@@ -162,7 +159,7 @@ class _View:
         record = outcome.record
         console.record(record)
         files = _files(job, map_only=self._many) if job else ""
-        text = f"{outcome.name}: {_in_words(outcome, files, seconds=seconds)}"
+        text = f"{outcome.name}: {_in_words(outcome, files)}"
         console.info(f"{text}; {how_far}" if how_far else text)
         if outcome.status == "planned" and job:
             _explain(job, console.info)
@@ -224,7 +221,7 @@ def _files(job: Job, *, map_only: bool) -> str:
     return f"{', '.join(first)} and {last}"
 
 
-def _in_words(outcome: Outcome, files: str, *, seconds: float) -> str:
+def _in_words(outcome: Outcome, files: str) -> str:
     record = outcome.record
     if outcome.status == "skipped":
         return "skipped, its result is up to date"
@@ -235,5 +232,5 @@ def _in_words(outcome: Outcome, files: str, *, seconds: float) -> str:
     if outcome.from_map:
         how = f"new mask from the map that was there, written to {files}"
     else:
-        how = f"written to {files} ({seconds:.0f} s)"
+        how = f"written to {files} ({sum(record['seconds'].values()):.0f} s)"
     return f"{lesions_of(record)}, {how}{left_out_of(record)}"

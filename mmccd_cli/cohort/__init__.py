@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy.attach(
         "group": ["find_members", "write_group"],
         "jobs": ["Job", "RunSettings", "find_all_subjects", "plan_job"],
         "plan": ["Cohort", "RunPolicy", "SubjectSelection", "plan_bids_cohort"],
-        "results": ["Result", "read_result"],
+        "results": ["Result", "files_of_result", "read_result"],
         "run": ["preview_cohort", "segment_cohort"],
         "runner": ["Observer"],
         "shards": ["Shard", "choose_shard"],

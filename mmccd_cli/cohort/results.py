@@ -66,7 +66,7 @@ def read_result(file: Path) -> Result:
     Raises:
         DataError: One of them is missing, cannot be read, or does not belong to the others.
     """
-    files = _files_of(file)
+    files = files_of_result(file)
     map_file = files["map"]
     record = sidecar_of(map_file, files["sidecar"]).record
     volume, grid = read_nifti(map_file, allow_constant=True)
@@ -86,8 +86,8 @@ def read_result(file: Path) -> Result:
     return Result(record=record, map=volume, grid=grid, mask=mask)
 
 
-def _files_of(file: Path) -> dict[str, Path]:
-    """Name map, mask and record of a result, which is called by its map or by another mask.
+def files_of_result(file: Path) -> dict[str, Path]:
+    """Name map, mask, record and table of a result, which is called by its map or by another mask.
 
     Raises:
         DataError: It is a mask, and is not the one of its record, or has no map beside it.

@@ -193,6 +193,9 @@ def test_the_command_tells_two_thresholds_apart(
     assert CliRunner().invoke(app, [*words, "--force"]).exit_code == 3
 
 
+BESIDE = ("_mask.nii.gz", ".json", "_lesions.tsv")
+
+
 def run(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
@@ -212,6 +215,13 @@ def test_another_mask_of_a_map_is_found_with_its_map(
     assert [said[name]["mask"] for name in "ab"] == ["map_mask.nii.gz", "strict.nii.gz"]
     assert [said[name]["map"] for name in "ab"] == ["map.nii.gz"] * 2
     assert said["difference_ml"] < 0
+    for given in (own, strict):
+        read = [given.with_name(given.name.replace(".nii.gz", end)) for end in BESIDE]
+        for name in [*filter(Path.exists, read), strict]:
+            before = name.read_bytes()
+            refused = run("compare", strict, given, "--table", name, "--force")
+            assert (refused.exit_code, "is the input" in refused.stderr) == (2, True), name
+            assert name.read_bytes() == before
 
     alone = tmp_path / "alone.nii.gz"
     segmenter.segment_files({"FLAIR": folder / "sub-01_flair.nii.gz"}, out=alone)
