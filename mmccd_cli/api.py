@@ -119,6 +119,9 @@ class Segmenter(Pipeline):
             DataError: One of them cannot be a head; see `Pipeline.segment` for more.
         """
         _check_named(volumes)
+        if (brain_mask := options.get("brain_mask")) is not None:
+            example = "Give a mmccd_cli.Volume, on any grid in the reference's space."
+            _check_volume("brain_mask", brain_mask, next_step=example)
         notes: list[str] = []
         mended = {
             modality: Volume(finite_values(modality, volume.data, notes=notes), volume.affine)
@@ -201,8 +204,14 @@ class Segmenter(Pipeline):
             An outcome for each subject, as soon as its files are written.
 
         Raises:
-            UsageError: Two results would collide, or an output exists already.
+            UsageError: Two results would collide, or an output exists already; or `folders` is one
+                folder, and no list.
         """
+        if isinstance(folders, str | PathLike):
+            raise UsageError(
+                f"One folder alone is no cohort: {folders}",
+                next_step="Give a list of subjects' folders.",
+            )
         found = [Path(folder) for folder in folders]
         if not found:
             return
@@ -239,6 +248,10 @@ def _check_named(volumes: object) -> None:
             raise UsageError(
                 f"There is no modality {modality}.", next_step=f"Name the volumes {known}."
             )
-        if not isinstance(volume, Volume):
-            kind = type(volume).__name__
-            raise UsageError(f"{modality} is no volume but {kind}.", next_step=example)
+        _check_volume(modality, volume, next_step=example)
+
+
+def _check_volume(name: str, given: object, *, next_step: str) -> None:
+    if not isinstance(given, Volume):
+        kind = type(given).__name__
+        raise UsageError(f"{name} is no volume but {kind}.", next_step=next_step)

@@ -43,6 +43,8 @@ def _known(modality: str) -> str:
     return modality
 
 
+Space = Literal["native", "template"]
+"""Whose grid a map lies on: the reference scan's, or the template's."""
 Modality = Annotated[str, AfterValidator(_known)]
 Count = Annotated[int, Ge(1), Lt(2**40)]
 Seed = Annotated[int, Ge(0), Lt(MAX_SEED)]
@@ -581,3 +583,13 @@ def choose_sampling(
         )
     advice = "Change --steps, --band-width, --band-stride or --seed, or give --preset alone."
     return with_changes(default, chosen, next_step=advice)
+
+
+def check_space(space: str) -> None:
+    """Refuse what is no `Space`.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if space not in (known := get_args(Space)):
+        raise UsageError(f"There is no space {space!r}.", next_step=f"Give {' or '.join(known)}.")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,8 @@ from mmccd_cli.anomaly.mask import (
 )
 from mmccd_cli.anomaly.score import map_from_score
 from mmccd_cli.anomaly.unshown import UnshownPlace, unshown_places
-from mmccd_cli.config import SamplingConfig, ScoreConfig, to_dict
-from mmccd_cli.errors import Caution, DataError
+from mmccd_cli.config import SamplingConfig, ScoreConfig, Space, check_space, to_dict
+from mmccd_cli.errors import Caution, DataError, UsageError
 from mmccd_cli.host import available_threads, give_back_freed_memory
 from mmccd_cli.inputs.nifti import make_grid
 from mmccd_cli.inputs.volume import Volume, sparse_zeros
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     import torch
 
     from mmccd_cli.signals import ComputedSignals, SignalModel
-
-Space = Literal["native", "template"]
 
 UNSHOWN_KINDS = {
     "fluid": "fluid where healthy brains have none: a cyst, a cavity, an old infarct, or a "
@@ -108,6 +107,18 @@ class _ShownScore:
     shown: Volume
 
 
+def _count(name: str, value: object, *, least: int) -> int | None:
+    """A number that may be None, as Python's own int."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
+        raise UsageError(
+            f"{name} cannot be {value!r}.",
+            next_step=f"Give a whole number from {least} on, or None for the default.",
+        )
+    return int(value)
+
+
 class Pipeline:
     """A loaded bundle on a device, ready for any number of subjects.
 
@@ -120,6 +131,9 @@ class Pipeline:
         batch_size: Slices a pass; None chooses by free memory.
         precision: "auto", "fp32", "bf16" or "fp16"; see `choose_precision`.
         threads: Threads of the CPU; None leaves torch's number, 0 takes all that there are.
+
+    Raises:
+        UsageError: `batch_size` or `threads` is no such number.
 
     Attributes:
         bundle: The weights.
@@ -144,8 +158,11 @@ class Pipeline:
         self.bundle = bundle
         self.sampling = sampling or bundle.config.sampling
         self.asked_precision = precision
-        self._asked_device, self._batch_size = device, batch_size
-        self._threads = available_threads() if threads == 0 else threads
+        self._asked_device = device
+        self._batch_size = _count("batch_size", batch_size, least=1)
+        self._threads = _count("threads", threads, least=0)
+        if self._threads == 0:
+            self._threads = available_threads()
 
     @cached_property
     def _model(self) -> SignalModel:
@@ -236,7 +253,9 @@ class Pipeline:
             GeometryError: Contradictory geometry.
             WeightsError: The bundle has no cycle for the subject's modalities.
             ComputeError: Device or memory fails.
+            UsageError: There is no such space or skull stripper.
         """
+        check_space(space)
         prepared = self.prepare(
             volumes, brain_mask=brain_mask, skull_strip=skull_strip, threads=threads
         )
@@ -294,7 +313,9 @@ class Pipeline:
         Raises:
             WeightsError: The bundle has no cycle for the subject's modalities.
             ComputeError: Device or memory fails.
+            UsageError: There is no such space.
         """
+        check_space(space)
         calibrated = self.bundle.choose_score(self.sampling.method, tuple(prepared.images))
         chosen = options.applied_to(calibrated)
         watch = Stopwatch(dict(prepared.seconds))

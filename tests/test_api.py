@@ -112,6 +112,32 @@ def test_errors_are_typed(bundle: Path, subject: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
+    [{"threads": -1}, {"threads": "4"}, {"batch_size": 0}, {"batch_size": 2.0}, {"device": "gpu"}],
+)
+def test_what_a_segmenter_cannot_be_made_with_is_told_at_once(
+    bundle: Path, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))) as caught:
+        Segmenter.from_pretrained(bundle, **wrong)
+    assert caught.value.next_step
+
+
+def test_options_that_cannot_be_are_no_other_result(
+    segmenter: Segmenter, tiny_phantom: Phantom, tmp_path: Path
+) -> None:
+    flair = tiny_phantom.volumes["FLAIR"]
+    with pytest.raises(UsageError, match="no space 'mni'"):
+        segmenter.segment({"FLAIR": flair}, space="mni")
+    with pytest.raises(UsageError, match="brain_mask is no volume but ndarray"):
+        segmenter.segment({"FLAIR": flair}, brain_mask=flair.data > 0)
+    for folder in (str(tmp_path), tmp_path):
+        with pytest.raises(UsageError, match="One folder alone is no cohort"):
+            next(segmenter.segment_cohort(folder, tmp_path / "out"))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong",
     [
         {"threshold": 3},
         {"threshold": 1.0},

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from mmccd_cli.anomaly.mask import MaskOptions
 from mmccd_cli.cohort.shards import Shard
-from mmccd_cli.config import SamplingConfig, to_dict
+from mmccd_cli.config import SamplingConfig, Space, check_space, to_dict
 from mmccd_cli.errors import DataError, MmccdError, UsageError
 from mmccd_cli.files import resolved
 from mmccd_cli.inputs.scans import BRAIN_MASK
@@ -21,7 +21,6 @@ from mmccd_cli.outputs.extras import EXTRA_OUTPUTS
 from mmccd_cli.outputs.images import CORE_OUTPUTS, output_paths
 from mmccd_cli.outputs.record import Outcome
 
-Space = Literal["native", "template"]
 LONGEST_NAME = 255
 """Bytes of the longest name of a file on common file systems."""
 
@@ -110,11 +109,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         _ = self.mask_options  # which refuses what is out of range
-        spaces = get_args(Space)
-        if self.space not in spaces:
-            raise UsageError(
-                f"There is no space {self.space!r}.", next_step=f"Give {' or '.join(spaces)}."
-            )
+        check_space(self.space)
 
     @property
     def mask_options(self) -> MaskOptions:

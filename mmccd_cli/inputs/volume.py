@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from mmccd_cli.errors import GeometryError
+from mmccd_cli.errors import DataError, GeometryError
 from mmccd_cli.template import Box, affine_of_box, spacing_of, voxel_volume_mm3
 
 MAX_VOXELS = 2**29  # a whole head at 0.25 mm
@@ -30,10 +30,11 @@ class Volume:
     """An image on a regular grid.
 
     Args:
-        data: (I, J, K) values, kept as float32.
+        data: (I, J, K) real numbers, kept as float32.
         affine: (4, 4) float64 map from voxel indices to RAS+ mm; shear is allowed.
 
     Raises:
+        DataError: The data are no real numbers.
         GeometryError: The data are not three-dimensional, or the affine is no invertible map.
     """
 
@@ -41,6 +42,12 @@ class Volume:
     affine: NDArray[np.float64]
 
     def __post_init__(self) -> None:
+        given = np.asarray(self.data).dtype
+        if given.kind not in "biuf":
+            raise DataError(
+                f"A volume holds real numbers; these are of the type {given}.",
+                next_step="Give the magnitude of complex images, and one channel of colours.",
+            )
         data = np.ascontiguousarray(self.data, dtype=np.float32)
         affine = np.array(self.affine, dtype=np.float64)
         if data.ndim != 3 or 0 in data.shape:

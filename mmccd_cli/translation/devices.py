@@ -20,11 +20,11 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Arithmetic of the convolutions: its name, and what autocast calls it."""
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """Turn the user's word into a device that works.
 
     Args:
-        name: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        name: "auto", "cpu", "cuda", "cuda:N" or "mps"; or what torch calls a device.
 
     Returns:
         The device; "auto" takes the first of CUDA, MPS and CPU that works.
@@ -33,6 +33,7 @@ def choose_device(name: str) -> torch.device:
         UsageError: Another word.
         ComputeError: A device asked for by name cannot be used.
     """
+    name = str(name)
     if name == "auto":
         for candidate in ("cuda", "mps"):
             try:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from grids import AFFINES, RAMP, SHEARED, SINGULAR
 
-from mmccd_cli.errors import GeometryError
+from mmccd_cli.errors import DataError, GeometryError
 from mmccd_cli.inputs.volume import Volume, reorient, sparse_zeros
 from mmccd_cli.template import transform_points
 
@@ -43,6 +43,12 @@ def test_cropping_moves_no_voxel_in_the_world(affine):
     assert part.shape == (3, 4, 3)
     assert 62 in part.data
     np.testing.assert_allclose(place_of(part, 62), place_of(volume, 62), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [complex, object, "U3", "M8[s]"])
+def test_a_volume_holds_real_numbers(dtype):
+    with pytest.raises(DataError, match="real numbers"):
+        Volume(np.ones((2, 2, 2)).astype(int).astype(dtype), np.eye(4))
 
 
 def test_the_volume_of_a_voxel_is_exact_under_shear():
