@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -132,6 +133,13 @@ def _translated(error: Exception) -> MmccdError:
         return DataError(
             f"{error.filename} cannot be used: {error.strerror}.",
             next_step="Check that it exists and that its permissions allow it.",
+        )
+    encoding = sys.getfilesystemencoding()
+    if isinstance(error, UnicodeEncodeError) and error.encoding == encoding != "utf-8":
+        return UsageError(
+            f"The name of a file cannot be written as {encoding}.",
+            cause="That is how this shell's locale, or PYTHONUTF8=0, has Python write names.",
+            next_step="Set LC_ALL=C.UTF-8, and leave out PYTHONUTF8=0.",
         )
     said = " ".join(str(error).split())
     return MmccdError(

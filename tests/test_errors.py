@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,15 @@ def test_what_the_computer_lacks_is_no_bug(error: Exception, kind: type) -> None
     assert type(known) is kind
     assert known.exit_code == 5
     assert known.next_step
+
+
+def test_a_shell_without_letters_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = pytest.raises(UnicodeEncodeError, "sübjekt".encode, "ascii").value
+    assert "bug" in str(as_mmccd_error(error).cause), "names of files are written as utf-8 here"
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    known = as_mmccd_error(error)
+    assert (type(known), known.exit_code) == (UsageError, 2)
+    assert "LC_ALL" in str(known.next_step)
 
 
 def test_a_full_disk_is_another_error_than_a_missing_permission() -> None:
