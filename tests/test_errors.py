@@ -75,7 +75,9 @@ def test_what_the_computer_lacks_is_no_bug(error: Exception, kind: type) -> None
 
 
 def test_a_shell_without_letters_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
-    error = pytest.raises(UnicodeEncodeError, "sübjekt".encode, "ascii").value
+    with pytest.raises(UnicodeEncodeError) as caught:
+        "sübjekt".encode("ascii")
+    error = caught.value
     assert "bug" in str(as_mmccd_error(error).cause), "names of files are written as utf-8 here"
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
     known = as_mmccd_error(error)

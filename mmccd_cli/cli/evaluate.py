@@ -36,8 +36,8 @@ class SubjectChoice:
         _of_subjects(help='JSON file: {"val": \\[ids], ...}.'),
     ] = None
     on: Annotated[
-        str, _of_subjects(help="Split to evaluate on, with --split.", show_default=True)
-    ] = "val"
+        str | None, _of_subjects(help="Split to evaluate on, with --split. \\[default: val]")
+    ] = None
     healthy: Annotated[
         Path | None,
         _of_subjects(
@@ -53,13 +53,22 @@ class SubjectChoice:
     ] = None
 
     def subjects(self) -> EvaluationSubjects:
-        """The subjects that the options name."""
+        """The subjects that the options name.
+
+        Raises:
+            UsageError: A split is named, but no file that holds splits.
+        """
+        if self.on is not None and self.split is None:
+            raise UsageError(
+                f"Who belongs to --on {self.on} is not known.",
+                next_step="Add --split FILE.json, which says so, or leave out --on.",
+            )
         from mmccd_cli.evaluation.plan import EvaluationSubjects
 
         return EvaluationSubjects(
             data_dir=self.data_dir,
             split_file=self.split,
-            on=self.on,
+            on=self.on or "val",
             healthy_dir=self.healthy,
         )
 
@@ -124,6 +133,12 @@ class ComparisonChoice:
         from mmccd_cli.evaluation.plan import ComparedMethods
         from mmccd_cli.translation.devices import choose_device
 
+        if self.comparison_residual and not self.comparison:
+            raise UsageError(
+                "--comparison-residual says how errors of comparison models count, and there are "
+                "none.",
+                next_step="Add --comparison FOLDER, or leave it out.",
+            )
         methods = self.method or ["mmccd", "cyclic-unet"]
         return ComparedMethods(
             load=lambda name, weights: replace(model, weights=weights).load(
@@ -179,10 +194,12 @@ def evaluate(
       mmccd evaluate DATA --split split.json --constants-from train --out val.csv
     """
     named = model.weights is not None or compared.constants_from != "shipped"
-    if chosen.folds and (chosen.split or chosen.healthy or compared.comparison or named):
+    others = (chosen.split, chosen.on, chosen.healthy, compared.comparison)
+    if chosen.folds and (named or any(others)):
         raise UsageError(
             "--folds says itself which weights score which subjects.",
-            next_step="Leave out --split, --healthy, --weights, --comparison and --constants-from.",
+            next_step="Leave out --split, --on, --healthy, --weights, --comparison and "
+            "--constants-from.",
         )
     subjects = chosen.subjects()
     if out is not None:
