@@ -18,11 +18,13 @@ ANY_MODALITY = f"{', '.join(MODALITIES[:-1])} or {MODALITIES[-1]}"
 
 _PREFIX = r"(?:2d|3d|ax|axial|cor|sag|tra|iso)*"
 _SUFFIX = r"(?:2d|3d|w|wi|weighted|ax|axial|cor|sag|tra|iso|tse|fse|se|spc|space|cube)*"
+_PHILIPS = r"(?:wip)?s"  # of sT1W_3D_TFE; "st1" alone may be a study
 _TOKENS_OF_MODALITY = {
     "FLAIR": re.compile(rf"{_PREFIX}(?:t2f|(?:t2w?)?(?:flair|darkfluid)){_SUFFIX}"),
-    "T2w": re.compile(rf"{_PREFIX}t2{_SUFFIX}"),
+    "T2w": re.compile(rf"(?:{_PREFIX}t2|{_PHILIPS}t2w){_SUFFIX}"),
     "T1w": re.compile(
-        rf"{_PREFIX}(?:t1w?(?:n|native|pre|flair|mprage)?|mp2?rage|bravo|f?spgr){_SUFFIX}"
+        rf"(?:{_PREFIX}(?:t1w?(?:n|native|pre|flair|mprage|tfe|ffe|vibe)?|mp2?rage|bravo|f?spgr)"
+        rf"|{_PHILIPS}t1w){_SUFFIX}"
     ),
 }
 _T1_WITH_AGENT = re.compile(
@@ -31,6 +33,8 @@ _T1_WITH_AGENT = re.compile(
 _AGENT = {"ce", "gd", "gad", "gado", "gadolinium", "gadovist", "gadobutrol", "postgd", "postgad"}
 # Words that mean contrast agent only beside "T1": elsewhere they may mean "after surgery".
 _AGENT_BESIDE_T1 = {"c", "cm", "km", "pc", "post", "contrast", "postcontrast", "enhanced"}
+_BEFORE_ANOTHER = {"to", "in", "on", "reg", "coreg", "registered"}
+_SPACE_OF_ANOTHER = re.compile(r"(?<![a-z0-9])space-(t[12]w?|flair)(?![a-z0-9])")
 # Siemens calls FLAIR "t2_tirm_tra_dark-fluid" or "t2_spc_da-fl_sag".
 _DARK_FLUID = re.compile(r"(?<![a-z0-9])(?:dark[^a-z0-9]+fluid|da[^a-z0-9]+fl)(?![a-z0-9])")
 # Without "dark-fluid" such a T2 may be a STIR of the orbits or the spine as well as a FLAIR. As
@@ -82,9 +86,18 @@ class NameReading:
 
 
 def tokens_of(text: str) -> list[str]:
-    """Split a name into its words of letters and digits, in lower case."""
+    """Split a name into its words of letters and digits, in lower case.
+
+    The scan in whose space an image lies is left out where BIDS names it: FLAIR_space-T1w.
+    """
     text = _DARK_FLUID.sub("darkfluid", text.lower().replace("*", "star"))
-    return re.findall(r"[a-z0-9]+", text)
+    words = re.findall(r"[a-z0-9]+", text)
+    space = _SPACE_OF_ANOTHER.search(text)
+    # t2_space-flair is no T2w in the space of a FLAIR, but a sequence of Siemens'.
+    if space is None or (space[1] == "flair" and re.search(r"t[12]", text[: space.start()])):
+        return words
+    rest = re.findall(r"[a-z0-9]+", text[: space.start()] + text[space.end() :])
+    return rest if modality_of(rest) else words
 
 
 def agent_in(tokens: Sequence[str]) -> str | None:
@@ -100,17 +113,23 @@ def agent_in(tokens: Sequence[str]) -> str | None:
 
 
 def modality_of(tokens: Sequence[str]) -> str | None:
-    """Return the modality that the tokens state, up to a "to", "in" or "on" (T1_to_FLAIR is T1)."""
-    found: set[str] = set()
-    for token in tokens:
-        if token in ("to", "in", "on") and found:
-            break
-        found |= {name for name, known in _TOKENS_OF_MODALITY.items() if known.fullmatch(token)}
-    if "T1w" in found:  # T1_FLAIR is a T1-weighted sequence
-        return "T1w" if "T2w" not in found else None
+    """Return the modality that the tokens state, up to a "to" or the like (T1_to_FLAIR is T1)."""
+    found = _stated(tokens)
+    if "T1w" in found:  # T1_FLAIR is a T1-weighted sequence; FLAIR_T1 may be a FLAIR like the T1w
+        return "T1w" if "T2w" not in found and found[0] == "T1w" else None
     if "FLAIR" in found:
         return "FLAIR"
     return None if _INVERSION_RECOVERY & set(tokens) else next(iter(found), None)
+
+
+def _stated(tokens: Sequence[str]) -> list[str]:
+    """All modalities that the tokens state, the first one's first."""
+    found: list[str] = []
+    for token in tokens:
+        if token in _BEFORE_ANOTHER and found:
+            break
+        found += [name for name, known in _TOKENS_OF_MODALITY.items() if known.fullmatch(token)]
+    return list(dict.fromkeys(found))
 
 
 def names_modality(word: str) -> bool:
@@ -246,4 +265,6 @@ def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
     if inverted := sorted(words & _INVERSION_RECOVERY):
         reason = f"inversion recovery ({inverted[0]}), which may be FLAIR or STIR"
         return NameReading(path=path, reason=reason)
+    if stated := _stated(tokens):
+        return NameReading(path=path, reason=f"its name states {' and '.join(stated)}")
     return NameReading(path=path, reason="its name states no modality")
