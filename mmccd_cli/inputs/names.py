@@ -75,6 +75,7 @@ class NameReading:
         modality: The modality that it is taken for; None where it is left out.
         is_lesion_mask: Whether it is a mask of a lesion.
         has_agent: Whether its name says contrast agent.
+        is_unclear: Whether it may be any image, for all that its name says.
         reason: Why it is left out, unless it has a modality.
     """
 
@@ -82,6 +83,7 @@ class NameReading:
     modality: str | None = None
     is_lesion_mask: bool = False
     has_agent: bool = False
+    is_unclear: bool = False
     reason: str = ""
 
 
@@ -264,7 +266,6 @@ def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
         return NameReading(path=path, modality=modality)
     if inverted := sorted(words & _INVERSION_RECOVERY):
         reason = f"inversion recovery ({inverted[0]}), which may be FLAIR or STIR"
-        return NameReading(path=path, reason=reason)
-    if stated := _stated(tokens):
-        return NameReading(path=path, reason=f"its name states {' and '.join(stated)}")
-    return NameReading(path=path, reason="its name states no modality")
+    else:
+        reason = f"its name states {' and '.join(_stated(tokens)) or 'no modality'}"
+    return NameReading(path=path, is_unclear=True, reason=reason)

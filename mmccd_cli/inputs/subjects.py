@@ -57,6 +57,7 @@ class Subject:
         segmentation: The lesion mask that lies beside the images, or None.
         ignored: Files that were left out, each with the reason; for DICOM what the series is
             called here, in place of a path.
+        unclear: Those of them whose names do not say what they are.
         layout: How the images were found: "brats", "bids", "plain", "files" or "dicom".
         series: Modality to DICOM series; empty for NIfTI.
         reasons: Modality to why a DICOM series was chosen.
@@ -66,6 +67,7 @@ class Subject:
     paths: dict[str, Path]
     segmentation: Path | None = None
     ignored: tuple[tuple[Path, str], ...] = ()
+    unclear: tuple[Path, ...] = ()
     layout: str = "plain"
     series: Mapping[str, Stack] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -174,13 +176,14 @@ def _refuse_nifti_folder(path: Path, option: str) -> None:
         )
 
 
-def name_doubts(subject: Subject) -> list[Caution]:
-    """Say which images the user named although their names say something else.
+def name_doubts(subject: Subject) -> list[str]:
+    """Say where the names of files leave a doubt whether they are what they are taken for.
 
-    In a folder names decide; here it is the user who states what they are.
+    Of images that the user named it is a `Caution` where their names say something else. In a
+    folder names decide, and what they do not tell may be the FLAIR that is missing.
     """
     if subject.layout != "files":
-        return []
+        return [] if "FLAIR" in subject.paths else _maybe_flair(subject.unclear)
     named = {name: path for name, path in subject.paths.items() if name not in subject.series}
     files = list(named.values())
     doubts = []
@@ -197,6 +200,16 @@ def name_doubts(subject: Subject) -> list[Caution]:
         elif reading.modality not in (None, modality):
             doubts.append(f"{start}{reading.modality}: were two options exchanged?")
     return [Caution(text) for text in doubts]
+
+
+def _maybe_flair(unclear: Sequence[Path]) -> list[str]:
+    if not unclear:
+        return []
+    names = ", ".join(path.name for path in unclear[:3]) + (" ..." if len(unclear) > 3 else "")
+    return [
+        f"There is no FLAIR, but {names}, whose name says no modality: if it is one, name all "
+        "images by --flair, --t2 and --t1."
+    ]
 
 
 def _dicom_subject(source: Path, name: str) -> Subject:
@@ -361,6 +374,7 @@ def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
             for reading in readings
             if reading.modality is None and reading.path != segmentation
         ),
+        unclear=tuple(reading.path for reading in readings if reading.is_unclear),
         layout="bids" if is_bids else "brats" if all(starts) else "plain",
     )
 

@@ -381,6 +381,20 @@ def test_names_that_say_another_modality_than_their_options_are_doubted(tmp_path
     assert name_doubts(subject_from_files(plain)) == []
 
 
+def test_what_may_be_the_missing_flair_is_named(tmp_path):
+    names = ["T1.nii.gz", "rFLAIR.nii.gz", "FLAIR_T1.nii.gz", "t2_tirm_tra.nii.gz", "adc.nii.gz"]
+    folder_with(tmp_path / "p", *names)
+    subject = find_subject(tmp_path / "p")
+    assert list(subject.paths) == ["T1w"]
+    (said,) = name_doubts(subject)
+    assert "rFLAIR.nii.gz" in said
+    assert "adc" not in said
+    reasons = {path.name: reason for path, reason in subject.ignored}
+    assert reasons["FLAIR_T1.nii.gz"] == "its name states FLAIR and T1w"
+    folder_with(tmp_path / "p", "FLAIR.nii.gz")
+    assert name_doubts(find_subject(tmp_path / "p")) == []
+
+
 def test_the_reference_segmentation_is_named_among_what_is_not_read(tmp_path):
     subject = find_subject(folder_with(tmp_path / "case", "flair.nii", "lesion.nii", "dwi.nii"))
     reasons = {path.name: reason for path, reason in subject.left_out}
