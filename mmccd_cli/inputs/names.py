@@ -166,7 +166,9 @@ def how_to_convert(path: Path) -> str | None:
     return f"Convert it, with {known} or what comes with mmccd: {words}"
 
 
-def read_names(files: Sequence[Path], folder_name: str) -> list[NameReading]:
+def read_names(
+    files: Sequence[Path], folder_name: str, *, in_folders: bool = False
+) -> list[NameReading]:
     """Tell by their words what the files of one subject are.
 
     Beside FLAIR, FLAIR_bias and FLAIR_brain are left out: they are the same image, processed.
@@ -174,6 +176,7 @@ def read_names(files: Sequence[Path], folder_name: str) -> list[NameReading]:
     Args:
         files: All images of one folder.
         folder_name: Words that the names start with and that say nothing of the image.
+        in_folders: Whether they lie in folders of modalities, which count where names say nothing.
 
     Returns:
         One reading a file, in the given order.
@@ -185,6 +188,13 @@ def read_names(files: Sequence[Path], folder_name: str) -> list[NameReading]:
             tokens[path] = words[len(own_name) :]
     shared = _shared_start(list(tokens.values()))
     readings = [_read_name(path, words[shared:]) for path, words in tokens.items()]
+    if in_folders:
+        readings = [
+            _read_name(it.path, [*tokens_of(it.path.parent.name), *tokens[it.path][shared:]])
+            if it.is_unclear
+            else it
+            for it in readings
+        ]
     for modality in MODALITIES:
         of_one = [reading.path for reading in readings if reading.modality == modality]
         if plain := _unprocessed(of_one):

@@ -29,10 +29,12 @@ from mmccd_cli.inputs.dicom.files import has_dicom_at_hand, has_dicom_files, is_
 from mmccd_cli.inputs.names import (
     ANY_MODALITY,
     how_to_convert,
+    modality_of,
     names_modality,
     nifti_files,
     read_names,
     stem_of,
+    tokens_of,
 )
 
 if TYPE_CHECKING:
@@ -90,8 +92,9 @@ def find_subject(folder: Path) -> Subject:
     """Tell the modalities of a subject apart, of NIfTI by names and of DICOM by headers.
 
     Args:
-        folder: Holds NIfTI files directly, or is a BIDS subject or session with a folder `anat`,
-            or holds DICOM series at any depth, or is a zip archive of them.
+        folder: Holds NIfTI files directly, or in a folder for each modality, or is a BIDS subject
+            or session with a folder `anat`, or holds DICOM series at any depth, or is a zip archive
+            of them.
 
     Returns:
         The subject, with at least one modality.
@@ -104,7 +107,7 @@ def find_subject(folder: Path) -> Subject:
         return _dicom_subject(folder, folder.stem)
     _check_folder(folder)
     image_folder = _image_folder(folder)
-    if nifti_files(image_folder):
+    if _scan_files(image_folder):
         subject = _subject_of_names(image_folder)
         if len(subject.paths) < len(MODALITIES) and has_dicom_at_hand(image_folder):
             return replace(subject, ignored=(*subject.ignored, _DICOM_BESIDE))
@@ -331,14 +334,15 @@ def find_sessions(
 
 def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
     """Tell the modalities of the NIfTI files in one folder apart by their names."""
-    files = nifti_files(folder)
+    files = _scan_files(folder)
     if not files:
         _refuse_other_formats(folder)
     name, is_bids = _name_and_layout(folder)
     if is_bids:
         readings = read_bids_names(files, wanted)
     else:
-        readings = read_names(files, folder.resolve().name)
+        inside = not nifti_files(folder)
+        readings = read_names(files, folder.resolve().name, in_folders=inside)
     hint = FILTER_HINT if is_bids else ""
     candidates = {
         modality: [reading.path for reading in readings if reading.modality == modality]
@@ -413,6 +417,22 @@ def _image_folder(folder: Path) -> Path:
     return sessions[0] / "anat" if sessions else folder
 
 
+def _scan_files(folder: Path) -> list[Path]:
+    """List the NIfTI files in a folder, or else those in a folder for each modality in it.
+
+    T1/FLAIR.nii.gz beside T2/FLAIR.nii.gz are no such folders, but points in time.
+    """
+    if files := nifti_files(folder):
+        return files
+    for place in _subfolders(folder):
+        if modality := modality_of(tokens_of(place.name)):
+            own = nifti_files(place)
+            if any(modality_of(tokens_of(stem_of(path))) not in (None, modality) for path in own):
+                return []
+            files += own
+    return files
+
+
 def _is_session_with_images(folder: Path) -> bool:
     return folder.name.startswith("ses-") and (folder / "anat").is_dir()
 
@@ -425,11 +445,11 @@ def _candidate_folders(dataset: Path) -> list[Path]:
         sessions = [path for path in _subfolders(folder) if _is_session_with_images(path)]
         if sessions:
             candidates += sessions
-        elif nifti_files(folder) or (folder / "anat").is_dir():
+        elif _scan_files(folder) or (folder / "anat").is_dir():
             candidates.append(folder)
         else:
             # Grouped data sets, such as BraTS 2018's HGG and LGG.
-            candidates += [sub for sub in _subfolders(folder) if nifti_files(sub)] or [folder]
+            candidates += [sub for sub in _subfolders(folder) if _scan_files(sub)] or [folder]
     return candidates
 
 
@@ -509,7 +529,9 @@ def _no_images(folder: Path) -> DataError:
 
 
 def _holds_images(folder: Path) -> bool:
-    return bool(nifti_files(folder)) or _is_bids_subject(folder)
+    anat = folder / "anat"
+    in_anat = anat.is_dir() and nifti_files(anat)
+    return bool(_scan_files(folder) or in_anat) or _is_bids_subject(folder)
 
 
 def _is_bids_subject(folder: Path) -> bool:

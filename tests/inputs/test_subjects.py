@@ -381,6 +381,33 @@ def test_names_that_say_another_modality_than_their_options_are_doubted(tmp_path
     assert name_doubts(subject_from_files(plain)) == []
 
 
+def test_each_scan_may_lie_in_a_folder_named_after_it(tmp_path):
+    case = tmp_path / "data" / "TCGA-FA-1"
+    for folder in ("FLAIR", "T1", "T2", "T1Gd", "notes"):
+        folder_with(case / folder, f"TCGA-FA-1_{folder}.nii.gz" if folder == "T2" else "1.nii.gz")
+    folder_with(case / "T1", "1_gd.nii.gz", "1_mask.nii.gz")
+    subject = find_subject(case)
+    assert {m: p.relative_to(case).parts[0] for m, p in subject.paths.items()} == {
+        "FLAIR": "FLAIR",
+        "T2w": "T2",
+        "T1w": "T1",
+    }
+    assert subject.id == "TCGA-FA-1"
+    assert {path.name for path, _ in subject.ignored} == {"1_gd.nii.gz", "1_mask.nii.gz"}
+    assert [found.paths for found in find_subjects(tmp_path / "data")] == [subject.paths]
+    with pytest.raises(DataError, match="holds no image itself") as caught:
+        find_subject(tmp_path / "data")
+    assert caught.value.next_step == f"Give the subject's own folder: {case}"
+
+
+def test_folders_of_points_in_time_are_subjects_of_their_own(tmp_path):
+    for folder in ("T1", "T2"):
+        folder_with(tmp_path / "p" / folder, "FLAIR.nii.gz", "t2.nii.gz")
+    with pytest.raises(DataError, match="holds no image itself"):
+        find_subject(tmp_path / "p")
+    assert [subject.id for subject in find_subjects(tmp_path)] == ["T1", "T2"]
+
+
 def test_what_may_be_the_missing_flair_is_named(tmp_path):
     names = ["T1.nii.gz", "rFLAIR.nii.gz", "FLAIR_T1.nii.gz", "t2_tirm_tra.nii.gz", "adc.nii.gz"]
     folder_with(tmp_path / "p", *names)
