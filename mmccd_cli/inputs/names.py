@@ -28,9 +28,15 @@ _TOKENS_OF_MODALITY = {
     ),
 }
 _T1_WITH_AGENT = re.compile(
-    rf"{_PREFIX}t1w?(?:c|ce|cm|km|pc|gd|gad|gado\w*|post\w*|contrast\w*|enhanced){_SUFFIX}"
+    rf"{_PREFIX}(?:t1w?(?:c|ce|cm|km|ks|mdc|pc|gd|gad|gado\w*|post\w*|contrast\w*|enhanced)|ct1w?)"
+    rf"{_SUFFIX}"
 )
-_AGENT = {"ce", "gd", "gad", "gado", "gadolinium", "gadovist", "gadobutrol", "postgd", "postgad"}
+# fmt: off
+_AGENT = {
+    "ce", "clariscan", "dotarem", "gad", "gadavist", "gadobutrol", "gadolinium", "gadovist",
+    "gado", "gd", "gddtpa", "magnevist", "mdc", "multihance", "postgad", "postgd", "prohance",
+}
+# fmt: on
 # Words that mean contrast agent only beside "T1": elsewhere they may mean "after surgery".
 _AGENT_BESIDE_T1 = {"c", "cm", "km", "pc", "post", "contrast", "postcontrast", "enhanced"}
 _BEFORE_ANOTHER = {"to", "in", "on", "reg", "coreg", "registered"}
