@@ -55,9 +55,10 @@ OTHER_IMAGE_WORDS = {
     "t1map", "t1rho", "t2map", "t2s", "t2star", "t2starw", "tof",
 }
 _LESION_WORDS = {
-    "dseg", "groundtruth", "gt", "label", "labels", "lesion", "lesions", "roi", "seg", "segm",
-    "segmentation", "tumor", "tumour",
+    "dseg", "groundtruth", "gt", "label", "labels", "lesion", "lesions", "msk", "roi", "seg",
+    "segm", "segmentation", "tumor", "tumour",
 }
+_LESION_WORDS_ALONE = {"consensus", "wmh"}  # WMH_01_FLAIR is a scan
 # fmt: on
 _BRAIN_WORDS = {"bet", "brain", "brainmask", "hdbet", "parenchyma", "skullstrip", "tissue"}
 _MASK_WORDS = {"brainmask", "mask", "masks", "msk"}
@@ -280,6 +281,8 @@ def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
         return NameReading(path=path, has_agent=True, reason=reason)
     if modality := modality_of(tokens):
         return NameReading(path=path, modality=modality)
+    if words & _LESION_WORDS_ALONE and not _stated(tokens):
+        return read_mask(path, words | {"lesion"})
     if inverted := sorted(words & _INVERSION_RECOVERY):
         reason = f"inversion recovery ({inverted[0]}), which may be FLAIR or STIR"
     else:

@@ -404,6 +404,27 @@ def test_each_scan_may_lie_in_a_folder_named_after_it(tmp_path):
     assert caught.value.next_step == f"Give the subject's own folder: {case}"
 
 
+@pytest.mark.parametrize(
+    ("flair", "mask"),
+    [
+        ("FLAIR.nii.gz", "wmh.nii.gz"),
+        ("3DFLAIR.nii.gz", "Consensus.nii.gz"),
+        ("x_ses-0001_flair.nii.gz", "x_ses-0001_msk.nii.gz"),
+    ],
+)
+def test_references_of_challenges_are_known(tmp_path, flair, mask):
+    folder_with(tmp_path / "c", flair, mask, "ManualSegmentation_1.nii.gz", "brain_msk.nii.gz")
+    subject = find_subject(tmp_path / "c")
+    assert [path.name for path in subject.paths.values()] == [flair]
+    assert subject.segmentation is not None
+    assert subject.segmentation.name == mask
+
+
+def test_the_name_of_a_challenge_is_no_mask(tmp_path):
+    folder_with(tmp_path / "c", "WMH_01_FLAIR.nii.gz", "WMH_01_T1.nii.gz")
+    assert list(find_subject(tmp_path / "c").paths) == ["FLAIR", "T1w"]
+
+
 def test_folders_of_points_in_time_are_subjects_of_their_own(tmp_path):
     for folder in ("T1", "T2"):
         folder_with(tmp_path / "p" / folder, "FLAIR.nii.gz", "t2.nii.gz")
