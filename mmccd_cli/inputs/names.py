@@ -49,11 +49,17 @@ _INVERSION_RECOVERY = {"tir", "tirm"}
 _NO_AGENT = {"pre", "non", "no", "without", "wo", "native", "precontrast", "noncontrast"}
 # fmt: off
 OTHER_IMAGE_WORDS = {
-    "adc", "angio", "anomaly", "asl", "bold", "cbf", "cbv", "dsc", "dti", "dwi", "epi", "fa",
-    "fgatir", "hardi", "inv1", "inv2", "localizer", "map", "md", "mra", "pd", "pdw", "perf",
-    "phase", "prob", "probseg", "pwi", "qsm", "residual", "scout", "star", "stir", "swan", "swi",
-    "t1map", "t1rho", "t2map", "t2s", "t2star", "t2starw", "tof",
+    "adc", "angio", "anomaly", "asl", "bffe", "bold", "cbf", "cbv", "ciss", "csi", "dce", "dsc",
+    "dti", "dwi", "epi", "fa", "fgatir", "fieldmap", "fiesta", "fmap", "fmri", "hardi", "inv1",
+    "inv2", "localizer", "map", "mapping", "maps", "md", "minip", "mip", "mnip", "mra", "mrv",
+    "mtt", "pd", "pdw", "perf", "perfusion", "phase", "prob", "probseg", "psir", "pwi", "qsm",
+    "rcbv", "residual", "scout", "spectroscopy", "star", "stir", "subtraction", "svs", "swan",
+    "swi", "swip", "t1map", "t1rho", "t2map", "t2s", "t2star", "t2starw", "tensor", "tof", "trace",
+    "tracew", "trufi", "ttp", "venc", "venography",
 }
+SPINE_WORDS = {"cervical", "cspine", "lspine", "lumbar", "spine", "thoracic", "tspine"}
+_T2STAR_BESIDE_T2 = {"ffe", "fl2d", "fl3d", "gre", "haemo", "hemo", "me2d", "me3d", "medic"}
+"""Gradient echoes: a T2 of these is T2*."""
 _LESION_WORDS = {
     "dseg", "groundtruth", "gt", "label", "labels", "lesion", "lesions", "msk", "roi", "seg",
     "segm", "segmentation", "tumor", "tumour",
@@ -279,7 +285,11 @@ def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
     if agent := agent_in(tokens):
         reason = f"contrast-enhanced ({agent}), which is not T1w"
         return NameReading(path=path, has_agent=True, reason=reason)
+    if body := sorted(words & SPINE_WORDS):
+        return NameReading(path=path, reason=f"not of the head ({', '.join(body)})")
     if modality := modality_of(tokens):
+        if modality == "T2w" and (echo := sorted(words & _T2STAR_BESIDE_T2)):
+            return NameReading(path=path, reason=f"a gradient echo ({echo[0]}), which is T2*")
         return NameReading(path=path, modality=modality)
     if words & _LESION_WORDS_ALONE and not _stated(tokens):
         return read_mask(path, words | {"lesion"})

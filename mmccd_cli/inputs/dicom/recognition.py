@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmccd_cli.inputs.dicom.headers import Acquisition
-from mmccd_cli.inputs.names import OTHER_IMAGE_WORDS, agent_in, modality_of
+from mmccd_cli.inputs.names import OTHER_IMAGE_WORDS, SPINE_WORDS, agent_in, modality_of
 
 # Values of ImageType that make an image something else than a scan of ours.
 _OTHER_TYPES = {
@@ -52,17 +52,12 @@ _OTHER_TYPES = {
 _CONTRASTS = {"pd", "pdw", "star", "stir", "t2s", "t2star", "t2starw"}
 # fmt: off
 _OTHER_WORDS = (OTHER_IMAGE_WORDS - _CONTRASTS) | {
-    "asset", "b0", "b1", "bffe", "calib", "calibration", "ciss", "csi", "dadc", "dce", "dir",
-    "edwi", "fieldmap", "fiesta", "fmap", "fmri", "loc", "localiser",
-    "mapping", "maps", "minip", "mip", "mnip", "mosaic", "mrv", "mtt", "pca", "perfusion", "pha",
-    "psir", "rcbv", "report", "resting", "screenshot", "shim", "spectroscopy", "sub",
-    "subtraction", "survey", "svs", "swip", "tensor", "trace", "tracew", "trufi", "ttp", "venc",
-    "venography", "3plane",
+    "asset", "b0", "b1", "calib", "calibration", "dadc", "dir", "edwi", "loc", "localiser",
+    "mosaic", "pca", "pha", "report", "resting", "screenshot", "shim", "sub", "survey", "3plane",
 }
-_OTHER_BODY = {
-    "abdomen", "ankle", "breast", "chest", "cspine", "elbow", "femur", "foot", "hand", "heart",
-    "hip", "knee", "liver", "lspine", "lumbar", "pelvis", "prostate", "shoulder", "spine",
-    "thoracic", "tspine", "wrist",
+_OTHER_BODY = SPINE_WORDS | {
+    "abdomen", "ankle", "breast", "chest", "elbow", "femur", "foot", "hand", "heart", "hip",
+    "knee", "liver", "pelvis", "prostate", "shoulder", "wrist",
 }
 # fmt: on
 _REFORMATTED = {"MPR", "REFORMATTED", "CPR"}
