@@ -39,6 +39,7 @@ _AGENT = {
 # fmt: on
 # Words that mean contrast agent only beside "T1": elsewhere they may mean "after surgery".
 _AGENT_BESIDE_T1 = {"c", "cm", "km", "pc", "post", "contrast", "postcontrast", "enhanced"}
+# What an image was registered to follows: T2_to_T1, flair_reg_t1, or with BIDS FLAIR_space-T1w.
 _BEFORE_ANOTHER = {"to", "in", "on", "reg", "coreg", "registered"}
 _SPACE_OF_ANOTHER = re.compile(r"(?<![a-z0-9])space-(t[12]w?|flair)(?![a-z0-9])")
 # Siemens calls FLAIR "t2_tirm_tra_dark-fluid" or "t2_spc_da-fl_sag".
