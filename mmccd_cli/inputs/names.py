@@ -62,10 +62,10 @@ SPINE_WORDS = {"cervical", "cspine", "lspine", "lumbar", "spine", "thoracic", "t
 _T2STAR_BESIDE_T2 = {"ffe", "fl2d", "fl3d", "gre", "haemo", "hemo", "me2d", "me3d", "medic"}
 """Gradient echoes: a T2 of these is T2*."""
 _LESION_WORDS = {
-    "dseg", "groundtruth", "gt", "label", "labels", "lesion", "lesions", "msk", "roi", "seg",
-    "segm", "segmentation", "tumor", "tumour",
+    "dseg", "groundtruth", "gt", "label", "labels", "lesion", "lesions", "roi", "seg", "segm",
+    "segmentation", "tumor", "tumour",
 }
-_LESION_WORDS_ALONE = {"consensus", "wmh"}  # WMH_01_FLAIR is a scan
+_LESION_WORDS_ALONE = {"consensus", "msk", "wmh"}  # WMH_01_FLAIR is a scan
 # fmt: on
 _BRAIN_WORDS = {"bet", "brain", "brainmask", "hdbet", "parenchyma", "skullstrip", "tissue"}
 _MASK_WORDS = {"brainmask", "mask", "masks", "msk"}
@@ -279,6 +279,8 @@ def _with_parts(tokens: Sequence[str]) -> set[str]:
 
 def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
     words = _with_parts(tokens)
+    if words & _LESION_WORDS_ALONE and not _stated(tokens):
+        words.add("lesion")
     if words & (_LESION_WORDS | _MASK_WORDS):
         return read_mask(path, words)
     if other := sorted(words & OTHER_IMAGE_WORDS):
@@ -292,8 +294,6 @@ def _read_name(path: Path, tokens: Sequence[str]) -> NameReading:
         if modality == "T2w" and (echo := sorted(words & _T2STAR_BESIDE_T2)):
             return NameReading(path=path, reason=f"a gradient echo ({echo[0]}), which is T2*")
         return NameReading(path=path, modality=modality)
-    if words & _LESION_WORDS_ALONE and not _stated(tokens):
-        return read_mask(path, words | {"lesion"})
     if inverted := sorted(words & _INVERSION_RECOVERY):
         reason = f"inversion recovery ({inverted[0]}), which may be FLAIR or STIR"
     else:

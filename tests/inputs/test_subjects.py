@@ -419,7 +419,8 @@ def test_each_scan_may_lie_in_a_folder_named_after_it(tmp_path):
     ],
 )
 def test_references_of_challenges_are_known(tmp_path, flair, mask):
-    folder_with(tmp_path / "c", flair, mask, "ManualSegmentation_1.nii.gz", "brain_msk.nii.gz")
+    others = ("ManualSegmentation_1.nii.gz", "brain_msk.nii.gz", "T1_msk.nii.gz")
+    folder_with(tmp_path / "c", flair, mask, *others)
     subject = find_subject(tmp_path / "c")
     assert [path.name for path in subject.paths.values()] == [flair]
     assert subject.segmentation is not None
