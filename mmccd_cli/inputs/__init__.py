@@ -2,7 +2,7 @@
 
 In the order in which data passes through:
 
-1. `names`: what the words of a file's name say about an image.
+1. `names`: what the words of a file's name say about an image, and `sidecars` the JSON beside it.
 2. `bids`: the same of a BIDS data set, and which of several images is meant.
 3. `dicom/`: the same of DICOM, by headers, and from series to volumes.
 4. `subjects`: a folder or files -> a `Subject`, one file or series for each modality.

@@ -16,6 +16,7 @@ from mmccd_cli.config import MODALITIES
 from mmccd_cli.errors import DataError, UsageError
 from mmccd_cli.files import read_json_as
 from mmccd_cli.inputs.names import NameReading, read_mask, stem_of, tokens_of
+from mmccd_cli.inputs.sidecars import says_agent, sidecar_of_image
 
 DESCRIPTION = "dataset_description.json"
 
@@ -109,10 +110,10 @@ def bids_root(folder: Path) -> Path | None:
 def read_bids_names(files: Sequence[Path], wanted: BidsFilter) -> list[NameReading]:
     """Choose one image a modality among the images of a session, and say of the others why not.
 
-    Images with contrast agent (`ce-`) and the phase, real and imaginary parts of an image are
-    left out. Of several runs the first is taken, unless `wanted` says otherwise. Several images
-    of one modality that differ in anything else all keep it: nobody but the user knows which
-    acquisition is meant.
+    Images with contrast agent (`ce-`, or by their JSON) and the phase, real and imaginary parts of
+    an image are left out. Of several runs the first is taken, unless `wanted` says otherwise.
+    Several images of one modality that differ in anything else all keep it: nobody but the user
+    knows which acquisition is meant.
 
     Returns:
         One reading a file, in the given order.
@@ -241,6 +242,8 @@ def _reason_against(
     entities = image.entities
     if "ce" in entities and "ce" not in query:
         return f"contrast-enhanced (ce-{entities['ce']}), which is not {image.suffix}"
+    if image.suffix == "T1w" and "ce" not in query and says_agent(image.path):
+        return f"contrast-enhanced by {sidecar_of_image(image.path).name}, which is not T1w"
     if "part" not in query and entities.get("part", "mag") != "mag":
         return f"the {entities['part']} part of an image"
     if run is not None and "run" in entities and "run" not in query and image.run != run:

@@ -28,6 +28,7 @@ from mmccd_cli.inputs.bids import (
 from mmccd_cli.inputs.dicom.files import has_dicom_at_hand, has_dicom_files, is_archive
 from mmccd_cli.inputs.names import (
     ANY_MODALITY,
+    NameReading,
     how_to_convert,
     modality_of,
     names_modality,
@@ -36,6 +37,7 @@ from mmccd_cli.inputs.names import (
     stem_of,
     tokens_of,
 )
+from mmccd_cli.inputs.sidecars import says_agent, sidecar_of_image
 
 if TYPE_CHECKING:
     from mmccd_cli.inputs.dicom.stacks import Stack
@@ -182,7 +184,7 @@ def _refuse_nifti_folder(path: Path, option: str) -> None:
 def name_doubts(subject: Subject) -> list[str]:
     """Say where the names of files leave a doubt whether they are what they are taken for.
 
-    Of images that the user named it is a `Caution` where their names say something else. In a
+    Of images that the user named it is a `Caution` where names or JSON say something else. In a
     folder names decide, and what they do not tell may be the FLAIR that is missing.
     """
     if subject.layout != "files":
@@ -193,10 +195,11 @@ def name_doubts(subject: Subject) -> list[str]:
     for number, (modality, path) in enumerate(named.items()):
         reading = read_names(files, path.resolve().parent.name)[number]
         start = f"{path.name} was given as {modality}, but its name says "
-        if reading.has_agent:
+        if reading.has_agent or (modality == "T1w" and says_agent(path)):
+            source = "name" if reading.has_agent else "JSON"
             doubts.append(
-                f"{start}contrast agent: what takes that up may look like a lesion. Give the image "
-                "without it, if any."
+                f"{path.name} was given as {modality}, but its {source} says contrast agent: what "
+                "takes that up may look like a lesion. Give the image without it, if any."
             )
         elif reading.is_lesion_mask:
             doubts.append(f"{start}lesion mask. Give the scan itself.")
@@ -343,6 +346,7 @@ def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
     else:
         inside = not nifti_files(folder)
         readings = read_names(files, folder.resolve().name, in_folders=inside)
+        readings = [_with_sidecar(reading) for reading in readings]
     hint = FILTER_HINT if is_bids else ""
     candidates = {
         modality: [reading.path for reading in readings if reading.modality == modality]
@@ -381,6 +385,14 @@ def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
         unclear=tuple(reading.path for reading in readings if reading.is_unclear),
         layout="bids" if is_bids else "brats" if all(starts) else "plain",
     )
+
+
+def _with_sidecar(reading: NameReading) -> NameReading:
+    """What a name says, unless the JSON beside the image says contrast agent."""
+    if reading.modality != "T1w" or not says_agent(reading.path):
+        return reading
+    reason = f"contrast-enhanced by {sidecar_of_image(reading.path).name}, which is not T1w"
+    return NameReading(path=reading.path, has_agent=True, reason=reason)
 
 
 def _as_options(candidates: Mapping[str, Sequence[Path]]) -> str:

@@ -440,6 +440,37 @@ def test_folders_of_points_in_time_are_subjects_of_their_own(tmp_path):
     assert [subject.id for subject in find_subjects(tmp_path)] == ["T1", "T2"]
 
 
+@pytest.mark.parametrize("bids", [False, True])
+def test_the_json_beside_a_t1w_tells_contrast_agent(tmp_path, bids):
+    if bids:
+        folder, names = tmp_path / "sub-1" / "anat", ("sub-1_acq-a_T1w", "sub-1_acq-b_T1w")
+        flair = "sub-1_FLAIR.nii.gz"
+    else:
+        folder, names = tmp_path / "p", ("5_t1_mprage", "9_t1_mprage")
+        flair = "flair.nii.gz"
+    folder_with(folder, flair, *(f"{name}.nii.gz" for name in names))
+    whole = tmp_path / "sub-1" if bids else folder
+    with pytest.raises(DataError, match="2 images for T1w"):
+        find_subject(whole)
+    (folder / f"{names[0]}.json").write_text('{"ContrastBolusIngredient": "NONE"}')
+    (folder / f"{names[1]}.json").write_text('{"ContrastBolusIngredient": "GADOLINIUM"}')
+    subject = find_subject(whole)
+    assert subject.paths["T1w"].name == f"{names[0]}.nii.gz"
+    reasons = {path.name: reason for path, reason in subject.ignored}
+    assert f"contrast-enhanced by {names[1]}.json" in reasons[f"{names[1]}.nii.gz"]
+    (said,) = name_doubts(subject_from_files({"T1w": folder / f"{names[1]}.nii.gz"}))
+    assert "its JSON says contrast agent" in said
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"ContrastBolusIngredient": 3}', '{"ContrastBolusAgent": ""}']
+)
+def test_a_json_that_says_nothing_of_contrast_agent_changes_nothing(tmp_path, content):
+    folder_with(tmp_path / "p", "t1.nii.gz")
+    (tmp_path / "p" / "t1.json").write_text(content)
+    assert list(find_subject(tmp_path / "p").paths) == ["T1w"]
+
+
 def test_what_may_be_the_missing_flair_is_named(tmp_path):
     names = ["T1.nii.gz", "rFLAIR.nii.gz", "FLAIR_T1.nii.gz", "t2_tirm_tra.nii.gz", "adc.nii.gz"]
     folder_with(tmp_path / "p", *names)

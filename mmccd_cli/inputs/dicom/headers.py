@@ -22,6 +22,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mmccd_cli.inputs.dicom.files import MAX_FILE_BYTES, MAX_HEADER_BYTES, DicomFile
 from mmccd_cli.inputs.names import tokens_of
+from mmccd_cli.inputs.sidecars import names_agent
 from mmccd_cli.inputs.volume import is_too_large
 
 _MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
@@ -30,7 +31,6 @@ _INDEX_OF_A_DISC = "1.2.840.10008.1.3.10"
 
 _KINDS = {"SE", "IR", "GR", "EP", "RM"}
 _KINDS_OF_ENHANCED = {"SPIN": {"SE"}, "GRADIENT": {"GR"}, "BOTH": {"SE", "GR"}}
-_NO_AGENT = {"", "no", "none", "n", "0", "without", "no contrast"}
 _SIEMENS_B_VALUE = (0x0019, 0x100C)
 
 _KEYWORDS = (
@@ -341,7 +341,7 @@ def _image_type(places: list[Dataset]) -> tuple[str, ...]:
 def _has_agent(places: list[Dataset]) -> bool:
     if any(place.get("ContrastBolusAgentSequence") for place in places):
         return _text(places, "ContrastBolusAgentAdministered") != "NO"
-    return _text(places, "ContrastBolusAgent").lower() not in _NO_AGENT
+    return names_agent(_text(places, "ContrastBolusAgent"))
 
 
 def _value(places: list[Dataset], name: Any) -> Any:
