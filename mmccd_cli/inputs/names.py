@@ -47,6 +47,7 @@ _DARK_FLUID = re.compile(r"(?<![a-z0-9])(?:dark[^a-z0-9]+fluid|da[^a-z0-9]+fl)(?
 # Without "dark-fluid" such a T2 may be a STIR of the orbits or the spine as well as a FLAIR. As
 # neither it is left out and named; as FLAIR or T2w it might be segmented for what it is not.
 _INVERSION_RECOVERY = {"tir", "tirm"}
+_NO_ENTRY = {"", "no", "none", "n", "0", "without", "no contrast"}
 _NO_AGENT = {"pre", "non", "no", "without", "wo", "native", "precontrast", "noncontrast"}
 # fmt: off
 OTHER_IMAGE_WORDS = {
@@ -114,6 +115,11 @@ def tokens_of(text: str) -> list[str]:
         return words
     rest = re.findall(r"[a-z0-9]+", text[: space.start()] + text[space.end() :])
     return rest if modality_of(rest) else words
+
+
+def names_agent(entry: str) -> bool:
+    """Tell whether a scanner's entry for the contrast agent names one."""
+    return entry.strip().lower() not in _NO_ENTRY
 
 
 def agent_in(tokens: Sequence[str]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +37,7 @@ from mmccd_cli.inputs.names import (
     stem_of,
     tokens_of,
 )
-from mmccd_cli.inputs.sidecars import says_agent, sidecar_of_image
+from mmccd_cli.inputs.sidecars import recognise_by_sidecar, says_agent, sidecar_of_image
 
 if TYPE_CHECKING:
     from mmccd_cli.inputs.dicom.stacks import Stack
@@ -64,7 +64,7 @@ class Subject:
         unclear: Those of them whose names do not say what they are.
         layout: How the images were found: "brats", "bids", "plain", "files" or "dicom".
         series: Modality to DICOM series; empty for NIfTI.
-        reasons: Modality to why a DICOM series was chosen.
+        reasons: Modality to why an image was chosen that no name decided.
     """
 
     id: str
@@ -346,7 +346,7 @@ def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
     else:
         inside = not nifti_files(folder)
         readings = read_names(files, folder.resolve().name, in_folders=inside)
-        readings = [_with_sidecar(reading) for reading in readings]
+        readings = _with_sidecars(readings)
     hint = FILTER_HINT if is_bids else ""
     candidates = {
         modality: [reading.path for reading in readings if reading.modality == modality]
@@ -383,16 +383,36 @@ def _subject_of_names(folder: Path, wanted: BidsFilter = EVERYTHING) -> Subject:
             if reading.modality is None and reading.path != segmentation
         ),
         unclear=tuple(reading.path for reading in readings if reading.is_unclear),
+        reasons={it.modality: it.reason for it in readings if it.modality and it.reason},
         layout="bids" if is_bids else "brats" if all(starts) else "plain",
     )
 
 
-def _with_sidecar(reading: NameReading) -> NameReading:
-    """What a name says, unless the JSON beside the image says contrast agent."""
+def _with_sidecars(readings: Sequence[NameReading]) -> list[NameReading]:
+    """What names say, and the JSON beside an image of contrast agent or where its name is unclear.
+
+    A modality that a name states is not looked for beyond it.
+    """
+    checked = [_unless_agent(reading) for reading in readings]
+    stated = {reading.modality for reading in checked if reading.modality}
+    return [_by_sidecar(it, stated) if it.is_unclear else it for it in checked]
+
+
+def _unless_agent(reading: NameReading) -> NameReading:
     if reading.modality != "T1w" or not says_agent(reading.path):
         return reading
     reason = f"contrast-enhanced by {sidecar_of_image(reading.path).name}, which is not T1w"
     return NameReading(path=reading.path, has_agent=True, reason=reason)
+
+
+def _by_sidecar(reading: NameReading, stated: Collection[str]) -> NameReading:
+    found = recognise_by_sidecar(reading.path)
+    if found is None or found.modality in stated:
+        return reading
+    reason = f"{found.reason}, by {sidecar_of_image(reading.path).name}"
+    return NameReading(
+        path=reading.path, modality=found.modality, has_agent=found.has_agent, reason=reason
+    )
 
 
 def _as_options(candidates: Mapping[str, Sequence[Path]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -460,6 +461,47 @@ def test_the_json_beside_a_t1w_tells_contrast_agent(tmp_path, bids):
     assert f"contrast-enhanced by {names[1]}.json" in reasons[f"{names[1]}.nii.gz"]
     (said,) = name_doubts(subject_from_files({"T1w": folder / f"{names[1]}.nii.gz"}))
     assert "its JSON says contrast agent" in said
+
+
+FLAIR_JSON = {
+    "RepetitionTime": 9,
+    "EchoTime": 0.09,
+    "InversionTime": 2.5,
+    "ScanningSequence": "SE\\IR",
+}
+T1_JSON = {"RepetitionTime": 2.3, "EchoTime": 0.003, "InversionTime": 0.9, "FlipAngle": 9,
+           "ScanningSequence": ["GR", "IR"], "SequenceVariant": "SK_SP_MP"}  # fmt: skip
+T2STAR_JSON = {"RepetitionTime": 0.7, "EchoTime": 0.02, "FlipAngle": 20, "ScanningSequence": "GR"}
+
+
+def folder_of_dcm2niix(folder, jsons):
+    folder_with(folder, *(f"{name}.nii.gz" for name in jsons))
+    for name, content in jsons.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_json_of_dcm2niix_tells_what_a_name_does_not(tmp_path):
+    jsons = {"5_brain": FLAIR_JSON, "6_brain": T1_JSON, "7_brain": T2STAR_JSON, "8_brain": {}}
+    subject = find_subject(folder_of_dcm2niix(tmp_path / "p", jsons))
+    assert {m: path.name for m, path in subject.paths.items()} == {
+        "FLAIR": "5_brain.nii.gz",
+        "T1w": "6_brain.nii.gz",
+    }
+    assert subject.reasons["FLAIR"] == "IR/SE, TR 9000 ms, TE 90 ms, TI 2500 ms, by 5_brain.json"
+    ignored = {path.name: reason for path, reason in subject.ignored}
+    assert "T2*-weighted" in ignored["7_brain.nii.gz"]
+    assert ignored["8_brain.nii.gz"] == "its name states no modality"
+
+
+def test_what_a_name_states_is_not_looked_for_in_json(tmp_path):
+    jsons = {"flair": T1_JSON, "5_brain": FLAIR_JSON, "6_brain": T1_JSON | {"RepetitionTime": 2300}}
+    subject = find_subject(folder_of_dcm2niix(tmp_path / "p", jsons))
+    assert [path.name for path in subject.paths.values()] == ["flair.nii.gz"]
+    enhanced = T1_JSON | {"ContrastBolusIngredient": "GADOLINIUM"}
+    folder_of_dcm2niix(tmp_path / "p", {"7_brain": enhanced})
+    reasons = {path.name: reason for path, reason in find_subject(tmp_path / "p").ignored}
+    assert reasons["7_brain.nii.gz"] == "contrast-enhanced, which is not T1w, by 7_brain.json"
 
 
 @pytest.mark.parametrize(

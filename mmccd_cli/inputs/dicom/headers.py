@@ -21,8 +21,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mmccd_cli.inputs.dicom.files import MAX_FILE_BYTES, MAX_HEADER_BYTES, DicomFile
-from mmccd_cli.inputs.names import tokens_of
-from mmccd_cli.inputs.sidecars import names_agent
+from mmccd_cli.inputs.names import names_agent, tokens_of
 from mmccd_cli.inputs.volume import is_too_large
 
 _MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"

@@ -48,6 +48,7 @@ _OTHER_TYPES = {
     "OUT_PHASE": "an opposed-phase image",
     "FLOW_ENCODED": "angiography",
 }
+_UNKNOWN = "neither its parameters nor its description tell the modality"
 # These name a contrast, which the parameters tell better: the second echo of "PD T2" is T2w.
 _CONTRASTS = {"pd", "pdw", "star", "stir", "t2s", "t2star", "t2starw"}
 # fmt: off
@@ -80,6 +81,11 @@ class Recognition:
     derived: int = 0
     has_agent: bool = False
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is one of ours, or known to be something else."""
+        return self.modality is not None or self.reason != _UNKNOWN
+
 
 def recognise(acquisition: Acquisition) -> Recognition:
     """Tell T1w, T2w and FLAIR from everything else that a study holds."""
@@ -96,7 +102,7 @@ def recognise(acquisition: Acquisition) -> Recognition:
     elif described and not _CONTRASTS & set(acquisition.words):
         modality, reason = described, "by its description; the parameters do not decide"
     else:
-        return Recognition(reason="neither its parameters nor its description tell the modality")
+        return Recognition(reason=_UNKNOWN)
     agent = acquisition.has_agent or agent_in(acquisition.words) is not None
     if modality == "T1w" and agent:
         return Recognition(reason="contrast-enhanced, which is not T1w")
