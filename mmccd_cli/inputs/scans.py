@@ -174,7 +174,7 @@ def _is_noise(data: NDArray[np.float32]) -> bool:
 
 
 def name_inputs(subject: Subject, brain_mask: Path | None = None) -> dict[str, dict[str, Any]]:
-    """Return what each input is called, and of DICOM why it was chosen.
+    """Return what each input is called, and why it was chosen where no name decided.
 
     The folder is left out: it may say more about a person than a result should carry. So may the
     names and identifiers of DICOM files; a series is called by its number.
