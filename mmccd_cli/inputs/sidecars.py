@@ -8,13 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mmccd_cli.files import read_json
+from mmccd_cli.inputs.dicom.recognition import Acquisition, Recognition, recognise
 from mmccd_cli.inputs.names import names_agent, stem_of, tokens_of
-
-if TYPE_CHECKING:
-    from mmccd_cli.inputs.dicom.recognition import Recognition
 
 _MOST_BYTES = 1 << 20
 _LONGEST_SECONDS = 60.0
@@ -41,9 +39,6 @@ def recognise_by_sidecar(image: Path) -> Recognition | None:
     repetition, echo = (_milliseconds(said, f"{name}Time") for name in ("Repetition", "Echo"))
     if repetition is None or echo is None:
         return None
-    from mmccd_cli.inputs.dicom.headers import Acquisition
-    from mmccd_cli.inputs.dicom.recognition import recognise
-
     flip = said.get("FlipAngle")
     acquisition = Acquisition(
         kinds=frozenset(_words(said, "ScanningSequence")),

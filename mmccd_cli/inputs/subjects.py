@@ -184,12 +184,34 @@ def _refuse_nifti_folder(path: Path, option: str) -> None:
 def name_doubts(subject: Subject) -> list[str]:
     """Say where the names of files leave a doubt whether they are what they are taken for.
 
-    Of images that the user named it is a `Caution` where names or JSON say something else. In a
-    folder names decide, and what they do not tell may be the FLAIR that is missing.
+    It is a `Caution` where the JSON beside an image, or of images that the user named their names,
+    say something else. In a folder names decide, and what they do not tell may be the FLAIR that is
+    missing.
     """
+    named = {name: path for name, path in subject.paths.items() if name not in subject.series}
+    contradicted = [*map(_sidecar_doubt, named, named.values())]
+    return [*filter(None, contradicted), *_doubts_by_names(subject, named)]
+
+
+def _sidecar_doubt(modality: str, path: Path) -> Caution | None:
+    """A T1w that is none by the JSON beside it, or the other way round.
+
+    FLAIR and T2w are not told apart: scanners do not always state an inversion.
+    """
+    found = recognise_by_sidecar(path)
+    if found is None or not found.modality or "T1w" not in (modality, found.modality):
+        return None
+    if found.modality == modality:
+        return None
+    return Caution(
+        f"{path.name} is taken for {modality}, but {sidecar_of_image(path).name} says "
+        f"{found.modality} ({found.reason}): look which is right."
+    )
+
+
+def _doubts_by_names(subject: Subject, named: Mapping[str, Path]) -> list[str]:
     if subject.layout != "files":
         return [] if "FLAIR" in subject.paths else _maybe_flair(subject.unclear)
-    named = {name: path for name, path in subject.paths.items() if name not in subject.series}
     files = list(named.values())
     doubts = []
     for number, (modality, path) in enumerate(named.items()):

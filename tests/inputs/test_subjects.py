@@ -504,6 +504,15 @@ def test_what_a_name_states_is_not_looked_for_in_json(tmp_path):
     assert reasons["7_brain.nii.gz"] == "contrast-enhanced, which is not T1w, by 7_brain.json"
 
 
+def test_a_name_that_its_json_contradicts_has_a_warning(tmp_path):
+    jsons = {"flair": T1_JSON, "t2": FLAIR_JSON, "t1": T1_JSON}
+    subject = find_subject(folder_of_dcm2niix(tmp_path / "p", jsons))
+    (said,) = name_doubts(subject)
+    assert "flair.nii.gz is taken for FLAIR, but flair.json says T1w (GR/IR, TR 2300 ms" in said
+    (same,) = name_doubts(subject_from_files({"FLAIR": tmp_path / "p" / "flair.nii.gz"}))
+    assert same == said
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", '{"ContrastBolusIngredient": 3}', '{"ContrastBolusAgent": ""}']
 )

@@ -21,6 +21,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from mmccd_cli.inputs.dicom.files import MAX_FILE_BYTES, MAX_HEADER_BYTES, DicomFile
+from mmccd_cli.inputs.dicom.recognition import Acquisition
 from mmccd_cli.inputs.names import names_agent, tokens_of
 from mmccd_cli.inputs.volume import is_too_large
 
@@ -59,43 +60,6 @@ _MAX_ITEMS = 200_000  # a multi-frame image has some ten for each of its thousan
 
 class NotUsable(Exception):
     """A file is no image of ours; the message says why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Acquisition:
-    """How an image was acquired, as far as its header says.
-
-    Args:
-        kinds: Scanning sequence: SE, IR, GR, EP, RM.
-        variants: Sequence variant: SK, SP, SS, MP, ...
-        repetition_ms: TR.
-        echo_ms: TE.
-        inversion_ms: TI, None without inversion.
-        flip_deg: Flip angle.
-        echo_number: Which of several echoes.
-        image_type: ORIGINAL or DERIVED, PRIMARY or SECONDARY, and what the vendor adds.
-        has_agent: Whether a contrast agent was recorded.
-        b_value: Diffusion weighting in s/mm², or None.
-        is_angiography: Whether flow is what the image shows.
-        is_balanced: Whether it is a steady-state sequence of mixed contrast.
-        words: Words of the series' description.
-        body_part: Body part examined, in lower case.
-    """
-
-    kinds: frozenset[str]
-    variants: frozenset[str]
-    repetition_ms: float | None
-    echo_ms: float | None
-    inversion_ms: float | None
-    flip_deg: float | None
-    echo_number: int | None
-    image_type: tuple[str, ...]
-    has_agent: bool
-    b_value: float | None
-    is_angiography: bool
-    is_balanced: bool
-    words: tuple[str, ...]
-    body_part: str
 
 
 @dataclass(frozen=True, kw_only=True)

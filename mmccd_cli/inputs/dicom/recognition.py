@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmccd_cli.inputs.dicom.headers import Acquisition
 from mmccd_cli.inputs.names import OTHER_IMAGE_WORDS, SPINE_WORDS, agent_in, modality_of
 
 # Values of ImageType that make an image something else than a scan of ours.
@@ -63,6 +62,43 @@ _OTHER_BODY = SPINE_WORDS | {
 # fmt: on
 _REFORMATTED = {"MPR", "REFORMATTED", "CPR"}
 _WORDS_OF_REFORMATS = {"mpr", "mprs", "reformat", "reformats", "reformatted", "rfmt"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acquisition:
+    """How an image was acquired, as far as its header says.
+
+    Args:
+        kinds: Scanning sequence: SE, IR, GR, EP, RM.
+        variants: Sequence variant: SK, SP, SS, MP, ...
+        repetition_ms: TR.
+        echo_ms: TE.
+        inversion_ms: TI, None without inversion.
+        flip_deg: Flip angle.
+        echo_number: Which of several echoes.
+        image_type: ORIGINAL or DERIVED, PRIMARY or SECONDARY, and what the vendor adds.
+        has_agent: Whether a contrast agent was recorded.
+        b_value: Diffusion weighting in s/mm², or None.
+        is_angiography: Whether flow is what the image shows.
+        is_balanced: Whether it is a steady-state sequence of mixed contrast.
+        words: Words of the series' description.
+        body_part: Body part examined, in lower case.
+    """
+
+    kinds: frozenset[str]
+    variants: frozenset[str]
+    repetition_ms: float | None
+    echo_ms: float | None
+    inversion_ms: float | None
+    flip_deg: float | None
+    echo_number: int | None
+    image_type: tuple[str, ...]
+    has_agent: bool
+    b_value: float | None
+    is_angiography: bool
+    is_balanced: bool
+    words: tuple[str, ...]
+    body_part: str
 
 
 @dataclass(frozen=True, kw_only=True)

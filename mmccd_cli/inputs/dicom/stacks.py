@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from mmccd_cli.errors import GeometryError
 from mmccd_cli.inputs.dicom.files import DicomFile
-from mmccd_cli.inputs.dicom.headers import Acquisition, DicomFrame
+from mmccd_cli.inputs.dicom.headers import DicomFrame
+from mmccd_cli.inputs.dicom.recognition import Acquisition
 from mmccd_cli.inputs.volume import problem_of_affine
 from mmccd_cli.template import spacing_of
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from mmccd_cli.inputs.dicom.headers import Acquisition
-from mmccd_cli.inputs.dicom.recognition import known_words, recognise
+from mmccd_cli.inputs.dicom.recognition import Acquisition, known_words, recognise
 from mmccd_cli.inputs.names import tokens_of
 
 
