@@ -81,10 +81,12 @@ def _texts(said: Mapping[str, Any], *keys: str) -> list[str]:
 
 
 def _words(said: Mapping[str, Any], key: str) -> list[str]:
-    """Values that DICOM separates by a backslash, and JSON holds in a list or as one text."""
+    """Values that DICOM separates by a backslash; JSON has a list of them, or one text."""
     value = said.get(key)
-    texts = value if isinstance(value, list) else [value]
-    return [w for t in texts if isinstance(t, str) for w in re.split(r"[\\_/,\s]+", t.upper()) if w]
+    if isinstance(value, str):
+        value = re.split(r"[\\_/,\s]+", value)
+    texts = value if isinstance(value, list) else []
+    return [text.upper() for text in texts if isinstance(text, str) and text]
 
 
 def _milliseconds(said: Mapping[str, Any], key: str) -> float | None:

@@ -483,6 +483,7 @@ def folder_of_dcm2niix(folder, jsons):
 
 def test_the_json_of_dcm2niix_tells_what_a_name_does_not(tmp_path):
     jsons = {"5_brain": FLAIR_JSON, "6_brain": T1_JSON, "7_brain": T2STAR_JSON, "8_brain": {}}
+    jsons["9_brain"] = T1_JSON | {"ImageType": ["DERIVED", "PRIMARY", "MIN_IP"]}
     subject = find_subject(folder_of_dcm2niix(tmp_path / "p", jsons))
     assert {m: path.name for m, path in subject.paths.items()} == {
         "FLAIR": "5_brain.nii.gz",
@@ -491,6 +492,7 @@ def test_the_json_of_dcm2niix_tells_what_a_name_does_not(tmp_path):
     assert subject.reasons["FLAIR"] == "IR/SE, TR 9000 ms, TE 90 ms, TI 2500 ms, by 5_brain.json"
     ignored = {path.name: reason for path, reason in subject.ignored}
     assert "T2*-weighted" in ignored["7_brain.nii.gz"]
+    assert ignored["9_brain.nii.gz"] == "a projection, by 9_brain.json"
     assert ignored["8_brain.nii.gz"] == "its name states no modality"
 
 
