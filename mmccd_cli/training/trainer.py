@@ -380,6 +380,7 @@ class TrainingLog:
         self.began = time.monotonic()
         if runtime.rank:
             return
+        remove_leftovers(path)
         lines = ["iteration,loss,validation_loss"]
         if path.exists():
             found = map(_ROW.fullmatch, path.read_text(errors="replace").splitlines())

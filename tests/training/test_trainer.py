@@ -177,8 +177,11 @@ def test_what_a_kill_left_of_the_log_is_dropped(tmp_path: Path) -> None:
     log = tmp_path / "killed" / f"{MASKED.name}.csv"
     for rest in ("1", "1,0.2", "9,0.11,\n2,", "\x00\xff,1,\n", "\u00b2,1,\n"):
         log.write_text(log.read_text() + rest)
+        half = log.with_name(f".{log.name}.01234567.tmp")
+        half.touch()
         train(tmp_path / "killed")
         assert log_of(tmp_path / "killed") == log_of(tmp_path / "straight"), rest
+        assert not half.exists()
 
 
 def test_the_log_is_replaced_whole_or_not_at_all(
