@@ -49,7 +49,7 @@ from mmccd_cli.config import (
     to_dict,
 )
 from mmccd_cli.errors import DataError, UsageError, WeightsError
-from mmccd_cli.files import write_all_atomically
+from mmccd_cli.files import remove_leftovers, write_all_atomically
 from mmccd_cli.template import NormalRange, Quantisation, Template, transform_points
 from mmccd_cli.weights.index import (
     CARD,
@@ -401,8 +401,9 @@ def write_index(folder: Path, config: BundleConfig, contents: dict[str, bytes]) 
     document = {"format": FORMAT, "bundle": to_dict(config), "files": files}
     index = (json.dumps(document, indent=1) + "\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {folder / name: raw for name, raw in contents.items()}
-    write_all_atomically({**paths, folder / INDEX: index})
+    paths = {folder / name: raw for name, raw in contents.items()} | {folder / INDEX: index}
+    remove_leftovers(*paths)
+    write_all_atomically(paths)
 
 
 def rewrite_bundle(
