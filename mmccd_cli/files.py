@@ -243,7 +243,7 @@ def parse_json(raw: bytes, *, most_bytes: int = MAX_JSON_BYTES) -> Any:
     if len(raw) > most_bytes:
         raise ValueError(f"it is larger than {most_bytes} bytes")
     try:
-        return json.loads(raw, parse_constant=_finite, parse_float=_finite)
+        return json.loads(raw, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from error
     except UnicodeDecodeError as error:
@@ -350,6 +350,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{text[:40]} is not a finite number")
     return value
+
+
+def _whole(text: str) -> int:
+    """A whole number; like a fraction, not one that no float can hold."""
+    _finite(text)
+    return int(text)
 
 
 def resolved(path: Path) -> Path:

@@ -184,6 +184,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         (b"[NaN]", "NaN is not a finite number"),
         (b"[-Infinity]", "not a finite number"),
         (b"[1e999]", "1e999 is not a finite number"),
+        (b"[1" + 400 * b"0" + b"]", "0 is not a finite number"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[1, 2, 3, 4, 5, 6, 7, 8, 9]", "larger than 20 bytes"),
     ],

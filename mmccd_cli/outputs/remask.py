@@ -223,7 +223,7 @@ def _shown(record: Mapping[str, Any]) -> str:
             return [{**row, "volume_ml": round(row["volume_ml"], 6)} for row in part]
         return part
 
-    shown = [record["output_sha256"]["mask"], *(rounded(record.get(name)) for name in _TABLE)]
+    shown = [record["output_sha256"].get("mask"), *(rounded(record.get(name)) for name in _TABLE)]
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,7 +27,14 @@ from safetensors.numpy import load, save
 
 from mmccd_cli.config import Number, Positive
 from mmccd_cli.errors import DataError
-from mmccd_cli.files import check_json, open_regular, read_json, sha256_of_file, write_atomically
+from mmccd_cli.files import (
+    check_json,
+    open_regular,
+    read_json,
+    remove_leftovers,
+    sha256_of_file,
+    write_atomically,
+)
 from mmccd_cli.template import Quantisation, Template
 
 FORMAT = 1
@@ -174,9 +181,11 @@ def read_template(folder: Path, affine: Any) -> Template:
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Write `dataset.json`, whole or not at all."""
+    """Write `dataset.json`, whole or not at all, and remove what killed runs left half-written."""
     text = json.dumps({"format": FORMAT, **index}, indent=1) + "\n"
     write_atomically(folder / INDEX, text.encode())
+    slices = _files_of(entry["id"] for entry in index["subjects"])
+    remove_leftovers(*(folder / name for name in (INDEX, *slices)))
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -227,12 +236,17 @@ def hash_slices(folder: Path, subjects: Sequence[str]) -> str:
     index = read_index(folder)
     facts = json.dumps({name: index[name] for name in DECIDE_SLICES}, sort_keys=True)
     digest = hashlib.sha256(facts.encode())
-    for name in (TEMPLATE, *(f"{subject}.safetensors" for subject in subjects)):
+    for name in _files_of(subjects):
         try:
             digest.update(sha256_of_file(folder / name).encode())
         except OSError as error:
             raise _unreadable(folder / name, error) from error
     return digest.hexdigest()
+
+
+def _files_of(subjects: Iterable[str]) -> list[str]:
+    """Names of the files that hold the template and the slices of subjects."""
+    return [TEMPLATE, *(f"{subject}.safetensors" for subject in subjects)]
 
 
 def _write(

@@ -17,7 +17,7 @@ from mmccd_cli.errors import DataError
 from mmccd_cli.inputs.nifti import make_grid, write_nifti
 from mmccd_cli.outputs.bids import BIDS_OUTPUTS
 from mmccd_cli.outputs.lesions import is_mask_warning
-from mmccd_cli.outputs.remask import remask
+from mmccd_cli.outputs.remask import remask, with_kept
 
 SHAPE = (20, 22, 24)
 REFERENCE = "bids:raw:sub-01/anat/FLAIR.nii.gz"
@@ -132,6 +132,13 @@ def test_a_result_outside_its_data_set_names_its_map(outputs, record, tmp_path):
 def test_files_of_bids_need_the_scan_whose_grid_it_is(outputs, record):
     with pytest.raises(DataError, match="does not say which scan"):
         remask(outputs, record, MaskOptions())
+
+
+def test_a_record_without_the_hash_of_its_mask_can_be_replaced(outputs, record):
+    del record["output_sha256"]["mask"]
+    new = remask(outputs, record, MaskOptions(), spatial_reference=REFERENCE).record
+    replaced = record | {"outputs": {"report": "r.html", "mask": "mask.nii.gz"}}
+    assert set(with_kept(new, replaced)["stale_outputs"]) == {"report"}
 
 
 def test_a_record_without_settings_is_explained(outputs, record):

@@ -44,7 +44,13 @@ from mmccd_cli.training.normal_ranges import fit_normal_ranges
 from mmccd_cli.training.recipes import CYCLES, RECIPES
 from mmccd_cli.training.run import BundleText, Training
 from mmccd_cli.training.runtime import Runtime
-from mmccd_cli.training.slices import read_index, read_shard, read_template, read_volumes
+from mmccd_cli.training.slices import (
+    read_index,
+    read_shard,
+    read_template,
+    read_volumes,
+    write_index,
+)
 from mmccd_cli.weights.bundle import verify_bundle
 
 SPLIT = {"train": ["BraTS2021_00000", "BraTS2021_00002"], "val": ["BraTS2021_00003"]}
@@ -311,6 +317,19 @@ def test_a_killed_second_run_leaves_no_index_over_mixed_slices(
         prepare_dataset(prepared.data, shards, SETTINGS, split=SPLIT, template=template)
     with pytest.raises(DataError, match="is not a prepared data set"):
         read_index(shards)
+
+
+def test_what_a_killed_run_was_writing_goes_with_the_next_index(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    shards = Path(shutil.copytree(prepared.shards, tmp_path / "shards"))
+    index = read_index(shards)
+    names = ["dataset.json", "template.safetensors", f"{index['subjects'][0]['id']}.safetensors"]
+    left = [shards / f".{name}.01234567.tmp" for name in [*names, "mine.safetensors"]]
+    for path in left:
+        path.touch()
+    write_index(shards, index)
+    assert [path.exists() for path in left] == [False, False, False, True]
 
 
 def test_slices_of_other_data_are_not_trained_on(prepared: Prepared, tmp_path: Path) -> None:
