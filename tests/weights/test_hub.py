@@ -39,12 +39,13 @@ Use = Callable[..., LocalBundle]
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> Iterator[LoopbackHub]:
     """A server that the client takes for the Hub; the tiny bundle is published there."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, file_download
 
     with loopback_hub() as running:
         template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for module in (constants, file_download):  # some versions copy it
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         running.publish(REPO, bundle)
         yield running
 
@@ -52,16 +53,15 @@ def hub(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> Iterator[LoopbackHub]:
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep the tests away from the user's proxies, tokens and caches."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import close_session
+    from huggingface_hub import constants, utils
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MMCCD_WEIGHTS", "MMCCD_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    close_session()
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)
+    (utils.close_session if hasattr(utils, "close_session") else utils.reset_sessions)()
 
 
 @pytest.fixture
