@@ -26,7 +26,7 @@ _MAX_BRAIN_LITRES = 2.4
 _MAX_BORDER_FRACTION = 0.5
 # A raw head on exact zeros may be as small where little of it was imaged. The largest of 31
 # stripped brains has 1.73 litres; of anything larger a skull stripper leaves almost all, or half.
-# The same holds of a brain with a margin of skull: of one of 5 mm it leaves 85 %.
+# The same holds of a brain with a margin of skull: of one of 5 mm it leaves 85 to 97 %.
 _DOUBTFUL_LITRES = 1.8
 _MIN_LEFT_OF_BRAIN = 0.88
 _MIN_BRAIN_LITRES = 0.05

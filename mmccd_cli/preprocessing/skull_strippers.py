@@ -24,7 +24,8 @@ class SkullStripper:
 
     Args:
         find: From a scan and a number of threads to a bool mask on the scan's grid.
-        preferred: Modalities, the best input first.
+        preferred: Modalities, the best input first. A reference scan that is as good as another
+            comes before it, so that the brain is the same whether that is given or not.
         doubtful: Of these, the ones whose masks somebody should look at.
     """
 
@@ -39,7 +40,9 @@ def deepbet(volume: Volume, threads: int = 1) -> NDArray[np.bool_]:
     Trained on T1w of healthy adults, and as good on FLAIR: on four raw examinations of glioma and
     multiple sclerosis, with slices of 3 to 5.5 mm, its masks have a Dice of 0.96 to 0.98 with the
     majority of HD-BET's masks of all three scans, from T1w and from FLAIR; from T2w 0.95 to 0.97,
-    with 55 to 139 ml too much around the brain. Needs about 3 s of one core and 0.6 GB.
+    with 55 to 139 ml too much around the brain. Of lesions painted at the rim of these brains, 24
+    to 50 mm wide, it keeps 98 % or more on FLAIR, where they are bright, and as little as 86 % on
+    T1w, where they are dark. Needs about 3 s of one core and 0.6 GB.
 
     Args:
         volume: A raw head.
@@ -76,7 +79,7 @@ def deepbet(volume: Volume, threads: int = 1) -> NDArray[np.bool_]:
     return found
 
 
-STRIPPERS = {"deepbet": SkullStripper(deepbet, ("T1w", "FLAIR", "T2w"), doubtful=("T2w",))}
+STRIPPERS = {"deepbet": SkullStripper(deepbet, ("FLAIR", "T1w", "T2w"), doubtful=("T2w",))}
 
 
 def check_method(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,21 +153,32 @@ def test_no_brain_has_ten_litres(head: Phantom) -> None:
 
 
 def test_raw_head_goes_to_the_stripper(head: Phantom, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
     def fake(volume: Volume, threads: int) -> np.ndarray:
-        calls.append(volume)
         return head.brain
 
-    fake_one = SkullStripper(fake, ("T1w", "FLAIR", "T2w"), doubtful=("T2w",))
-    monkeypatch.setitem(STRIPPERS, "deepbet", fake_one)
+    monkeypatch.setitem(STRIPPERS, "deepbet", replace(STRIPPERS["deepbet"], find=fake))
     found = find_brain(head.volumes)
-    assert calls[0] is head.volumes["T1w"]
     assert found.method == "deepbet"
     assert any("Raw head" in note for note in found.notes)
     for source, doubts in (("FLAIR", False), ("T2w", True)):
         found = find_brain({source: head.volumes[source]})
         assert any("look at its outline" in note for note in found.notes) == doubts
+
+
+def test_the_brain_is_the_same_with_t1w_and_without(
+    head: Phantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more scan changes the result no more than it must."""
+    seen = []
+
+    def fake(volume: Volume, threads: int) -> np.ndarray:
+        seen.append(next(name for name, scan in head.volumes.items() if scan is volume))
+        return head.brain
+
+    monkeypatch.setitem(STRIPPERS, "deepbet", replace(STRIPPERS["deepbet"], find=fake))
+    for given in (["FLAIR", "T2w", "T1w"], ["FLAIR", "T2w"], ["FLAIR", "T1w"], ["T2w", "T1w"]):
+        find_brain({name: head.volumes[name] for name in given})
+    assert seen == ["FLAIR", "FLAIR", "FLAIR", "T1w"]
 
 
 def test_deepbet_finds_the_brain_of_a_head_that_lies_otherwise(head: Phantom) -> None:
