@@ -470,8 +470,9 @@ def test_resume_skips_what_is_up_to_date(run: Run, subject: Path, tmp_path: Path
 
 
 def test_resume_compares_the_precision_that_was_asked_for(
-    run: Run, subject: Path, tmp_path: Path
+    run: Run, subject: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mmccd_cli.translation.devices.cpu_computes_bf16", lambda: True)
     words = (subject, "--out", tmp_path / "map.nii.gz", "--resume", "--json")
     runs = [run(*words, "--precision", p) for p in ("auto", "bf16", "bf16", "auto")]
     statuses = [json.loads(result.stdout)["status"] for result in runs]
