@@ -38,6 +38,8 @@ _LARGEST_BRAIN_LITRES = 5.0  # with room for any hydrocephalus
 _LEVELS = 100.0  # to which the values of a given mask are rounded
 _MIN_FLATNESS = 0.5  # of a mask: share of neighbours at one level
 _DEFAULT_STRIPPER = "deepbet"
+_MOST_LEFT_OUT = 0.12  # of a brain, because another scan shows none there; a slip was 6 %
+_TOLD_LITRES = 0.005
 _BRIGHT_PERCENTILE = 99.0
 _TRACE = 0.005  # of what bright voxels have: less is what interpolation leaves around a brain
 _RIPPLE = 0.05  # the same of ripples, and the share of negative voxels from which on there are some
@@ -159,9 +161,15 @@ def find_brain(
         mask = _nonzero_brain(shown, reference, align(reference, shown[reference]))
         return BrainMask(_checked(mask, grid, "The scan"), "stripped")
     source, name = stripping.source, stripping.name
-    matrix = align(source, stripping.mask).get(source, np.eye(4))
-    mask = _checked(onto(grid, volumes[source], matrix, mask=stripping.mask), grid, name)
+    matrices = align(source, stripping.mask)
+    mask = onto(grid, volumes[source], matrices.get(source, np.eye(4)), mask=stripping.mask)
     told = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
+    if (witness := stripping.witness) is not None:
+        whole = mask
+        mask = stripping.as_witnessed(mask, matrices.get(witness, np.eye(4)), reference=reference)
+        if (lost := _litres(whole, grid) - _litres(mask, grid)) >= _TOLD_LITRES:
+            told.append(f"Of it, {1000 * lost:.0f} ml are no brain on the {witness}: left out.")
+    mask = _checked(mask, grid, name)
     if not stripped and source in STRIPPERS[name].doubtful:
         told.append(
             Caution(f"{name} may leave skull around the brain of a {source}; look at its outline.")
@@ -189,6 +197,41 @@ class _Stripping:
     def mask(self) -> NDArray[np.bool_]:
         """(I, J, K) on the grid of that scan."""
         return STRIPPERS[self.name].find(self.volumes[self.source], self.threads)
+
+    @property
+    def witness(self) -> str | None:
+        """Another modality that shows where the brain is; None where there is none."""
+        stripper = STRIPPERS[self.name]
+        if stripper.find_surroundings is None:
+            return None
+        others = (m for m in stripper.preferred if m in self.volumes and m != self.source)
+        return next((m for m in others if m not in stripper.doubtful), None)
+
+    def as_witnessed(
+        self, brain: NDArray[np.bool_], matrix: NDArray[np.float64], *, reference: str
+    ) -> NDArray[np.bool_]:
+        """Leave out what is far from all that is brain on the witness.
+
+        Skull that a stripper takes for brain on one scan, it does not on another. What the witness
+        did not image stays, and all does where there would be much to leave out: then the witness
+        is no good.
+
+        Args:
+            brain: (I, J, K) bool on the grid of the reference.
+            matrix: (4, 4) from the reference's world to the witness's, RAS+ mm.
+            reference: The reference modality.
+        """
+        find, name = STRIPPERS[self.name].find_surroundings, self.witness
+        if find is None or name is None:
+            return brain
+        try:
+            near = find(self.volumes[name], self.threads)
+        except DataError:
+            return brain
+        grid, scan = self.volumes[reference], self.volumes[name]
+        shown = onto(grid, scan, matrix, mask=np.ones(scan.shape, dtype=bool))
+        left = brain & (onto(grid, scan, matrix, mask=near) | ~shown)
+        return left if left.sum() >= (1 - _MOST_LEFT_OUT) * brain.sum() else brain
 
     @property
     def finds_a_head(self) -> bool:

@@ -10,6 +10,7 @@ Source: L. Fisch et al., "deepbet: Fast brain extraction of T1-weighted MRI usin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cc3d
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from mmccd_cli.anomaly.components import fill_holes
 from mmccd_cli.inputs.volume import sparse_zeros
@@ -34,6 +36,8 @@ Box = tuple[slice, slice, slice]
 def find_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Find the brain: roughly in the whole image, then exactly in a box around it.
 
+    Each network looks at the head and at its mirror image, so that both have the same brain.
+
     Args:
         head: (I, J, K) intensities, axes towards right, anterior and superior.
 
@@ -44,13 +48,11 @@ def find_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
         ValueError: There is no brain.
     """
     weights = _load()
-    small = _intensities(head, _COARSE)
-    low, high = small.quantile(0.005), small.quantile(0.995)
-    if not high > low:
-        raise ValueError("the image is constant")
-    coarse = _brain(weights["coarse"], _normalised(small, low, high))
+    small, low, high = _seen_whole(head)
+    coarse = _on_both_sides(weights["coarse"], small)
     box = _box_around(_largest_piece(coarse.numpy()), head.shape)
-    fine = _brain(weights["fine"], _normalised(_intensities(head[box], _FINE), low, high))
+    box_seen = _normalised(_intensities(head[box], _FINE), low, high)
+    fine = _on_both_sides(weights["fine"], box_seen)
     brain = sparse_zeros(head.shape, bool)
     shape = brain[box].shape
     # Voxels that will be repeated hang together as they do now; there may be eight times as many.
@@ -58,6 +60,47 @@ def find_brain(head: NDArray[np.float32]) -> NDArray[np.bool_]:
     inside = fill_holes(_largest_piece(_sampled(fine.numpy(), fewest)))
     brain[box] = _sampled(inside, shape)
     return brain
+
+
+def find_surroundings(
+    head: NDArray[np.float32], spacing_mm: Sequence[float], *, margin_mm: float
+) -> NDArray[np.bool_]:
+    """Find the brain roughly, in a seventh of the time, and what lies so near to it.
+
+    Args:
+        head: See `find_brain`.
+        spacing_mm: Voxel size.
+        margin_mm: What lies nearer to the brain belongs to it.
+
+    Returns:
+        (I, J, K) bool.
+
+    Raises:
+        ValueError: There is no brain.
+    """
+    small, _, _ = _seen_whole(head)
+    brain = _largest_piece((_brain(_load()["coarse"], small) > 0).numpy())
+    sampling = [
+        mm * size / coarse for mm, size, coarse in zip(spacing_mm, head.shape, _COARSE, strict=True)
+    ]
+    near = ndimage.distance_transform_edt(~brain, sampling=sampling) <= margin_mm
+    return _sampled(near, head.shape)
+
+
+def _seen_whole(head: NDArray[np.float32]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The image as the coarse network sees it, and the range of its intensities."""
+    small = _intensities(head, _COARSE)
+    low, high = small.quantile(0.005), small.quantile(0.995)
+    if not high > low:
+        raise ValueError("the image is constant")
+    return _normalised(small, low, high), low, high
+
+
+@torch.inference_mode()
+def _on_both_sides(weights: Weights, image: torch.Tensor) -> torch.Tensor:
+    """What a network says of an image and of its mirror image: (I, J, K) bool."""
+    both = _brain(weights, image)
+    return both.add_(_brain(weights, image.flip(0)).flip(0)) > 0
 
 
 def _load() -> dict[str, Weights]:
@@ -114,7 +157,7 @@ def _box_around(mask: NDArray[np.bool_], shape: tuple[int, ...]) -> Box:
 
 @torch.inference_mode()
 def _brain(weights: Weights, image: torch.Tensor) -> torch.Tensor:
-    """Apply a network: (I, J, K) intensities -> (I, J, K) bool, sides of 2^5.
+    """Apply a network: (I, J, K) intensities -> (I, J, K), above 0 in the brain; sides of 2^5.
 
     All that can be is written in place: to get and return memory took longer than to compute.
     """
@@ -130,7 +173,7 @@ def _brain(weights: Weights, image: torch.Tensor) -> torch.Tensor:
     # What matters of both classes is which one is likelier.
     (kernel, bias) = (weights[f"tp_conv2.{part}"] for part in ("weight", "bias"))
     likelier = F.conv_transpose3d(x, kernel[:, 1:] - kernel[:, :1], bias[1:] - bias[:1], stride=2)
-    return likelier[0, 0] > 0
+    return likelier[0, 0]
 
 
 def _convolved(

@@ -17,7 +17,13 @@ from mmccd_cli.inputs.phantom import Phantom, make_phantom
 from mmccd_cli.inputs.volume import Volume, reorient
 from mmccd_cli.preprocessing.brain import find_brain, imaged, is_skull_stripped, zero_background
 from mmccd_cli.preprocessing.deepbet import _largest_piece, _sampled
-from mmccd_cli.preprocessing.skull_strippers import STRIPPERS, SkullStripper, deepbet
+from mmccd_cli.preprocessing.skull_strippers import (
+    STRIPPERS,
+    SURROUNDINGS_MM,
+    SkullStripper,
+    deepbet,
+    deepbet_surroundings,
+)
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +181,105 @@ def test_the_brain_is_the_same_with_t1w_and_without(
         seen.append(next(name for name, scan in head.volumes.items() if scan is volume))
         return head.brain
 
-    monkeypatch.setitem(STRIPPERS, "deepbet", replace(STRIPPERS["deepbet"], find=fake))
+    stripper = replace(STRIPPERS["deepbet"], find=fake, find_surroundings=None)
+    monkeypatch.setitem(STRIPPERS, "deepbet", stripper)
     for given in (["FLAIR", "T2w", "T1w"], ["FLAIR", "T2w"], ["FLAIR", "T1w"], ["T2w", "T1w"]):
         find_brain({name: head.volumes[name] for name in given})
     assert seen == ["FLAIR", "FLAIR", "FLAIR", "T1w"]
+
+
+def _with_witness(
+    monkeypatch: pytest.MonkeyPatch, head: Phantom, *, brain: np.ndarray, near: np.ndarray
+) -> list[str]:
+    """Let FLAIR show one brain and another scan what is near to it; names of these other scans."""
+    asked: list[str] = []
+
+    def find_surroundings(volume: Volume, threads: int) -> np.ndarray:
+        asked.append(next(name for name, scan in head.volumes.items() if scan is volume))
+        return near
+
+    stripper = replace(
+        STRIPPERS["deepbet"], find=lambda *_: brain, find_surroundings=find_surroundings
+    )
+    monkeypatch.setitem(STRIPPERS, "deepbet", stripper)
+    return asked
+
+
+def test_skull_that_is_none_on_the_t1w_is_left_out(
+    head: Phantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = ndimage.binary_dilation(head.brain)
+    skull = np.zeros(head.brain.shape, dtype=bool)
+    skull[:, :, -12:] = ndimage.binary_dilation(near)[:, :, -12:] & ~near[:, :, -12:]
+    asked = _with_witness(monkeypatch, head, brain=head.brain | skull, near=near)
+    found = find_brain(head.volumes)
+    assert asked == ["T1w"]
+    assert np.array_equal(found.mask, head.brain)
+    millilitres = skull.sum() * head.volumes["FLAIR"].voxel_volume_mm3 / 1000
+    assert any(f"{millilitres:.0f} ml are no brain on the T1w" in note for note in found.notes)
+
+
+def test_a_t1w_on_which_hardly_a_brain_is_seen_takes_nothing_off(
+    head: Phantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = head.brain.copy()
+    half[:30] = False
+    _with_witness(monkeypatch, head, brain=head.brain, near=half)
+    found = find_brain(head.volumes)
+    assert np.array_equal(found.mask, head.brain)
+    assert not any("left out" in note for note in found.notes)
+
+
+def test_what_the_t1w_did_not_image_stays_in_the_brain(
+    head: Phantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    low = np.flatnonzero(head.brain.any(axis=(0, 1)))[0] + 4
+    t1w = head.volumes["T1w"]
+    shift = np.eye(4)
+    shift[2, 3] = low
+    cut = Volume(t1w.data[:, :, low:].copy(), t1w.affine @ shift)
+    volumes = {"FLAIR": head.volumes["FLAIR"], "T1w": cut}
+    _with_witness(
+        monkeypatch,
+        Phantom(**{**vars(head), "volumes": volumes}),
+        brain=head.brain,
+        near=head.brain[:, :, low:],
+    )
+    assert np.array_equal(find_brain(volumes).mask, head.brain)
+
+
+@pytest.mark.parametrize("given", [["T1w"], ["T2w", "T1w"], ["FLAIR", "T2w"]])
+def test_only_a_t1w_says_where_there_is_no_brain(
+    head: Phantom, monkeypatch: pytest.MonkeyPatch, given: list[str]
+) -> None:
+    asked = _with_witness(monkeypatch, head, brain=head.brain, near=head.brain)
+    assert np.array_equal(find_brain({m: head.volumes[m] for m in given}).mask, head.brain)
+    assert not asked
+
+
+def test_a_t1w_that_shows_no_brain_at_all_says_nothing(
+    head: Phantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stripper = replace(STRIPPERS["deepbet"], find=lambda *_: head.brain)
+    monkeypatch.setitem(STRIPPERS, "deepbet", stripper)
+    empty = Volume(np.full(head.brain.shape, np.float32(7)), head.affine)
+    with pytest.raises(DataError, match="sees no brain"):
+        deepbet_surroundings(empty)
+    found = find_brain({"FLAIR": head.volumes["FLAIR"], "T1w": empty})
+    assert np.array_equal(found.mask, head.brain)
+
+
+def test_the_mirror_image_of_a_head_has_the_mirror_image_of_its_brain(head: Phantom) -> None:
+    scan = head.volumes["FLAIR"]
+    there = deepbet(Volume(scan.data[::-1].copy(), scan.affine))[::-1]
+    assert overlap(deepbet(scan), there).dice > 0.99
+
+
+def test_the_surroundings_of_a_brain_hold_it_and_little_more(head: Phantom) -> None:
+    near = deepbet_surroundings(head.volumes["T1w"])
+    assert near[head.brain].mean() > 0.98
+    distance = ndimage.distance_transform_edt(~head.brain, sampling=head.volumes["T1w"].spacing_mm)
+    assert np.percentile(distance[near], 99) < 2 * SURROUNDINGS_MM
 
 
 def test_deepbet_finds_the_brain_of_a_head_that_lies_otherwise(head: Phantom) -> None:
