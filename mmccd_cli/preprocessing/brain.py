@@ -164,12 +164,10 @@ def find_brain(
     matrices = align(source, stripping.mask)
     mask = onto(grid, volumes[source], matrices.get(source, np.eye(4)), mask=stripping.mask)
     told = [f"Raw head ({reason}): skull stripped with {name} on the {source}."]
-    if (witness := stripping.witness) is not None:
-        whole = mask
-        mask = stripping.as_witnessed(mask, matrices.get(witness, np.eye(4)), reference=reference)
-        if (lost := _litres(whole, grid) - _litres(mask, grid)) >= _TOLD_LITRES:
-            told.append(f"Of it, {1000 * lost:.0f} ml are no brain on the {witness}: left out.")
-    mask = _checked(mask, grid, name)
+    lost = stripping.contradicted(mask, matrices, reference=reference)
+    if (litres := _litres(lost, grid)) >= _TOLD_LITRES:
+        told.append(f"Of it, {1000 * litres:.0f} ml are no brain on another scan: left out.")
+    mask = _checked(mask & ~lost, grid, name)
     if not stripped and source in STRIPPERS[name].doubtful:
         told.append(
             Caution(f"{name} may leave skull around the brain of a {source}; look at its outline.")
@@ -202,36 +200,42 @@ class _Stripping:
     def witness(self) -> str | None:
         """Another modality that shows where the brain is; None where there is none."""
         stripper = STRIPPERS[self.name]
-        if stripper.find_surroundings is None:
-            return None
         others = (m for m in stripper.preferred if m in self.volumes and m != self.source)
         return next((m for m in others if m not in stripper.doubtful), None)
 
-    def as_witnessed(
-        self, brain: NDArray[np.bool_], matrix: NDArray[np.float64], *, reference: str
+    def contradicted(
+        self,
+        brain: NDArray[np.bool_],
+        matrices: Mapping[str, NDArray[np.float64]],
+        *,
+        reference: str,
     ) -> NDArray[np.bool_]:
-        """Leave out what is far from all that is brain on the witness.
+        """The part of a brain that is far from all that is brain on the witness.
 
-        Skull that a stripper takes for brain on one scan, it does not on another. What the witness
-        did not image stays, and all does where there would be much to leave out: then the witness
-        is no good.
+        Skull that is taken for brain on one scan is not on another. What the witness did not image
+        it does not contradict; and where it would contradict much, it is the witness that is wrong.
 
         Args:
             brain: (I, J, K) bool on the grid of the reference.
-            matrix: (4, 4) from the reference's world to the witness's, RAS+ mm.
+            matrices: Modality -> (4, 4) from the reference's world to that scan's, RAS+ mm.
             reference: The reference modality.
+
+        Returns:
+            (I, J, K) bool, a subset of `brain`.
         """
+        nothing = np.zeros_like(brain)
         find, name = STRIPPERS[self.name].find_surroundings, self.witness
         if find is None or name is None:
-            return brain
+            return nothing
         try:
             near = find(self.volumes[name], self.threads)
         except DataError:
-            return brain
+            return nothing
         grid, scan = self.volumes[reference], self.volumes[name]
+        matrix = matrices.get(name, np.eye(4))
         shown = onto(grid, scan, matrix, mask=np.ones(scan.shape, dtype=bool))
-        left = brain & (onto(grid, scan, matrix, mask=near) | ~shown)
-        return left if left.sum() >= (1 - _MOST_LEFT_OUT) * brain.sum() else brain
+        far = brain & shown & ~onto(grid, scan, matrix, mask=near)
+        return far if far.sum() <= _MOST_LEFT_OUT * brain.sum() else nothing
 
     @property
     def finds_a_head(self) -> bool:

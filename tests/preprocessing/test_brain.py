@@ -216,7 +216,7 @@ def test_skull_that_is_none_on_the_t1w_is_left_out(
     assert asked == ["T1w"]
     assert np.array_equal(found.mask, head.brain)
     millilitres = skull.sum() * head.volumes["FLAIR"].voxel_volume_mm3 / 1000
-    assert any(f"{millilitres:.0f} ml are no brain on the T1w" in note for note in found.notes)
+    assert any(f"{millilitres:.0f} ml are no brain on another scan" in note for note in found.notes)
 
 
 def test_a_t1w_on_which_hardly_a_brain_is_seen_takes_nothing_off(
