@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mmccd_cli.errors import MmccdError as MmccdError
     from mmccd_cli.inputs.volume import Volume as Volume
 
-__version__ = "0.15.0"
+__version__ = "0.16.0"
 
 __getattr__, __dir__, __all__ = lazy.attach(
     __name__,
